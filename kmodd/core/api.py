@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The seams of core: what it publishes, and what it asks of the journal.
+
+Everything in core gets its kernel parts (`kmodd.kernel.ports`), its clock and these as constructor arguments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kmodd.model import HealthStatus, HistoryEntry, HistoryQuery, Record
+from kmodd.names import ModuleName
+
+Clock = Callable[[], int]
+"""Microseconds since the epoch."""
+
+
+class Audit(Protocol):
+    """Takes one record per decision and per result."""
+
+    def record(self, record: Record) -> None:
+        """Write it; never raises, never blocks for long."""
+
+
+class HistoryReader(Protocol):
+    """Reads records back. Blocking: call it in a thread."""
+
+    def read(self, query: HistoryQuery) -> list[HistoryEntry]:
+        """Newest last, at most `query.limit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleAdded:
+    """A module became live (whoever loaded it)."""
+
+    name: ModuleName
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRemoved:
+    """A module is gone."""
+
+    name: ModuleName
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleChanged:
+    """Properties of a loaded module changed; names as on the bus."""
+
+    name: ModuleName
+    properties: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerChanged:
+    """Properties of the manager changed; names as on the bus."""
+
+    properties: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobAdded:
+    """An operation came under way."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobChanged:
+    """Its state or progress changed."""
+
+    id: int
+    properties: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobFinished:
+    """It ended; `result` is `done`, `cancelled` or the short name of its error."""
+
+    id: int
+    sender: str
+    action: str
+    module: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChanged:
+    """The whole status changed."""
+
+    status: HealthStatus
+
+
+Event = (
+    ModuleAdded | ModuleRemoved | ModuleChanged | ManagerChanged | JobAdded | JobChanged | JobFinished | HealthChanged
+)
+
+
+class Events(Protocol):
+    """Publish and subscribe, in order, on the event loop."""
+
+    def publish(self, event: Event) -> None:
+        """Tell every subscriber; a subscriber that raises does not stop the others."""
+
+    def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
+        """Be told from now on; the answer ends it."""

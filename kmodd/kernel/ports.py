@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What decisions may ask of the machine. The real parts and the simulated kernel both have these shapes.
+
+Nothing here is asynchronous but the calls that change the kernel and the event stream: reads come from memory, from
+small files of /proc and /sys, or from libkmod's mapped indexes, and take well under a millisecond unless they say so.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Protocol
+
+from kmodd.model import (
+    KernelFacts,
+    LoadedModule,
+    ModuleInfo,
+    Outcome,
+    ParameterValue,
+    Rule,
+    Uevent,
+    User,
+)
+from kmodd.names import Alias, ModuleName
+
+
+class ModuleIndex(Protocol):
+    """Module files, dependencies and modprobe.d, as libkmod reads them for the running kernel."""
+
+    def refresh(self) -> bool:
+        """Notice changed indexes and configuration files; True when anything was read again. Cheap when nothing changed."""
+
+    def resolve(self, name: ModuleName | Alias) -> tuple[ModuleName, ...]:
+        """Canonical modules a name or alias stands for; a name that is no module is tried as alias; empty when unknown."""
+
+    def exists(self, name: ModuleName) -> bool:
+        """There is a file for it or it is built in."""
+
+    def is_builtin(self, name: ModuleName) -> bool:
+        """It is part of the kernel image."""
+
+    def path(self, name: ModuleName) -> str:
+        """Absolute path of its file; empty when built in or unknown."""
+
+    def dependencies(self, name: ModuleName) -> tuple[ModuleName, ...]:
+        """All modules that must be live before it, in the order they have to be inserted; built-ins left out."""
+
+    def softdeps(self, name: ModuleName) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(pre, post) soft dependencies in force, names or aliases as written."""
+
+    def weakdeps(self, name: ModuleName) -> tuple[str, ...]:
+        """Weak dependencies, information only; empty where libkmod knows none."""
+
+    def info(self, name: ModuleName) -> ModuleInfo:
+        """Static facts from the file; NoSuchModule, BadModule."""
+
+    def rules(self, name: ModuleName) -> tuple[Rule, ...]:
+        """Lines of modprobe.d about it in force: blacklist, install, remove, options, softdep; files in reading order."""
+
+    def all_rules(self) -> tuple[Rule, ...]:
+        """Every line in force."""
+
+    def available(self) -> Iterable[ModuleName]:
+        """Every module with a file, sorted."""
+
+    def builtins(self) -> Iterable[ModuleName]:
+        """Every module that is part of the kernel image, sorted."""
+
+
+class LoadedModules(Protocol):
+    """/proc/modules and /sys/module."""
+
+    def raw(self) -> bytes:
+        """The text of /proc/modules, for caches keyed by it."""
+
+    def snapshot(self) -> Mapping[ModuleName, LoadedModule]:
+        """Everything loaded, coming or going, in /proc/modules order."""
+
+    def read(self, name: ModuleName) -> LoadedModule | None:
+        """One module now; None when it is not loaded. Built-ins are None."""
+
+    def is_builtin(self, name: ModuleName) -> bool:
+        """/sys/module/NAME exists without initstate: built in, with parameters or a version."""
+
+    def parameters(self, name: ModuleName, *, private: bool = False) -> tuple[ParameterValue, ...]:
+        """Live parameters; values only root may read are None unless `private`."""
+
+    def write_parameter(self, name: ModuleName, parameter: str, value: str) -> None:
+        """Write one; OSError carries the kernel's errno. Links below the module's folder are not followed."""
+
+    def attributes(self, name: ModuleName) -> Mapping[str, str]:
+        """`version`, `srcversion`, `taint`, `coresize`, `initsize` where /sys/module/NAME has them."""
+
+
+class Executor(Protocol):
+    """Makes the system calls that can hang or crash, each in a worker process."""
+
+    async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
+        """finit_module (decompressing where the kernel cannot)."""
+
+    async def remove(self, name: ModuleName, *, timeout: float) -> Outcome:
+        """delete_module with O_NONBLOCK, never with O_TRUNC."""
+
+    def on_let_go(self, worker: int, callback: Callable[[Outcome], None]) -> None:
+        """Call back once when an abandoned worker's call ended after all."""
+
+    @property
+    def abandoned(self) -> int:
+        """Workers that are still inside a call nobody waits for."""
+
+    async def close(self) -> None:
+        """Let idle workers go; abandoned ones are left to the kernel."""
+
+
+class LogMark(Protocol):
+    """A place in the kernel log."""
+
+    def lines(self) -> tuple[str, ...]:
+        """What the kernel logged since, oldest first, at most 200 lines, control characters escaped."""
+
+    def close(self) -> None:
+        """Forget the place."""
+
+
+class KernelLog(Protocol):
+    """The kernel's ring buffer."""
+
+    def mark(self) -> LogMark:
+        """Remember this moment."""
+
+
+class Usage(Protocol):
+    """Finds what in user space keeps a module busy. May take tens of milliseconds: call it in a thread."""
+
+    def users(self, name: ModuleName) -> tuple[User, ...]:
+        """Mounts, loop devices, processes, interfaces, block and bound devices; no holder modules, no `kernel` entry."""
+
+
+class Facts(Protocol):
+    """Kernel facts."""
+
+    def read(self) -> KernelFacts:
+        """Now."""
+
+    def taint_flags(self, taint: int) -> tuple[str, ...]:
+        """Each flag set, as `E: unsigned module was loaded` (Documentation/admin-guide/tainted-kernels)."""
+
+
+class UeventSource(Protocol):
+    """Module events from the kernel."""
+
+    def events(self) -> AsyncIterator[Uevent]:
+        """`add` and `remove` as they come, `overflow` when some were lost."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+class Kernel(Protocol):
+    """Everything together, as the composition root hands it to core."""
+
+    index: ModuleIndex
+    loaded: LoadedModules
+    executor: Executor
+    log: KernelLog
+    usage: Usage
+    facts: Facts
+    uevents: UeventSource
+    simulated: bool

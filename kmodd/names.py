@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Names and values a caller may say, parsed once at the door.
+
+A module name that has passed `parse_module` is canonical: `-` is `_`, as the kernel itself spells it. Everything behind
+the door (policy, locks, journal, comparison) sees only that form.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NewType
+
+from kmodd.errors import InvalidArgs
+
+ModuleName = NewType("ModuleName", str)
+"""A canonical module name: letters, digits and `_`, at most 55 characters (MODULE_NAME_LEN of the kernel less its NUL)."""
+
+Alias = NewType("Alias", str)
+"""A name that only the alias index can resolve, such as `pci:v00008086d…` or `fs-ext4`."""
+
+MODULE_NAME_MAX = 55
+ALIAS_MAX = 512
+STRING_MAX = 4096
+"""Bytes of one string argument, as UTF-8."""
+ARRAY_MAX = 64
+BATCH_MAX = 256
+PARAMETER_VALUE_MAX = 1024
+"""Bytes of one parameter's value (param_set_charp in kernel/params.c refuses more)."""
+
+_MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,54}")
+# Device aliases always carry a colon after the bus's name (Documentation/driver-api/driver-model/device-id). Without it
+# a text with dots or slashes is a file name, and files are never named by callers.
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}:[A-Za-z0-9:._,+=()<>@*-]{1,479}")
+_PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]{1,64}")
+_BUS_PLAIN = re.compile(r"[A-Za-z0-9]")
+_BUS_ESCAPE = re.compile(r"_([0-9a-f]{2})")
+
+
+def canonical(name: str) -> ModuleName:
+    """Spell a name that the machine itself gave (a file, an index, the kernel) as the kernel does."""
+    return ModuleName(name.replace("-", "_"))
+
+
+def is_module_name(text: str) -> bool:
+    """Tell whether the text is a well-formed module name."""
+    return _MODULE.fullmatch(text) is not None
+
+
+def parse_module(text: str) -> ModuleName:
+    """Parse a module name from a caller; InvalidArgs names the rule it breaks."""
+    if not is_module_name(text):
+        raise InvalidArgs(
+            "a module name is 1 to 55 letters, digits, '-' and '_', and starts with a letter or digit",
+            argument="module",
+        )
+    return canonical(text)
+
+
+def parse_module_or_alias(text: str) -> ModuleName | Alias:
+    """Parse what `Load`, `Plan` and `Describe` accept: a module name, or an alias with its bus's prefix and a colon."""
+    if is_module_name(text):
+        return canonical(text)
+    if _ALIAS.fullmatch(text) is None:
+        raise InvalidArgs(
+            "expected a module name (letters, digits, '-', '_', at most 55) or an alias such as 'pci:v00008086d00001237…'",
+            argument="module",
+        )
+    return Alias(text)
+
+
+def parse_parameter_name(text: str) -> str:
+    """Parse a parameter's name; `-` and `_` are the same letter in the kernel, and `_` is answered."""
+    if _PARAMETER.fullmatch(text) is None:
+        raise InvalidArgs("a parameter name is 1 to 64 letters, digits, '_', '-' and '.'", argument="parameter")
+    return text.replace("-", "_")
+
+
+def parse_parameter_value(text: str) -> str:
+    """Parse a parameter's value.
+
+    The kernel's parser (next_arg in lib/cmdline.c) takes `"` as a quote that cannot be escaped, and ends at a newline;
+    modprobe.d swallows a trailing backslash. So those are refused here, for loading and for writing alike.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > PARAMETER_VALUE_MAX:
+        raise InvalidArgs(f"a parameter value is at most {PARAMETER_VALUE_MAX} bytes", argument="value")
+    if '"' in text:
+        raise InvalidArgs(
+            'a parameter value cannot contain the quote character ", the kernel has no escape for it', argument="value"
+        )
+    if text.endswith("\\"):
+        raise InvalidArgs("a parameter value cannot end with a backslash", argument="value")
+    if not _is_printable(text):
+        raise InvalidArgs(
+            "a parameter value cannot contain control characters, line breaks or invalid text", argument="value"
+        )
+    return text
+
+
+def parse_parameters(values: Mapping[str, str]) -> dict[str, str]:
+    """Parse a module's parameters, in the caller's order."""
+    if len(values) > ARRAY_MAX:
+        raise InvalidArgs(f"at most {ARRAY_MAX} parameters", argument="parameters")
+    parsed: dict[str, str] = {}
+    for name, value in values.items():
+        key = parse_parameter_name(name)
+        if key in parsed:
+            raise InvalidArgs("one parameter is given twice ('-' and '_' are the same letter)", argument="parameters")
+        parsed[key] = parse_parameter_value(value)
+    return parsed
+
+
+def parse_glob(text: str) -> str:
+    """Parse a pattern over module names: letters, digits, `_`, `-`, `*`, `?`, `[…]`."""
+    if _GLOB.fullmatch(text) is None:
+        raise InvalidArgs("a pattern is 1 to 64 letters, digits, '_', '-', '*', '?' and '[…]'", argument="match")
+    return text.replace("-", "_") if "[" not in text else text
+
+
+def parse_reason(text: str) -> str:
+    """Parse the reason a caller gives for the journal: one line of at most 1024 bytes."""
+    if len(text.encode("utf-8", "surrogatepass")) > 1024:
+        raise InvalidArgs("a reason is at most 1024 bytes", argument="reason")
+    if not _is_printable(text):
+        raise InvalidArgs("a reason is one line without control characters", argument="reason")
+    return text
+
+
+def _is_printable(text: str) -> bool:
+    # str.isprintable() is false for control, format (bidi marks), surrogate and separator characters other than space.
+    return text.isprintable()
+
+
+def kernel_arguments(parameters: Mapping[str, str]) -> str:
+    """Spell parameters as the one string `finit_module` takes; values with spaces are quoted as lib/cmdline.c reads them.
+
+    `--` as a value, or a value such as `1 -- x`, would end the kernel's parsing (parse_args in kernel/params.c), so
+    whatever is not plainly one word is quoted.
+    """
+    words = []
+    for name, value in parameters.items():
+        plain = value and not any(c.isspace() for c in value) and value != "--"
+        words.append(f"{name}={value}" if plain else f'{name}="{value}"')
+    return " ".join(words)
+
+
+def escape_label(name: str) -> str:
+    """Escape a name for an object path as sd_bus_path_encode does: other than letters and digits become `_xx`."""
+    if not name:
+        return "_"
+    out = []
+    for position, byte in enumerate(name.encode()):
+        char = chr(byte)
+        if _BUS_PLAIN.fullmatch(char) and not (position == 0 and char.isdigit()):
+            out.append(char)
+        else:
+            out.append(f"_{byte:02x}")
+    return "".join(out)
+
+
+def unescape_label(label: str) -> str:
+    """Undo `escape_label`; an impossible escape raises ValueError."""
+    if label == "_":
+        return ""
+    if "_" in _BUS_ESCAPE.sub("", label):
+        raise ValueError("not an escaped label")
+    return _BUS_ESCAPE.sub(lambda found: chr(int(found[1], 16)), label)
