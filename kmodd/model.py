@@ -127,6 +127,8 @@ class Step:
     """Index of the operation in the request that this step serves."""
     error: KmoddError | None = None
     """Set on a step that is known to fail; nothing after it in the same operation is planned."""
+    optional: bool = False
+    """Its failure does not fail the operation: soft dependencies, dependencies that nobody needs any more."""
 
 
 @dataclass(frozen=True, slots=True)
