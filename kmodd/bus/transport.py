@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The server's connection to the bus: the only file that knows dbus-next.
+
+dbus-next connects, authenticates, and marshals the few calls we make ourselves. Its reading and writing loops are replaced,
+because with 0.2.3 a full socket closes the connection (issue 153), received descriptors are never closed (issue 162), every
+signature a peer sends is kept for ever, and a message of any size is taken apart before anyone can refuse it.
+"""
+
+import asyncio
+import os
+import socket
+from array import array
+from collections import deque
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from dbus_next import BusType, Message, MessageFlag, MessageType
+from dbus_next._private.unmarshaller import Unmarshaller
+from dbus_next.aio import MessageBus
+from dbus_next.signature import SignatureTree, Variant
+
+from kmodd.bus import frame as frames
+from kmodd.bus.frame import Frame, FrameError, Kind
+
+DRIVER = "org.freedesktop.DBus"
+DRIVER_PATH = "/org/freedesktop/DBus"
+MESSAGE_MAX = 128 << 20
+"""Bytes of one message in the specification; who announces more does not speak it."""
+OUTBOX_MAX = 64 << 20
+"""Bytes waiting to be written; the bus reads as fast as it can, so more means that it has stopped."""
+_READ = 64 * 1024
+_DESCRIPTORS = socket.CMSG_SPACE(253 * array("i").itemsize)  # SCM_MAX_FD of the kernel
+_SIGNATURES_MAX = 256
+
+
+class BusLostError(Exception):
+    """The connection is gone, or could not be made."""
+
+
+class RemoteError(Exception):
+    """Another service answered with an error."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+        self.message = message
+
+
+class Transport:
+    """One connection to a message bus.
+
+    `on_call` gets every method call, `on_signal` every signal of the bus itself; both run on the loop and must not block or
+    raise. `on_lost` is called once when the connection ends without `close()`: the process has to end then.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        """`address` is a bus address; None is the system bus."""
+        self.on_call: Callable[[Frame], None] = lambda _: None
+        self.on_signal: Callable[[Frame], None] = lambda _: None
+        self.on_lost: Callable[[BaseException | None], None] = lambda _: None
+        self._bus = _Connection(self, address)
+
+    async def connect(self, timeout: float = 10.0) -> None:
+        """Authenticate and say hello; BusLostError when the bus does not answer within `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._bus.connect(), timeout)
+        except (OSError, EOFError, TimeoutError) as error:
+            raise BusLostError("the message bus does not answer") from error
+
+    @property
+    def unique_name(self) -> str:
+        """Our name on the bus, such as `:1.7`."""
+        return str(self._bus.unique_name or "")
+
+    @property
+    def connected(self) -> bool:
+        """Messages can be sent."""
+        return bool(self._bus.connected)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes waiting to be written."""
+        return self._bus.outbox.size
+
+    def next_serial(self) -> int:
+        """A serial for a message of ours."""
+        return int(self._bus.next_serial()) & 0xFFFFFFFF or self.next_serial()
+
+    def send(self, data: bytes) -> None:
+        """Queue a marshalled message; everything queued in one turn of the loop is written together."""
+        if self._bus.connected:
+            self._bus.outbox.put(data)
+
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: tuple[Any, ...] = (),
+        *,
+        timeout: float = 5.0,
+        interactive: bool = False,
+    ) -> list[Any]:
+        """Call another service and answer the reply's values; RemoteError, TimeoutError, BusLostError.
+
+        Values are as dbus-next has them: lists for structs, `variant()` for variants.
+        """
+        if not self._bus.connected:
+            raise BusLostError("not connected")
+        flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
+        message = Message(
+            destination, path, interface, member, flags=flags, signature=signature, body=list(body), serial=self.next_serial()
+        )
+        try:
+            reply = await asyncio.wait_for(self._bus.call(message), timeout)
+        finally:
+            self._bus.forget(message.serial)
+        if reply is None:
+            raise BusLostError("the connection was lost")
+        if reply.message_type is MessageType.ERROR:
+            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+            raise RemoteError(str(reply.error_name), text)
+        return list(reply.body)
+
+    def tell_driver(self, member: str, signature: str, *body: Any) -> None:
+        """Call the bus itself without waiting for its reply; its effect comes before that of any later message."""
+        if self._bus.connected:
+            self._bus.outbox.put(
+                bytes(
+                    Message(
+                        DRIVER, DRIVER_PATH, DRIVER, member, flags=MessageFlag.NO_REPLY_EXPECTED,
+                        signature=signature, body=list(body), serial=self.next_serial(),
+                    )._marshall()
+                )
+            )  # fmt: skip
+
+    async def own(self, name: str) -> None:
+        """Take a well-known name, or BusLostError when somebody has it."""
+        do_not_queue = 4
+        (answer,) = await self.call(DRIVER, DRIVER_PATH, DRIVER, "RequestName", "su", (name, do_not_queue))
+        if answer not in {1, 4}:  # primary owner, already owner
+            raise BusLostError(f"the bus name {name} is taken")
+
+    async def close(self) -> None:
+        """Write what is queued as far as the bus takes it, and disconnect."""
+        self.on_lost = lambda _: None
+        self._bus.outbox.flush()
+        self._bus.hang_up()
+        # dbus-next sees its own shutdown as end of file on the next turn.
+        await asyncio.sleep(0)
+
+
+def variant(signature: str, value: Any) -> Any:
+    """A variant for `Transport.call`."""
+    return Variant(signature, value)
+
+
+def plain(value: Any) -> Any:
+    """The value inside a variant of a reply."""
+    return value.value if isinstance(value, Variant) else value
+
+
+class _Connection(MessageBus):  # type: ignore[misc]  # dbus-next has no types
+    def __init__(self, owner: Transport, address: str | None) -> None:
+        super().__init__(address, BusType.SYSTEM, negotiate_unix_fd=True)
+        self.owner = owner
+        self.outbox = self._writer = _Outbox(self)
+        self._buffer = bytearray()
+        self._skip = 0
+
+    async def _auth_readline(self) -> str:
+        # dbus-next's own spins without ever yielding when the bus hangs up during authentication.
+        line = b""
+        while not line.endswith(b"\r\n"):
+            data = await self._loop.sock_recv(self._sock, 1)
+            if not data:
+                raise EOFError("the bus hung up during authentication")
+            line += data
+        return line[:-2].decode("ascii", "replace")
+
+    def forget(self, serial: int) -> None:
+        self._method_return_handlers.pop(serial, None)
+
+    def hang_up(self) -> None:
+        self._user_disconnect = True
+        self._finalize(None)
+        self._stream.close()
+        self._sock.close()
+
+    def _finalize(self, err: BaseException | None = None) -> None:
+        lost = not self._disconnected
+        if lost:
+            super()._finalize(err)
+            # Nobody else may ever ask for it: it must not complain about an exception that was not retrieved.
+            if self._disconnect_future.done() and not self._disconnect_future.cancelled():
+                self._disconnect_future.exception()
+            self.owner.on_lost(err)
+
+    def _message_reader(self) -> None:
+        try:
+            # A few chunks each time, so that a flood cannot keep the loop from anything else.
+            for _ in range(4):
+                data = self._receive()
+                if data is None:
+                    return
+                self._buffer += data
+                self._split()
+                if len(data) < _READ:
+                    return
+        except (OSError, EOFError, FrameError) as error:
+            self._finalize(error)
+
+    def _receive(self) -> bytes | None:
+        try:
+            data, ancillary, _, _ = self._sock.recvmsg(_READ, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return None
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array("i")
+                received.frombytes(content[: len(content) - len(content) % received.itemsize])
+                # No method takes a descriptor, whatever came along is not ours to keep.
+                for descriptor in received:
+                    os.close(descriptor)
+        if not data:
+            raise EOFError("the bus closed the connection")
+        return bytes(data)
+
+    def _split(self) -> None:
+        """Cut the buffer into messages; bodies that are too long are dropped as they come in."""
+        buffer, position = self._buffer, 0
+        while True:
+            if self._skip:
+                step = min(self._skip, len(buffer) - position)
+                position += step
+                self._skip -= step
+                if self._skip:
+                    break
+            if len(buffer) - position < 16:
+                break
+            header, body = frames.lengths(memoryview(buffer)[position : position + 16])
+            if header + body > MESSAGE_MAX:
+                raise FrameError("message too long")
+            if header > frames.HEADER_MAX:
+                # Its sender cannot be told without reading it; nobody gets an answer to such a message.
+                self._skip = header + body
+                continue
+            oversized = body > frames.BODY_MAX
+            wanted = header if oversized else header + body
+            if len(buffer) - position < wanted:
+                break
+            data = bytes(buffer[position : position + wanted])
+            position += wanted
+            frame = frames.parse(data[:header], b"" if oversized else data[header:])
+            frame.oversized = oversized
+            if oversized:
+                self._skip = body
+            self._deliver(frame, data)
+        del buffer[:position]
+
+    def _deliver(self, frame: Frame, data: bytes) -> None:
+        if frame.kind == Kind.METHOD_CALL:
+            self.owner.on_call(frame)
+        elif frame.kind == Kind.SIGNAL:
+            # Anyone may send us signals; only the bus's own mean anything.
+            if frame.sender == DRIVER:
+                self.owner.on_signal(frame)
+        elif frame.kind in {Kind.METHOD_RETURN, Kind.ERROR}:
+            handler = self._method_return_handlers.pop(frame.reply_serial, None)
+            if handler is not None:
+                handler(*_reply(frame, data))
+
+
+def _reply(frame: Frame, data: bytes) -> tuple[Any, Exception | None]:
+    """A reply we wait for, as dbus-next's handlers take it: (message, error)."""
+    if frame.oversized:
+        return None, RemoteError(DRIVER + ".Error.LimitsExceeded", "the reply is too long")
+    if len(SignatureTree._cache) > _SIGNATURES_MAX:
+        SignatureTree._cache.clear()
+    unmarshaller = Unmarshaller(BytesIO(data))
+    try:
+        unmarshaller.unmarshall()
+    except Exception as error:  # noqa: BLE001 - dbus-next raises whatever a value of a service's choosing makes it raise
+        return None, RemoteError(DRIVER + ".Error.InconsistentMessage", type(error).__name__)
+    return unmarshaller.message, None
+
+
+class _Outbox:
+    """Replaces dbus-next's message writer: a full socket means "later", not "close"."""
+
+    def __init__(self, bus: _Connection) -> None:
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._chunks: deque[memoryview] = deque()
+        self._scheduled = False
+        self._waiting = False
+        self.size = 0
+
+    def put(self, data: bytes) -> None:
+        self._chunks.append(memoryview(data))
+        self.size += len(data)
+        if self.size > OUTBOX_MAX:
+            self._bus._finalize(BusLostError("the bus does not read any more"))
+        elif not self._scheduled and not self._waiting:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._scheduled = False
+        if self._bus._disconnected:
+            return
+        try:
+            while self._chunks:
+                first = [self._chunks[index] for index in range(min(len(self._chunks), 64))]
+                self._written(self._bus._sock.sendmsg(first))
+        except (BlockingIOError, InterruptedError):
+            if not self._waiting:
+                self._waiting = True
+                self._loop.add_writer(self._bus._fd, self.flush)
+            return
+        except OSError as error:
+            self._bus._finalize(error)
+            return
+        if self._waiting:
+            self._waiting = False
+            self._loop.remove_writer(self._bus._fd)
+
+    def _written(self, count: int) -> None:
+        self.size -= count
+        while count:
+            first = self._chunks[0]
+            if count < len(first):
+                self._chunks[0] = first[count:]
+                return
+            count -= len(first)
+            self._chunks.popleft()
+
+    def schedule_write(self, msg: Message = None, future: "asyncio.Future[None] | None" = None) -> None:
+        """What dbus-next calls to send a message of ours."""
+        if msg is not None:
+            self.put(bytes(msg._marshall()))
+        if future is not None:
+            future.set_result(None)
