@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The parent side of the workers: one kept warm, more when several calls are under way, none lost, none waited for twice."""
+
+import asyncio
+import errno
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from kmodd.kernel import worker
+from kmodd.kernel.worker_process import WorkerProcess
+from kmodd.model import Outcome
+from kmodd.names import ModuleName
+
+_UNTOLD_MAX = 16
+
+
+def worker_program() -> tuple[str, ...]:
+    """The command that runs a worker: this interpreter, isolated, without site packages, on the stand-alone file."""
+    return (sys.executable, "-I", "-S", str(Path(worker.__file__)))
+
+
+class WorkerPool:
+    """`ports.Executor` on worker processes. Made for one event loop; no threads, no tasks of its own.
+
+    `insert` and `remove` raise OSError when a worker cannot be started (the module was not touched then); everything
+    that happens inside the kernel is an Outcome. The pool sets no limit on how many calls are under way.
+
+    A cancelled caller does not stop the call: the worker stays busy until the kernel answers or its deadline comes.
+    """
+
+    def __init__(self, program: Sequence[str] = (), *, close_grace: float = 0.5) -> None:
+        """`program` is the worker's command for tests; `close_grace` the seconds after which `close` kills,
+        and after which again it gives up waiting for processes to end."""
+        self._program = tuple(program) or worker_program()
+        self._close_grace = close_grace
+        self._idle: list[WorkerProcess] = []
+        self._calls: dict[WorkerProcess, _Call] = {}
+        self._abandoned: dict[WorkerProcess, _Call] = {}
+        self._leaving: set[WorkerProcess] = set()
+        self._let_go: dict[int, Callable[[Outcome], None]] = {}
+        self._untold: dict[int, Outcome] = {}
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the warm worker ahead of the first order; OSError when it cannot be started."""
+        if not self._idle and not self._closed:
+            self._idle.append(self._spawn())
+
+    @property
+    def abandoned(self) -> int:
+        """Workers that are still inside a call nobody waits for."""
+        return len(self._abandoned) + sum(call.answer.cancelled() for call in self._calls.values())
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Every worker that can hold memory or a module: idle, busy, abandoned."""
+        return tuple(process.pid for process in (*self._idle, *self._calls, *self._abandoned))
+
+    async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
+        """Insert the file with the kernel's argument string, waiting at most `timeout` seconds."""
+        return await self._order("insert", path.encode(), arguments.encode(), timeout=timeout)
+
+    async def remove(self, name: ModuleName, *, timeout: float) -> Outcome:
+        """Remove the module, waiting at most `timeout` seconds for its exit function."""
+        return await self._order("remove", name.encode(), timeout=timeout)
+
+    def on_let_go(self, worker: int, callback: Callable[[Outcome], None]) -> None:
+        """Call back once when an abandoned worker's call ended after all; LookupError for one that was not abandoned.
+
+        The outcome is `done` when the worker answered after all. Abandoned workers are killed, so most end unanswered:
+        then it is `crashed`, and whether the module came or went has to be read from the kernel.
+        """
+        if (known := self._untold.pop(worker, None)) is not None:
+            asyncio.get_running_loop().call_soon(callback, known)
+        elif any(process.pid == worker for process in self._abandoned):
+            self._let_go[worker] = callback
+        else:
+            raise LookupError(f"worker {worker} was not abandoned")
+
+    async def close(self) -> None:
+        """Let idle workers go; calls still under way are answered `timed-out` and left to the kernel."""
+        self._closed = True
+        for process in self._idle:
+            self._dismiss(process)
+        self._idle.clear()
+        for process in tuple(self._calls):
+            self._abandon(process)
+        await self._wait_for_ends()
+        for process in self._leaving:
+            process.kill()
+        await self._wait_for_ends()
+        for process in (*self._leaving, *self._abandoned):
+            process.forget()
+        self._leaving.clear()
+        self._abandoned.clear()
+        self._let_go.clear()
+        self._untold.clear()
+
+    async def _wait_for_ends(self) -> None:
+        waiting = [process.gone for process in (*self._leaving, *self._abandoned)]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._close_grace)
+
+    async def _order(self, verb: str, *arguments: bytes, timeout: float) -> Outcome:
+        try:
+            order = worker.encode(verb, *arguments)
+        except ValueError:
+            return Outcome("done", errno.EINVAL)  # As the kernel would say; nobody was asked.
+        process = self._hand_over(order)
+        call = _Call(process)
+        self._calls[process] = call
+        call.deadline = call.loop.call_later(timeout, self._expire, process)
+        return await call.answer
+
+    def _hand_over(self, order: bytes) -> WorkerProcess:
+        if self._closed:
+            raise OSError(errno.ESHUTDOWN, "the workers were let go")
+        while self._idle:
+            process = self._idle.pop()
+            if self._send(process, order):
+                return process
+            self._settle(process)  # It died idle; nothing was lost but the warmth.
+        process = self._spawn()
+        self._send(process, order)  # Where it is dead already, its end is told in the next turn of the loop.
+        return process
+
+    def _send(self, process: WorkerProcess, order: bytes) -> bool:
+        try:
+            return process.send(order)
+        except OSError:
+            self._release(process)  # No memory for the message: the worker has not seen it.
+            raise
+
+    def _spawn(self) -> WorkerProcess:
+        return WorkerProcess(self._program, answered=self._answered, ended=self._ended)
+
+    def _answered(self, process: WorkerProcess, answer: bytes) -> None:
+        number, nanoseconds = worker.decode_answer(answer)
+        outcome = Outcome("done", number, nanoseconds // 1000, process.pid)
+        if (call := self._calls.pop(process, None)) is not None:
+            call.finish(outcome)
+            self._release(process)
+        elif (call := self._abandoned.pop(process, None)) is not None:
+            self._dismiss(process)  # Its death is on the way.
+            self._tell_let_go(outcome)
+
+    def _ended(self, process: WorkerProcess) -> None:
+        if process in self._idle:
+            self._idle.remove(process)
+        process.kill()  # Where only the socket is closed; one that is stuck on its way out takes no notice.
+        self._settle(process)
+        if (call := self._calls.pop(process, None)) is not None:
+            if process.ready:
+                call.finish(Outcome("crashed", 0, call.elapsed_usec(), process.pid))
+            else:
+                call.fail(ChildProcessError(errno.ECHILD, "the worker program does not start"))
+        elif (call := self._abandoned.pop(process, None)) is not None:
+            self._tell_let_go(Outcome("crashed", 0, call.elapsed_usec(), process.pid))
+        # Only after one that did come up: a program that cannot start would be started for ever.
+        if process.ready:
+            self._keep_warm()
+
+    def _expire(self, process: WorkerProcess) -> None:
+        process.receive()  # The answer may have come in the same turn of the loop as the deadline.
+        if process in self._calls:
+            self._abandon(process)
+            self._keep_warm()
+
+    def _abandon(self, process: WorkerProcess) -> None:
+        call = self._calls.pop(process)
+        self._abandoned[process] = call
+        self._untold.pop(process.pid, None)  # Of an earlier process with the same number.
+        process.kill()
+        call.finish(Outcome("timed-out", 0, call.elapsed_usec(), process.pid))
+
+    def _tell_let_go(self, outcome: Outcome) -> None:
+        if (callback := self._let_go.pop(outcome.worker, None)) is not None:
+            callback(outcome)
+            return
+        # The caller learns of the time-out in a later turn of the loop than this; keep it for when it asks.
+        self._untold[outcome.worker] = outcome
+        while len(self._untold) > _UNTOLD_MAX:
+            del self._untold[next(iter(self._untold))]
+
+    def _release(self, process: WorkerProcess) -> None:
+        if self._idle or self._closed:
+            self._dismiss(process)
+        else:
+            self._idle.append(process)
+
+    def _keep_warm(self) -> None:
+        with suppress(OSError):  # No process to be had right now; the next order tries again and tells its caller.
+            self.start()
+
+    def _dismiss(self, process: WorkerProcess) -> None:
+        process.dismiss()
+        self._settle(process)
+
+    def _settle(self, process: WorkerProcess) -> None:
+        """Keep a worker that makes no more calls until it is reaped."""
+        if not process.gone.done():
+            self._leaving.add(process)
+            process.gone.add_done_callback(lambda _: self._leaving.discard(process))
+
+
+class _Call:
+    """An order under way."""
+
+    __slots__ = ("answer", "deadline", "loop", "started")
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Outcome] = self.loop.create_future()
+        self.deadline: asyncio.TimerHandle | None = None
+        self.started = time.monotonic_ns()
+
+    def elapsed_usec(self) -> int:
+        return (time.monotonic_ns() - self.started) // 1000
+
+    def finish(self, outcome: Outcome) -> None:
+        self._stop_clock()
+        if not self.answer.done():  # Its caller may be gone.
+            self.answer.set_result(outcome)
+
+    def fail(self, error: OSError) -> None:
+        self._stop_clock()
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def _stop_clock(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pool of workers: what each way a call can end is told as, and that nothing is left behind by any of them."""
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kmodd.kernel.executor import WorkerPool, worker_program
+from kmodd.model import Outcome
+from kmodd.names import ModuleName
+
+SCRIPTED = (sys.executable, "-I", "-S", str(Path(__file__).with_name("scripted_worker.py")))
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def children() -> list[str]:
+    """Every child of this process, zombies included."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+async def settled(pool: WorkerPool, *, workers: int = 1) -> None:
+    """Wait until there are exactly so many processes."""
+    for _ in range(500):
+        if len(children()) == workers and len(pool.pids) == workers:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"children {children()}, workers {pool.pids}")
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[WorkerPool]:
+    before, tasks = descriptors(), len(asyncio.all_tasks())
+    made = WorkerPool(SCRIPTED)
+    made.start()
+    yield made
+    await made.close()
+    assert children() == []
+    assert descriptors() == before
+    assert len(asyncio.all_tasks()) <= tasks
+    assert made.abandoned == 0
+
+
+async def insert(pool: WorkerPool, script: str, *, timeout: float = 10.0) -> Outcome:
+    return await pool.insert(script, "", timeout=timeout)
+
+
+async def test_answer_is_the_kernels_errno_and_time(pool: WorkerPool) -> None:
+    outcome = await insert(pool, "sleep:0.05,errno:17")
+    assert (outcome.kind, outcome.errno) == ("done", errno.EEXIST)
+    assert 50_000 <= outcome.duration_usec < 1_000_000
+    assert outcome.worker == pool.pids[0]
+
+
+async def test_removal_names_the_module(pool: WorkerPool) -> None:
+    assert (await pool.remove(ModuleName("errno:11"), timeout=10)).errno == errno.EAGAIN
+
+
+async def test_arguments_arrive_whole(pool: WorkerPool) -> None:
+    assert (await pool.insert("length", "x" * 70_000, timeout=10)).errno == 70_000
+
+
+@pytest.mark.parametrize("arguments", ["a\0b", "x" * 200_000])
+async def test_arguments_no_kernel_would_take_are_refused(pool: WorkerPool, arguments: str) -> None:
+    assert await pool.insert("length", arguments, timeout=10) == Outcome("done", errno.EINVAL)
+
+
+async def test_warm_worker_is_used_again(pool: WorkerPool) -> None:
+    pids = {(await insert(pool, "errno:0")).worker for _ in range(20)}
+    assert len(pids) == 1
+
+
+async def test_first_order_starts_a_worker_when_nobody_did() -> None:
+    pool = WorkerPool(SCRIPTED)
+    assert (await insert(pool, "errno:5")).errno == errno.EIO
+    await pool.close()
+    assert children() == []
+
+
+async def test_calls_run_side_by_side_and_one_warm_worker_remains(pool: WorkerPool) -> None:
+    started = time.monotonic()
+    outcomes = await asyncio.gather(*(insert(pool, f"sleep:0.5,errno:{n}") for n in range(6)))
+    assert [outcome.errno for outcome in outcomes] == list(range(6))
+    assert len({outcome.worker for outcome in outcomes}) == 6
+    assert time.monotonic() - started < 2.5
+    await settled(pool)
+
+
+async def test_worker_killed_in_a_call_is_a_crash_and_is_replaced(pool: WorkerPool) -> None:
+    outcome = await insert(pool, "kill")
+    assert outcome.kind == "crashed"
+    await settled(pool)
+    assert (await insert(pool, "errno:0")).worker != outcome.worker
+
+
+async def test_closed_socket_is_a_crash_even_while_the_task_lives_on(pool: WorkerPool) -> None:
+    """A task that oopses again while it exits stays for ever, with its files closed."""
+    assert (await insert(pool, "oops", timeout=10)).kind == "crashed"
+    assert (await insert(pool, "errno:3")).errno == 3
+
+
+async def test_deadline_abandons_the_worker_and_others_are_served(pool: WorkerPool) -> None:
+    outcome = await insert(pool, "sleep:60", timeout=0.1)
+    assert outcome.kind == "timed-out"
+    assert outcome.duration_usec >= 90_000
+    assert (await insert(pool, "errno:1")).errno == 1
+
+
+async def test_abandoned_worker_that_lets_go_is_told_once(pool: WorkerPool) -> None:
+    outcome = await insert(pool, "sleep:60", timeout=0.05)
+    told: list[Outcome] = []
+    pool.on_let_go(outcome.worker, told.append)
+    await settled(pool)
+    assert pool.abandoned == 0
+    assert [(late.kind, late.worker) for late in told] == [("crashed", outcome.worker)]
+
+
+async def test_letting_go_before_anyone_asked_is_told_too(pool: WorkerPool) -> None:
+    outcome = await insert(pool, "sleep:60", timeout=0.05)
+    await settled(pool)
+    told: list[Outcome] = []
+    pool.on_let_go(outcome.worker, told.append)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [late.worker for late in told] == [outcome.worker]
+    with pytest.raises(LookupError):
+        pool.on_let_go(outcome.worker, told.append)
+
+
+async def test_worker_the_kernel_does_not_let_go_stays_abandoned(pool: WorkerPool) -> None:
+    """SIGKILL does nothing to a task in state D, so here it is not sent; the real thing needs the virtual machine."""
+    held = _Unkillable(pool)
+    outcome = await insert(pool, "sleep:0.4,errno:7", timeout=0.1)
+    assert (outcome.kind, pool.abandoned) == ("timed-out", 1)
+    told: list[Outcome] = []
+    pool.on_let_go(outcome.worker, told.append)
+    assert (await insert(pool, "errno:2")).errno == 2
+    assert pool.abandoned == 1
+    await settled(pool)
+    assert [(late.kind, late.errno) for late in told] == [("done", 7)]
+    assert held.asked == [outcome.worker]
+
+
+class _Unkillable:
+    """Makes `kill` of the pool's busy workers do nothing, as state D does."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self.asked: list[int] = []
+        for process in pool._idle:
+            process.kill = lambda process=process: self.asked.append(process.pid)  # type: ignore[method-assign,misc]
+
+
+async def test_cancelled_caller_does_not_stop_the_call(pool: WorkerPool) -> None:
+    task = asyncio.create_task(insert(pool, "sleep:0.3"))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert pool.abandoned == 1
+    await asyncio.sleep(0.5)
+    assert pool.abandoned == 0
+    await settled(pool)
+
+
+async def test_worker_that_died_idle_costs_nobody_an_order(pool: WorkerPool) -> None:
+    await insert(pool, "errno:0")
+    os.kill(pool.pids[0], signal.SIGKILL)
+    time.sleep(0.05)  # noqa: ASYNC251 - the loop must not see it yet
+    assert (await insert(pool, "errno:9")).errno == 9
+    await settled(pool)
+
+
+async def test_idle_worker_that_dies_is_replaced(pool: WorkerPool) -> None:
+    pid = (await insert(pool, "errno:0")).worker
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(0.2)
+    await settled(pool)
+    assert pool.pids[0] != pid
+
+
+async def test_program_that_does_not_start_is_an_error_of_ours_and_not_a_crash(tmp_path: Path) -> None:
+    pool = WorkerPool(("/bin/false",))
+    with pytest.raises(ChildProcessError):
+        await insert(pool, "errno:0")
+    with pytest.raises(FileNotFoundError):
+        await insert(WorkerPool((str(tmp_path / "none"),)), "errno:0")
+    await pool.close()
+    assert children() == []
+
+
+async def test_closed_pool_takes_no_orders_and_keeps_no_process(pool: WorkerPool) -> None:
+    busy = asyncio.create_task(insert(pool, "sleep:60"))
+    await asyncio.sleep(0.1)
+    await pool.close()
+    assert (await busy).kind == "timed-out"
+    assert children() == []
+    with pytest.raises(OSError, match="let go"):
+        await insert(pool, "errno:0")
+
+
+async def test_thousand_calls_leave_nothing(pool: WorkerPool) -> None:
+    await insert(pool, "errno:0")
+    before = descriptors()
+    for number in range(1000):
+        assert (await insert(pool, f"errno:{number % 100}")).errno == number % 100
+    assert descriptors() == before
+    assert len(children()) == 1
+
+
+async def test_many_crashes_and_time_outs_leave_nothing(pool: WorkerPool) -> None:
+    await insert(pool, "errno:0")
+    before = descriptors()
+    for _ in range(10):
+        scripts = ("kill", "sleep:60", "errno:1", "kill")
+        await asyncio.gather(*(insert(pool, script, timeout=0.3) for script in scripts))
+    await settled(pool)
+    assert descriptors() == before
+
+
+async def test_warm_order_costs_little_beside_the_call(pool: WorkerPool) -> None:
+    """Two switches of process and one turn of the loop; the bound is wide, for machines that are busy or emulated."""
+    await insert(pool, "errno:0")
+    costs = []
+    for _ in range(300):
+        started = time.perf_counter_ns()
+        outcome = await insert(pool, "errno:0")
+        costs.append((time.perf_counter_ns() - started) // 1000 - outcome.duration_usec)
+    costs.sort()
+    assert costs[len(costs) // 2] < 1500, f"median {costs[len(costs) // 2]} µs"
+
+
+async def test_real_program_serves_the_pool() -> None:
+    pool = WorkerPool()
+    outcome = await pool.remove(ModuleName("kmodd_no_such_module"), timeout=10)
+    assert outcome.kind == "done"
+    assert outcome.errno in {errno.ENOSYS, errno.EPERM, errno.ENOENT}
+    assert worker_program()[1:3] == ("-I", "-S")
+    await pool.close()
+    assert children() == []
