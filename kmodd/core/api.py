@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kmodd.model import HealthStatus, HistoryEntry, HistoryQuery, Record
+from kmodd.model import HealthStatus, HistoryEntry, HistoryQuery, LoadedBy, Record, StepAction
 from kmodd.names import ModuleName
 
 Clock = Callable[[], int]
@@ -85,6 +85,37 @@ class JobFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class StepStarted:
+    """A call into the kernel is about to be made for a caller: what appears or disappears now is his doing."""
+
+    module: ModuleName
+    action: StepAction
+    by: LoadedBy
+
+
+@dataclass(frozen=True, slots=True)
+class StepSucceeded:
+    """The kernel did it. Published before the reply is sent, and also when an abandoned call ended well after all."""
+
+    module: ModuleName
+    action: StepAction
+    by: LoadedBy
+    duration_usec: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The kernel refused it, or has not answered; `error` is the short name."""
+
+    module: ModuleName
+    action: StepAction
+    error: str
+    duration_usec: int
+    stuck: bool = False
+    """The kernel still has it; StepSucceeded or another StepFailed follows when it lets go."""
+
+
+@dataclass(frozen=True, slots=True)
 class HealthChanged:
     """The whole status changed."""
 
@@ -92,7 +123,17 @@ class HealthChanged:
 
 
 Event = (
-    ModuleAdded | ModuleRemoved | ModuleChanged | ManagerChanged | JobAdded | JobChanged | JobFinished | HealthChanged
+    ModuleAdded
+    | ModuleRemoved
+    | ModuleChanged
+    | ManagerChanged
+    | JobAdded
+    | JobChanged
+    | JobFinished
+    | StepStarted
+    | StepSucceeded
+    | StepFailed
+    | HealthChanged
 )
 
 
