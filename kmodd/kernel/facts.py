@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Facts about the running kernel that decide whether modules can be loaded, and what its taint means."""
+
+import os
+import re
+from pathlib import Path
+
+from kmodd.kernel.smallfile import read_bytes, read_text
+from kmodd.model import KernelFacts
+
+# Documentation/admin-guide/tainted-kernels.rst: letter and meaning of bits 0 to 18.
+_TAINT = (
+    ("P", "proprietary module was loaded"),
+    ("F", "module was force loaded"),
+    ("S", "kernel running on an out of specification system"),
+    ("R", "module was force unloaded"),
+    ("M", "processor reported a machine check exception"),
+    ("B", "bad page referenced or some unexpected page flags"),
+    ("U", "taint requested by userspace application"),
+    ("D", "kernel died recently, that is there was an oops or a bug"),
+    ("A", "ACPI table overridden by user"),
+    ("W", "kernel issued warning"),
+    ("C", "staging driver was loaded"),
+    ("I", "workaround for bug in platform firmware applied"),
+    ("O", "externally-built (out-of-tree) module was loaded"),
+    ("E", "unsigned module was loaded"),
+    ("L", "soft lockup occurred"),
+    ("K", "kernel has been live patched"),
+    ("X", "auxiliary taint, defined for and used by distributions"),
+    ("T", "kernel was built with the struct randomization plugin"),
+    ("N", "an in-kernel test has been run"),
+)
+_SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+_CHOSEN = re.compile(r"\[(\w+)\]")
+
+
+class ProcFacts:
+    """`ports.Facts` on the files below `root`, for the kernel release given or the running one."""
+
+    def __init__(self, root: Path, release: str = "") -> None:
+        self._root = root
+        self._release = release or os.uname().release
+
+    def read(self) -> KernelFacts:
+        """Now. A file that is missing means the kernel lacks the feature: no lockdown, no enforcement, no Secure Boot."""
+        taint = self._text("proc/sys/kernel/tainted")
+        return KernelFacts(
+            release=self._release,
+            lockdown=self._lockdown(),
+            signature_enforced=self._text("sys/module/module/parameters/sig_enforce") in {"Y", "1"},
+            modules_disabled=self._text("proc/sys/kernel/modules_disabled") == "1",
+            secure_boot=self._secure_boot(),
+            taint=int(taint) if taint.isdecimal() else 0,
+            command_line=self._text("proc/cmdline"),
+            tree_present=(self._root / "lib/modules" / self._release / "modules.dep.bin").is_file(),
+        )
+
+    def taint_flags(self, taint: int) -> tuple[str, ...]:
+        """Each flag set, as `E: unsigned module was loaded`; a bit newer than this table by its number."""
+        known = [f"{letter}: {meaning}" for bit, (letter, meaning) in enumerate(_TAINT) if taint >> bit & 1]
+        unknown = range(len(_TAINT), taint.bit_length())
+        return (*known, *(f"bit {bit}: unknown to this version" for bit in unknown if taint >> bit & 1))
+
+    def _text(self, path: str) -> str:
+        return read_text(self._root / path) or ""
+
+    def _lockdown(self) -> str:
+        # `none [integrity] confidentiality`: the one in force is in brackets.
+        chosen = _CHOSEN.search(self._text("sys/kernel/security/lockdown"))
+        return chosen[1] if chosen else "none"
+
+    def _secure_boot(self) -> bool:
+        # Four bytes of attributes, then the value.
+        content = read_bytes(self._root / _SECURE_BOOT, 64) or b""
+        return len(content) == 5 and content[4] == 1

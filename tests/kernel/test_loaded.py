@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""/proc/modules and /sys/module on a made-up root."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kmodd.kernel.loaded import ProcModules
+from kmodd.model import LoadedModule, ParameterValue, State
+from kmodd.names import ModuleName
+
+LINES = """\
+vfat 24576 1 - Live 0x0000000000000000
+fat 90112 1 vfat, Live 0xffffffffc0400000
+kmodd_test_init_hang 16384 1 - Loading 0x0000000000000000 (OE+)
+kmodd_test_exit_hang 16384 0 - Unloading 0x0000000000000000 (OE-)
+softdog 16384 0 - Live 0x0000000000000000 (POE)
+efivarfs 24576 1 [permanent], Live 0x0000000000000000
+nls_core 16384 3 fat,vfat,[permanent], Live 0x0000000000000000
+frozen 4096 - - Live 0x0000000000000000
+"""
+
+
+def name(text: str) -> ModuleName:
+    return ModuleName(text)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/modules").write_text(LINES)
+    for module in ("loop", "softdog"):
+        (tmp_path / "sys/module" / module / "parameters").mkdir(parents=True)
+    (tmp_path / "sys/module/softdog/initstate").write_text("live\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        LoadedModule(name("vfat"), 24576, 1, (), State.LIVE),
+        LoadedModule(name("fat"), 90112, 1, (name("vfat"),), State.LIVE),
+        LoadedModule(name("kmodd_test_init_hang"), 16384, 1, (), State.COMING, "OE"),
+        LoadedModule(name("kmodd_test_exit_hang"), 16384, 0, (), State.GOING, "OE"),
+        LoadedModule(name("softdog"), 16384, 0, (), State.LIVE, "POE"),
+        LoadedModule(name("efivarfs"), 24576, 1, (), State.LIVE, permanent=True),
+        LoadedModule(name("nls_core"), 16384, 3, (name("fat"), name("vfat")), State.LIVE, permanent=True),
+        LoadedModule(name("frozen"), 4096, -1, (), State.LIVE),
+    ],
+)
+def test_line_is_read_alike_alone_and_in_the_snapshot(root: Path, expected: LoadedModule) -> None:
+    modules = ProcModules(root)
+    assert modules.read(expected.name) == expected
+    assert modules.snapshot()[expected.name] == expected
+
+
+def test_snapshot_keeps_the_kernels_order(root: Path) -> None:
+    assert list(ProcModules(root).snapshot()) == [line.split()[0] for line in LINES.splitlines()]
+
+
+@pytest.mark.parametrize("other", ["vf", "fat_", "at", "Live", "1", ""])
+def test_part_of_a_name_is_not_the_name(root: Path, other: str) -> None:
+    assert ProcModules(root).read(name(other)) is None
+
+
+def test_coming_without_taint_has_no_letters(root: Path) -> None:
+    (root / "proc/modules").write_text("x 1 0 - Loading 0x0 (+)\n")
+    found = ProcModules(root).read(name("x"))
+    assert found is not None
+    assert (found.taint, found.state) == ("", State.COMING)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "garbage\n", "a b c d e f\n", "a 1\n", "\xff\xfe 1 2\n"])
+def test_text_that_is_no_line_is_passed_over(root: Path, text: str) -> None:
+    (root / "proc/modules").write_text(text)
+    assert ProcModules(root).snapshot() == {}
+
+
+def test_long_list_is_read_to_its_end(root: Path) -> None:
+    (root / "proc/modules").write_text("".join(f"m{n} 4096 0 - Live 0x0\n" for n in range(20_000)))
+    assert len(ProcModules(root).snapshot()) == 20_000
+
+
+def test_kernel_without_modules_has_none_loaded(tmp_path: Path) -> None:
+    modules = ProcModules(tmp_path)
+    assert modules.raw() == b""
+    assert modules.snapshot() == {}
+    assert modules.read(name("loop")) is None
+    assert not modules.is_builtin(name("loop"))
+    assert modules.parameters(name("loop")) == ()
+    assert modules.attributes(name("loop")) == {}
+
+
+def test_builtin_has_a_folder_but_no_initstate(root: Path) -> None:
+    modules = ProcModules(root)
+    assert modules.is_builtin(name("loop"))
+    assert not modules.is_builtin(name("softdog"))
+    assert not modules.is_builtin(name("vfat"))
+
+
+def parameter(root: Path, text: str, content: bytes, mode: int) -> Path:
+    path = root / "sys/module/softdog/parameters" / text
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+def test_values_lose_one_newline_and_are_capped(root: Path) -> None:
+    parameter(root, "a", b"x\n\n", 0o444)
+    parameter(root, "b", b"y" * 10_000, 0o644)
+    parameter(root, "c", b"caf\xe9\n", 0o644)
+    assert ProcModules(root).parameters(name("softdog")) == (
+        ParameterValue("a", "x\n", 0o444),
+        ParameterValue("b", "y" * 4096, 0o644),
+        ParameterValue("c", "caf\ufffd", 0o644),
+    )
+
+
+def test_private_values_are_withheld_unless_asked_for(root: Path) -> None:
+    parameter(root, "secret", b"s3cret\n", 0o600)
+    parameter(root, "writeonly", b"old\n", 0o200)
+    public = ProcModules(root).parameters(name("softdog"))
+    assert public == (ParameterValue("secret", None, 0o600), ParameterValue("writeonly", None, 0o200))
+    private = ProcModules(root).parameters(name("softdog"), private=True)
+    assert private == (ParameterValue("secret", "s3cret", 0o600), ParameterValue("writeonly", None, 0o200))
+
+
+def test_links_and_folders_are_no_parameters(root: Path) -> None:
+    folder = root / "sys/module/softdog/parameters"
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / "folder").mkdir()
+    assert ProcModules(root).parameters(name("softdog"), private=True) == ()
+
+
+def test_write_is_the_value_and_nothing_else(root: Path) -> None:
+    path = parameter(root, "soft_margin", b"", 0o644)
+    ProcModules(root).write_parameter(name("softdog"), "soft_margin", "30")
+    assert path.read_bytes() == b"30"
+
+
+def test_empty_value_is_written_as_the_kernel_can_see_it(root: Path) -> None:
+    path = parameter(root, "text", b"", 0o644)
+    ProcModules(root).write_parameter(name("softdog"), "text", "")
+    assert path.read_bytes() == b"\0"
+
+
+@pytest.mark.parametrize("text", ["../../loop/x", "..", ".", "", "a/b", "/etc/passwd", "absent"])
+def test_no_path_leads_out_of_the_parameters(root: Path, text: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        ProcModules(root).write_parameter(name("softdog"), text, "1")
+
+
+@pytest.mark.parametrize("module", ["..", "../../etc", ".", "", "absent"])
+def test_no_module_name_leads_out_of_sys_module(root: Path, module: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        ProcModules(root).write_parameter(name(module), "x", "1")
+
+
+def test_no_link_is_followed_when_writing(root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("")
+    (root / "sys/module/softdog/parameters/link").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic") as refused:
+        ProcModules(root).write_parameter(name("softdog"), "link", "1")
+    assert refused.value.errno == errno.ELOOP
+    (root / "sys/module/linked").symlink_to(root / "sys/module/softdog")
+    with pytest.raises(NotADirectoryError):
+        ProcModules(root).write_parameter(name("linked"), "link", "1")
+    assert target.read_text() == ""
+
+
+def test_fifo_in_place_of_a_parameter_neither_blocks_nor_is_written(root: Path) -> None:
+    os.mkfifo(root / "sys/module/softdog/parameters/fifo")
+    with pytest.raises(OSError, match=r"."):
+        ProcModules(root).write_parameter(name("softdog"), "fifo", "1")
+
+
+def test_writing_leaves_no_descriptor_open(root: Path) -> None:
+    parameter(root, "p", b"", 0o644)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts itself alike both times
+    for text in ("p", "absent", "..") * 10:
+        try:
+            ProcModules(root).write_parameter(name("softdog"), text, "1")
+        except FileNotFoundError:
+            continue
+    ProcModules(root).parameters(name("softdog"))
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+
+
+def test_attributes_are_those_that_exist(root: Path) -> None:
+    folder = root / "sys/module/softdog"
+    for key, value in {"srcversion": "ABC\n", "taint": "\n", "coresize": "16384\n", "refcnt": "0\n"}.items():
+        (folder / key).write_text(value)
+    assert ProcModules(root).attributes(name("softdog")) == {"srcversion": "ABC", "taint": "", "coresize": "16384"}
