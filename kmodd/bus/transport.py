@@ -106,7 +106,7 @@ class Transport:
     ) -> list[Any]:
         """Call another service and answer the reply's values; RemoteError, TimeoutError, BusLostError.
 
-        Values are as dbus-next has them: lists for structs, `variant()` for variants.
+        Values are as dbus-next has them: lists for structs, dbus-next's own for variants.
         """
         if not self._bus.connected:
             raise BusLostError("not connected")
@@ -124,6 +124,10 @@ class Transport:
             text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
             raise RemoteError(str(reply.error_name), text)
         return list(reply.body)
+
+    def variant(self, signature: str, value: Any) -> Any:
+        """A variant for `call`."""
+        return Variant(signature, value)
 
     def tell_driver(self, member: str, signature: str, *body: Any) -> None:
         """Call the bus itself without waiting for its reply; its effect comes before that of any later message."""
@@ -151,11 +155,6 @@ class Transport:
         self._bus.hang_up()
         # dbus-next sees its own shutdown as end of file on the next turn.
         await asyncio.sleep(0)
-
-
-def variant(signature: str, value: Any) -> Any:
-    """A variant for `Transport.call`."""
-    return Variant(signature, value)
 
 
 def plain(value: Any) -> Any:

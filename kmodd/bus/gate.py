@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Lets a call through, or raises. Every decision that is not about a public member is written down."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from kmodd.bus.authority import Authority
+from kmodd.bus.call import Call
+from kmodd.bus.contract import Method
+from kmodd.bus.quota import Quota
+from kmodd.core.api import Audit
+from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, KmoddError
+from kmodd.model import Caller, Record
+
+Count = Callable[[str, str], None]
+"""Counts for the metrics: (what, member); what is `denied`, `granted`, `limited`, `refused` or `failed`."""
+
+
+class Gate:
+    """Asks the authority for every action a call needs."""
+
+    def __init__(self, authority: Authority, quota: Quota, audit: Audit, count: Count) -> None:
+        self._authority = authority
+        self._quota = quota
+        self._audit = audit
+        self._count = count
+
+    async def pass_through(self, row: Method, call: Call, caller: Caller) -> None:
+        """Return when every action is granted; otherwise the first refusal, recorded."""
+        actions = (*row.actions, *(one for one in call.actions if one not in row.actions))
+        if not actions:
+            raise AssertionError(f"{row.interface}.{row.name} names no action")
+        if row.owner and call.owner and call.owner == caller.sender:
+            return
+        for action in actions:
+            try:
+                await self._ask(caller, action, call)
+            except (AccessDenied, InteractiveAuthorizationRequired) as error:
+                self._count("denied", row.name)
+                self._audit.record(_record("authorization.denied", f"{error.message}", row, action, call, caller, error))
+                raise
+        if caller.uid != 0:
+            self._count("granted", row.name)
+            for action in actions:
+                self._audit.record(_record("authorization.granted", f"authorized for {action}", row, action, call, caller, None))
+
+    async def _ask(self, caller: Caller, action: str, call: Call) -> None:
+        if not caller.interactive or caller.uid == 0:
+            await self._authority.check(caller, action, call.details)
+            return
+        # Most answers need no prompt, so only those that do count as one: first without, then with.
+        try:
+            await self._authority.check(replace(caller, interactive=False), action, call.details)
+        except InteractiveAuthorizationRequired:
+            slot = self._quota.prompt(caller.uid)
+            try:
+                await self._authority.check(caller, action, call.details)
+            finally:
+                slot.release()
+
+
+def _record(
+    event: str, message: str, row: Method, action: str, call: Call, caller: Caller, error: KmoddError | None
+) -> Record:
+    return Record(
+        event=event,
+        message=message,
+        module=call.details.get("modules", call.details.get("module", "")),
+        action=call.details.get("action", row.name),
+        result="denied" if error else "granted",
+        error=error.name() if error else "",
+        uid=caller.uid,
+        sender=caller.sender,
+        exe=caller.exe,
+        priority=4 if error else 6,
+        extra={"POLKIT_ACTION": action},
+    )
