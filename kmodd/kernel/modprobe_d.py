@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which line of which modprobe.d file is in force.
+
+libkmod reads the same files but forgets where a line stood. This reader follows kmod_config_parse, conf_files_list and
+freadline_wrapped of libkmod (unchanged in their meaning from version 30 to 34) byte for byte, so that each rule can be
+answered for by file and line.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kmodd.model import Rule
+
+DIRECTORIES = ("etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
+"""Below the root, in order of rank: a file masks the files of the same name in the folders after its own."""
+
+DEPMOD_SOFTDEPS = "modules.softdep"
+"""Soft dependencies the modules declare themselves; depmod writes it, libkmod reads it among the files of modprobe.d."""
+
+_SPACE = b"\t "
+# What isspace(3) calls so in the C locale.
+_C_SPACE = " \t\n\v\f\r"
+_C_WORD = re.compile(r"[^ \t\n\v\f\r]+")
+_LOGICAL_LINE = re.compile(rb"(?:[^\\\n]|\\(?:.|\Z))*", re.DOTALL)
+_BACKSLASH = re.compile(rb"\\(.|\Z)", re.DOTALL)
+
+
+def configuration_files(tree: Path, directories: Sequence[Path]) -> list[Path]:
+    """List the files in force in the order they are read: by file name, bytewise, whatever folder they stand in.
+
+    A dangling link masks as well as a link to /dev/null does; a folder does not.
+    """
+    found: dict[bytes, Path] = {DEPMOD_SOFTDEPS.encode(): tree / DEPMOD_SOFTDEPS}
+    for directory in directories:
+        try:
+            names = os.listdir(os.fsencode(directory))  # noqa: PTH208 - bytes, as libkmod sorts them
+        except OSError:
+            continue  # libkmod goes on as well: most of these folders do not exist on most machines
+        for name in names:
+            if _is_configuration(directory, name):
+                found.setdefault(name, directory / os.fsdecode(name))
+    return [found[name] for name in sorted(found)]
+
+
+def _is_configuration(directory: Path, name: bytes) -> bool:
+    if name.startswith(b".") or len(name) < 6 or not name.endswith((b".conf", b".alias")):
+        return False
+    try:
+        return not stat.S_ISDIR((directory / os.fsdecode(name)).stat().st_mode)
+    except OSError:
+        return True
+
+
+def read_rules(path: Path) -> list[Rule]:
+    """Read the rules of one file; none when it cannot be read, as for libkmod."""
+    try:
+        # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
+        if not (path.is_file() or path.samefile(os.devnull)):
+            return []
+        data = path.read_bytes()
+    except OSError:
+        return []
+    return parse_rules(data, str(path))
+
+
+def parse_rules(data: bytes, file: str) -> list[Rule]:
+    """Parse the text of one file; lines libkmod ignores as bad give no rule."""
+    rules = []
+    for number, line in logical_lines(data):
+        rule = _parse_line(line, file, number)
+        if rule is not None:
+            rules.append(rule)
+    return rules
+
+
+def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Join lines as freadline_wrapped does; yields the number of each logical line's first line, from 1.
+
+    A backslash joins when it ends a line, and is swallowed anywhere else. C ends the text of a line at a NUL.
+    """
+    number, position = 1, 0
+    while position < len(data):
+        raw = _LOGICAL_LINE.match(data, position)[0]  # type: ignore[index] # it also matches nothing
+        line = _BACKSLASH.sub(_unescape, raw)
+        position += len(raw) + 1
+        if line or position <= len(data):
+            yield number, line.partition(b"\0")[0]
+        number += raw.count(b"\n") + 1
+
+
+def _unescape(found: re.Match[bytes]) -> bytes:
+    # At the end of the file getc() answers EOF, which libkmod stores as a character.
+    return b"" if found[1] == b"\n" else found[1] or b"\xff"
+
+
+def _parse_line(line: bytes, file: str, number: int) -> Rule | None:
+    if line.startswith(b"#"):
+        return None
+    kind, rest = _word(line)
+    name, rest = _word(rest)
+    module = normalise(name.decode("utf-8", "replace"))
+    if not name or module is None:
+        return None
+    match kind:
+        case b"blacklist":
+            value: str | None = ""
+        case b"alias":
+            target, _ = _word(rest)
+            value = normalise(target.decode("utf-8", "replace")) or None
+        case b"options":
+            value = rest.decode("utf-8", "replace").replace("\t", " ") or None
+        case b"install" | b"remove" | b"softdep":
+            value = rest.decode("utf-8", "replace") or None
+        case _:
+            return None
+    if value is None:
+        return None
+    value = value.rstrip(_C_SPACE) if kind == b"softdep" else value.strip(_C_SPACE)
+    return Rule(kind.decode(), module, value, file, number, line.decode("utf-8", "replace").strip())
+
+
+def _word(text: bytes) -> tuple[bytes, bytes]:
+    """Take a word off as strtok_r does; the rest starts after the one separator that ended it."""
+    text = text.lstrip(_SPACE)
+    for position, byte in enumerate(text):
+        if byte in _SPACE:
+            return text[:position], text[position + 1 :]
+    return text, b""
+
+
+def normalise(name: str) -> str | None:
+    """Spell `-` as `_` except inside `[…]`; None for brackets that do not pair, as underscores() of libkmod.
+
+    Nothing is cut at a dot: libkmod does that to names it is asked for, not to names in files, so `blacklist loop.ko`
+    concerns no module.
+    """
+    if "[" not in name and "]" not in name:
+        return name.replace("-", "_")
+    out, rest = [], name
+    while rest:
+        plain, bracket, rest = rest.partition("[")
+        if "]" in plain:
+            return None
+        out.append(plain.replace("-", "_"))
+        if bracket:
+            inside, closing, rest = rest.partition("]")
+            if not closing:
+                return None
+            out.append(f"[{inside}]")
+    return "".join(out)
+
+
+def softdep_names(value: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split `pre: a b post: c` into (pre, post); words before the first of the two count for nothing."""
+    pre: list[str] = []
+    post: list[str] = []
+    into: list[str] | None = None
+    words = _C_WORD.findall(value)
+    if words and value.find(words[0]) == 1:
+        words[0] = value[0] + words[0]  # libkmod keeps one single leading space as part of the first word
+    for word in words:
+        if word == "pre:":
+            into = pre
+        elif word == "post:":
+            into = post
+        elif into is not None:
+            into.append(word)
+    return tuple(pre), tuple(post)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The signature appended to a module: is there one, and who signed. Nothing is verified; the kernel does that."""
+
+import struct
+
+from kmodd.kernel.modulefile import ModuleFile
+
+MAGIC = b"~Module signature appended~\n"
+# struct module_signature of include/linux/module_signature.h: algo, hash, id_type, signer_len, key_id_len, pad, sig_len.
+_HEADER = struct.Struct(">BBBBB3xI")
+_PKCS7 = 2
+_COMMON_NAME = b"\x55\x04\x03"  # 2.5.4.3
+
+_SEQUENCE, _SET, _INTEGER = 0x30, 0x31, 0x02
+
+
+def read_signature(file: ModuleFile) -> tuple[bool, str]:
+    """Answer (signed, signer); the signer is empty when the signature does not say it in a way that can be read."""
+    trailer = file.trailer()
+    if len(trailer) != _HEADER.size + len(MAGIC) or not trailer.endswith(MAGIC):
+        return False, ""
+    _, _, kind, signer_length, key_length, length = _HEADER.unpack_from(trailer)
+    if kind == _PKCS7:
+        return True, pkcs7_signer(file.before_trailer(length))
+    # Before Linux 4.3: the signer's name, the key's identifier and the signature follow each other.
+    names = file.before_trailer(signer_length + key_length + length)
+    return True, names[:signer_length].decode("utf-8", "replace")
+
+
+def pkcs7_signer(message: bytes) -> str:
+    """Find the issuer's common name of the first signer in a PKCS#7 SignedData (RFC 2315); empty for anything else."""
+    try:
+        content = _Der(_Der(message).enter(_SEQUENCE))
+        content.skip()  # contentType
+        signed = _Der(_Der(content.enter(0xA0)).enter(_SEQUENCE))
+        signed.skip()  # version
+        signed.skip()  # digestAlgorithms
+        signed.skip()  # contentInfo
+        while signed.tag in (0xA0, 0xA1):  # certificates, revocation lists
+            signed.skip()
+        signer = _Der(_Der(signed.enter(_SET)).enter(_SEQUENCE))
+        signer.enter(_INTEGER)  # version
+        issuer = _Der(_Der(signer.enter(_SEQUENCE)).enter(_SEQUENCE))
+        value = b""
+        while issuer.tag == _SET:
+            attribute = _Der(_Der(issuer.enter(_SET)).enter(_SEQUENCE))
+            kind, value = attribute.enter(0x06), attribute.skip()
+            if kind == _COMMON_NAME:
+                break
+    except ValueError:
+        return ""
+    return value.decode("utf-8", "replace")
+
+
+class _Der:
+    """Walks over the elements of one level of DER (X.690); ValueError where the bytes are something else."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    @property
+    def tag(self) -> int:
+        """The next element's tag, -1 at the end."""
+        return self._data[self._position] if self._position < len(self._data) else -1
+
+    def enter(self, tag: int) -> bytes:
+        """Take the next element, which must have this tag, and answer its content."""
+        if self.tag != tag:
+            raise ValueError("unexpected element")
+        return self.skip()
+
+    def skip(self) -> bytes:
+        """Take the next element, whatever it is, and answer its content."""
+        start = self._position + 2
+        if start > len(self._data):
+            raise ValueError("ends early")
+        length = self._data[start - 1]
+        if length & 0x80:
+            octets = length & 0x7F
+            if not 1 <= octets <= 4:
+                raise ValueError("unusable length")
+            length = int.from_bytes(self._data[start : start + octets])
+            start += octets
+        self._position = start + length
+        if self._position > len(self._data):
+            raise ValueError("ends early")
+        return self._data[start : self._position]
