@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the administrator has ruled about a module: modprobe.d and the kernel command line.
+
+`blacklist M`, `install M /bin/false` and `module_blacklist=` say no; every other `install` or `remove` line runs a shell
+command, which kmodd refuses to do.
+"""
+
+from fnmatch import fnmatchcase
+
+from kmodd.errors import DisabledByPolicy, Evidence
+from kmodd.kernel.ports import ModuleIndex
+from kmodd.model import Rule
+from kmodd.names import ModuleName, canonical
+
+COMMAND_LINE = "/proc/cmdline"
+_DENIALS = frozenset(f"{folder}{name}" for folder in ("", "/bin/", "/usr/bin/") for name in ("true", "false"))
+
+
+class Policy:
+    """Judges modules by the rules in force."""
+
+    def __init__(self, index: ModuleIndex) -> None:
+        self._index = index
+        self._seen: tuple[Rule, ...] | None = None
+        self._by_alias: tuple[Rule, ...] = ()
+
+    def check_load(
+        self, module: ModuleName, command_line: str, *, asked: str = "", needed_by: str = "", override: bool = False
+    ) -> tuple[Rule, ...]:
+        """Raise DisabledByPolicy when a rule forbids inserting it; answer the rules that `override` set aside.
+
+        `asked` is the name or alias the caller used, `needed_by` the module that depends on it. The kernel's own
+        `module_blacklist=` and lines that run a command cannot be set aside.
+        """
+        blocked = command_line_rule(module, command_line)
+        if blocked is not None:
+            raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by)
+        aside = []
+        for rule in self.load_rules(module, asked):
+            if rule.kind == "install" and rule.value.strip() not in _DENIALS:
+                raise _disabled(module, rule, "an install line runs a shell command, which kmodd never does", needed_by)
+            if not override:
+                why = "it is blacklisted" if rule.kind == "blacklist" else "an install line disables it"
+                raise _disabled(module, rule, why, needed_by, hint="an administrator may use override-policy")
+            aside.append(rule)
+        return tuple(aside)
+
+    def check_unload(self, module: ModuleName) -> None:
+        """Raise DisabledByPolicy when a `remove` line wants a shell command run."""
+        for rule in self._index.rules(module):
+            if rule.kind == "remove":
+                raise _disabled(module, rule, "a remove line runs a shell command, which kmodd never does", "")
+
+    def load_rules(self, module: ModuleName, asked: str = "") -> tuple[Rule, ...]:
+        """Every `blacklist` and `install` line about the module, the name it was asked by, and its aliases."""
+        found = [rule for rule in self._index.rules(module) if rule.kind in ("blacklist", "install")]
+        named = canonical(asked)
+        if asked and named != module:
+            found += [rule for rule in self._index.rules(named) if rule.kind in ("blacklist", "install")]
+        alias_rules = self._alias_rules()
+        if alias_rules:
+            aliases = [alias.replace("-", "_") for alias in self._index.info(module).aliases]
+            found += [rule for rule in alias_rules if any(fnmatchcase(rule.module, alias) for alias in aliases)]
+        return tuple(dict.fromkeys(found))
+
+    def _alias_rules(self) -> tuple[Rule, ...]:
+        # Rules whose name is no module's, so it can only be an alias. Sorting them out is repeated only when the index
+        # hands out other rules than last time; keeping the tuple keeps its identity from being used again.
+        rules = self._index.all_rules()
+        if rules is not self._seen:
+            self._by_alias = tuple(
+                rule
+                for rule in rules
+                if rule.kind in ("blacklist", "install")
+                and not self._index.exists(ModuleName(rule.module))
+                and "*" not in rule.module
+            )
+            self._seen = rules
+        return self._by_alias
+
+
+def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:
+    """Find `module_blacklist=` naming the module; the last one on the line is the one the kernel keeps."""
+    names = ""
+    for word in command_line.split():
+        if word == "--":
+            break
+        key, _, value = word.partition("=")
+        if key.replace("-", "_") == "module_blacklist":
+            names = value.strip('"')
+    if module not in (canonical(name) for name in names.split(",")):
+        return None
+    text = f"module_blacklist={names}"
+    return Rule("module_blacklist", module, names, COMMAND_LINE, 1, text)
+
+
+def where(rule: Rule) -> str:
+    """Spell a rule as `file:line: text`."""
+    return f"{rule.file}:{rule.line}: {rule.text}"
+
+
+def _disabled(module: ModuleName, rule: Rule, why: str, needed_by: str, hint: str = "") -> DisabledByPolicy:
+    needed = f"{needed_by} needs {module}, but " if needed_by else f"{module} cannot be used: "
+    place = rule.file if rule.file == COMMAND_LINE else f"{rule.file}, line {rule.line}"
+    return DisabledByPolicy(
+        f"{needed}{why} ({place})",
+        module=module,
+        evidence=Evidence(file=rule.file, line=rule.line, rule=rule.text, hint=hint or f"change the rule in {place}"),
+    )

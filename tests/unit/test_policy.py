@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the administrator ruled, honoured for the module, its aliases and its dependencies."""
+
+import pytest
+
+from kmodd.core.policy import Policy, command_line_rule, where
+from kmodd.errors import DisabledByPolicy
+from kmodd.kernel.simulated_modules import SimulatedModule
+from kmodd.model import Rule
+from kmodd.names import ModuleName
+from tests.unit.fakes import FILE, machine, rule
+
+M = ModuleName("vfat")
+
+
+def policy(*rules: Rule) -> Policy:
+    return Policy(machine(SimulatedModule("vfat", aliases=("fs-vfat", "net-pf-10")), rules=rules).index)
+
+
+def test_no_rule_no_objection() -> None:
+    assert policy(rule("options", "vfat", "x=1"), rule("softdep", "vfat", "pre: x")).check_load(M, "") == ()
+
+
+def test_blacklisted_module_names_file_line_and_rule() -> None:
+    with pytest.raises(DisabledByPolicy) as caught:
+        policy(rule("blacklist", "vfat", line=7)).check_load(M, "")
+    evidence = caught.value.evidence
+    assert (evidence.file, evidence.line, evidence.rule) == (FILE, 7, "blacklist vfat")
+    assert str(caught.value) == f"vfat cannot be used: it is blacklisted ({FILE}, line 7)"
+
+
+@pytest.mark.parametrize("command", ["/bin/false", "/bin/true", "/usr/bin/false", " /bin/true "])
+def test_install_line_that_does_nothing_disables(command: str) -> None:
+    with pytest.raises(DisabledByPolicy, match="an install line disables it"):
+        policy(rule("install", "vfat", command)).check_load(M, "")
+
+
+@pytest.mark.parametrize("command", ["/sbin/modprobe -i vfat", "/bin/true; reboot", "/bin/true && x", "echo /bin/false"])
+@pytest.mark.parametrize("override", [False, True])
+def test_install_line_that_runs_something_is_refused_whatever_is_asked(command: str, override: bool) -> None:
+    with pytest.raises(DisabledByPolicy, match="runs a shell command"):
+        policy(rule("install", "vfat", command)).check_load(M, "", override=override)
+
+
+def test_override_sets_aside_blacklist_and_denials_and_names_them() -> None:
+    rules = (rule("blacklist", "vfat", line=1), rule("install", "vfat", "/bin/false", line=2))
+    assert policy(*rules).check_load(M, "", override=True) == rules
+    assert where(rules[1]) == f"{FILE}:2: install vfat /bin/false"
+
+
+@pytest.mark.parametrize(
+    "line", ["module_blacklist=vfat", "quiet module_blacklist=a,vfat,b ro", 'module-blacklist="vfat"']
+)
+@pytest.mark.parametrize("override", [False, True])
+def test_kernel_command_line_cannot_be_set_aside(line: str, override: bool) -> None:
+    with pytest.raises(DisabledByPolicy, match="the kernel command line blacklists it") as caught:
+        policy().check_load(M, line, override=override)
+    assert caught.value.evidence.file == "/proc/cmdline"
+
+
+@pytest.mark.parametrize(
+    "line", ["", "module_blacklist=vfat2", "module_blacklist=vfat module_blacklist=x", "-- module_blacklist=vfat"]
+)
+def test_command_line_that_names_others(line: str) -> None:
+    assert command_line_rule(M, line) is None
+
+
+def test_dash_and_underscore_are_one_letter_on_the_command_line() -> None:
+    assert command_line_rule(ModuleName("snd_pcm"), "module_blacklist=snd-pcm") is not None
+
+
+def test_rule_on_the_alias_it_was_asked_by() -> None:
+    with pytest.raises(DisabledByPolicy):
+        policy(rule("install", "fs_other", "/bin/true")).check_load(M, "", asked="fs-other")
+
+
+def test_rule_on_one_of_its_aliases() -> None:
+    with pytest.raises(DisabledByPolicy):
+        policy(rule("install", "net_pf_10", "/bin/true")).check_load(M, "")
+
+
+def test_rule_on_another_modules_alias_is_no_objection() -> None:
+    assert policy(rule("install", "net_pf_11", "/bin/true")).check_load(M, "") == ()
+
+
+def test_sentence_about_a_dependency_names_who_needs_it() -> None:
+    with pytest.raises(DisabledByPolicy, match="msdos needs vfat, but it is blacklisted"):
+        policy(rule("blacklist", "vfat")).check_load(M, "", needed_by="msdos")
+
+
+@pytest.mark.parametrize("command", ["/sbin/rmmod x", "/bin/true"])
+def test_remove_line_is_refused(command: str) -> None:
+    with pytest.raises(DisabledByPolicy, match="a remove line runs a shell command"):
+        policy(rule("remove", "vfat", command)).check_unload(M)
+
+
+def test_blacklist_does_not_keep_a_module_loaded() -> None:
+    policy(rule("blacklist", "vfat"), rule("install", "vfat", "/bin/false")).check_unload(M)
+
+
+def test_rules_that_change_are_seen() -> None:
+    kernel = machine(SimulatedModule("vfat", aliases=("net-pf-10",)))
+    judge = Policy(kernel.index)
+    assert judge.check_load(M, "") == ()
+    kernel.index.change_rules((rule("blacklist", "net_pf_10"),))
+    with pytest.raises(DisabledByPolicy):
+        judge.check_load(M, "")
