@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line's grammar. Each command names the module of `kmodd.cli` that runs it, imported only then."""
+
+import argparse
+from collections.abc import Sequence
+
+from kmodd import VERSION
+
+_EPILOG = """\
+Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the way, 6 disabled by policy, 7 limit,
+8 bad module file, 9 bad parameter, 10 refused by the module, 11 forbidden by the kernel, 12 lost in the kernel,
+13 kmodd is not available, 1 internal error. See kmodctl(1).
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; bad usage and --help leave by SystemExit, as argparse does."""
+    common = _common()
+    parser = argparse.ArgumentParser(
+        prog="kmodctl",
+        description="Load, unload and explain kernel modules through kmodd.",
+        epilog=_EPILOG,
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"kmodctl {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _Grammar(commands, common).define()
+    parsed = parser.parse_args(arguments)
+    for name, value in {
+        "json": False,
+        "no_pager": False,
+        "no_ask_password": False,
+        "session": False,
+        "bus": None,
+    }.items():
+        if not hasattr(parsed, name):
+            setattr(parsed, name, value)
+    return parsed
+
+
+def _common() -> argparse.ArgumentParser:
+    # Accepted before and after the command; SUPPRESS keeps the second parser from undoing what the first one saw.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = common.add_argument_group("everywhere")
+    group.add_argument("--json", action="store_true", help="print one JSON document, keys as on the bus")
+    group.add_argument("--no-pager", action="store_true", help="do not pipe long output into a pager")
+    group.add_argument("--no-ask-password", action="store_true", help="never ask for a password")
+    group.add_argument("--session", action="store_true", help="speak to the kmodd of the session bus (simulation)")
+    group.add_argument("--bus", metavar="ADDRESS", help="speak to the kmodd of the bus at this address")
+    return common
+
+
+class _Grammar:
+    def __init__(
+        self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser
+    ) -> None:
+        self._commands = commands
+        self._common = common
+
+    def define(self) -> None:
+        self._readers()
+        self._changers(self._commands, dry_run=True)
+        self._batch(self._commands, dry_run=True)
+        plan = self._add(self._commands, "plan", "plan", "show the exact steps a change would take, changing nothing")
+        verbs = plan.add_subparsers(title="changes", metavar="CHANGE", required=True)
+        self._changers(verbs, dry_run=False)
+        self._batch(verbs, dry_run=False)
+        self._others()
+
+    def _add(
+        self,
+        commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        name: str,
+        module: str,
+        text: str,
+        module_help: str = "",
+    ) -> argparse.ArgumentParser:
+        parser = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[self._common], allow_abbrev=False
+        )
+        parser.set_defaults(run=f"kmodd.cli.{module}", verb=name)
+        if module_help:
+            parser.add_argument("module", metavar="MODULE", help=module_help)
+        return parser
+
+    def _readers(self) -> None:
+        listing = self._add(self._commands, "list", "listing", "list modules")
+        listing.add_argument("glob", metavar="GLOB", nargs="?", default="", help="only names like this: 'snd_*'")
+        listing.add_argument(
+            "--state", choices=("loaded", "available", "builtin", "all"), default="loaded", help="default: loaded"
+        )
+        self._add(self._commands, "show", "show", "show what a module is", "module or alias")
+        self._add(self._commands, "why", "why", "explain why a module is there, or is not, and what holds it", "module")
+
+    def _changers(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", *, dry_run: bool) -> None:
+        load = self._add(commands, "load", "change", "load a module with what it needs", "module or alias")
+        self._parameters(load)
+        self._change_options(load, dry_run=dry_run)
+        self._override(load)
+        unload = self._add(commands, "unload", "change", "unload a module that nothing uses", "module")
+        unload.add_argument("--dependents", action="store_true", help="first unload the modules that use it")
+        unload.add_argument(
+            "--unused-dependencies", action="store_true", help="then unload dependencies nobody needs any more"
+        )
+        self._change_options(unload, dry_run=dry_run)
+        reload = self._add(commands, "reload", "change", "unload a module and load it anew", "module")
+        self._parameters(reload)
+        self._change_options(reload, dry_run=dry_run)
+        self._override(reload)
+
+    def _batch(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", *, dry_run: bool) -> None:
+        batch = self._add(commands, "batch", "batch", "do several changes as one: all of them or none")
+        batch.add_argument(
+            "file", metavar="FILE", help="lines such as 'load dummy numdummies=2', or JSON; - reads stdin"
+        )
+        batch.add_argument("--no-atomic", action="store_true", help="let each change stand for itself")
+        batch.set_defaults(dry_run=not dry_run, reason="")
+        if dry_run:
+            batch.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
+            batch.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+
+    def _others(self) -> None:
+        setting = self._add(self._commands, "set", "parameter", "write a parameter of a loaded module", "module")
+        setting.add_argument("parameter", metavar="PARAMETER", help="its name")
+        setting.add_argument("value", metavar="VALUE", help="the new value")
+        self._add(self._commands, "status", "status", "show how kmodd and the machine's modules are")
+        log = self._add(self._commands, "log", "log", "show what was done, by whom, why and with which result")
+        log.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
+        log.add_argument("-f", "--follow", action="store_true", help="keep showing what happens")
+        log.add_argument("--since", metavar="TIME", default="", help="such as '1h', 'today', '2024-05-01 12:00'")
+        log.add_argument("-n", "--lines", type=int, default=100, metavar="N", help="at most so many (default: 100)")
+        self._add(self._commands, "monitor", "monitor", "show what happens to modules as it happens")
+        self._add(self._commands, "reset-failed", "reset", "forget a failed or stuck operation", "module")
+
+    @staticmethod
+    def _parameters(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("parameters", metavar="PARAMETER=VALUE", nargs="*", help="parameters of the module")
+
+    @staticmethod
+    def _override(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--override-policy", action="store_true", help="load although modprobe.d blacklists it")
+
+    @staticmethod
+    def _change_options(parser: argparse.ArgumentParser, *, dry_run: bool) -> None:
+        parser.set_defaults(dry_run=not dry_run, reason="", timeout=None)
+        if dry_run:
+            parser.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
+            parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+            parser.add_argument(
+                "--timeout", type=int, metavar="SECONDS", help="for each call into the kernel (default: 30)"
+            )

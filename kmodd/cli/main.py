@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kmodctl's entry: parse, connect, run one command, turn every end into an exit status."""
+
+import asyncio
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from kmodd.cli.arguments import parse
+from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.screen import Screen, discard
+from kmodd.cli.session import Session
+from kmodd.errors import KmoddError
+
+
+def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
+    """Run kmodctl and answer its exit status. Bad usage and --help leave by SystemExit."""
+    screen = Screen.of_process(sys.stdin, sys.stdout, sys.stderr, os.environ if environment is None else environment)
+    try:
+        parsed = parse(sys.argv[1:] if arguments is None else arguments)
+        screen.use_pager = not parsed.no_pager
+        return asyncio.run(_run(parsed, screen))
+    except KeyboardInterrupt:
+        if screen.stderr.isatty():
+            screen.complain([""])
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return ExitCode.BROKEN_PIPE
+
+
+async def _run(parsed: Namespace, screen: Screen) -> int:
+    # Imported here: a usage error or --help should not wait for the D-Bus library.
+    from kmodd.cli.failure import report
+    from kmodd.client import Client
+
+    client: Client | None = None
+    agent = _Agent(parsed, screen)
+    try:
+        address = parsed.bus or screen.environment.get("KMODD_BUS_ADDRESS") or None
+        client = await Client.connect(None if parsed.session else address, session=parsed.session)
+        client.interactive = agent.may_ask
+        session = Session(client, screen, parsed.json, agent.start)
+        status: int = await import_module(parsed.run).run(session, parsed)
+    except KmoddError as error:
+        return await report(error, client, screen, module=getattr(parsed, "module", ""), json=parsed.json)
+    finally:
+        agent.stop()
+        if client is not None:
+            await client.close()
+    return status
+
+
+class _Agent:
+    """Decides who may be asked for a password: a person at a terminal who is not root and did not forbid it."""
+
+    def __init__(self, parsed: Namespace, screen: Screen) -> None:
+        self.may_ask = not parsed.no_ask_password and screen.stdin.isatty() and os.geteuid() != 0
+        # polkit's agent speaks to the system bus; elsewhere it would ask for somebody else.
+        other_bus = parsed.session or parsed.bus or screen.environment.get("KMODD_BUS_ADDRESS")
+        self._wanted = self.may_ask and not other_bus
+        self._running: object = None
+
+    def start(self) -> None:
+        if not self._wanted:
+            return
+        from kmodd.cli.agent import TerminalAgent  # subprocess, only where it is needed
+
+        agent = TerminalAgent()
+        agent.start()
+        self._running = agent
+
+    def stop(self) -> None:
+        stop = getattr(self._running, "stop", None)
+        if stop is not None:
+            stop()

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A client's connection to the bus: calls with a deadline, replies as plain values, errors as classes of `kmodd.errors`.
+
+The only file on the client's side that knows dbus-next, so that its maintained fork could take its place. It carries
+the cures for what version 0.2.3 gets wrong (https://github.com/altdesktop/python-dbus-next/issues/153 and measured):
+a full socket buffer closes the connection, end of file during authentication spins, a call on a lost connection never
+ends, a failed connection leaves its socket open.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_next.aio import MessageBus
+from dbus_next.errors import AuthError, DBusError, InvalidAddressError
+
+from kmodd.errors import ERRORS, Failed, KmoddError, Unavailable
+
+BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+CONNECT_TIMEOUT = 10.0
+SIGNALS_MAX = 4096
+"""Signals kept for a reader that does not keep up; the oldest go first."""
+
+HINT = "see: systemctl status kmodd"
+
+_GONE = {
+    "org.freedesktop.DBus.Error." + name: sentence
+    for name, sentence in {
+        "ServiceUnknown": "kmodd is not running, and the bus does not know how to start it",
+        "NameHasNoOwner": "kmodd is not running",
+        "NoReply": "kmodd went away, or did not answer in time",
+        "Disconnected": "the connection to the bus was lost",
+        "NoServer": "there is no message bus",
+        "Timeout": "kmodd did not answer in time",
+        "TimedOut": "kmodd could not be started in time",
+    }.items()
+}
+_SPAWN = ("org.freedesktop.DBus.Error.Spawn.", "org.freedesktop.systemd1.")
+
+
+def variant(signature: str, value: object) -> object:
+    """A value with its own signature, as `a{sv}` holds them."""
+    return Variant(signature, value)
+
+
+def plain(value: Any) -> Any:
+    """The same value without variants, all the way down."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def error_from_reply(name: str, text: str) -> KmoddError:
+    """The class of `kmodd.errors` that a D-Bus error stands for; `Failed` for one nobody knows."""
+    if name in _GONE:
+        return unavailable(_GONE[name])
+    if name.startswith(_SPAWN):
+        return unavailable("kmodd could not be started")
+    return ERRORS.get(name, Failed)(text or name)
+
+
+def unavailable(sentence: str) -> Unavailable:
+    """The daemon or the bus is not there; the hint says where to look."""
+    error = Unavailable(sentence)
+    error.evidence = type(error.evidence)(hint=HINT)
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal of the daemon, or `NameOwnerChanged` about it."""
+
+    path: str
+    interface: str
+    member: str
+    arguments: tuple[Any, ...]
+
+
+class SignalStream:
+    """Signals in the order they came. Read it with `async for`; it ends with the connection (`Unavailable`)."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        """Signals dropped because the reader did not keep up."""
+        self._queue: deque[Signal] = deque()
+        self._arrived = asyncio.Event()
+        self._error: KmoddError | None = None
+
+    def put(self, signal: Signal) -> None:
+        """Append one, at the price of the oldest when there are too many."""
+        if len(self._queue) >= SIGNALS_MAX:
+            self._queue.popleft()
+            self.lost += 1
+        self._queue.append(signal)
+        self._arrived.set()
+
+    def end(self, error: KmoddError) -> None:
+        """No more will come; the reader gets this error after what is queued."""
+        self._error = error
+        self._arrived.set()
+
+    def __aiter__(self) -> AsyncIterator[Signal]:
+        return self
+
+    async def __anext__(self) -> Signal:
+        while not self._queue:
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._queue.popleft()
+
+
+class _PatientSocket:
+    """The writer's view of the socket: a full buffer means nothing was sent, not that the connection is over."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def send(self, data: memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+
+
+class _Connection(MessageBus):
+    def _setup_socket(self) -> None:
+        # Same as the library's, but nothing stays open when no address answers.
+        base: Any = super()
+        try:
+            base._setup_socket()
+        except BaseException:
+            self.release()
+            raise
+
+    async def _auth_readline(self) -> str:
+        line = b""
+        while not line.endswith(b"\r\n"):
+            byte = await self._loop.sock_recv(self._sock, 1)
+            if not byte or len(line) > 4096:
+                raise AuthError("the bus ended the conversation during authentication")
+            line += byte
+        return line[:-2].decode(errors="replace")
+
+    def be_patient(self) -> None:
+        self._writer.sock = _PatientSocket(self._sock)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        def ended(future: "asyncio.Future[None]") -> None:
+            if not future.cancelled():
+                future.exception()  # retrieved, or asyncio complains that nobody did
+            callback()
+
+        self._disconnect_future.add_done_callback(ended)
+
+    def release(self) -> None:
+        """Close the descriptors; the library only shuts the socket down."""
+        if hasattr(self, "_stream"):
+            # The buffer may hold unsent bytes that a closed peer refuses.
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.close()
+        if hasattr(self, "_sock"):
+            self._sock.close()
+
+    def finish(self) -> None:
+        if not self._disconnected:
+            self._user_disconnect = True
+            base: Any = self
+            base._finalize(None)
+        self.release()
+
+
+class Transport:
+    """One connection, shared by any number of concurrent calls to one peer."""
+
+    def __init__(self, connection: _Connection, destination: str) -> None:
+        self._connection = connection
+        self._destination = destination
+        self._owner = ""
+        self._watching = False
+        self._pending: dict[int, asyncio.Future[Message]] = {}
+        self._streams: list[SignalStream] = []
+        connection.be_patient()
+        connection.add_message_handler(self._on_message)
+        connection.on_disconnect(self._on_disconnect)
+
+    @classmethod
+    async def connect(cls, destination: str, *, address: str | None = None, session: bool = False) -> "Transport":
+        """Connect to the bus at the address, or to the session's or the system's; `Unavailable` when that fails."""
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                kind = BusType.SESSION if session else BusType.SYSTEM
+                where: Any = address or None  # the library's annotation forgets that it takes None
+                connection = _Connection(where, kind)
+                await connection.connect()
+            return cls(connection, destination)
+        except (
+            OSError,
+            EOFError,
+            AuthError,
+            DBusError,
+            InvalidAddressError,
+            TimeoutError,
+            ValueError,
+            KeyError,
+        ) as error:
+            # KeyError: the library reads HOME when no session bus is named.
+            if connection is not None:
+                connection.finish()
+            place = f"the bus at {address}" if address else f"the {'session' if session else 'system'} bus"
+            reason = getattr(error, "strerror", None) or (
+                "no answer" if isinstance(error, TimeoutError) else str(error)
+            )
+            raise unavailable(f"cannot connect to {place}: {reason}") from error
+
+    @property
+    def unique_name(self) -> str:
+        """Our own name on the bus."""
+        return str(self._connection.unique_name)
+
+    @property
+    def connected(self) -> bool:
+        """Calls have a chance."""
+        return bool(self._connection.connected)
+
+    async def call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: Sequence[object] = (),
+        *,
+        timeout: float,
+        interactive: bool = False,
+        destination: str = "",
+    ) -> tuple[Any, ...]:
+        """Call, and answer the reply's values without variants. The timeout is in seconds; errors are `KmoddError`."""
+        if not self.connected:
+            raise unavailable("the connection to the bus was lost")
+        message = Message(
+            destination=destination or self._destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE,
+            serial=self._connection.next_serial(),
+        )
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._pending[message.serial] = future
+        try:
+            sent = self._connection.send(message)
+            # A failed write also ends the connection, which is where the caller hears of it.
+            sent.add_done_callback(lambda done: done.cancelled() or done.exception())
+            async with asyncio.timeout(timeout):
+                reply = await future
+        except TimeoutError as error:
+            raise unavailable(f"kmodd did not answer within {timeout:g} seconds") from error
+        finally:
+            del self._pending[message.serial]
+        if reply.message_type is MessageType.ERROR:
+            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
+            raise error_from_reply(str(reply.error_name), text)
+        return tuple(plain(value) for value in reply.body)
+
+    async def subscribe(self, *rules: str) -> SignalStream:
+        """Receive the peer's signals that match (each rule as D-Bus spells it, without type and sender)."""
+        if not self._watching:
+            self._watching = True
+            await self._bus_call(
+                "AddMatch", f"type='signal',sender='{BUS[0]}',member='NameOwnerChanged',arg0='{self._destination}'"
+            )
+            with contextlib.suppress(Unavailable):  # not running yet: NameOwnerChanged will tell
+                self._owner = (await self._bus_call("GetNameOwner", self._destination))[0]
+        stream = SignalStream()
+        self._streams.append(stream)
+        for rule in rules:
+            await self._bus_call("AddMatch", f"type='signal',sender='{self._destination}',{rule}")
+        return stream
+
+    def unsubscribe(self, stream: SignalStream) -> None:
+        """Stop filling a stream; match rules stay, they cost nothing that matters and may be shared."""
+        if stream in self._streams:
+            self._streams.remove(stream)
+
+    async def close(self) -> None:
+        """Close the connection; calls under way and streams end with `Unavailable`."""
+        self._connection.finish()
+        self._on_disconnect()
+        await asyncio.sleep(0)
+
+    async def _bus_call(self, member: str, argument: str) -> tuple[Any, ...]:
+        return await self.call(BUS[1], BUS[2], member, "s", [argument], timeout=CONNECT_TIMEOUT, destination=BUS[0])
+
+    def _on_message(self, message: Message) -> bool:
+        if message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR):
+            future = self._pending.get(message.reply_serial)
+            if future is None:
+                return False
+            if not future.done():
+                future.set_result(message)
+            return True
+        if message.message_type is MessageType.SIGNAL:
+            self._on_signal(message)
+            return False
+        return False
+
+    def _on_signal(self, message: Message) -> None:
+        if message.sender == BUS[0]:
+            if message.member != "NameOwnerChanged" or message.body[0] != self._destination:
+                return
+            self._owner = message.body[2]
+        elif not self._owner or message.sender != self._owner:
+            return  # anyone may send a signal straight to us; only the daemon is believed
+        signal = Signal(message.path, message.interface, message.member, tuple(plain(value) for value in message.body))
+        for stream in self._streams:
+            stream.put(signal)
+
+    def _on_disconnect(self) -> None:
+        error = unavailable("the connection to the bus was lost")
+        for future in list(self._pending.values()):
+            if not future.done():
+                future.set_exception(error)
+        for stream in self._streams:
+            stream.end(error)
+        self._connection.release()
