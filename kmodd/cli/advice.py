@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From what holds a module to the commands that would free it. A pure function of explanations."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kmodd.model import Explanation, State, User
+
+_PID = re.compile(r"(?:pid )?(\d+)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One thing to do: a command to copy, or words where there is none."""
+
+    command: str = ""
+    words: str = ""
+
+
+def to_remove(explanation: Explanation, holders: Mapping[str, Explanation]) -> list[Advice]:
+    """What frees the module and then removes it, in order; empty when it cannot be removed at all.
+
+    `holders` explains the modules that hold it, directly or through others, by name.
+    """
+    if explanation.state is not State.LIVE or explanation.removable:
+        return []
+    steps: list[Advice] = []
+    held = [explanation, *(holders[name] for name in _below(explanation, holders))]
+    for found in reversed(held):
+        steps += [step for step in map(_free, found.users) if step is not None and step not in steps]
+    kernel_only = not steps and not explanation.holders
+    if kernel_only:
+        return []
+    switch = " --dependents" if explanation.holders else ""
+    return [*steps, Advice(f"kmodctl unload {explanation.name}{switch}")]
+
+
+def _below(explanation: Explanation, holders: Mapping[str, Explanation]) -> list[str]:
+    """Names of known holders, nearest first, each once."""
+    order: list[str] = []
+    queue = list(explanation.holders)
+    while queue:
+        name = queue.pop(0)
+        if name in holders and name not in order:
+            order.append(name)
+            queue += holders[name].holders
+    return order
+
+
+def _free(user: User) -> Advice | None:
+    name = shlex.quote(user.name)
+    match user.kind:
+        case "mount":
+            if user.name == "/":
+                return Advice(words="the root file system is on it: only another boot can do without it")
+            return Advice(f"umount {name}")
+        case "loop":
+            return Advice(f"losetup --detach {_device(user.name)}")
+        case "process":
+            found = _PID.search(user.detail)
+            return Advice(f"kill {found[1]}" if found else "", f"stop {user.name}")
+        case "netdev":
+            return Advice(f"ip link set {name} down", f"network interface {user.name} uses it")
+        case "block":
+            return Advice(words=f"stop what uses the block device {user.name}: lsblk {_device(user.name)}")
+        case "device":
+            return Advice(words=f"the device {user.name} is driven by it")
+        case _:
+            return None  # a module is freed by --dependents, the kernel by nobody
+
+
+def _device(name: str) -> str:
+    return shlex.quote(name if name.startswith("/") else f"/dev/{name}")

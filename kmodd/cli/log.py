@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kmodctl log`: the history the daemon reads back from the journal, and what happens from now on."""
+
+import asyncio
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kmodd.cli import monitor
+from kmodd.cli.moments import parse_since
+from kmodd.cli.screen import Screen
+from kmodd.cli.session import Session
+from kmodd.cli.text import clean, duration, moment, wrap
+from kmodd.cli.who import user_name
+from kmodd.client import Signal, SignalStream
+from kmodd.client_answers import history_entry
+from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidArgs
+from kmodd.model import HistoryEntry
+from kmodd.names import parse_module
+
+SETTLE = 0.2
+"""Seconds the journal is given to have the record of what a signal tells."""
+LINES_MAX = 1000
+_WORTH_READING = ("ModuleAdded", "ModuleRemoved", "JobFinished")
+
+
+async def run(session: Session, arguments: Namespace) -> int:
+    """Show history, and with `--follow` what comes."""
+    if not 1 <= arguments.lines <= LINES_MAX:
+        raise InvalidArgs(f"--lines is 1 to {LINES_MAX}")
+    options: dict[str, object] = {"limit": arguments.lines}
+    if arguments.module:
+        options["module"] = parse_module(arguments.module)
+    if arguments.since:
+        options["since"] = parse_since(arguments.since, session.screen.now())
+    if not arguments.follow:
+        session.authorize()
+        data = await session.client.data("GetHistory", options=options)
+        if session.json:
+            session.document(data)
+        else:
+            session.screen.show(_text(data, session.screen) or ["Nothing is recorded."])
+        return 0
+    async with session.client.signals() as stream:  # before reading, so that nothing falls between
+        await _follow(session, stream, options)
+    return 0
+
+
+async def _follow(session: Session, stream: SignalStream, options: dict[str, object]) -> None:
+    session.authorize()
+    try:
+        data = await session.client.data("GetHistory", options=options)
+    except (AccessDenied, InteractiveAuthorizationRequired) as error:
+        note = session.screen.error_paint.warn("note:")
+        session.screen.complain([f"{note} {clean(error.message)}; showing only what happens from now on"])
+        await _follow_signals(session, stream, str(options.get("module", "")))
+        return
+    session.client.interactive = False  # asked once is enough: nobody wants a prompt for each event
+    shown = _tell(session, data, 0)
+    async for signal in stream:
+        if signal.member not in _WORTH_READING:
+            continue
+        await asyncio.sleep(SETTLE)
+        options["since"] = shown + 1
+        try:
+            data = await session.client.data("GetHistory", options=options)
+        except (AccessDenied, InteractiveAuthorizationRequired):
+            # The permission was for once (polkit's auth_admin), or was withdrawn.
+            _tell_signal(session, signal)
+            await _follow_signals(session, stream, str(options.get("module", "")))
+            return
+        shown = _tell(session, data, shown)
+
+
+async def _follow_signals(session: Session, stream: SignalStream, module: str) -> None:
+    async for signal in stream:
+        if signal.member in _WORTH_READING and (not module or module in signal.arguments):
+            _tell_signal(session, signal)
+
+
+def _tell_signal(session: Session, signal: Signal) -> None:
+    if session.json:
+        session.json_line(monitor.document(signal, session.screen.now()))
+    else:
+        session.screen.tell(monitor.line(signal, session.screen.now(), session.screen))
+
+
+def _tell(session: Session, data: Sequence[Mapping[str, Any]], shown: int) -> int:
+    for row in data:
+        if session.json:
+            session.json_line(row)
+        else:
+            for text in lines(history_entry(row), session.screen):
+                session.screen.tell(text)
+        shown = max(shown, history_entry(row).time)
+    return shown
+
+
+def _text(data: Sequence[Mapping[str, Any]], screen: Screen) -> list[str]:
+    return [text for row in data for text in lines(history_entry(row), screen)]
+
+
+def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
+    """A record as text: when, what, by whom, and beneath it the reason and the evidence."""
+    paint, record = screen.paint, entry.record
+    failed = bool(record.error)
+    mark = paint.bad(screen.glyphs.no) if failed else paint.good(screen.glyphs.yes)
+    when = paint.dim(moment(entry.time))
+    message = clean(record.message or record.event)
+    who = "" if record.uid is None else paint.dim(f"  by {user_name(record.uid)}")
+    behalf = paint.dim(f" for {clean(record.on_behalf_of)}") if record.on_behalf_of else ""
+    took = paint.dim(f", {duration(record.duration_usec)}") if record.duration_usec else ""
+    text = [f"{when} {mark} {message}{who}{behalf}{took}"]
+    width = screen.fits(22) or 10_000
+    below = [f"reason: {clean(record.reason)}"] if record.reason else []
+    below += [paint.dim(f"kernel: {clean(line)}") for line in record.kernel_log]
+    below += [f"hint: {clean(record.hint)}"] if record.hint and failed else []
+    rows = [row for part in below for row in (wrap(part, width) if "\x1b" not in part else [part])]
+    return [*text, *(f"{' ' * 22}{row}" for row in rows)]
