@@ -1,0 +1,102 @@
+# kmodd: `make help` lists what there is to make.
+
+PYTHON ?= python3
+VM = $(PYTHON) -m tests.vm
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
+		while IFS="$$(printf '\t')" read -r target text; do printf '  %-14s %s\n' "$$target" "$$text"; done
+
+# --- the virtual machine -------------------------------------------------------------------------------------------
+
+.PHONY: vm-deps vm-image shell test-modules
+vm-deps: ## install what the virtual machine needs on this host
+	@$(VM) deps
+
+vm-image: ## build the virtual machine's image and its snapshot (kept in ~/.cache/kmodd)
+	@$(VM) build
+
+shell: ## a root shell in a fresh virtual machine (Debian's stock kernel, the test modules, no kmodd)
+	@$(VM) shell
+
+test-modules: ## build the test modules against the virtual machine's kernel
+	@$(VM) modules
+
+# --- installing ----------------------------------------------------------------------------------------------------
+# For Debian 12 and newer, from the distribution's own packages. A package build sets DESTDIR and PREFIX=/usr.
+
+# What was not installed by the package manager belongs below /usr/local: man, shells, systemd and journald look there too.
+PREFIX ?= /usr/local
+# polkit and the bus read descriptions of services from /usr/share alone, whatever the prefix.
+SHAREDIR ?= /usr/share
+DESTDIR ?=
+# The interpreter of the distribution, whose libraries are used: never the one of a virtual environment.
+SYSTEM_PYTHON ?= /usr/bin/python3
+
+PKGDIR = $(PREFIX)/lib/kmodd
+UNITDIR = $(PREFIX)/lib/systemd/system
+CATALOGDIR = $(PREFIX)/lib/systemd/catalog
+MANDIR = $(PREFIX)/share/man
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+ZSHDIR = $(PREFIX)/share/zsh/site-functions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
+
+RUNTIME_PACKAGES = python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog libkmod2 dbus polkitd udev
+PROGRAMS = kmodd kmodctl
+UNITS = $(patsubst systemd/%.in,%,$(wildcard systemd/*.in))
+MODULES = $(shell find kmodd -name '*.py')
+FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
+# There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
+LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
+
+INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
+	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
+	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
+	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz $(MANDIR)/man8/kmodd.8.gz \
+	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish
+
+.PHONY: install-deps install-check install uninstall
+install-deps: ## install the Debian packages kmodd needs to run
+	apt-get update
+	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES)
+
+install-check:
+	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I install/check_dependencies.py || { \
+		echo "kmodd cannot run here yet. As root: make install-deps" >&2; exit 1; }
+	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }
+
+install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, the bus and polkit
+	@rm -rf $(DESTDIR)$(PKGDIR)
+	@for file in $(MODULES); do install -D -m 0644 $$file $(DESTDIR)$(PKGDIR)/$$file || exit 1; done
+	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(PKGDIR)/dbus/org.kmodd1.xml
+	@$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
+	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
+	@for name in $(PROGRAMS); do $(FILL_IN) bin/$$name.in > $(DESTDIR)$(PREFIX)/bin/$$name || exit 1; done
+	@chmod 0755 $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
+	@for unit in $(UNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
+	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
+	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
+	@install -D -m 0644 dbus/org.kmodd1.conf $(DESTDIR)$(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf
+	@install -D -m 0644 dbus/org.kmodd1.service $(DESTDIR)$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service
+	@install -D -m 0644 polkit/org.kmodd1.policy $(DESTDIR)$(SHAREDIR)/polkit-1/actions/org.kmodd1.policy
+	@mkdir -p $(addprefix $(DESTDIR)$(MANDIR)/,man1 man5 man8)
+	@gzip -9nc docs/kmodctl.1 > $(DESTDIR)$(MANDIR)/man1/kmodctl.1.gz
+	@gzip -9nc docs/kmodd.8 > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
+	@$(SYSTEM_PYTHON) -I docs/org_kmodd1.py dbus/org.kmodd1.xml > $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
+	@gzip -9nf $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
+	@install -D -m 0644 docs/completion/kmodctl.bash $(DESTDIR)$(BASHDIR)/kmodctl
+	@install -D -m 0644 docs/completion/_kmodctl $(DESTDIR)$(ZSHDIR)/_kmodctl
+	@install -D -m 0644 docs/completion/kmodctl.fish $(DESTDIR)$(FISHDIR)/kmodctl.fish
+	@! { $(LIVE); } || install/after-install
+	@echo "kmodd is installed in $(DESTDIR)$(PREFIX)"
+
+uninstall: ## stop kmodd and remove everything that install and the daemon brought, its state included
+	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service 2>/dev/null || true
+	@rm -rf $(DESTDIR)$(PKGDIR)
+	@rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	@! { $(LIVE); } || install/after-uninstall
+	@echo "kmodd is removed from $(DESTDIR)$(PREFIX)"

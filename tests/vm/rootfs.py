@@ -1,0 +1,170 @@
+"""The first layer: a Debian 12 root file system as a tar file, and the headers of its kernel.
+
+Made by mmdebstrap from the package sources this machine is configured with. It depends on the package list alone,
+so that a change of a test module or of the guest's configuration does not fetch it again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.vm import cache, host
+from tests.vm.progress import say
+
+SUITE = "bookworm"
+PACKAGES = """\
+systemd systemd-sysv libpam-systemd dbus polkitd udev kmod
+python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog
+linux-image-cloud-amd64 initramfs-tools
+libglib2.0-bin python3-gi gir1.2-glib-2.0
+iproute2 make man-db less bash-completion zsh fish procps psmisc e2fsprogs mount util-linux util-linux-extra
+xz-utils zstd squashfs-tools strace"""
+# Documentation and translations would double the image; man pages of kmodd come with its own installation.
+EXCLUDED = (
+    "/usr/share/doc/*",
+    "/usr/share/locale/*",
+    "/usr/share/info/*",
+    "/usr/share/man/??/*",
+    "/usr/share/man/??_*/*",
+)
+
+# The initramfs holds what the boot disk needs, not every driver there is: seconds less under emulation.
+_SETUP = r"""#!/bin/sh
+set -eu
+initramfs=$1/usr/share/initramfs-tools
+mkdir -p "$initramfs/conf.d" "$initramfs/modules.d"
+printf 'MODULES=list\nCOMPRESS=zstd\n' > "$initramfs/conf.d/kmodd"
+printf 'virtio_pci\nvirtio_blk\n' > "$initramfs/modules.d/kmodd"
+"""
+_HOOK = r"""#!/bin/sh
+set -eu
+root=$1; out=$2
+release=$(basename "$root"/lib/modules/*)
+echo "$release" > "$out/release"
+cp "$root/boot/vmlinuz-$release" "$out/vmlinuz"
+cp "$root/boot/initrd.img-$release" "$out/initrd"
+chmod 0644 "$out/vmlinuz" "$out/initrd"
+rm -f "$root"/boot/initrd.img-* "$root"/boot/vmlinuz-*
+mkdir "$out/debs"; cd "$out/debs"
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+common=$(echo "$release" | sed 's/-cloud-amd64$/-common/')
+series=$(echo "$release" | cut -d. -f1,2)
+apt-get -o APT::Sandbox::User=root download "linux-headers-$release" "linux-headers-$common" "linux-kbuild-$series"
+for deb in *.deb; do dpkg-deb -x "$deb" "$out/headers"; done
+cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
+chmod -R a+rX "$out"
+"""
+
+
+def build(*, fresh: bool = False) -> Path:
+    """The cache entry with ``root.tar release vmlinuz initrd headers/``."""
+    key = cache.digest([Path(__file__)])
+    return cache.entry("rootfs", key, _make, fresh=fresh)
+
+
+def release(rootfs: Path) -> str:
+    """The kernel release of this root file system, as ``uname -r`` says it in the guest."""
+    return (rootfs / "release").read_text().strip()
+
+
+def _make(folder: Path) -> None:
+    host.install_missing()
+    say(f"building a Debian {SUITE} root file system (half a minute to a few, by your mirror)")
+    # The hook may run as another uid (user namespace), which cannot enter a home folder: it works in /tmp.
+    with tempfile.TemporaryDirectory(prefix="kmodd-rootfs-") as scratch:
+        out = Path(scratch) / "out"
+        out.mkdir()
+        for path in (Path(scratch), out):
+            path.chmod(0o777)
+        setup, hook = _script(Path(scratch) / "setup", _SETUP), _script(Path(scratch) / "hook", _HOOK)
+        host.run([*command(), *_arguments(setup, hook, out), SUITE, str(out / "root.tar"), *_sources()])
+        for item in out.iterdir():
+            _copy(item, folder / item.name)
+        host.run([*elevated(), "rm", "-rf", *(str(item) for item in out.iterdir())])
+    _relocate_headers(folder / "headers")
+
+
+def elevated() -> list[str]:
+    """The words before a command that acts as the owner of the files in the guest's root folder."""
+    if os.geteuid() == 0:
+        return []
+    return ["mmdebstrap", "--unshare-helper"] if _has_subordinate_ids() else ["sudo"]
+
+
+def command() -> list[str]:
+    """mmdebstrap as root, in a user namespace, or through sudo, in this order."""
+    if os.geteuid() == 0:
+        return ["mmdebstrap", "--mode=root"]
+    return ["mmdebstrap", "--mode=unshare"] if _has_subordinate_ids() else ["sudo", "mmdebstrap", "--mode=root"]
+
+
+def _has_subordinate_ids() -> bool:
+    try:
+        lines = Path("/etc/subuid").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    user = os.environ.get("USER", "")
+    return any(line.split(":")[0] in (user, str(os.getuid())) for line in lines if line)
+
+
+def _arguments(setup: Path, hook: Path, out: Path) -> list[str]:
+    return [
+        "--variant=minbase",
+        "--quiet",
+        f"--include={','.join(PACKAGES.split())}",
+        *(f"--aptopt={line}" for line in ['Acquire::Languages "none"', *_apt_options()]),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+        f'--setup-hook={setup} "$1"',
+        f'--customize-hook={hook} "$1" {out}',
+    ]
+
+
+def _apt_options() -> list[str]:
+    """How this machine reaches its package sources (a proxy, clocks that are off), for mmdebstrap's own apt."""
+    wanted = re.compile(
+        r'^Acquire::(https?::Proxy|https?::Pipeline-Depth|Check-Valid-Until|Check-Date|Retries)\b.* ".+";$'
+    )
+    return [line for line in host.run(["apt-config", "dump"]).splitlines() if wanted.match(line)]
+
+
+def _sources() -> list[str]:
+    """This machine's own package sources for the suite, as files mmdebstrap reads."""
+    folder = Path("/etc/apt")
+    files = [
+        folder / "sources.list",
+        *sorted(folder.glob("sources.list.d/*.list")),
+        *sorted(folder.glob("sources.list.d/*.sources")),
+    ]
+    chosen = [str(file) for file in files if file.exists() and _offers_suite(file.read_text())]
+    if not chosen:
+        raise host.HostError(f"no package source in /etc/apt offers {SUITE}: add one, then try again")
+    return chosen
+
+
+def _offers_suite(text: str) -> bool:
+    words = {word for line in text.splitlines() if not line.lstrip().startswith("#") for word in line.split()}
+    return SUITE in words and "main" in words and "debian" in text.lower()
+
+
+def _script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        shutil.copyfile(source, target)
+
+
+def _relocate_headers(headers: Path) -> None:
+    """Debian's header packages name each other by absolute path: point them into our copy."""
+    for makefile in headers.glob("usr/src/linux-headers-*/Makefile"):
+        text = makefile.read_text()
+        makefile.write_text(text.replace("/usr/src/", "$(KMODD_HEADERS)/usr/src/"))
