@@ -156,11 +156,35 @@ class UeventSource(Protocol):
 class Kernel(Protocol):
     """Everything together, as the composition root hands it to core."""
 
-    index: ModuleIndex
-    loaded: LoadedModules
-    executor: Executor
-    log: KernelLog
-    usage: Usage
-    facts: Facts
-    uevents: UeventSource
-    simulated: bool
+    # Properties, so that a kernel may have more specific parts than these.
+    @property
+    def index(self) -> ModuleIndex:
+        """Module files and modprobe.d."""
+
+    @property
+    def loaded(self) -> LoadedModules:
+        """What is loaded."""
+
+    @property
+    def executor(self) -> Executor:
+        """Loads and unloads."""
+
+    @property
+    def log(self) -> KernelLog:
+        """Its ring buffer."""
+
+    @property
+    def usage(self) -> Usage:
+        """What keeps modules busy."""
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about it."""
+
+    @property
+    def uevents(self) -> UeventSource:
+        """Its events."""
+
+    @property
+    def simulated(self) -> bool:
+        """It is not the real one."""
