@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What polkit is told about a plan: the actions it needs, and the details for an administrator's rules."""
+
+from collections.abc import Mapping
+
+from kmodd.model import Operation, Plan, StepAction, Verb
+
+LOAD = "org.kmodd1.load"
+UNLOAD = "org.kmodd1.unload"
+OVERRIDE = "org.kmodd1.override-policy"
+
+_VERBS = {Verb.LOAD: (LOAD,), Verb.UNLOAD: (UNLOAD,), Verb.RELOAD: (LOAD, UNLOAD)}
+_STEPS = {StepAction.INSERT: LOAD, StepAction.REMOVE: UNLOAD}
+
+
+def actions(plan: Plan) -> tuple[str, ...]:
+    """The actions of everything asked and of every step planned, each once."""
+    needed = [action for operation in plan.request.operations for action in _VERBS[operation.verb]]
+    needed += [_STEPS[step.action] for step in plan.steps]
+    if plan.request.override_policy:
+        # Also where no rule stands in the way now: the plan is made again right before it is carried out.
+        needed.append(OVERRIDE)
+    return tuple(dict.fromkeys(needed))
+
+
+def details(plan: Plan, action: str) -> Mapping[str, str]:
+    """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`."""
+    named = sorted({name for names in plan.targets for name in names})
+    told = {"modules": " ".join(plan.modules), "action": action}
+    if len(named) == 1:
+        told["module"] = named[0]
+    single = len(plan.request.operations) == 1
+    parameters = [word for operation in plan.request.operations for word in _parameters(operation, qualified=not single)]
+    if parameters:
+        told["parameters"] = " ".join(parameters)
+    return told
+
+
+def _parameters(operation: Operation, *, qualified: bool) -> list[str]:
+    prefix = f"{operation.module}." if qualified else ""
+    return [f"{prefix}{name}={value}" for name, value in operation.parameters]

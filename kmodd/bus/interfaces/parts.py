@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the interfaces need of core, by shape. `kmodd.daemon` hands over the real parts, tests hand over theirs."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kmodd.core.listing import ListedModule
+from kmodd.core.registry import Presence
+from kmodd.model import (
+    Caller,
+    Explanation,
+    Health,
+    HealthStatus,
+    HistoryEntry,
+    HistoryQuery,
+    KernelFacts,
+    LoadedModule,
+    Metric,
+    ModuleInfo,
+    OperationResult,
+    Plan,
+    Request,
+)
+from kmodd.names import Alias, ModuleName
+
+
+class Operations(Protocol):
+    """Plans and carries out."""
+
+    def plan(self, request: Request) -> Plan:
+        """The steps now."""
+
+    async def execute(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        """Carry out (or, for a dry run, pretend to) exactly what the plan says; one result for each operation."""
+
+    def reset_failed(self, module: ModuleName, caller: Caller) -> None:
+        """Forget a failure."""
+
+
+class Parameters(Protocol):
+    """Writes live parameters."""
+
+    def prepare(self, module: ModuleName, parameter: str, value: str) -> Any:
+        """Check everything that can be known before; the answer is for `write`."""
+
+    async def write(self, prepared: Any, caller: Caller) -> str:
+        """Write it, and answer what the kernel holds."""
+
+
+class Explainer(Protocol):
+    """Explains and describes."""
+
+    async def explain(self, name: ModuleName) -> Explanation:
+        """Any name."""
+
+    def describe(self, name: ModuleName | Alias) -> ModuleInfo:
+        """Static facts."""
+
+    def writable(self, name: ModuleName) -> frozenset[str]:
+        """Parameters that can be written now."""
+
+
+class Listing(Protocol):
+    """Lists modules."""
+
+    def modules(self, selection: str = "loaded", match: str = "") -> Sequence[ListedModule]:
+        """A selection."""
+
+
+class Registry(Protocol):
+    """Live modules."""
+
+    def names(self) -> tuple[ModuleName, ...]:
+        """Every one."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def presence(self, name: ModuleName) -> Presence:
+        """How it came to be there."""
+
+    def facts(self) -> KernelFacts:
+        """Kernel facts as last seen."""
+
+
+class Job(Protocol):
+    """An operation under way."""
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+
+    @property
+    def action(self) -> str:
+        """`load`, `unload`, `reload` or `batch`."""
+
+    @property
+    def modules(self) -> tuple[ModuleName, ...]:
+        """What it is about."""
+
+    @property
+    def state(self) -> str:
+        """`waiting`, `running` or `stuck`."""
+
+    @property
+    def started(self) -> int:
+        """Microseconds since the epoch."""
+
+    @property
+    def sender(self) -> str:
+        """Unique name of whoever started it."""
+
+    @property
+    def progress(self) -> float:
+        """0 to 1."""
+
+
+class Jobs(Protocol):
+    """Operations under way."""
+
+    def ids(self) -> Iterable[int]:
+        """Their numbers."""
+
+    def get(self, id: int) -> Job | None:  # noqa: A002 - the word of the contract
+        """One of them."""
+
+    def cancel(self, id: int, caller: Caller) -> None:  # noqa: A002 - the word of the contract
+        """Cancel one that only waits; Busy or Stuck otherwise."""
+
+    def abandon(self, sender: str) -> None:
+        """Cancel what a caller that left the bus has waiting."""
+
+
+class Loaded(Protocol):
+    """What is read of the kernel itself for properties."""
+
+    def raw(self) -> bytes:
+        """/proc/modules."""
+
+    def read(self, name: ModuleName) -> LoadedModule | None:
+        """One module now."""
+
+    def parameters(self, name: ModuleName, *, private: bool = False) -> Sequence[Any]:
+        """Live parameters."""
+
+    def attributes(self, name: ModuleName) -> Mapping[str, str]:
+        """`version`, `srcversion` …"""
+
+
+class Index(Protocol):
+    """What is read of module files for properties."""
+
+    def path(self, name: ModuleName) -> str:
+        """The file."""
+
+    def dependencies(self, name: ModuleName) -> tuple[ModuleName, ...]:
+        """What it needs."""
+
+    def info(self, name: ModuleName) -> ModuleInfo:
+        """Static facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything the interfaces delegate to."""
+
+    operations: Operations
+    parameters: Parameters
+    explainer: Explainer
+    listing: Listing
+    registry: Registry
+    jobs: Jobs
+    loaded: Loaded
+    index: Index
+    health: Callable[[], Health | Awaitable[Health]]
+    """Every check, now."""
+    health_status: Callable[[], HealthStatus]
+    """The status as last seen, for the property."""
+    metrics: Callable[[], Iterable[Metric]]
+    history: Callable[[HistoryQuery], Awaitable[Sequence[HistoryEntry]]]
+    machine_id: Callable[[], str]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Options and operations of a request, parsed once: what is not listed, or of another type, is refused."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kmodd.errors import InvalidArgs
+from kmodd.model import Operation, Request, Verb
+from kmodd.names import (
+    BATCH_MAX,
+    Alias,
+    ModuleName,
+    parse_module,
+    parse_module_or_alias,
+    parse_parameters,
+    parse_reason,
+)
+
+Wire = Mapping[str, tuple[str, Any]]
+"""`a{sv}` as the decoder has it."""
+
+LOAD = {"dry-run": "b", "reason": "s", "timeout": "u", "override-policy": "b"}
+UNLOAD = {"dependents": "b", "unused-dependencies": "b", "dry-run": "b", "reason": "s", "timeout": "u"}
+BATCH = {"atomic": "b", "dry-run": "b", "reason": "s"}
+PLAN = {"atomic": "b", "override-policy": "b", "dependents": "b", "unused-dependencies": "b"}
+LIST = {"state": "s", "match": "s"}
+HISTORY = {"module": "s", "since": "t", "limit": "u"}
+
+TIMEOUT = 30
+TIMEOUT_MAX = 600
+HISTORY_LIMIT = 100
+HISTORY_LIMIT_MAX = 1000
+
+
+def parse(options: Wire, allowed: Mapping[str, str]) -> dict[str, Any]:
+    """The values by name; InvalidArgs names the options there are, or the type one has."""
+    values: dict[str, Any] = {}
+    for name, (type_, value) in options.items():
+        wanted = allowed.get(name)
+        if wanted is None:
+            known = ", ".join(allowed)
+            raise InvalidArgs(f"there is no such option here; there are: {known}", argument="options")
+        if type_ != wanted:
+            raise InvalidArgs(f"the option {name} has the type '{wanted}'", argument="options")
+        values[name] = value
+    return values
+
+
+def number(values: Mapping[str, Any], name: str, default: int, highest: int) -> int:
+    """An option from 1 to `highest`."""
+    value = values.get(name, default)
+    if not 1 <= value <= highest:
+        raise InvalidArgs(f"the option {name} is from 1 to {highest}", argument="options")
+    return int(value)
+
+
+def load(module: str, parameters: Mapping[str, str], options: Wire) -> Request:
+    """What `Load` asks."""
+    values = parse(options, LOAD)
+    operation = Operation(Verb.LOAD, parse_module_or_alias(module), tuple(parse_parameters(parameters).items()))
+    return _request((operation,), values)
+
+
+def unload(module: str, options: Wire) -> Request:
+    """What `Unload` asks."""
+    values = parse(options, UNLOAD)
+    operation = Operation(
+        Verb.UNLOAD,
+        parse_module(module),
+        dependents=values.get("dependents", False),
+        unused_dependencies=values.get("unused-dependencies", False),
+    )
+    return _request((operation,), values)
+
+
+def reload(module: str, parameters: Mapping[str, str], options: Wire) -> Request:
+    """What `Reload` asks."""
+    values = parse(options, LOAD)
+    operation = Operation(Verb.RELOAD, parse_module(module), tuple(parse_parameters(parameters).items()))
+    return _request((operation,), values)
+
+
+def batch(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire) -> Request:
+    """What `Batch` asks."""
+    values = parse(options, BATCH)
+    return _request(tuple(_operation(*one) for one in _some(operations)), values)
+
+
+def plan(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire) -> Request:
+    """What `Plan` asks; options of `Unload` count for its unload operations."""
+    values = parse(options, PLAN)
+    parsed = tuple(
+        _operation(
+            *one,
+            dependents=values.get("dependents", False),
+            unused_dependencies=values.get("unused-dependencies", False),
+        )
+        for one in _some(operations)
+    )
+    return _request(parsed, {**values, "dry-run": True})
+
+
+def _some(
+    operations: Sequence[tuple[str, str, Mapping[str, str]]],
+) -> Sequence[tuple[str, str, Mapping[str, str]]]:
+    if not 1 <= len(operations) <= BATCH_MAX:
+        raise InvalidArgs(f"1 to {BATCH_MAX} operations", argument="operations")
+    return operations
+
+
+def _operation(
+    verb: str, module: str, parameters: Mapping[str, str], *, dependents: bool = False, unused_dependencies: bool = False
+) -> Operation:
+    if verb not in {"load", "unload", "reload"}:
+        raise InvalidArgs("an operation is 'load', 'unload' or 'reload'", argument="operations")
+    kind = Verb(verb)
+    name: ModuleName | Alias = parse_module_or_alias(module) if kind is Verb.LOAD else parse_module(module)
+    if kind is not Verb.UNLOAD:
+        return Operation(kind, name, tuple(parse_parameters(parameters).items()))
+    if parameters:
+        raise InvalidArgs("unloading takes no parameters", argument="operations")
+    return Operation(kind, name, dependents=dependents, unused_dependencies=unused_dependencies)
+
+
+def _request(operations: tuple[Operation, ...], values: Mapping[str, Any]) -> Request:
+    return Request(
+        operations,
+        atomic=values.get("atomic", True),
+        dry_run=values.get("dry-run", False),
+        reason=parse_reason(values.get("reason", "")),
+        timeout=float(number(values, "timeout", TIMEOUT, TIMEOUT_MAX)),
+        override_policy=values.get("override-policy", False),
+    )
