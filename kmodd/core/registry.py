@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The modules that are live now, kept true by the kernel's own events, whoever caused them."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from kmodd.core.api import (
+    Audit,
+    Clock,
+    Event,
+    Events,
+    ManagerChanged,
+    ModuleAdded,
+    ModuleChanged,
+    ModuleRemoved,
+    StepFailed,
+    StepStarted,
+    StepSucceeded,
+)
+from kmodd.kernel.ports import Facts, LoadedModules, UeventSource
+from kmodd.model import KernelFacts, LoadedBy, LoadedModule, Origin, Record, State, StepAction, Uevent
+from kmodd.names import ModuleName
+
+SETTLE = 0.02
+"""Seconds between the first event of a burst and looking at /proc/modules.
+
+A load of our own causes an event in the same moment in which its reply is due: looking at once would put the reading,
+the signals and the properties of a burst before the reply that a caller waits for. And a burst costs one reading.
+"""
+
+RETRY = 0.5
+"""Seconds until /proc/modules is read again after that failed."""
+
+_PRESENT = frozenset({State.LIVE, State.GOING})
+_FACTS = {
+    "Tainted": "taint",
+    "ModulesDisabled": "modules_disabled",
+    "Lockdown": "lockdown",
+    "SignatureEnforced": "signature_enforced",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """How a live module came to be there."""
+
+    loaded_at: int = 0
+    """Microseconds since the epoch; 0 for what was loaded before kmodd started."""
+    load_duration_usec: int = 0
+    """How long the kernel took; 0 where kmodd did not load it."""
+    by: LoadedBy | None = None
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A call of ours that explains what is about to be seen."""
+
+    by: LoadedBy
+    duration_usec: int = 0
+    ended: bool = False
+
+
+class Registry:
+    """Live modules with what is known about how they came.
+
+    A module is here from the moment its init() has succeeded until it is gone; one that hangs in init() is not.
+    """
+
+    def __init__(self, loaded: LoadedModules, facts: Facts, events: Events, audit: Audit, clock: Clock) -> None:
+        self._loaded = loaded
+        self._facts_source = facts
+        self._events = events
+        self._audit = audit
+        self._clock = clock
+        self._modules: dict[ModuleName, LoadedModule] = {}
+        self._presences: dict[ModuleName, Presence] = {}
+        self._claims: dict[tuple[ModuleName, StepAction], _Claim] = {}
+        self._seen: dict[ModuleName, list[str]] = {}
+        """Events not yet dealt with, by module, in their order."""
+        self._doubted: frozenset[ModuleName] = frozenset()
+        """Modules whose events did not fit /proc/modules when it was last read."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._facts: KernelFacts | None = None
+        self.overflows = 0
+        """How often the kernel lost events because nobody read them in time."""
+        self.uevents = 0
+        """Events received."""
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def names(self) -> tuple[ModuleName, ...]:
+        """Every live module."""
+        return tuple(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def get(self, name: ModuleName) -> LoadedModule | None:
+        """A live module as last seen; its reference count may be old, the kernel announces no change of it."""
+        return self._modules.get(name)
+
+    def presence(self, name: ModuleName) -> Presence:
+        """How it came; all unknown for a module that is not live."""
+        return self._presences.get(name, _UNKNOWN)
+
+    def facts(self) -> KernelFacts:
+        """Kernel facts as last seen."""
+        if self._facts is None:
+            self._facts = self._facts_source.read()
+        return self._facts
+
+    # --- being kept true ----------------------------------------------------------------------------------------------
+
+    def start(self) -> Callable[[], None]:
+        """Take what is loaded now as given, without a signal, and follow operations; the answer stops following."""
+        self._facts = self._facts_source.read()
+        self._modules = self._read()
+        self._presences = dict.fromkeys(self._modules, _UNKNOWN)
+        unsubscribe = self._events.subscribe(self._on_event)
+
+        def stop() -> None:
+            unsubscribe()
+            self._disarm()
+
+        return stop
+
+    async def run(self, source: UeventSource) -> None:
+        """Follow the kernel's events until the source ends or the task is cancelled."""
+        try:
+            async for uevent in source.events():
+                self.take(uevent)
+        finally:
+            self._disarm()
+
+    def take(self, uevent: Uevent) -> None:
+        """Note an event; the module itself is looked at a little later."""
+        self.uevents += 1
+        if uevent.action == "overflow":
+            self.overflows += 1
+            # What was seen before the gap no longer tells the order of what happened.
+            self._seen.clear()
+        elif uevent.module is not None:
+            self._seen.setdefault(uevent.module, []).append(uevent.action)
+        self._arm()
+
+    def look(self) -> None:
+        """Read /proc/modules and the facts now, and publish what is different from what was known."""
+        self._disarm()
+        try:
+            known, truth = self._modules, self._read()
+            facts = self._facts_source.read()
+        except OSError:
+            # Out of descriptors or memory: what was seen is kept, and looked at when that may be over.
+            self._arm(RETRY)
+            return
+        seen, self._seen = self._seen, {}
+        doubted: set[ModuleName] = set()
+        steps: list[tuple[str, ModuleName]] = []
+        for name, actions in seen.items():
+            changes, present = _replay(actions, present=name in known)
+            if present == (name in truth):
+                steps += [(action, name) for action in changes]
+            elif name not in self._doubted:
+                # Either it changed again and that event is still on its way, or root wrote to a uevent file. Another look
+                # will tell; until then it stays as it was known.
+                doubted.add(name)
+                self._seen[name] = actions
+        self._doubted = frozenset(doubted)
+        truth = {
+            **{name: module for name, module in truth.items() if name in known or name not in doubted},
+            **{name: known[name] for name in doubted if name in known and name not in truth},
+        }
+        told = {name for _, name in steps}
+        steps += [("remove", name) for name in known if name not in truth and name not in told]
+        # /proc/modules has the newest first.
+        steps += [("add", name) for name in reversed(truth) if name not in known and name not in told]
+        self._modules = truth
+        for action, name in steps:
+            self._publish_step(action, name)
+        self._forget_ended_claims()
+        self._publish_changes(known, truth, {name for _, name in steps})
+        self._publish_facts(facts, counted=len(known) != len(truth))
+        if doubted:
+            self._arm()
+
+    def _read(self) -> dict[ModuleName, LoadedModule]:
+        return {name: module for name, module in self._loaded.snapshot().items() if module.state in _PRESENT}
+
+    def _publish_step(self, action: str, name: ModuleName) -> None:
+        step = StepAction.INSERT if action == "add" else StepAction.REMOVE
+        claim = self._claims.get((name, step))
+        if action == "add":
+            by, duration = (claim.by, claim.duration_usec) if claim is not None else (None, 0)
+            self._presences[name] = Presence(self._clock(), duration, by)
+        else:
+            self._presences.pop(name, None)
+        if claim is None:
+            self._audit.record(_by_others(action, name))
+        self._events.publish(ModuleAdded(name) if action == "add" else ModuleRemoved(name))
+
+    def _publish_changes(
+        self,
+        known: Mapping[ModuleName, LoadedModule],
+        truth: Mapping[ModuleName, LoadedModule],
+        told: set[ModuleName],
+    ) -> None:
+        for name, module in truth.items():
+            before = known.get(name)
+            if before is None or name in told:
+                continue
+            changed = [key for key, old, new in _differences(before, module) if old != new]
+            if changed:
+                self._events.publish(ModuleChanged(name, tuple(changed)))
+
+    def _publish_facts(self, facts: KernelFacts, *, counted: bool) -> None:
+        before, self._facts = self.facts(), facts
+        manager = [name for name, field in _FACTS.items() if getattr(facts, field) != getattr(before, field)]
+        if counted:
+            manager.append("LoadedCount")
+        if manager:
+            self._events.publish(ManagerChanged(tuple(manager)))
+
+    # --- our own operations -------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, StepStarted):
+            self._claims[event.module, event.action] = _Claim(event.by)
+        elif isinstance(event, StepSucceeded):
+            self._claims[event.module, event.action] = _Claim(event.by, event.duration_usec, ended=True)
+            presence = self._presences.get(event.module)
+            if event.action is StepAction.INSERT and presence is not None and presence.by is event.by:
+                # It was seen while the call was still on its way back.
+                self._presences[event.module] = replace(presence, load_duration_usec=event.duration_usec)
+                self._events.publish(ModuleChanged(event.module, ("LoadDurationUSec",)))
+            self._arm()
+        elif isinstance(event, StepFailed):
+            if not event.stuck:
+                self._claims.pop((event.module, event.action), None)
+            self._arm()  # its state may be `going` now, or the kernel tainted
+
+    def _forget_ended_claims(self) -> None:
+        doubted = self._doubted
+        for key in [key for key, claim in self._claims.items() if claim.ended and key[0] not in doubted]:
+            del self._claims[key]
+
+    def _arm(self, delay: float = SETTLE) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay, self.look)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+_UNKNOWN = Presence()
+
+
+def origin(module: LoadedModule) -> Origin:
+    """Where a loaded module came from: the kernel sets taint O for what its own build did not mark."""
+    return Origin.OUT_OF_TREE if "O" in module.taint else Origin.IN_TREE
+
+
+def _replay(actions: list[str], *, present: bool) -> tuple[list[str], bool]:
+    """Changes that these events mean for a module that was there or not, and whether it is there after them."""
+    changes = []
+    for action in actions:
+        if action in {"add", "remove"} and (action == "add") != present:
+            changes.append(action)
+            present = not present
+    return changes, present
+
+
+def _differences(before: LoadedModule, after: LoadedModule) -> tuple[tuple[str, object, object], ...]:
+    return (
+        ("State", before.state, after.state),
+        # The kernel lists holders in no order that means something.
+        ("Holders", frozenset(before.holders), frozenset(after.holders)),
+    )
+
+
+def _by_others(action: str, name: ModuleName) -> Record:
+    if action == "add":
+        return Record("module.appeared", f"Module {name} was loaded, not by kmodd.", name, "load", "changed")
+    return Record("module.disappeared", f"Module {name} was removed, not by kmodd.", name, "unload", "changed")

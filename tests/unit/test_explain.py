@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`Explain` says what a module is, why it is there, what holds it and what would keep it from loading."""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from kmodd.core.api import StepStarted
+from kmodd.core.events import EventHub
+from kmodd.core.explain import SEARCHES, Explainer
+from kmodd.core.policy import Policy
+from kmodd.core.registry import Registry
+from kmodd.errors import Busy, Conflict, Evidence, ModuleTreeMissing, NoSuchModule
+from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.model import Explanation, Failure, LoadedBy, Record, Rule, State, StepAction, User
+from kmodd.names import ModuleName
+
+M = ModuleName
+
+
+class Bench:
+    """An explainer over a simulated kernel."""
+
+    def __init__(self, failures: Mapping[str, Failure] | None = None) -> None:
+        self.kernel = SimulatedKernel(pace=0)
+        self.hub = EventHub(lambda *_: None)
+        self.records: list[Record] = []
+        self.registry = Registry(self.kernel.loaded, self.kernel.facts, self.hub, self, lambda: 5)
+        self.stop = self.registry.start()
+        self.explainer = Explainer(
+            loaded=self.kernel.loaded,
+            index=self.kernel.index,
+            usage=self.kernel.usage,
+            facts=self.kernel.facts,
+            policy=Policy(self.kernel.index),
+            registry=self.registry,
+            failure=(failures or {}).get,
+        )
+
+    def record(self, record: Record) -> None:
+        self.records.append(record)
+
+    async def explain(self, name: str) -> Explanation:
+        return await self.explainer.explain(M(name))
+
+
+async def test_a_dependency_is_needed_by_its_holders() -> None:
+    answer = await Bench().explain("jbd2")
+    assert (answer.state, answer.references, answer.holders) == (State.LIVE, 1, ("ext4",))
+    assert answer.users == (User("module", "ext4", "uses it"),)
+    assert not answer.removable
+    assert answer.blockers == ("ext4 uses it: unload it first, or together with it.",)
+    assert answer.because == "needed by ext4"
+
+
+async def test_what_user_space_holds_is_named() -> None:
+    answer = await Bench().explain("ext4")
+    assert answer.users == (User("mount", "/", "/dev/vda1"),)
+    assert answer.blockers == ("It is mounted at / (/dev/vda1).",)
+    assert answer.because == "loaded before kmodd started"
+
+
+async def test_what_nothing_explains_is_the_kernel() -> None:
+    bench = Bench()
+    bench.kernel.modprobe("kmodd_test_self_ref")
+    answer = await bench.explain("kmodd_test_self_ref")
+    assert [user.kind for user in answer.users] == ["kernel"]
+    assert answer.blockers == ("The kernel itself holds it: 1 reference that nothing in user space explains.",)
+
+
+async def test_a_free_module_is_removable() -> None:
+    bench = Bench()
+    bench.kernel.modprobe("loop")
+    answer = await bench.explain("loop")
+    assert (answer.removable, answer.blockers, answer.loadable) == (True, (), True)
+
+
+async def test_who_loaded_it_is_known_when_it_was_through_us() -> None:
+    bench = Bench()
+    by = LoadedBy(1000, ":1.7", "ticket 12", 3)
+    bench.hub.publish(StepStarted(M("loop"), StepAction.INSERT, by))
+    bench.kernel.modprobe("loop")
+    bench.registry.look()
+    answer = await bench.explain("loop")
+    assert answer.loaded_by == by
+    assert answer.because == "loaded through kmodd by uid 1000: ticket 12"
+    bench.stop()
+
+
+async def test_a_module_for_hardware_says_what_it_drives() -> None:
+    assert (await Bench().explain("virtio_net")).because == "drives eth0"
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "removable", "loadable"),
+    [
+        ("loop", State.AVAILABLE, False, True),
+        ("unix", State.BUILTIN, False, True),
+        ("nonsense", State.ABSENT, False, False),
+        ("pcspkr", State.DISABLED, False, False),
+        ("dccp", State.DISABLED, False, False),
+    ],
+)
+async def test_what_is_not_loaded(name: str, state: State, removable: bool, loadable: bool) -> None:
+    answer = await Bench().explain(name)
+    assert (answer.state, answer.removable, answer.loadable) == (state, removable, loadable)
+    assert bool(answer.blockers) == (state is not State.AVAILABLE)
+
+
+async def test_the_rule_that_decides_is_named_with_its_place() -> None:
+    bench = Bench()
+    assert (await bench.explain("pcspkr")).policy == "/etc/modprobe.d/blacklist.conf:3: blacklist pcspkr"
+    assert (await bench.explain("dccp")).policy == "/etc/modprobe.d/hardening.conf:2: install dccp /bin/false"
+    bench.kernel.change_facts(command_line="module_blacklist=tun")
+    assert (await bench.explain("tun")).policy == "/proc/cmdline:1: module_blacklist=tun"
+    assert (await bench.explain("loop")).policy == ""
+
+
+async def test_a_rule_about_a_dependency_blocks_too() -> None:
+    bench = Bench()
+    bench.kernel.change_rules(Rule("blacklist", "fat", "", "/etc/modprobe.d/x.conf", 4, "blacklist fat"))
+    answer = await bench.explain("vfat")
+    assert answer.state is State.AVAILABLE
+    assert not answer.loadable
+    assert "vfat needs fat" in answer.blockers[0]
+
+
+async def test_a_hung_module_and_who_needs_it() -> None:
+    bench = Bench()
+    bench.kernel.modprobe("kmodd_test_exit_hang")
+    await bench.kernel.executor.insert(bench.kernel.index.path(M("kmodd_test_init_hang")), "", timeout=1)
+    await bench.kernel.executor.remove(M("kmodd_test_exit_hang"), timeout=1)
+    coming, going = await bench.explain("kmodd_test_init_hang"), await bench.explain("kmodd_test_exit_hang")
+    assert (coming.state, going.state) == (State.COMING, State.GOING)
+    assert not coming.removable
+    assert not coming.loadable
+    assert "init() has not come back" in coming.blockers[0]
+    assert "exit() has not come back" in going.blockers[0]
+
+
+async def test_permanent_and_disabled_kernels_block_removal() -> None:
+    bench = Bench()
+    bench.kernel.modprobe("kmodd_test_permanent")
+    assert "no exit function" in (await bench.explain("kmodd_test_permanent")).blockers[0]
+    bench.kernel.change_facts(modules_disabled=True)
+    assert "kernel.modules_disabled" in (await bench.explain("fuse")).blockers[0]
+    assert "kernel.modules_disabled" in (await bench.explain("loop")).blockers[0]
+
+
+async def test_a_kernel_that_wants_signatures_blocks_unsigned_files() -> None:
+    bench = Bench()
+    bench.kernel.change_facts(lockdown="integrity")
+    assert (await bench.explain("nvidia")).blockers == ("Its file is not signed, and lockdown is integrity.",)
+    assert (await bench.explain("loop")).loadable
+
+
+async def test_a_remembered_failure_is_told() -> None:
+    failure = Failure(M("i8k"), "load", "NoDevice", "…", Evidence(errno=19), 7)
+    assert (await Bench({"i8k": failure}).explain("i8k")).failure == failure
+
+
+async def test_a_name_that_is_nearly_right_is_asked_about() -> None:
+    assert "did you mean bonding?" in (await Bench().explain("bondin")).blockers[0]
+
+
+async def test_without_a_module_tree_it_says_so() -> None:
+    bench = Bench()
+    bench.kernel.change_facts(tree_present=False)
+    assert "no module tree" in (await bench.explain("nonsense")).blockers[0]
+    with pytest.raises(ModuleTreeMissing):
+        bench.explainer.describe(M("nonsense"))
+
+
+def test_describe_resolves_one_alias_and_refuses_several() -> None:
+    bench = Bench()
+    assert bench.explainer.describe(M("fs_ext4")).name == "ext4"
+    with pytest.raises(Conflict, match="kmodd_test_alias_twin, kmodd_test_alias_twin2"):
+        bench.explainer.describe(M("kmodd_test_shared"))
+    with pytest.raises(NoSuchModule, match="did you mean loop"):
+        bench.explainer.describe(M("loup"))
+    bench.kernel.modprobe("kmodd_test_params")
+    assert "an_int" in bench.explainer.writable(M("kmodd_test_params"))
+    assert "read_only" not in bench.explainer.writable(M("kmodd_test_params"))
+
+
+async def test_searches_are_shared_and_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, gate, searched = Bench(), threading.Event(), list[str]()
+
+    def slow(name: ModuleName) -> tuple[User, ...]:
+        searched.append(name)
+        gate.wait(5)
+        return ()
+
+    monkeypatch.setattr(bench.kernel.usage, "users", slow)
+    names = ("ext4", "jbd2", "fuse", "snd")[:SEARCHES]
+    waiting = [asyncio.ensure_future(bench.explain(name)) for name in (*names, "ext4")]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Busy):
+        await bench.explain("crc16")
+    waiting[-1].cancel()
+    gate.set()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(answer) for answer in answers[:-1]] == [Explanation] * SEARCHES
+    assert sorted(searched) == sorted(names), "the fifth shared the first one's search"
+    assert (await bench.explain("crc16")).state is State.LIVE
