@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything that was found out about one failed call into the kernel."""
+
+import errno as codes
+from dataclasses import dataclass
+
+from kmodd.errors import Evidence
+from kmodd.model import KernelFacts, LoadedModule, Outcome, Rule, Step, User
+
+LOG_LINES = 40
+"""Lines of the kernel's that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvidence:
+    """What diagnosis judges by; gathered at once after the call."""
+
+    step: Step
+    outcome: Outcome
+    facts: KernelFacts
+    log: tuple[str, ...] = ()
+    """What the kernel logged during the call, oldest first."""
+    module: LoadedModule | None = None
+    """The module as /proc/modules shows it now."""
+    users: tuple[User, ...] = ()
+    options: tuple[Rule, ...] = ()
+    """`options` lines about the module."""
+    given: tuple[str, ...] = ()
+    """Names of the parameters that the caller gave."""
+    signed: bool = True
+    """The file carries a signature, whatever it is worth."""
+    file_missing: bool = False
+    """The index names a file that cannot be read."""
+    capable: bool = True
+    """kmodd holds CAP_SYS_MODULE."""
+
+    @property
+    def errno(self) -> int:
+        """The kernel's answer; 0 when there was none."""
+        return self.outcome.errno
+
+    @property
+    def errno_name(self) -> str:
+        """Its symbol, such as `EINVAL`."""
+        if self.errno == codes.EOPNOTSUPP:
+            return "EOPNOTSUPP"  # Linux has one number for this and ENOTSUP, and says this
+        return codes.errorcode.get(self.errno, f"error {self.errno}")
+
+    @property
+    def own_lines(self) -> tuple[str, ...]:
+        """Lines that begin with the module's name: its own words, or the kernel's about it."""
+        names = (self.step.module, self.step.module.replace("_", "-"))
+        return tuple(line for line in self.log if line.partition(":")[0].split(" ")[-1] in names)
+
+    def line(self, *words: str) -> str:
+        """The first line that contains all these words; empty when there is none."""
+        return next((line for line in self.log if all(word in line for word in words)), "")
+
+    def facts_for(self, hint: str, *, symbols: tuple[str, ...] = (), parameter: str = "", rule: Rule | None = None) -> Evidence:
+        """Put the evidence into the shape that errors carry."""
+        return Evidence(
+            errno=self.errno or None,
+            kernel_log=self.log[-LOG_LINES:],
+            hint=hint,
+            holders=tuple(self.module.holders) if self.module is not None else (),
+            users=tuple((user.kind, user.name, user.detail) for user in self.users),
+            file=rule.file if rule is not None else "",
+            line=rule.line if rule is not None else 0,
+            rule=rule.text if rule is not None else "",
+            symbols=symbols,
+            parameter=parameter,
+        )

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Why finit_module said no. One function per cause, in the order in which the kernel looks (kernel/module/main.c).
+
+Each answers an error when the evidence shows its cause, else None; the last of each errno's row answers always. Texts of
+the kernel are those of Linux 6.1; they are looked for anywhere in a line, so that a prefix added later does not matter.
+"""
+
+import errno as codes
+import re
+from collections.abc import Callable, Mapping
+
+from kmodd.core.evidence import StepEvidence
+from kmodd.core.insertion import modules_disabled
+from kmodd.core.policy import command_line_rule
+from kmodd.errors import (
+    BadModule,
+    BadParameter,
+    BadSignature,
+    Builtin,
+    Busy,
+    Conflict,
+    DisabledByPolicy,
+    InitFailed,
+    KmoddError,
+    Lockdown,
+    NoDevice,
+    NotPermitted,
+    Stuck,
+    UnknownSymbol,
+    WrongKernel,
+)
+
+Cause = Callable[[StepEvidence], KmoddError | None]
+
+# Symbols reach error texts, so only what a compiler can have made is taken for one.
+_SYMBOL = re.compile(r"Unknown symbol ([A-Za-z0-9_.$]{1,128}) \(err -?\d+\)")
+_NAMESPACE = re.compile(r"uses symbol ([A-Za-z0-9_.$]{1,128}) from namespace ([A-Za-z0-9_]{1,64}),? but does not import it")
+_PARAMETER = re.compile(r"(?:invalid|too large) for parameter [`'](?:[A-Za-z0-9_]+\.)?([A-Za-z0-9_.-]+)'")
+_OWNER = re.compile(r"gave up waiting for init of module ([A-Za-z0-9_]+)")
+_DUPLICATE = re.compile(r"exports duplicate symbol ([A-Za-z0-9_.$]{1,128}) \(owned by ([A-Za-z0-9_]+)\)")
+_FIRMWARE = re.compile(r"(?:Direct firmware load for|failed to load firmware:?|firmware: failed to load) (\S+)")
+_TOO_MANY = re.compile(r"can only take \d+ arguments")
+_LSM = re.compile(r"LoadPin|avc:\s+denied|apparmor=\"DENIED\"|\bima\b|integrity:|Yama|SMACK", re.IGNORECASE)
+
+
+# --- EPERM: five causes ------------------------------------------------------------------------------------------------
+
+
+def no_capability(e: StepEvidence) -> KmoddError | None:
+    """may_init_module() asks for CAP_SYS_MODULE first."""
+    if e.capable:
+        return None
+    return NotPermitted(
+        f"kmodd may not load {e.step.module}: it runs without CAP_SYS_MODULE",
+        module=e.step.module,
+        evidence=e.facts_for("systemctl show kmodd --property=CapabilityBoundingSet; it needs CAP_SYS_MODULE"),
+    )
+
+
+def disabled_until_reboot(e: StepEvidence) -> KmoddError | None:
+    """may_init_module() then looks at modules_disabled."""
+    if not e.facts.modules_disabled:
+        return None
+    error = modules_disabled(e.step.module)
+    error.evidence = e.facts_for(error.evidence.hint)
+    return error
+
+
+def blacklisted_at_boot(e: StepEvidence) -> KmoddError | None:
+    """blacklisted(): `Module softdog is blacklisted`."""
+    rule = command_line_rule(e.step.module, e.facts.command_line)
+    if rule is None and not e.line("Module", "is blacklisted"):
+        return None
+    return DisabledByPolicy(
+        f"{e.step.module} cannot be used: the kernel command line blacklists it (module_blacklist=)",
+        module=e.step.module,
+        evidence=e.facts_for("remove it from module_blacklist= in the boot loader's configuration", rule=rule),
+    )
+
+
+def locked_down(e: StepEvidence) -> KmoddError | None:
+    """security_locked_down(): `Lockdown: …: unsigned module loading is restricted`, at most a few times (ratelimited)."""
+    if e.line("Lockdown:", "unsafe module parameters"):
+        return Lockdown(
+            f"the kernel is locked down and does not let {e.step.module} have this parameter",
+            module=e.step.module,
+            evidence=e.facts_for("load it without the parameter"),
+        )
+    if not e.line("Lockdown:") and (e.facts.lockdown == "none" or e.signed):
+        return None
+    return Lockdown(
+        f"the kernel is locked down and does not load {e.step.module}, whose file has no signature it trusts",
+        module=e.step.module,
+        evidence=e.facts_for("sign the module with a key the kernel trusts (mokutil --import), then load it"),
+    )
+
+
+def security_module(e: StepEvidence) -> KmoddError | None:
+    """security_kernel_read_file() and its relatives: LoadPin, SELinux, AppArmor, IMA."""
+    if not any(_LSM.search(line) for line in e.log):
+        return None
+    return NotPermitted(
+        f"a security module of the kernel does not allow loading {e.step.module}",
+        module=e.step.module,
+        evidence=e.facts_for("cat /sys/kernel/security/lsm; its own log says which rule decided"),
+    )
+
+
+def not_permitted(e: StepEvidence) -> KmoddError | None:
+    """Nothing known forbids it: a silent security module, or the module's own init()."""
+    if e.own_lines:
+        return None
+    return NotPermitted(
+        f"the kernel does not permit loading {e.step.module}, and does not say why",
+        module=e.step.module,
+        evidence=e.facts_for("cat /sys/kernel/security/lsm; a security module or the module's own init refused"),
+    )
+
+
+# --- the file ----------------------------------------------------------------------------------------------------------
+
+
+def bad_signature(e: StepEvidence) -> KmoddError | None:
+    """mod_verify_sig() and module_sig_check(); a signature that does not fit is not logged at all."""
+    line = e.line("oading of", "is rejected")
+    if "unsigned" in line:
+        why = "it is not signed, and this kernel loads signed modules only"
+    elif "unavailable key" in line or e.errno == codes.ENOKEY:
+        why = "it is signed with a key the kernel does not know"
+    elif "unsupported crypto" in line or e.errno == codes.ENOPKG:
+        why = "it is signed by a method the kernel does not support"
+    elif e.errno == codes.EKEYEXPIRED:
+        why = "the key it is signed with has expired"
+    elif e.errno == codes.EKEYREVOKED:
+        why = "the key it is signed with was revoked"
+    else:
+        why = "its signature does not fit the file, which was changed after signing"
+    return BadSignature(
+        f"the kernel refuses {e.step.module}: {why}",
+        module=e.step.module,
+        evidence=e.facts_for("reinstall the module's package, or sign it with a key the kernel trusts"),
+    )
+
+
+def wrong_version(e: StepEvidence) -> KmoddError | None:
+    """check_modinfo(): `version magic '…' should be '…'`; check_version(): `disagrees about version of symbol …`."""
+    if e.line("version magic", "should be"):
+        why = "built with other settings than the running kernel (version magic differs)"
+    elif e.line("disagrees about version of symbol") or e.line("no symbol version for"):
+        why = "built against another kernel (symbol versions differ)"
+    elif e.line("failed to validate module", "BTF"):
+        why = "built against another kernel (its type information does not fit)"
+    else:
+        return None
+    return WrongKernel(
+        f"{e.step.module} was {why}",
+        module=e.step.module,
+        evidence=e.facts_for(f"rebuild it for {e.facts.release}, or install the version for it"),
+    )
+
+
+def duplicate_symbol(e: StepEvidence) -> KmoddError | None:
+    """verify_exported_symbols(): `exports duplicate symbol … (owned by …)`."""
+    found = _first(_DUPLICATE, e)
+    if found is None:
+        return None
+    return Conflict(
+        f"{e.step.module} cannot be loaded beside {found[2]}: both export {found[1]}",
+        module=e.step.module,
+        evidence=e.facts_for(f"kmodctl unload {found[2]}", symbols=(found[1],)),
+    )
+
+
+_ELF = (
+    (("Invalid architecture in ELF header",), "is for another processor architecture"),
+    (("Invalid ELF header magic",), "is not a module at all (no ELF file)"),
+    (("Invalid ELF header type",), "is an ELF file, but no module"),
+    (("Invalid ELF header len",), "is cut short"),
+    (("Invalid ELF section header overflow",), "is cut short"),
+    (("Module len", "truncated"), "is cut short"),
+    (("Invalid ELF section",), "is damaged (section headers do not fit)"),
+    (("ELF Spec violation",), "is damaged (section headers do not fit)"),
+    (("module has no symbols",), "was stripped of its symbols"),
+    (("No module found in object",), "is an ELF file, but no module"),
+    (("livepatch support is disabled",), "is a live patch, which this kernel does not support"),
+    (("relocation",), "is damaged (relocations do not fit)"),
+    (("decompress",), "is compressed in a way that cannot be read"),
+)
+
+
+def bad_file(e: StepEvidence) -> KmoddError | None:
+    """elf_validity_check() and what follows it: told apart by the kernel's own line."""
+    what = next((text for words, text in _ELF if e.line(*words)), "is not one the kernel can use")
+    return BadModule(
+        f"the file of {e.step.module} {what}",
+        module=e.step.module,
+        evidence=e.facts_for("reinstall the package the file comes from: dpkg --search, then apt install --reinstall"),
+    )
+
+
+def file_missing(e: StepEvidence) -> KmoddError | None:
+    """The index names a file that is not there."""
+    if not e.file_missing:
+        return None
+    return BadModule(
+        f"the file of {e.step.module} is in the index, but cannot be read",
+        module=e.step.module,
+        evidence=e.facts_for("depmod -a rebuilds the index; otherwise reinstall the kernel's package"),
+    )
+
+
+def file_busy(e: StepEvidence) -> KmoddError | None:
+    """kernel_read_file() denies files that are open for writing."""
+    return Busy(
+        f"the file of {e.step.module} is being written at this moment, ask again when that is done",
+        module=e.step.module,
+        evidence=e.facts_for("an installation is under way: wait for the package manager"),
+    )
+
+
+# --- what it needs -----------------------------------------------------------------------------------------------------
+
+
+def dependency_hangs(e: StepEvidence) -> KmoddError | None:
+    """resolve_symbol_wait() waits 30 seconds for a module in `coming`."""
+    found = _first(_OWNER, e)
+    if found is None:
+        return None
+    return Stuck(
+        f"{e.step.module} needs {found[1]}, whose own init has not come back",
+        module=e.step.module,
+        evidence=e.facts_for(f"kmodctl why {found[1]}"),
+    )
+
+
+def unknown_symbol(e: StepEvidence) -> KmoddError | None:
+    """simplify_symbols(): `Unknown symbol … (err -2)`; verify_namespace_is_imported() for namespaces."""
+    namespaces = {found[1]: found[2] for line in e.log if (found := _NAMESPACE.search(line))}
+    symbols = tuple(
+        dict.fromkeys([found[1] for line in e.log if (found := _SYMBOL.search(line))] + list(namespaces))
+    )
+    if not symbols:
+        return None
+    shown = ", ".join(symbols[:4]) + (f" and {len(symbols) - 4} more" if len(symbols) > 4 else "")
+    if namespaces:
+        sentence = f"{e.step.module} uses {shown} without importing the symbol namespace"
+        hint = "; ".join(f"MODULE_IMPORT_NS({space})" for space in dict.fromkeys(namespaces.values()))
+    else:
+        sentence = f"{e.step.module} needs {shown}, which neither the kernel nor a loaded module has"
+        hint = "depmod -a finds missing dependencies; otherwise rebuild it for this kernel (GPL-only symbols need a GPL module)"
+    return UnknownSymbol(sentence, module=e.step.module, evidence=e.facts_for(hint, symbols=symbols))
+
+
+def built_in_already(e: StepEvidence) -> KmoddError | None:
+    """mod_sysfs_init(): `module is already loaded`, when the kernel image has one of this name."""
+    if not e.line("module is already loaded"):
+        return None
+    return Builtin(
+        f"{e.step.module} is built into the kernel, another of this name cannot be loaded",
+        module=e.step.module,
+        evidence=e.facts_for(f"kmodctl show {e.step.module}"),
+    )
+
+
+# --- parameters ----------------------------------------------------------------------------------------------------------
+
+
+def bad_parameter(e: StepEvidence) -> KmoddError | None:
+    """parse_args(): ``dummy: `abc' invalid for parameter `numdummies'``, `too large for parameter`."""
+    found = _first(_PARAMETER, e)
+    if found is None:
+        if not any(_TOO_MANY.search(line) for line in e.log):
+            return None
+        return BadParameter(
+            f"a parameter of {e.step.module} was given more values than it takes",
+            module=e.step.module,
+            evidence=e.facts_for(f"kmodctl show {e.step.module} lists its parameters"),
+        )
+    parameter = found[1].replace("-", "_")
+    rule = None
+    if parameter not in e.given:
+        rule = next((r for r in reversed(e.options) if f"{parameter}=" in r.value.replace("-", "_")), None)
+    hint = f"kmodctl show {e.step.module} lists its parameters"
+    if rule is not None:
+        hint = f"change the options line in {rule.file}, line {rule.line}"
+    return BadParameter(
+        f"{e.step.module} does not accept this value for parameter {parameter}",
+        module=e.step.module,
+        argument=parameter,
+        evidence=e.facts_for(hint, parameter=parameter, rule=rule),
+    )
+
+
+# --- its own init --------------------------------------------------------------------------------------------------------
+
+
+def no_device(e: StepEvidence) -> KmoddError | None:
+    """ENODEV, ENXIO and EOPNOTSUPP are what drivers answer without hardware."""
+    return NoDevice(
+        f"{e.step.module} found no device it can drive on this machine ({e.errno_name})",
+        module=e.step.module,
+        evidence=e.facts_for("lspci -k; lsusb; journalctl -k shows what the driver itself said, if anything"),
+    )
+
+
+def firmware_missing(e: StepEvidence) -> KmoddError | None:
+    """request_firmware(): `Direct firmware load for … failed with error -2`."""
+    found = _first(_FIRMWARE, e)
+    if found is None:
+        return None
+    return InitFailed(
+        f"{e.step.module} did not find the firmware it needs ({e.errno_name})",
+        module=e.step.module,
+        evidence=e.facts_for("install the package with the firmware file named in the kernel's log: apt-file search"),
+    )
+
+
+def out_of_memory(e: StepEvidence) -> KmoddError | None:
+    """ENOMEM, from the loader or from init()."""
+    return InitFailed(
+        f"the kernel has no memory left to load {e.step.module} (ENOMEM)",
+        module=e.step.module,
+        evidence=e.facts_for("free -h; journalctl -k"),
+    )
+
+
+def init_failed(e: StepEvidence) -> KmoddError | None:
+    """Whatever init() answers, with its own words where it has any."""
+    said = "; the kernel's log has its own words" if e.own_lines else ", and says nothing more"
+    return InitFailed(
+        f"{e.step.module} failed to initialise: its init answers {e.errno_name}{said}",
+        module=e.step.module,
+        evidence=e.facts_for("journalctl -k; kmodctl log " + e.step.module),
+    )
+
+
+_PERMISSION: tuple[Cause, ...] = (
+    no_capability,
+    disabled_until_reboot,
+    blacklisted_at_boot,
+    locked_down,
+    security_module,
+    not_permitted,
+)
+LOAD_TABLE: Mapping[int, tuple[Cause, ...]] = {
+    codes.EPERM: _PERMISSION,
+    codes.EACCES: (security_module, file_missing),
+    codes.EKEYREJECTED: (bad_signature,),
+    codes.EKEYEXPIRED: (bad_signature,),
+    codes.EKEYREVOKED: (bad_signature,),
+    codes.ENOKEY: (bad_signature,),
+    codes.ENOPKG: (bad_signature,),
+    codes.EBADMSG: (bad_signature,),
+    codes.ENOEXEC: (wrong_version, duplicate_symbol, bad_file),
+    codes.ETXTBSY: (file_busy,),
+    codes.ENOENT: (unknown_symbol, file_missing, firmware_missing),
+    codes.EINVAL: (bad_parameter, wrong_version, unknown_symbol, built_in_already),
+    codes.ERANGE: (bad_parameter,),
+    codes.ENOSPC: (bad_parameter,),
+    codes.EBUSY: (dependency_hangs,),
+    codes.ENODEV: (no_device,),
+    codes.ENXIO: (no_device,),
+    codes.EOPNOTSUPP: (no_device,),
+    codes.ENOMEM: (out_of_memory,),
+}
+"""For each errno its causes, the likeliest by evidence first; `init_failed` follows them all."""
+
+
+def _first(pattern: re.Pattern[str], e: StepEvidence) -> re.Match[str] | None:
+    return next((found for line in e.log if (found := pattern.search(line))), None)
