@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What holds for every test: it leaves nothing behind, and where `CI` is set none is skipped."""
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+_DESCRIPTORS = Path("/proc/self/fd")
+_PROCESSES = Path("/proc")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Coroutine tests are looked after on their own event loop; for the others, none is made."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(inspect.unwrap(item.obj)):
+            item.fixturenames.insert(0, "_no_leaked_task")
+
+
+@pytest.fixture
+async def _no_leaked_task() -> AsyncIterator[None]:
+    """Fail a test whose tasks outlive it and its fixtures."""
+    yield
+    # What was cancelled or told to end needs a few turns of the loop to get there.
+    for _ in range(10):
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        if not left:
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("left running: " + ", ".join(repr(task.get_coro()) for task in left))
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_descriptor_or_child() -> Iterator[None]:
+    """Fail a test that leaves a descriptor open or a child process behind."""
+    descriptors, children = _descriptors(), _children()
+    yield
+    if extra := _descriptors().keys() - descriptors.keys():
+        gc.collect()  # Cycles hold descriptors until they are collected; that is no leak.
+        now = _descriptors()
+        if left := [f"{number} -> {now[number]}" for number in extra & now.keys()]:
+            pytest.fail(f"left open: {', '.join(sorted(left))}")
+    if left := sorted(_children() - children):
+        pytest.fail(f"left behind: {', '.join(left)}")
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir(_DESCRIPTORS):
+        try:
+            found[number] = os.readlink(_DESCRIPTORS / number)
+        except FileNotFoundError:  # the one the listing itself used
+            continue
+    return found
+
+
+def _children() -> set[str]:
+    """`PID NAME` of each child of this process; the whole of /proc is read only when there is any."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return set()
+    found = set()
+    for entry in _PROCESSES.iterdir():
+        if entry.name.isdigit():
+            try:
+                head, _, tail = (entry / "stat").read_text().rpartition(")")
+            except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                continue
+            if int(tail.split()[1]) == os.getpid():
+                found.add(head.replace("(", "", 1))
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A skipped test proves nothing: with `CI` set it fails the run."""
+    if os.environ.get("CI", "") not in ("", "0", "false") and exitstatus == 0 and _skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Say why the run fails although no test did."""
+    if os.environ.get("CI", "") not in ("", "0", "false") and (count := _skipped(config)):
+        print(f"\n{count} skipped: with CI set, that fails the run")
+
+
+def _skipped(config: pytest.Config) -> int:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    return len(reporter.stats.get("skipped", [])) + len(reporter.stats.get("xfailed", [])) if reporter else 0
