@@ -30,7 +30,9 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     if len(named) == 1:
         told["module"] = named[0]
     single = len(plan.request.operations) == 1
-    parameters = [word for operation in plan.request.operations for word in _parameters(operation, qualified=not single)]
+    parameters = [
+        word for operation in plan.request.operations for word in _parameters(operation, qualified=not single)
+    ]
     if parameters:
         told["parameters"] = " ".join(parameters)
     return told

@@ -78,7 +78,10 @@ def _bind(interface: Interface, members: Members) -> BoundInterface:
     targeted = interface.objects.endswith("*")
     return BoundInterface(
         interface,
-        {name: BoundMethod(row, getattr(members, snake_case(name)), targeted) for name, row in interface.methods.items()},
+        {
+            name: BoundMethod(row, getattr(members, snake_case(name)), targeted)
+            for name, row in interface.methods.items()
+        },
         {
             name: BoundProperty(row, getattr(members, snake_case(name)), targeted)
             for name, row in interface.properties.items()

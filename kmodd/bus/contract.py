@@ -128,7 +128,9 @@ def _property(interface: str, element: ET.Element) -> Property:
 
 
 def _signature(element: ET.Element, direction: str | None) -> str:
-    return "".join(_complete(_attribute(arg, "type")) for arg in element.findall("arg") if arg.get("direction") == direction)
+    return "".join(
+        _complete(_attribute(arg, "type")) for arg in element.findall("arg") if arg.get("direction") == direction
+    )
 
 
 def _complete(type_: str) -> str:

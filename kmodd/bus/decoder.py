@@ -106,7 +106,7 @@ class _Reader:
     def array(self, element: str) -> list[Any]:
         end = self._extent(ALIGNMENT[element[0]])
         limit = BATCH_MAX if element[0] == "(" else ARRAY_MAX
-        values = []
+        values: list[Any] = []
         while self.position < end:
             if len(values) == limit:
                 raise InvalidArgs(f"at most {limit} elements")

@@ -23,6 +23,7 @@ from kmodd.bus.encoder import encode
 from kmodd.bus.frame import Frame
 from kmodd.bus.gate import Count, Gate
 from kmodd.bus.quota import Quota, Slot
+from kmodd.bus.signature import split
 from kmodd.bus.tree import Tree
 from kmodd.bus.turns import Turns
 from kmodd.errors import INTERNAL, Failed, InvalidArgs, KmoddError, LimitsExceeded
@@ -91,13 +92,17 @@ class Dispatcher:
                 client = self._callers.identify(frame.sender, self._identified)
                 self._held[client] = [frame]
             elif client in self._held:
-                if len(self._held[client]) >= _HELD_MAX:
-                    raise LimitsExceeded("too many calls are waiting for an answer")
-                self._held[client].append(frame)
+                self._hold(frame, self._held[client])
             else:
                 self._turns.add(frame, client)
         except LimitsExceeded as error:
             self._fail(frame, error)
+
+    @staticmethod
+    def _hold(frame: Frame, held: list[Frame]) -> None:
+        if len(held) >= _HELD_MAX:
+            raise LimitsExceeded("too many calls are waiting for an answer")
+        held.append(frame)
 
     def _identified(self, client: Client) -> None:
         for frame in self._held.pop(client, ()):
@@ -203,9 +208,7 @@ class Dispatcher:
 
     def _unambiguous(self, member: str, interfaces: tuple[Interface, ...]) -> BoundMethod | None:
         """The interface header is optional; a member that only one of the object's interfaces has is meant."""
-        found = [
-            method for one in interfaces if (method := self._interfaces[one.name].methods.get(member)) is not None
-        ]
+        found = [method for one in interfaces if (method := self._interfaces[one.name].methods.get(member)) is not None]
         return found[0] if len(found) == 1 else None
 
     # --- answers ----------------------------------------------------------------------------------------------------
@@ -214,10 +217,10 @@ class Dispatcher:
         signature = method.row.answers
         if isinstance(result, Body):
             data = result.data
-        elif isinstance(result, tuple):
-            data = encode(signature, result)
         else:
-            data = encode(signature, (result,)) if signature else b""
+            # A tuple stands for several results only where there are several: an `as` may be one too.
+            results = split(signature)
+            data = encode(signature, result if len(results) > 1 else (result,)) if results else b""
         if frame.wants_reply:
             self._wire.send(frames.reply(self._wire.next_serial(), frame, signature, data))
 

@@ -37,12 +37,16 @@ class Gate:
                 await self._ask(caller, action, call)
             except (AccessDenied, InteractiveAuthorizationRequired) as error:
                 self._count("denied", row.name)
-                self._audit.record(_record("authorization.denied", f"{error.message}", row, action, call, caller, error))
+                self._audit.record(
+                    _record("authorization.denied", f"{error.message}", row, action, call, caller, error)
+                )
                 raise
         if caller.uid != 0:
             self._count("granted", row.name)
             for action in actions:
-                self._audit.record(_record("authorization.granted", f"authorized for {action}", row, action, call, caller, None))
+                self._audit.record(
+                    _record("authorization.granted", f"authorized for {action}", row, action, call, caller, None)
+                )
 
     async def _ask(self, caller: Caller, action: str, call: Call) -> None:
         if not caller.interactive or caller.uid == 0:

@@ -109,7 +109,12 @@ def _some(
 
 
 def _operation(
-    verb: str, module: str, parameters: Mapping[str, str], *, dependents: bool = False, unused_dependencies: bool = False
+    verb: str,
+    module: str,
+    parameters: Mapping[str, str],
+    *,
+    dependents: bool = False,
+    unused_dependencies: bool = False,
 ) -> Operation:
     if verb not in {"load", "unload", "reload"}:
         raise InvalidArgs("an operation is 'load', 'unload' or 'reload'", argument="operations")

@@ -102,7 +102,9 @@ class Polkit:
             task.exception()  # polkit may be gone or not know the question any more: either way it is taken back
 
     async def _cancel(self, cancellation: str) -> None:
-        await self._bus.call(NAME, PATH, INTERFACE, "CancelCheckAuthorization", "s", (cancellation,), timeout=self._timeout)
+        await self._bus.call(
+            NAME, PATH, INTERFACE, "CancelCheckAuthorization", "s", (cancellation,), timeout=self._timeout
+        )
 
 
 def _decision(answer: list[Any]) -> tuple[bool, bool]:
@@ -111,4 +113,3 @@ def _decision(answer: list[Any]) -> tuple[bool, bool]:
         case [[bool() as yes, bool() as challenge, dict()]]:
             return yes, challenge
     return False, False
-

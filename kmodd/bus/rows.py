@@ -5,7 +5,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kmodd.core.listing import ListedModule
-from kmodd.model import Explanation, Failure, Health, HistoryEntry, LoadedBy, Metric, ModuleInfo, OperationResult, Plan, Step
+from kmodd.model import (
+    Explanation,
+    Failure,
+    Health,
+    HistoryEntry,
+    LoadedBy,
+    Metric,
+    ModuleInfo,
+    OperationResult,
+    Plan,
+    Step,
+)
 from kmodd.names import kernel_arguments
 
 Row = dict[str, tuple[str, Any]]

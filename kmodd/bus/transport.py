@@ -11,9 +11,8 @@ import os
 import socket
 from array import array
 from collections import deque
-from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dbus_next import BusType, Message, MessageFlag, MessageType
 from dbus_next._private.unmarshaller import Unmarshaller
@@ -22,6 +21,9 @@ from dbus_next.signature import SignatureTree, Variant
 
 from kmodd.bus import frame as frames
 from kmodd.bus.frame import Frame, FrameError, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DRIVER = "org.freedesktop.DBus"
 DRIVER_PATH = "/org/freedesktop/DBus"
@@ -71,7 +73,7 @@ class Transport:
     @property
     def unique_name(self) -> str:
         """Our name on the bus, such as `:1.7`."""
-        return str(self._bus.unique_name or "")
+        return str(self._bus.unique_name)
 
     @property
     def connected(self) -> bool:
@@ -112,7 +114,14 @@ class Transport:
             raise BusLostError("not connected")
         flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
         message = Message(
-            destination, path, interface, member, flags=flags, signature=signature, body=list(body), serial=self.next_serial()
+            destination,
+            path,
+            interface,
+            member,
+            flags=flags,
+            signature=signature,
+            body=list(body),
+            serial=self.next_serial(),
         )
         try:
             reply = await asyncio.wait_for(self._bus.call(message), timeout)
@@ -162,11 +171,12 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Variant) else value
 
 
-class _Connection(MessageBus):  # type: ignore[misc]  # dbus-next has no types
+class _Connection(MessageBus):
     def __init__(self, owner: Transport, address: str | None) -> None:
-        super().__init__(address, BusType.SYSTEM, negotiate_unix_fd=True)
+        super().__init__(address or "", BusType.SYSTEM, negotiate_unix_fd=True)
         self.owner = owner
-        self.outbox = self._writer = _Outbox(self)
+        self.outbox = _Outbox(self)
+        self._writer: Any = self.outbox
         self._buffer = bytearray()
         self._skip = 0
 
@@ -192,7 +202,7 @@ class _Connection(MessageBus):  # type: ignore[misc]  # dbus-next has no types
     def _finalize(self, err: BaseException | None = None) -> None:
         lost = not self._disconnected
         if lost:
-            super()._finalize(err)
+            super()._finalize(err)  # type: ignore[no-untyped-call]  # dbus-next is typed in part
             # Nobody else may ever ask for it: it must not complain about an exception that was not retrieved.
             if self._disconnect_future.done() and not self._disconnect_future.cancelled():
                 self._disconnect_future.exception()
@@ -337,7 +347,7 @@ class _Outbox:
             count -= len(first)
             self._chunks.popleft()
 
-    def schedule_write(self, msg: Message = None, future: "asyncio.Future[None] | None" = None) -> None:
+    def schedule_write(self, msg: Message | None = None, future: "asyncio.Future[None] | None" = None) -> None:
         """What dbus-next calls to send a message of ours."""
         if msg is not None:
             self.put(bytes(msg._marshall()))

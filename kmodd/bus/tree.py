@@ -18,7 +18,23 @@ class Branch:
     labels: Callable[[], Iterable[str]]
     """The names there are now."""
     has: Callable[[str], bool]
-    """There is one with this name now."""
+    """There is one with this name now; whatever the name is, it is looked up and nothing else."""
+    escaped: bool = True
+    """Names are escaped in paths, as sd_bus_path_encode does; False for numbers."""
+
+    def encode(self, label: str) -> str:
+        """The last part of the path for a name."""
+        return escape_label(label) if self.escaped else label
+
+    def decode(self, encoded: str) -> str | None:
+        """The name for a last part of a path; None where it is nobody's: one object has one path."""
+        if not self.escaped:
+            return encoded if encoded.isascii() and encoded.isdigit() and not encoded.startswith("0") else None
+        try:
+            label = unescape_label(encoded)
+        except ValueError:
+            return None
+        return label if escape_label(label) == encoded else None
 
 
 class Tree:
@@ -45,12 +61,8 @@ class Tree:
         branch = self._branches.get(prefix)
         if branch is None:
             return None
-        try:
-            label = unescape_label(encoded)
-        except ValueError:
-            return None
-        # One object has one path: other spellings of its name are nothing.
-        if escape_label(label) != encoded or not branch.has(label):
+        label = branch.decode(encoded)
+        if label is None or not branch.has(label):
             return None
         return Target(path, label), self._at[prefix]
 
@@ -58,12 +70,18 @@ class Tree:
         """The last parts of the paths right below."""
         branch = self._branches.get(path)
         if branch is not None:
-            return [escape_label(label) for label in branch.labels()]
+            return [branch.encode(label) for label in branch.labels()]
         start = path.rstrip("/") + "/"
-        return sorted({other[len(start) :].split("/")[0] for other in self._fixed if other.startswith(start) and other != start})
+        return sorted(
+            {other[len(start) :].split("/")[0] for other in self._fixed if other.startswith(start) and other != start}
+        )
+
+    def path(self, prefix: str, label: str) -> str:
+        """The path of an object by its name, whether it is there or not."""
+        return f"{prefix}/{self._branches[prefix].encode(label)}"
 
     def objects(self) -> Iterable[tuple[Target, tuple[Interface, ...]]]:
         """Every object with a name of its own, as ObjectManager lists them."""
         for prefix, branch in self._branches.items():
             for label in branch.labels():
-                yield Target(f"{prefix}/{escape_label(label)}", label), self._at[prefix]
+                yield Target(f"{prefix}/{branch.encode(label)}", label), self._at[prefix]

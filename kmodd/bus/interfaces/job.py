@@ -18,19 +18,18 @@ class JobInterface:
 
     def cancel(self, target: Target) -> Call:
         job = self._job(target)
-        modules = " ".join(job.modules)
-        details = {"modules": modules, "action": "cancel"}
-        if len(job.modules) == 1:
-            details["module"] = modules
+        details = {"modules": job.module, "action": "cancel"}
+        if " " not in job.module:
+            details["module"] = job.module
         # A reload or a batch may do both, so whoever stops it could have needed both.
         actions = _NEEDED.get(job.action, (LOAD, UNLOAD))
-        return Call(lambda caller: self._parts.jobs.cancel(job.id, caller), details, actions, owner=job.sender)
+        return Call(lambda _: self._parts.jobs.cancel(job.id), details, actions, owner=job.sender)
 
     def action(self, target: Target) -> str:
         return self._job(target).action
 
     def module(self, target: Target) -> str:
-        return " ".join(self._job(target).modules)
+        return self._job(target).module
 
     def state(self, target: Target) -> str:
         return self._job(target).state

@@ -97,8 +97,8 @@ class Job(Protocol):
         """`load`, `unload`, `reload` or `batch`."""
 
     @property
-    def modules(self) -> tuple[ModuleName, ...]:
-        """What it is about."""
+    def module(self) -> str:
+        """What it is about, separated by spaces."""
 
     @property
     def state(self) -> str:
@@ -120,17 +120,14 @@ class Job(Protocol):
 class Jobs(Protocol):
     """Operations under way."""
 
-    def ids(self) -> Iterable[int]:
-        """Their numbers."""
+    def all(self) -> Sequence[Job]:
+        """Every one."""
 
-    def get(self, id: int) -> Job | None:  # noqa: A002 - the word of the contract
+    def get(self, number: int) -> Job | None:
         """One of them."""
 
-    def cancel(self, id: int, caller: Caller) -> None:  # noqa: A002 - the word of the contract
+    def cancel(self, number: int) -> None:
         """Cancel one that only waits; Busy or Stuck otherwise."""
-
-    def abandon(self, sender: str) -> None:
-        """Cancel what a caller that left the bus has waiting."""
 
 
 class Loaded(Protocol):

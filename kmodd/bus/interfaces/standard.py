@@ -18,7 +18,7 @@ class PropertiesInterface:
         self._reading = reading
 
     def get(self, target: Target, interface_name: str, property_name: str) -> Call:
-        return Call(lambda _: (self._reading.one(interface_name, property_name, target),))
+        return Call(lambda _: self._reading.one(interface_name, property_name, target))
 
     def get_all(self, target: Target, interface_name: str) -> Call:
         return Call(lambda _: self._reading.all(interface_name, target))
