@@ -30,9 +30,9 @@ def to_remove(explanation: Explanation, holders: Mapping[str, Explanation]) -> l
     held = [explanation, *(holders[name] for name in _below(explanation, holders))]
     for found in reversed(held):
         steps += [step for step in map(_free, found.users) if step is not None and step not in steps]
-    kernel_only = not steps and not explanation.holders
-    if kernel_only:
-        return []
+    steps += [Advice(words=_unexplained(found.name)) for found in held if any(u.kind == "kernel" for u in found.users)]
+    if not explanation.holders and all(user.kind == "kernel" for user in explanation.users):
+        return steps
     switch = " --dependents" if explanation.holders else ""
     return [*steps, Advice(f"kmodctl unload {explanation.name}{switch}")]
 
@@ -69,6 +69,10 @@ def _free(user: User) -> Advice | None:
             return Advice(words=f"the device {user.name} is driven by it")
         case _:
             return None  # a module is freed by --dependents, the kernel by nobody
+
+
+def _unexplained(module: str) -> str:
+    return f"the kernel itself uses {module}: no command frees it, try again later"
 
 
 def _device(name: str) -> str:

@@ -20,7 +20,7 @@ _WORDS = {
     Result.CHANGED: "changed",
     Result.UNCHANGED: "as it was",
     Result.FAILED: "failed",
-    Result.ROLLED_BACK: "undone again",
+    Result.ROLLED_BACK: "rolled back",
     Result.SKIPPED: "not tried",
 }
 

@@ -158,8 +158,7 @@ def _removal(answer: Answer, screen: Screen) -> list[str]:
             *_field("To remove it", _commands([Advice(f"kmodctl unload {found.name}")], screen), screen),
         ]
     width = screen.fits(LABEL + 4) or 200
-    reasons = [line for blocker in found.blockers for line in wrap(clean(blocker), width)]
-    text = _field("Can be removed", [paint.warn("no"), *reasons], screen)
+    text = _field("Can be removed", _refusal(found.blockers, width, screen), screen)
     advice = to_remove(found, answer.holders)
     if advice:
         text += _field("To remove it", _commands(advice, screen), screen)
@@ -171,17 +170,22 @@ def _loading(found: Explanation, screen: Screen) -> list[str]:
     if found.loadable and found.state is State.AVAILABLE:
         load = [Advice(f"kmodctl load {found.name}")]
         return [
-            *_field("Can be loaded", [paint.good("yes")], screen),
+            *_field("Can be loaded", [f"{paint.good('yes')}, as far as files and rules say"], screen),
             *_field("To load it", _commands(load, screen), screen),
         ]
     width = screen.fits(LABEL + 4) or 200
-    reasons = [line for blocker in found.blockers for line in wrap(clean(blocker), width)]
-    text = _field("Can be loaded", [paint.warn("no"), *reasons], screen)
+    text = _field("Can be loaded", _refusal(found.blockers, width, screen), screen)
     if found.policy:
         text += _field("Rule", [clean(found.policy)], screen)
         advice = _unblock(found)
         text += _field("To load it", _commands(advice, screen), screen)
     return text
+
+
+def _refusal(blockers: tuple[str, ...], width: int, screen: Screen) -> list[str]:
+    reasons = [line for blocker in blockers for line in wrap(clean(blocker), width - 4)]
+    no = screen.paint.warn("no")
+    return [f"{no}: {reasons[0]}", *(f"    {line}" for line in reasons[1:])] if reasons else [no]
 
 
 def _unblock(found: Explanation) -> list[Advice]:
