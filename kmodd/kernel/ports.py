@@ -156,35 +156,19 @@ class UeventSource(Protocol):
 class Kernel(Protocol):
     """Everything together, as the composition root hands it to core."""
 
-    # Properties, so that a kernel may have more specific parts than these.
     @property
-    def index(self) -> ModuleIndex:
-        """Module files and modprobe.d."""
-
+    def index(self) -> ModuleIndex: ...
     @property
-    def loaded(self) -> LoadedModules:
-        """What is loaded."""
-
+    def loaded(self) -> LoadedModules: ...
     @property
-    def executor(self) -> Executor:
-        """Loads and unloads."""
-
+    def executor(self) -> Executor: ...
     @property
-    def log(self) -> KernelLog:
-        """Its ring buffer."""
-
+    def log(self) -> KernelLog: ...
     @property
-    def usage(self) -> Usage:
-        """What keeps modules busy."""
-
+    def usage(self) -> Usage: ...
     @property
-    def facts(self) -> Facts:
-        """Facts about it."""
-
+    def facts(self) -> Facts: ...
     @property
-    def uevents(self) -> UeventSource:
-        """Its events."""
-
+    def uevents(self) -> UeventSource: ...
     @property
-    def simulated(self) -> bool:
-        """It is not the real one."""
+    def simulated(self) -> bool: ...
