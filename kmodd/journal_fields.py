@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Records as journal fields and back: the one place that knows how a field is named, escaped and capped.
+
+Lines are `FIELD=value`, as sd_journal_sendv(3) takes them; a field may come several times (KMODD_MODULE, KMODD_KERNEL_LOG).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from kmodd.model import HistoryEntry, Record
+
+IDENTIFIER = "kmodd"
+VALUE_MAX = 1024
+"""Bytes of one value as UTF-8."""
+LINES_MAX = 32
+"""Values of one field that may come several times."""
+
+MESSAGE_IDS: Mapping[str, str] = {
+    "module.loaded": "1380ccab429640da9d564b60b71f8e8e",
+    "module.unloaded": "8d3fa0ee68a04717838b1915becec8aa",
+    "module.load-failed": "d5eba685a8204ec585e094c14227342d",
+    "module.unload-failed": "fad4e644ffbf46ad9d6d99f1924d3e48",
+    "module.appeared": "9a8fe519e76840fc8354f60590684bb0",
+    "module.disappeared": "3253ebd4ee07471badbd0a9d63a6693e",
+    "health.changed": "9a2dec00277940f286a23d7c92d3c977",
+    "authorization.granted": "52358b66bd1b4cd585eec384761866e3",
+    "authorization.denied": "4a02b579463b461ab2ce5416ccc081ba",
+    "daemon.started": "18f026fb4a5b424ba0ba2373178c5af9",
+    "daemon.stopped": "fc16b0d1edc34ecb978edaa1b1da716d",
+    "daemon.reloaded": "7b7e11a9943148ff888e590a9b05d369",
+    "daemon.trouble": "450de2029d1749469d8deff2a02c74e6",
+    "daemon.bug": "2f59f83a9d3d40538058a8976842f703",
+    "journal.dropped": "e40c385361814eed937612baebbeb76e",
+}
+"""The stable identifier of each kind of event; systemd/kmodd.catalog explains every one of them."""
+
+_TEXTS = {
+    "KMODD_ACTION": "action",
+    "KMODD_RESULT": "result",
+    "KMODD_ERROR": "error",
+    "KMODD_SENDER": "sender",
+    "KMODD_EXE": "exe",
+    "KMODD_REASON": "reason",
+    "KMODD_JOB": "job",
+    "KMODD_HINT": "hint",
+    "KMODD_ON_BEHALF_OF": "on_behalf_of",
+}
+_NUMBERS = {"KMODD_UID": "uid", "KMODD_DURATION_USEC": "duration_usec", "KMODD_ERRNO": "errno"}
+_OWN = frozenset({*_TEXTS, *_NUMBERS, "KMODD_EVENT", "KMODD_MODULE", "KMODD_KERNEL_LOG"})
+_NAME_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+
+
+def clean(value: str) -> str:
+    """Escape what a terminal or a person could be fooled by, and cut at 1 KiB.
+
+    Everything str.isprintable() refuses is escaped: control characters, line breaks, bidirectional marks, surrogates.
+    """
+    if not value.isprintable():
+        value = "".join(char if char.isprintable() else _escaped(char) for char in value[:VALUE_MAX])
+    if len(value) * 4 > VALUE_MAX:
+        data = value.encode()
+        if len(data) > VALUE_MAX:
+            value = data[: VALUE_MAX - 3].decode(errors="ignore") + "…"
+    return value
+
+
+def to_lines(record: Record) -> list[str]:
+    """Spell a record; empty fields are left out."""
+    lines = [
+        f"MESSAGE={clean(record.message)}",
+        f"PRIORITY={record.priority}",
+        f"SYSLOG_IDENTIFIER={IDENTIFIER}",
+        f"KMODD_EVENT={clean(record.event)}",
+    ]
+    message_id = MESSAGE_IDS.get(record.event)
+    if message_id is not None:
+        lines.append(f"MESSAGE_ID={message_id}")
+    # A record about several modules can be found by each of them.
+    lines += [f"KMODD_MODULE={clean(name)}" for name in record.module.split()[:LINES_MAX]]
+    lines += [f"{field}={clean(text)}" for field, name in _TEXTS.items() if (text := getattr(record, name))]
+    lines += [
+        f"{field}={number:d}" for field, name in _NUMBERS.items() if (number := getattr(record, name)) is not None
+    ]
+    lines += [f"KMODD_KERNEL_LOG={clean(line)}" for line in record.kernel_log[:LINES_MAX]]
+    lines += [f"KMODD_{name}={clean(text)}" for name, text in record.extra.items() if _is_extra(name)]
+    return lines
+
+
+def from_fields(fields: Mapping[str, object], time: int) -> HistoryEntry:
+    """Rebuild a record from what a journal reader gives: values are texts, numbers, bytes, or lists of them."""
+    record = Record(
+        event=_text(fields.get("KMODD_EVENT")),
+        message=_text(fields.get("MESSAGE")),
+        module=" ".join(_texts(fields.get("KMODD_MODULE"))),
+        kernel_log=_texts(fields.get("KMODD_KERNEL_LOG")),
+        priority=_number(fields.get("PRIORITY")) or 6,
+        extra={
+            field.removeprefix("KMODD_"): _text(value)
+            for field, value in fields.items()
+            if field.startswith("KMODD_") and field not in _OWN
+        },
+    )
+    texts: dict[str, str] = {name: _text(fields.get(field)) for field, name in _TEXTS.items()}
+    record = replace(
+        record,
+        **texts,  # type: ignore[arg-type] # every name in the table is a text
+        uid=_number(fields.get("KMODD_UID")),
+        duration_usec=_number(fields.get("KMODD_DURATION_USEC")),
+        errno=_number(fields.get("KMODD_ERRNO")),
+    )
+    return HistoryEntry(time, record)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _is_extra(name: str) -> bool:
+    # A name is constant text of ours; this keeps a mistake from forging another field.
+    return bool(name) and _NAME_CHARS.issuperset(name) and f"KMODD_{name}" not in _OWN
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes):
+        return (_text(value),)
+    if isinstance(value, Sequence):
+        return tuple(_text(each) for each in value)
+    return (str(value),)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, list | tuple):
+        return _text(value[-1]) if value else ""
+    return "" if value is None else str(value)
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(_text(value))
+    except ValueError:
+        return None
