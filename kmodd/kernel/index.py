@@ -44,7 +44,7 @@ class LibkmodIndex:
 
     One thread owns it, the one that made it: libkmod's contexts are not thread-safe, and the caches have no lock.
     Where the tree is missing, questions are answered as if no module existed, so that what is loaded can still be
-    removed by name; `info` and `dependencies` raise ModuleTreeMissing.
+    removed by name; `info` raises ModuleTreeMissing.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class LibkmodIndex:
         return "" if line is None else os.path.join(self._tree_text, line.partition(":")[0])  # noqa: PTH118 - may be absolute, and asked often
 
     def dependencies(self, name: ModuleName) -> tuple[ModuleName, ...]:
-        """All modules that must be live before it, in the order of insertion; NoSuchModule, ModuleTreeMissing.
+        """All modules that must be live before it, in the order of insertion; none for what the index does not know.
 
         A line of modules.dep names them all, the last to be inserted first (depmod sorts them so), and names no
         built-ins. Softdeps of dependencies are not looked at here.
@@ -179,9 +179,7 @@ class LibkmodIndex:
         if known is None:
             line = self._lines.get(name)
             if line is None:
-                if name in self._builtins:
-                    return ()
-                raise self._unknown(name)
+                return ()
             paths = reversed(line.partition(":")[2].split())
             known = tuple(dict.fromkeys(map(_module_of, paths)))
             self._dependencies[name] = known

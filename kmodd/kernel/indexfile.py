@@ -12,6 +12,7 @@ _HEADER = struct.Struct(">III")
 _MAGIC = 0xB007F457
 _VERSION_MAJOR = 2
 _OFFSET = 0x0FFFFFFF
+_ROOT_MAX = 64 << 10
 _PREFIX, _VALUES, _CHILDREN = 0x80000000, 0x40000000, 0x20000000
 
 
@@ -28,13 +29,13 @@ def is_sound(path: str) -> bool:
             return False
         if not _HEADER.size <= root & _OFFSET <= size:
             return False
-        return _is_node(os.pread(descriptor, 8192, root & _OFFSET), root)
+        return _is_node(os.pread(descriptor, _ROOT_MAX, root & _OFFSET), root)
     finally:
         os.close(descriptor)
 
 
 def _is_node(data: bytes, flags: int) -> bool:
-    """Tell whether the root node's prefix, table of children and first value lie in the data."""
+    """Tell whether the root node's prefix, table of children and values lie in the data."""
     position = 0
     if flags & _PREFIX:
         position = data.find(b"\0") + 1
@@ -44,9 +45,14 @@ def _is_node(data: bytes, flags: int) -> bool:
         if position + 2 > len(data):
             return False
         first, last = data[position], data[position + 1]
-        position += 2 + 4 * (last - first + 1)
-        if last < first or last > 127:
+        if not first <= last < 128:
             return False
+        position += 2 + 4 * (last - first + 1)
     if flags & _VALUES:
+        count = int.from_bytes(data[position : position + 4])
         position += 4
+        for _ in range(count):
+            position = data.find(b"\0", position + 4) + 1
+            if position == 0:
+                return False
     return position <= len(data)
