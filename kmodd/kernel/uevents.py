@@ -115,7 +115,13 @@ def drain(descriptor: int) -> None:
 
     OSError when the socket is of no use any more.
     """
-    with socket.socket(fileno=os.dup(descriptor)) as channel:
+    own = os.dup(descriptor)
+    try:
+        channel = socket.socket(fileno=own)
+    except OSError:
+        os.close(own)  # It is no socket any more, so the object that would close it was not made.
+        raise
+    with channel:
         channel.setblocking(False)
         channel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         for _ in range(_DRAIN_MAX):
