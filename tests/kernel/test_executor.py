@@ -24,8 +24,18 @@ def descriptors() -> int:
 
 
 def children() -> list[str]:
-    """Every child of this process, zombies included."""
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    """Every child of this process since the module's first test, zombies included."""
+    now = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [child for child in now if child not in _others]
+
+
+_others: list[str] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _count_from_here() -> None:
+    """Fixtures of other folders, such as a message bus, live as long as the whole run."""
+    _others[:] = children()
 
 
 async def settled(pool: WorkerPool, *, workers: int = 1) -> None:
