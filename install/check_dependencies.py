@@ -37,7 +37,7 @@ def missing() -> list[str]:
     return packages
 
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - the point is to say so where an older one runs this
     sys.exit(f"kmodd needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}.")
 if packages := missing():
     sys.exit(f"Debian packages that are missing: {' '.join(packages)}.")

@@ -50,9 +50,9 @@ def _no_leaked_descriptor_or_child() -> Iterator[None]:
 
 def _descriptors() -> dict[str, str]:
     found = {}
-    for number in os.listdir(_DESCRIPTORS):
+    for entry in _DESCRIPTORS.iterdir():
         try:
-            found[number] = os.readlink(_DESCRIPTORS / number)
+            found[entry.name] = str(entry.readlink())
         except FileNotFoundError:  # the one the listing itself used
             continue
     return found

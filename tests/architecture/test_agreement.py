@@ -70,7 +70,7 @@ def test_prompts_name_what_is_asked_for() -> None:
 
 
 def test_the_bus_lets_through_the_interfaces_of_the_api_and_no_other() -> None:
-    rules = [rule for rule in BUS.iterfind("policy[@context='default']/*")]
+    rules = BUS.findall("policy[@context='default']/*")
     assert {rule.tag for rule in rules} == {"allow"}
     assert {rule.get("send_destination") for rule in rules} == {"org.kmodd1"}
     with_methods = {i.get("name") for i in API.iter("interface") if i.find("method") is not None}

@@ -13,19 +13,8 @@ LONGEST = 400
 MEDIAN = 150
 JUNK_DRAWERS = re.compile(r"(^|_)(utils?|helpers?|misc|common)(_|$)")
 CLASS = re.compile(r"^\s*class (\w*(?:Manager|Helper|Utils|Base))\b", re.MULTILINE)
-# Left open, or of somebody's machine. Put together from pieces, so that this file is not its own finding.
-FORBIDDEN = re.compile(
-    "|".join(
-        (
-            r"\bTO" r"DO\b",
-            r"\bFIX" r"ME\b",
-            r"\bXX" r"X\b",
-            r"/wo" r"rk/",
-            r"/ro" r"ot/\.",
-            r"\bNotImplemented" r"Error\b",
-        )
-    )
-)
+# Left open, or of somebody's machine.
+FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b|/work/|/root/\.")
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -70,6 +59,7 @@ def test_nothing_is_left_open(pattern: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in tracked(pattern)
+        if path != Path(__file__)
         for number, line in enumerate(text(path).splitlines(), 1)
         if FORBIDDEN.search(line)
     ]
