@@ -45,8 +45,8 @@ def _options(word: str) -> Iterator[Rule]:
         return
     quote, module, parameter, equals, value = found.groups()
     if module == "modprobe" and parameter == "blacklist" and equals:
-        # Newer versions of kmod spell these names as the kernel does before comparing, older ones compare as written;
-        # what the administrator means is the same.
+        # libkmod compares these names as written, so that `snd-pcm` never matches. What the administrator means is
+        # plain, and to refuse is the safe side.
         for name in value.strip('"').split(","):
             if name:
                 yield Rule("blacklist", name.replace("-", "_"), "", FILE, 1, word)

@@ -2,8 +2,9 @@
 """Which line of which modprobe.d file is in force.
 
 libkmod reads the same files but forgets where a line stood. This reader follows kmod_config_parse, conf_files_list and
-freadline_wrapped of libkmod (unchanged in their meaning from version 30 to 34) byte for byte, so that each rule can be
-answered for by file and line.
+freadline_wrapped of libkmod 30 byte for byte, so that each rule can be answered for by file and line. After version 34
+libkmod differs in three corners: files named *.alias are not read, a dangling link does not mask, and a backslash that
+ends a file vanishes.
 """
 
 import os
