@@ -11,6 +11,8 @@ from typing import Any
 from dbus_next import Message, MessageType, Variant
 from dbus_next.aio import MessageBus
 
+from kmodd.client_transport import _PatientSocket
+
 MANAGER = "org.kmodd1.Manager"
 PATH = "/org/kmodd1"
 
@@ -138,6 +140,7 @@ class FakeDaemon:
         self._loop = asyncio.get_running_loop()
         self._bus = MessageBus(bus_address=self.address)
         await self._bus.connect()
+        self._bus._writer.sock = _PatientSocket(self._bus._sock)  # the same cure as the client's
         self._bus.add_message_handler(self._handle)
         await self._bus.request_name("org.kmodd1")
         ready.set()
