@@ -3,12 +3,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from kmodd.model import Caller
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class Call:
 
     run: Callable[[Caller], Awaitable[Any] | Any]
     """Does it. Answers the value for one result, a tuple for several, None for none, or a `Body`; directly or awaited."""
-    details: Mapping[str, str] = field(default=_NOTHING)
+    details: Mapping[str, str] = field(default_factory=dict)
     """For polkit's rules: `module`, `modules`, `parameters`, `action` …"""
     actions: tuple[str, ...] = ()
     """Actions needed beyond those of the member's row."""
