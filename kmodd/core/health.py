@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How the machine's modules and kmodd itself are: ok, degraded or failing, and why."""
+
+import asyncio
+from collections.abc import Callable
+
+from kmodd.core.api import (
+    Clock,
+    Event,
+    Events,
+    HealthChanged,
+    ManagerChanged,
+    ModuleAdded,
+    ModuleRemoved,
+    StepFailed,
+    StepSucceeded,
+)
+from kmodd.core.health_checks import CHECKS, Vitals
+from kmodd.core.listing import Listing
+from kmodd.core.policy import Policy
+from kmodd.core.registry import Registry
+from kmodd.kernel.ports import Facts, LoadedModules
+from kmodd.model import Failure, Health, HealthStatus, LoadedModule, Rule, State
+from kmodd.names import ModuleName
+
+SETTLE = 0.1
+"""Seconds between an event that may change the status and looking: replies go first, and a burst costs one look."""
+
+PATIENCE_USEC = 30_000_000
+"""A module that is coming or going for longer hangs; the slowest drivers take some seconds."""
+
+_RANK = {status: rank for rank, status in enumerate((HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING))}
+
+
+class HealthMonitor:
+    """Looks at everything when asked, and after events that may have changed the status; never on a timer of its own."""
+
+    def __init__(
+        self,
+        *,
+        loaded: LoadedModules,
+        facts: Facts,
+        listing: Listing,
+        policy: Policy,
+        registry: Registry,
+        events: Events,
+        clock: Clock,
+        failures: Callable[[], tuple[Failure, ...]],
+        abandoned: Callable[[], int],
+        trouble: Callable[[], str],
+    ) -> None:
+        """`trouble` is what the daemon's last check of itself found, empty when it was well."""
+        self._loaded = loaded
+        self._facts = facts
+        self._listing = listing
+        self._policy = policy
+        self._registry = registry
+        self._events = events
+        self._clock = clock
+        self._failures = failures
+        self._abandoned = abandoned
+        self._trouble = trouble
+        self._pending_since: dict[ModuleName, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._status = HealthStatus.OK
+
+    @property
+    def status(self) -> HealthStatus:
+        """As last seen."""
+        return self._status
+
+    def start(self) -> Callable[[], None]:
+        """Look once, and follow events; the answer stops following."""
+        self.check()
+        unsubscribe = self._events.subscribe(self._on_event)
+
+        def stop() -> None:
+            unsubscribe()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        return stop
+
+    def check(self) -> Health:
+        """Look at everything now, about a millisecond; a changed status is published."""
+        facts = self._facts.read()
+        modules = self._loaded.snapshot()
+        failures = self._failures()
+        vitals = Vitals(
+            facts=facts,
+            taint_flags=self._facts.taint_flags(facts.taint),
+            modules=modules,
+            failures=failures,
+            hung=self._hung(list(modules.values()), {failure.module for failure in failures if failure.stuck}),
+            forbidden=self._forbidden(list(modules)),
+            abandoned=self._abandoned(),
+            overflows=self._registry.overflows,
+            trouble=self._trouble(),
+        )
+        checks = tuple(finding for check in CHECKS for finding in check(vitals))
+        status = max((finding.status for finding in checks), key=_RANK.__getitem__)
+        if status is not self._status:
+            self._status = status
+            self._events.publish(HealthChanged(status))
+            self._events.publish(ManagerChanged(("Health",)))
+        return Health(status, checks, facts, vitals.taint_flags)
+
+    def look_soon(self) -> None:
+        """Something may have changed: look when what is under way has been answered."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SETTLE, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self.check()
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case ModuleAdded() | ModuleRemoved() | StepSucceeded() | StepFailed():
+                self.look_soon()
+            case ManagerChanged(properties) if set(properties) - {"Health", "LoadedCount"}:
+                self.look_soon()
+            case _:
+                pass
+
+    def _hung(self, modules: list[LoadedModule], stuck: set[ModuleName]) -> frozenset[ModuleName]:
+        now = self._clock()
+        pending = {module.name for module in modules if module.state is not State.LIVE}
+        # Somebody else's modprobe may hang too, and no event tells; so remember since when it has been like this.
+        self._pending_since = {name: self._pending_since.get(name, now) for name in pending}
+        return frozenset(
+            name for name, since in self._pending_since.items() if name in stuck or now - since >= PATIENCE_USEC
+        )
+
+    def _forbidden(self, names: list[ModuleName]) -> dict[ModuleName, Rule]:
+        found = {}
+        for name in self._listing.disabled().intersection(names):
+            rules = self._policy.load_rules(name)
+            if rules:
+                found[name] = rules[0]
+        return found
