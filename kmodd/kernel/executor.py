@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kmodd.kernel import worker
 from kmodd.kernel.worker_process import WorkerProcess
+from kmodd.kernel.worker_unit import WorkerUnit
 from kmodd.model import Outcome
 from kmodd.names import ModuleName
 
@@ -31,9 +32,11 @@ class WorkerPool:
     A cancelled caller does not stop the call: the worker stays busy until the kernel answers or its deadline comes.
     """
 
-    def __init__(self, program: Sequence[str] = (), *, close_grace: float = 0.5) -> None:
-        """`program` is the worker's command for tests; `close_grace` the seconds after which `close` kills,
-        and after which again it gives up waiting for processes to end."""
+    def __init__(self, program: Sequence[str] = (), *, unit_socket: str = "", close_grace: float = 0.5) -> None:
+        """`program` is the worker's command for tests; with `unit_socket` systemd starts the workers instead, one for
+        each connection to that path. `close_grace` are the seconds after which `close` kills, and after which again it
+        gives up waiting for processes to end."""
+        self._unit_socket = unit_socket
         self._program = tuple(program) or worker_program()
         self._close_grace = close_grace
         self._idle: list[WorkerProcess] = []
@@ -135,6 +138,8 @@ class WorkerPool:
             raise
 
     def _spawn(self) -> WorkerProcess:
+        if self._unit_socket:
+            return WorkerUnit((self._unit_socket,), answered=self._answered, ended=self._ended)
         return WorkerProcess(self._program, answered=self._answered, ended=self._ended)
 
     def _answered(self, process: WorkerProcess, answer: bytes) -> None:

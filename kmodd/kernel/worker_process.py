@@ -38,8 +38,16 @@ class WorkerProcess:
         self.ready = False
         """It has come up: what ends it from now on is not a program that cannot start."""
         self.gone: asyncio.Future[None] = self._loop.create_future()
+        self.pid = 0
+        self._pidfd = -1
+        self._socket: socket.socket | None = self._start(program)
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+        if self._pidfd >= 0:
+            self._loop.add_reader(self._pidfd, self._reap)
+
+    def _start(self, program: Sequence[str]) -> socket.socket:
+        """Start the process, set `pid` and its pidfd; our end of its socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket: socket.socket | None = ours
         try:
             ours.setblocking(False)
             self.pid = _spawn(program, theirs.fileno())
@@ -55,8 +63,16 @@ class WorkerProcess:
             os.kill(self.pid, signal.SIGKILL)  # Not reaped yet, so the number is still ours.
             os.waitpid(self.pid, 0)
             raise
-        self._loop.add_reader(ours.fileno(), self._readable)
-        self._loop.add_reader(self._pidfd, self._reap)
+        return ours
+
+    def _receive(self, channel: socket.socket) -> bytes:
+        """The next message; BlockingIOError when there is none yet."""
+        return channel.recv(_ANSWER_MAX)
+
+    def _has_ended(self) -> bool:
+        """Its pidfd says so: take the zombie away."""
+        pid, _ = os.waitpid(self.pid, os.WNOHANG)
+        return pid != 0
 
     def send(self, order: bytes) -> bool:
         """Hand over an order; False when the process is gone and has certainly not seen it."""
@@ -94,7 +110,7 @@ class WorkerProcess:
     def _readable(self) -> None:
         while self._socket is not None:
             try:
-                answer = self._socket.recv(_ANSWER_MAX)
+                answer = self._receive(self._socket)
             except BlockingIOError:
                 return
             except ConnectionResetError:
@@ -108,8 +124,7 @@ class WorkerProcess:
                 self._answered(self, answer)
 
     def _reap(self) -> None:
-        pid, _ = os.waitpid(self.pid, os.WNOHANG)
-        if pid == 0:
+        if not self._has_ended():
             return
         self._readable()  # An answer may still lie in the socket.
         self._close_socket()
