@@ -16,9 +16,9 @@ from kmodd.kernel.smallfile import shown
 
 LINES_MAX = 200
 LINE_MAX = 1024
-_RECORD_MAX = 8192
+RECORD_MAX = 8192
 """CONSOLE_EXT_LOG_MAX; a smaller buffer makes the kernel refuse a long record with EINVAL."""
-_SKIPPED_MAX = 20_000
+SKIPPED_MAX = 20_000
 """Records of others that are passed over in one go: a flood of them must not hold up the caller."""
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
@@ -54,11 +54,11 @@ class KmsgMark:
     def lines(self) -> tuple[str, ...]:
         """What the kernel logged since the mark, oldest first, at most 200 lines of 1 KiB; the first ones are kept."""
         if self._file >= 0:
-            for _ in range(_SKIPPED_MAX):
+            for _ in range(SKIPPED_MAX):
                 if len(self._lines) >= LINES_MAX:
                     break
                 try:
-                    record = self._read(self._file, _RECORD_MAX)
+                    record = self._read(self._file, RECORD_MAX)
                 except BrokenPipeError:
                     continue  # Records were overwritten before they were read; the next read is the oldest there is.
                 except OSError as error:

@@ -22,7 +22,7 @@ class SocketUnit:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self.program = SCRIPTED
+        self.program: tuple[str, ...] = SCRIPTED
         self.accepting = threading.Event()
         self.accepting.set()
         self.started: list[int] = []
