@@ -40,9 +40,7 @@ def effective(pairs: Iterable[tuple[str, str]]) -> Pairs:
 def spell(pairs: Iterable[tuple[str, str]]) -> str:
     """Spell parameters as the one string the kernel takes."""
     # A value with a quote inside comes from an `options` line only (callers' are refused) and is passed on as written.
-    return " ".join(
-        f"{name}={value}" if '"' in value else kernel_arguments({name: value}) for name, value in pairs
-    )
+    return " ".join(f"{name}={value}" if '"' in value else kernel_arguments({name: value}) for name, value in pairs)
 
 
 def _words(text: str) -> list[str]:

@@ -56,7 +56,9 @@ class StepEvidence:
         """The first line that contains all these words; empty when there is none."""
         return next((line for line in self.log if all(word in line for word in words)), "")
 
-    def facts_for(self, hint: str, *, symbols: tuple[str, ...] = (), parameter: str = "", rule: Rule | None = None) -> Evidence:
+    def facts_for(
+        self, hint: str, *, symbols: tuple[str, ...] = (), parameter: str = "", rule: Rule | None = None
+    ) -> Evidence:
         """Put the evidence into the shape that errors carry."""
         return Evidence(
             errno=self.errno or None,

@@ -150,10 +150,7 @@ class Insertion:
             return
         self._check_kernel(name)
         options = [
-            pair
-            for rule in self._index.rules(name)
-            if rule.kind == "options"
-            for pair in split_options(rule.value)
+            pair for rule in self._index.rules(name) if rule.kind == "options" for pair in split_options(rule.value)
         ]
         self.steps.append(
             Step(

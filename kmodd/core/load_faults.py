@@ -34,7 +34,9 @@ Cause = Callable[[StepEvidence], KmoddError | None]
 
 # Symbols reach error texts, so only what a compiler can have made is taken for one.
 _SYMBOL = re.compile(r"Unknown symbol ([A-Za-z0-9_.$]{1,128}) \(err -?\d+\)")
-_NAMESPACE = re.compile(r"uses symbol ([A-Za-z0-9_.$]{1,128}) from namespace ([A-Za-z0-9_]{1,64}),? but does not import it")
+_NAMESPACE = re.compile(
+    r"uses symbol ([A-Za-z0-9_.$]{1,128}) from namespace ([A-Za-z0-9_]{1,64}),? but does not import it"
+)
 _PARAMETER = re.compile(r"(?:invalid|too large) for parameter [`'](?:[A-Za-z0-9_]+\.)?([A-Za-z0-9_.-]+)'")
 _OWNER = re.compile(r"gave up waiting for init of module ([A-Za-z0-9_]+)")
 _DUPLICATE = re.compile(r"exports duplicate symbol ([A-Za-z0-9_.$]{1,128}) \(owned by ([A-Za-z0-9_]+)\)")
@@ -236,9 +238,7 @@ def dependency_hangs(e: StepEvidence) -> KmoddError | None:
 def unknown_symbol(e: StepEvidence) -> KmoddError | None:
     """simplify_symbols(): `Unknown symbol … (err -2)`; verify_namespace_is_imported() for namespaces."""
     namespaces = {found[1]: found[2] for line in e.log if (found := _NAMESPACE.search(line))}
-    symbols = tuple(
-        dict.fromkeys([found[1] for line in e.log if (found := _SYMBOL.search(line))] + list(namespaces))
-    )
+    symbols = tuple(dict.fromkeys([found[1] for line in e.log if (found := _SYMBOL.search(line))] + list(namespaces)))
     if not symbols:
         return None
     shown = ", ".join(symbols[:4]) + (f" and {len(symbols) - 4} more" if len(symbols) > 4 else "")

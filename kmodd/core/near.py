@@ -17,9 +17,7 @@ def near(name: str, names: Iterable[str]) -> tuple[str, ...]:
 
     tail = name[-3:]
     candidates = [
-        other
-        for other in names
-        if abs(len(other) - len(name)) <= 3 and (other[:1] == name[:1] or other[-3:] == tail)
+        other for other in names if abs(len(other) - len(name)) <= 3 and (other[:1] == name[:1] or other[-3:] == tail)
     ]
     return tuple(get_close_matches(name, candidates, n=MATCHES, cutoff=0.7))
 

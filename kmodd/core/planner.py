@@ -16,9 +16,7 @@ from kmodd.names import Alias, ModuleName, canonical, is_module_name
 class Planner:
     """Plans against what is loaded now, and what the steps before will have changed. Reads public facts only."""
 
-    def __init__(
-        self, index: ModuleIndex, loaded: LoadedModules, facts: Facts, *, users: Users | None = None
-    ) -> None:
+    def __init__(self, index: ModuleIndex, loaded: LoadedModules, facts: Facts, *, users: Users | None = None) -> None:
         self._index = index
         self._loaded = loaded
         self._facts = facts

@@ -117,7 +117,5 @@ class Removal:
         return self._users(module.name)
 
     def _step(self, name: ModuleName, because: str, *, optional: bool = False) -> None:
-        self.steps.append(
-            Step(StepAction.REMOVE, name, because=because, operation=self._operation, optional=optional)
-        )
+        self.steps.append(Step(StepAction.REMOVE, name, because=because, operation=self._operation, optional=optional))
         self._draft.remove(name)

@@ -54,16 +54,12 @@ def load(module: str, **parameters: str) -> Operation:
 
 def unload(module: str, *, dependents: bool = False, unused: bool = False) -> Operation:
     """Ask for a module to go."""
-    return Operation(
-        Verb.UNLOAD, parse_module_or_alias(module), dependents=dependents, unused_dependencies=unused
-    )
+    return Operation(Verb.UNLOAD, parse_module_or_alias(module), dependents=dependents, unused_dependencies=unused)
 
 
 def reload(module: str, *, dependents: bool = False, **parameters: str) -> Operation:
     """Ask for a module anew."""
-    return Operation(
-        Verb.RELOAD, parse_module_or_alias(module), tuple(parameters.items()), dependents=dependents
-    )
+    return Operation(Verb.RELOAD, parse_module_or_alias(module), tuple(parameters.items()), dependents=dependents)
 
 
 def request(

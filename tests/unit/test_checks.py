@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from kmodd.core.checks import expectation, is_standard, parse_number, same_value
 
 
-@pytest.mark.parametrize("value", ["1", "0", "y", "n", "Y", "N", "on", "off", "ON", "oF", "t", "F", "yes", "no", "true"])
+@pytest.mark.parametrize(
+    "value", ["1", "0", "y", "n", "Y", "N", "on", "off", "ON", "oF", "t", "F", "yes", "no", "true"]
+)
 @pytest.mark.parametrize("kind", ["bool", "invbool", "bint"])
 def test_truths_the_kernel_reads(kind: str, value: str) -> None:
     assert expectation(kind, value) == ""

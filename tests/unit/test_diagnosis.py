@@ -67,7 +67,12 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
     # signatures
     (errno.EKEYREJECTED, "", BadSignature, "changed after signing"),
     (errno.EKEYREJECTED, "Loading of unsigned module is rejected", BadSignature, "not signed"),
-    (errno.EKEYREJECTED, "Loading of module with unavailable key is rejected", BadSignature, "key the kernel does not know"),
+    (
+        errno.EKEYREJECTED,
+        "Loading of module with unavailable key is rejected",
+        BadSignature,
+        "key the kernel does not know",
+    ),
     (errno.EKEYREJECTED, "Loading of module with unsupported crypto is rejected", BadSignature, "method the kernel"),
     (errno.ENOKEY, "", BadSignature, "key the kernel does not know"),
     (errno.ENOPKG, "", BadSignature, "method the kernel does not support"),
@@ -93,7 +98,12 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
     (errno.ENOEXEC, "dummy: livepatch support is disabled", BadModule, "live patch"),
     (errno.ENOEXEC, "module: dummy: Unknown rela relocation: 9", BadModule, "relocations do not fit"),
     (errno.ENOEXEC, "", BadModule, "is not one the kernel can use"),
-    (errno.ENOEXEC, "dummy: exports duplicate symbol fat_scan (owned by fat)", Conflict, "beside fat: both export fat_scan"),
+    (
+        errno.ENOEXEC,
+        "dummy: exports duplicate symbol fat_scan (owned by fat)",
+        Conflict,
+        "beside fat: both export fat_scan",
+    ),
     (errno.ETXTBSY, "", Busy, "is being written"),
     # symbols
     (errno.ENOENT, "dummy: Unknown symbol fat_detach (err -2)", UnknownSymbol, "needs fat_detach"),
@@ -116,7 +126,12 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
     (errno.ENXIO, "", NoDevice, "(ENXIO)"),
     (errno.EOPNOTSUPP, "dummy: no VMX", NoDevice, "(EOPNOTSUPP)"),
     (errno.ENOMEM, "dummy: Could not allocate 64 bytes percpu data", InitFailed, "no memory left"),
-    (errno.EIO, "dummy: the flux capacitor is not charged", InitFailed, "answers EIO; the kernel's log has its own words"),
+    (
+        errno.EIO,
+        "dummy: the flux capacitor is not charged",
+        InitFailed,
+        "answers EIO; the kernel's log has its own words",
+    ),
     (errno.EIO, "", InitFailed, "answers EIO, and says nothing more"),
     (errno.EINVAL, "", InitFailed, "answers EINVAL"),
     (errno.ENOENT, "", InitFailed, "answers ENOENT"),

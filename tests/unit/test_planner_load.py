@@ -166,7 +166,9 @@ def test_soft_dependency_that_needs_what_wants_it_is_left_out() -> None:
 
 
 def test_soft_dependency_by_alias() -> None:
-    kernel = machine(SimulatedModule("crc", aliases=("crypto-crc",)), SimulatedModule("main", softdep_pre=("crypto-crc",)))
+    kernel = machine(
+        SimulatedModule("crc", aliases=("crypto-crc",)), SimulatedModule("main", softdep_pre=("crypto-crc",))
+    )
     assert brief(plan(kernel, load("main"))) == ["insert crc: soft dependency of main", "insert main: requested"]
 
 

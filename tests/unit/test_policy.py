@@ -35,7 +35,9 @@ def test_install_line_that_does_nothing_disables(command: str) -> None:
         policy(rule("install", "vfat", command)).check_load(M, "")
 
 
-@pytest.mark.parametrize("command", ["/sbin/modprobe -i vfat", "/bin/true; reboot", "/bin/true && x", "echo /bin/false"])
+@pytest.mark.parametrize(
+    "command", ["/sbin/modprobe -i vfat", "/bin/true; reboot", "/bin/true && x", "echo /bin/false"]
+)
 @pytest.mark.parametrize("override", [False, True])
 def test_install_line_that_runs_something_is_refused_whatever_is_asked(command: str, override: bool) -> None:
     with pytest.raises(DisabledByPolicy, match="runs a shell command"):

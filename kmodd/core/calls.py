@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One step made real: the call into the kernel, and the evidence when it did not do what it should."""
+
+import asyncio
+import errno as codes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kmodd.core.arguments import spell
+from kmodd.core.diagnosis import diagnose
+from kmodd.core.evidence import StepEvidence
+from kmodd.errors import Conflict, Evidence, KmoddError
+from kmodd.kernel.ports import Kernel
+from kmodd.model import Outcome, State, Step, StepAction
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What became of a step."""
+
+    outcome: Outcome
+    changed: bool
+    """The call did it; false also when it was so already."""
+    error: KmoddError | None = None
+
+
+class KernelCalls:
+    """Makes steps real."""
+
+    def __init__(self, kernel: Kernel, *, capable: Callable[[], bool] = lambda: True) -> None:
+        """`capable` tells whether kmodd holds CAP_SYS_MODULE; it is asked only after an EPERM."""
+        self._kernel = kernel
+        self._capable = capable
+
+    async def make(self, step: Step, timeout: float, given: tuple[str, ...] = ()) -> CallResult:
+        """Take the step; `given` names the parameters that the caller, not the configuration, wants set."""
+        mark = self._kernel.log.mark()
+        try:
+            if step.action is StepAction.INSERT:
+                outcome = await self._kernel.executor.insert(step.path, spell(step.parameters), timeout=timeout)
+            else:
+                outcome = await self._kernel.executor.remove(step.module, timeout=timeout)
+            if outcome.kind == "done" and outcome.errno == 0:
+                return CallResult(outcome, changed=True)
+            if self._was_so_already(step, outcome):
+                error = _ignored_parameters(step) if given else None
+                return CallResult(outcome, changed=False, error=error)
+            evidence = await self._gather(step, outcome, mark.lines(), given)
+            return CallResult(outcome, changed=False, error=diagnose(evidence))
+        finally:
+            mark.close()
+
+    def _was_so_already(self, step: Step, outcome: Outcome) -> bool:
+        if outcome.kind != "done":
+            return False
+        if step.action is StepAction.REMOVE:
+            return outcome.errno == codes.ENOENT
+        if outcome.errno != codes.EEXIST:
+            return False
+        # An init() may answer EEXIST of its own: then the module is not there.
+        module = self._kernel.loaded.read(step.module)
+        return module is not None and module.state is State.LIVE
+
+    async def _gather(self, step: Step, outcome: Outcome, log: tuple[str, ...], given: tuple[str, ...]) -> StepEvidence:
+        module = self._kernel.loaded.read(step.module)
+        busy = step.action is StepAction.REMOVE and outcome.errno in (codes.EAGAIN, codes.EBUSY)
+        users = await asyncio.to_thread(self._kernel.usage.users, step.module) if busy and module is not None else ()
+        signed, missing = self._judge_file(step)
+        return StepEvidence(
+            step=step,
+            outcome=outcome,
+            facts=self._kernel.facts.read(),
+            log=log,
+            module=module,
+            users=users,
+            options=tuple(rule for rule in self._kernel.index.rules(step.module) if rule.kind == "options"),
+            given=given,
+            signed=signed,
+            file_missing=missing,
+            capable=self._capable() if outcome.errno == codes.EPERM else True,
+        )
+
+    def _judge_file(self, step: Step) -> tuple[bool, bool]:
+        if step.action is StepAction.REMOVE:
+            return True, False
+        try:
+            return self._kernel.index.info(step.module).signed, False
+        except KmoddError as error:
+            # NoSuchModule: no file. BadModule: one that cannot be parsed, which the kernel's lines tell better.
+            return False, error.name() == "NoSuchModule"
+
+
+def _ignored_parameters(step: Step) -> Conflict:
+    return Conflict(
+        f"somebody else loaded {step.module} meanwhile, so the kernel ignored its parameters: use Reload",
+        module=step.module,
+        evidence=Evidence(errno=codes.EEXIST, hint=f"kmodctl reload {step.module}"),
+    )

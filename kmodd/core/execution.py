@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One plan made real, under its locks: operation by operation, undone where it has to be."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from kmodd.core.calls import CallResult, KernelCalls
+from kmodd.core.rollback import LiveParameters, Memory, Rollback, Undone
+from kmodd.core.usage import in_use
+from kmodd.errors import Conflict, InUse, KmoddError
+from kmodd.kernel.ports import Kernel
+from kmodd.model import OperationResult, Plan, Result, Step, StepAction
+from kmodd.names import ModuleName
+
+Watcher = Callable[[Step, CallResult], None]
+"""Told of every call that was made, whatever became of it."""
+
+
+class Execution:
+    """Runs once."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        calls: KernelCalls,
+        live: LiveParameters,
+        *,
+        watch: Watcher,
+        progress: Callable[[float], None],
+    ) -> None:
+        self._kernel = kernel
+        self._calls = calls
+        self._live = live
+        self._watch = watch
+        self._progress = progress
+        self._left = False
+
+    def leave(self) -> None:
+        """The caller is gone: end after the call into the kernel that is under way, and undo what is half done."""
+        self._left = True
+
+    async def run(self, plan: Plan) -> tuple[OperationResult, ...]:
+        """Do it. Typed errors are in the results, never raised."""
+        operations = plan.request.operations
+        atomic = plan.request.atomic
+        results: list[OperationResult] = [
+            OperationResult(_label(plan, number), Result.SKIPPED) for number in range(len(operations))
+        ]
+        known = {step.operation: step.error for step in plan.steps if step.error is not None}
+        if known and atomic:
+            for number, error in known.items():
+                results[number] = await self._refused(results[number], error)
+            return tuple(results)
+        done: dict[int, Rollback] = {}
+        for number in range(len(operations)):
+            if number in known:
+                results[number] = await self._refused(results[number], known[number])
+                continue
+            if self._left and any(step.operation >= number for step in plan.steps):
+                results[number] = replace(results[number], result=Result.FAILED, error=_caller_left(results[number]))
+            else:
+                done[number] = Rollback(self._kernel.index)
+                results[number] = await self._operate(plan, number, done[number], results[number])
+            if results[number].result is Result.FAILED and (atomic or self._left):
+                if atomic:
+                    await self._undo_before(plan, number, done, results)
+                break
+        return tuple(results)
+
+    async def _operate(self, plan: Plan, number: int, rollback: Rollback, result: OperationResult) -> OperationResult:
+        steps = [step for step in plan.steps if step.operation == number]
+        # What a module was like matters only when something that comes later can make it come back.
+        last = plan.steps[-1] if plan.request.atomic and plan.steps else (steps[-1] if steps else None)
+        error: KmoddError | None = None
+        for step in steps:
+            if self._left:
+                error = _caller_left(result)
+                break
+            removing = step.action is StepAction.REMOVE
+            memory = self._live.remember(step.module) if removing and step is not last else Memory()
+            called = await self._call(plan, step)
+            self._progress((plan.steps.index(step) + 1) / len(plan.steps))
+            if called.changed:
+                rollback.note(step, memory)
+            elif called.error is not None and not step.optional:
+                error = called.error
+                break
+        if error is None:
+            touched = rollback.touched
+            return replace(result, result=Result.CHANGED if touched else Result.UNCHANGED, touched=touched)
+        undone = await rollback.undo(lambda step: self._take_back(plan, step))
+        return replace(result, result=Result.FAILED, error=_amended(error, undone), touched=undone.left)
+
+    async def _undo_before(
+        self, plan: Plan, failed: int, done: dict[int, Rollback], results: list[OperationResult]
+    ) -> None:
+        """Undo the operations before the one that failed, the last one first."""
+        for number in sorted((n for n in done if n < failed), reverse=True):
+            if results[number].result is not Result.CHANGED:
+                continue
+            undone = await done[number].undo(lambda step: self._take_back(plan, step))
+            if undone.left:
+                results[number] = replace(results[number], touched=undone.left)
+            else:
+                results[number] = replace(results[number], result=Result.ROLLED_BACK, touched=())
+            error = results[failed].error
+            if error is not None:
+                results[failed] = replace(results[failed], error=_amended(error, undone))
+
+    async def _take_back(self, plan: Plan, step: Step) -> KmoddError | None:
+        return (await self._call(plan, step)).error
+
+    async def _call(self, plan: Plan, step: Step) -> CallResult:
+        given: tuple[str, ...] = ()
+        if step.module in plan.targets[step.operation] and step.because != "undone":
+            given = tuple(name for name, _ in plan.request.operations[step.operation].parameters)
+        called = await self._calls.make(step, plan.request.timeout, given)
+        if called.changed:
+            if step.action is StepAction.INSERT:
+                self._live.inserted(step.module, step.parameters)
+            else:
+                self._live.removed(step.module)
+        self._watch(step, called)
+        return called
+
+    async def _refused(self, result: OperationResult, error: KmoddError) -> OperationResult:
+        """Complete what planning, which may look at public facts only, could not say about a busy module."""
+        if isinstance(error, InUse) and not error.evidence.users:
+            module = self._kernel.loaded.read(ModuleName(error.module))
+            if module is not None and module.references > len(module.holders):
+                users = await asyncio.to_thread(self._kernel.usage.users, module.name)
+                error = in_use(module, users)
+        return replace(result, result=Result.FAILED, error=error)
+
+
+def _label(plan: Plan, number: int) -> str:
+    return " ".join(plan.targets[number]) or plan.request.operations[number].module
+
+
+def _caller_left(result: OperationResult) -> KmoddError:
+    return Conflict(f"the caller left the bus before the operation on {result.module} was done", module=result.module)
+
+
+def _amended(error: KmoddError, undone: Undone) -> KmoddError:
+    if not undone.remarks:
+        return error
+    return replace(
+        error,
+        message=f"{error.message}; {'; '.join(undone.remarks)}",
+        touched=tuple(dict.fromkeys((*error.touched, *undone.left))),
+    )

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Loading and unloading for callers: locks, jobs, the state of the kernel read again, execution, records, what is stuck."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from kmodd.core.afterwards import Afterwards
+from kmodd.core.api import Audit, Clock, Event, Events, ModuleAdded, ModuleRemoved
+from kmodd.core.calls import CallResult, KernelCalls
+from kmodd.core.draft import Flight
+from kmodd.core.execution import Execution
+from kmodd.core.failures import Failures
+from kmodd.core.insertion import stuck as stuck_error
+from kmodd.core.jobs import Jobs
+from kmodd.core.locks import ModuleLocks
+from kmodd.core.planner import Planner
+from kmodd.core.records import failure_record, released_record, request_action, result_records
+from kmodd.core.rollback import LiveParameters
+from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck
+from kmodd.kernel.ports import Kernel
+from kmodd.model import (
+    Caller,
+    Failure,
+    OperationResult,
+    Outcome,
+    Plan,
+    Record,
+    Request,
+    Result,
+    State,
+    Step,
+    StepAction,
+)
+from kmodd.names import ModuleName
+
+STUCK_MAX = 4
+"""Calls that may be stuck in the kernel at once; beyond that nothing new is begun."""
+_HALF_WAY = (State.COMING, State.GOING)
+
+
+class Operations:
+    """Everything that changes which modules are loaded goes through here."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        kernel: Kernel,
+        *,
+        locks: ModuleLocks,
+        jobs: Jobs,
+        failures: Failures,
+        audit: Audit,
+        events: Events,
+        clock: Clock,
+        capable: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`capable` tells whether kmodd holds CAP_SYS_MODULE; it is asked only to explain a refusal."""
+        self._planner = planner
+        self._kernel = kernel
+        self._locks = locks
+        self._jobs = jobs
+        self._failures = failures
+        self._audit = audit
+        self._clock = clock
+        self._calls = KernelCalls(kernel, capable=capable)
+        self._live = LiveParameters(kernel.index, kernel.loaded)
+        self._afterwards = Afterwards()
+        self._under_way: dict[asyncio.Task[tuple[OperationResult, ...]], Execution] = {}
+        self._held: dict[int, set[ModuleName]] = {}
+        """Modules that each job has stuck in the kernel."""
+        self._unsubscribe = events.subscribe(self._on_event)
+
+    def plan(self, request: Request) -> Plan:
+        """Plan against what is loaded and what is under way now; what is wrong is on the steps."""
+        return self._planner.plan(request, lambda name: self._flight(name, 0))
+
+    async def run(self, plan: Plan, caller: Caller) -> tuple[ModuleName, ...]:
+        """Execute a plan of one operation; answers the modules touched, raises its error."""
+        (result,) = await self.execute(plan, caller)
+        if result.error is not None:
+            raise result.error
+        return result.touched
+
+    async def execute(self, plan: Plan, caller: Caller) -> tuple[OperationResult, ...]:
+        """Make an authorised plan real; errors of single operations are in their results.
+
+        Raises only what concerns the whole request: Conflict when the machine changed so much that the plan would
+        touch other modules than were authorised, or when the job was cancelled while it waited; LimitsExceeded when
+        too many calls are stuck. On cancellation the call under way is waited for, then an atomic request that is half
+        done is undone.
+        """
+        if plan.request.dry_run:
+            return _foretold(plan)
+        number = self._jobs.add(request_action(plan), _modules_named(plan), caller.sender)
+        taken = self._locks.take_now(plan.modules, number)
+        if taken is None:
+            taken = await self._wait(plan, caller, number)
+        execution = Execution(
+            self._kernel,
+            self._calls,
+            self._live,
+            watch=lambda step, called: self._observe(number, step, called),
+            progress=lambda done: self._jobs.progress(number, done),
+        )
+        # A task of its own: when the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
+        task = asyncio.get_running_loop().create_task(self._locked(plan, caller, number, taken, execution))
+        self._under_way[task] = execution
+        task.add_done_callback(self._under_way.pop)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            execution.leave()
+            await asyncio.wait({task})
+            with suppress(KmoddError, asyncio.CancelledError):
+                task.result()
+            raise
+
+    def reset_failed(self, name: ModuleName, caller: Caller | None = None) -> None:
+        """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""
+        failure = self._failures.get(name)
+        if failure is None:
+            return
+        if self._locks.is_stuck(name) or (failure.stuck and self._is_half_way(name)):
+            raise stuck_error(name)
+        self._failures.forget(name)
+        self._audit.record(
+            Record(
+                "failure.reset",
+                f"the failure of {name} was reset",
+                module=name,
+                action="reset-failed",
+                result=Result.CHANGED,
+                uid=caller.uid if caller is not None else None,
+                sender=caller.sender if caller is not None else "",
+                exe=caller.exe if caller is not None else "",
+                on_behalf_of=caller.on_behalf_of if caller is not None else "",
+            )
+        )
+
+    def recover(self) -> None:
+        """At start: know again what is stuck in the kernel, and forget that about what is not any more."""
+        for name, module in self._kernel.loaded.snapshot().items():
+            if module.state not in _HALF_WAY:
+                continue
+            known = self._failures.get(name)
+            if known is not None and known.stuck:
+                continue
+            doing = "load" if module.state is State.COMING else "unload"
+            self._failures.remember(
+                Failure(
+                    module=name,
+                    action=doing,
+                    error=Stuck.name(),
+                    message=f"{name} was found half {doing}ed when kmodd started",
+                    evidence=Evidence(hint=f"kmodctl why {name}; once the kernel lets go: kmodctl reset-failed {name}"),
+                    time=self._clock(),
+                    stuck=True,
+                )
+            )
+        for failure in self._failures.stuck:
+            if not self._is_half_way(failure.module):
+                self._failures.let_go(failure.module)
+
+    async def close(self, patience: float = 5.0) -> None:
+        """End: what runs is told to stop after its call into the kernel and to undo what is half done.
+
+        After `patience` seconds what is still in the kernel is left to it; the next start finds it with `recover`.
+        """
+        self._unsubscribe()
+        for execution in self._under_way.values():
+            execution.leave()
+        tasks = set(self._under_way)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the records and tell the events that wait for a caller's answer to be gone."""
+        self._afterwards.flush()
+        self._jobs.flush()
+
+    # --- under way ----------------------------------------------------------------------------------------------------
+
+    async def _wait(self, plan: Plan, caller: Caller, number: int) -> tuple[ModuleName, ...]:
+        cancelled = Conflict(
+            f"the operation on {_modules_named(plan)} was cancelled while it waited for another one",
+            module=_modules_named(plan),
+        )
+        self._jobs.wait(number, lambda: self._locks.give_up(number, cancelled))
+        try:
+            taken = await self._locks.take(plan.modules, number)
+        except (asyncio.CancelledError, Conflict) as error:
+            self._jobs.finish(number, "cancelled")
+            if isinstance(error, Conflict):
+                self._audit.record(failure_record(plan, caller, number, None, _modules_named(plan), error))
+            raise
+        self._jobs.run(number)
+        return taken
+
+    async def _locked(
+        self, plan: Plan, caller: Caller, number: int, taken: tuple[ModuleName, ...], execution: Execution
+    ) -> tuple[OperationResult, ...]:
+        begun = self._clock()
+        outcome = "Failed"
+        try:
+            fresh = self._planner.plan(plan.request, lambda name: self._flight(name, number))
+            self._check(plan, fresh)
+            results = await execution.run(fresh)
+            outcome = next((result.error.name() for result in results if result.error is not None), "done")
+            records = result_records(fresh, caller, number, results, self._clock() - begun)
+            self._afterwards.soon(lambda: self._record(records))
+        except KmoddError as error:
+            outcome = error.name()
+            self._record((failure_record(plan, caller, number, None, _modules_named(plan), error),))
+            raise
+        else:
+            return results
+        finally:
+            held = self._held.get(number, set())
+            self._locks.release([name for name in taken if name not in held], number)
+            if not held:
+                self._jobs.finish(number, outcome)
+
+    def _check(self, plan: Plan, fresh: Plan) -> None:
+        beyond = sorted(set(fresh.modules) - set(plan.modules))
+        if beyond or set(fresh.overrides) - set(plan.overrides):
+            raise Conflict(
+                "the machine changed meanwhile: the operation would now touch "
+                f"{', '.join(beyond) or 'modules that other rules disable'} too; ask again",
+                module=_modules_named(plan),
+            )
+        begins = any(step.error is None for step in fresh.steps)
+        if begins and max(self._kernel.executor.abandoned, len(self._held)) >= STUCK_MAX:
+            raise LimitsExceeded(
+                f"{STUCK_MAX} operations are stuck in the kernel, nothing new is begun until one of them ends",
+                module=_modules_named(plan),
+                evidence=Evidence(hint="kmodctl status; a reboot is near"),
+            )
+
+    def _flight(self, name: ModuleName, number: int) -> Flight:
+        if self._locks.is_stuck(name):
+            return Flight.STUCK
+        failure = self._failures.get(name)
+        if failure is not None and failure.stuck and self._is_half_way(name):
+            return Flight.STUCK
+        owner = self._locks.owner(name)
+        return Flight.NONE if owner is None or owner == number else Flight.RUNNING
+
+    def _observe(self, number: int, step: Step, called: CallResult) -> None:
+        name = step.module
+        if called.error is None:
+            self._failures.forget(name)
+            return
+        stuck = called.outcome.kind == "timed-out"
+        self._failures.remember(
+            Failure(
+                module=name,
+                action="load" if step.action is StepAction.INSERT else "unload",
+                error=called.error.name(),
+                message=called.error.message,
+                evidence=called.error.evidence,
+                time=self._clock(),
+                stuck=stuck or (called.outcome.kind == "crashed" and self._is_half_way(name)),
+            )
+        )
+        if stuck:
+            self._held.setdefault(number, set()).add(name)
+            self._locks.mark_stuck(name, number)
+            self._jobs.stick(number)
+            self._kernel.executor.on_let_go(called.outcome.worker, lambda outcome: self._let_go(number, step, outcome))
+
+    def _let_go(self, number: int, step: Step, outcome: Outcome) -> None:
+        name = step.module
+        still_there = self._is_half_way(name)
+        if not still_there:
+            self._failures.let_go(name)
+        self._locks.release((name,), number)
+        self._audit.record(released_record(step, number, outcome, still_there=still_there))
+        held = self._held.get(number, set())
+        held.discard(name)
+        if not held:
+            self._held.pop(number, None)
+            self._jobs.finish(number, "TimedOut")
+
+    def _on_event(self, event: Event) -> None:
+        """What this process did not begin (another program's load, one from before a restart) ends by an event."""
+        if not isinstance(event, ModuleAdded | ModuleRemoved):
+            return
+        name = event.name
+        if isinstance(event, ModuleRemoved) and self._kernel.loaded.read(name) is None:
+            self._live.removed(name)
+        failure = self._failures.get(name)
+        if failure is None or not failure.stuck or self._locks.is_stuck(name) or self._is_half_way(name):
+            return
+        if failure.error == Stuck.name():
+            # Only ever seen half way, and now it is through: nothing failed.
+            self._failures.forget(name)
+        else:
+            self._failures.let_go(name)
+        action = StepAction.INSERT if failure.action == "load" else StepAction.REMOVE
+        self._audit.record(released_record(Step(action, name), 0, Outcome("done"), still_there=False))
+
+    def _is_half_way(self, name: ModuleName) -> bool:
+        module = self._kernel.loaded.read(name)
+        return module is not None and module.state in _HALF_WAY
+
+    def _record(self, records: tuple[Record, ...]) -> None:
+        for record in records:
+            self._audit.record(record)
+
+
+def _modules_named(plan: Plan) -> str:
+    named = [name for names in plan.targets for name in names]
+    return " ".join(dict.fromkeys(named)) or " ".join(operation.module for operation in plan.request.operations)
+
+
+def _foretold(plan: Plan) -> tuple[OperationResult, ...]:
+    results = []
+    for number, operation in enumerate(plan.request.operations):
+        label = " ".join(plan.targets[number]) or operation.module
+        steps = [step for step in plan.steps if step.operation == number]
+        error = next((step.error for step in steps if step.error is not None), None)
+        touched = tuple(dict.fromkeys(step.module for step in steps))
+        if error is not None:
+            results.append(OperationResult(label, Result.FAILED, error))
+        else:
+            results.append(OperationResult(label, Result.CHANGED if steps else Result.UNCHANGED, touched=touched))
+    return tuple(results)

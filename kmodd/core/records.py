@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The journal's records of what operations came to. One per result."""
+
+from dataclasses import replace
+
+from kmodd.core.arguments import spell
+from kmodd.errors import Crashed, KmoddError, TimedOut
+from kmodd.model import Caller, Operation, OperationResult, Outcome, Plan, Record, Result, Step, Verb
+
+_DONE = {
+    Verb.LOAD: ("module.loaded", "loaded"),
+    Verb.UNLOAD: ("module.unloaded", "unloaded"),
+    Verb.RELOAD: ("module.reloaded", "reloaded"),
+}
+WARNING, ERROR, NOTICE, INFO = 4, 3, 5, 6
+
+
+def result_records(
+    plan: Plan, caller: Caller, job: int, results: tuple[OperationResult, ...], duration_usec: int
+) -> tuple[Record, ...]:
+    """One record for each operation that was tried, and one for a batch that was undone."""
+    records = []
+    for operation, result in zip(plan.request.operations, results, strict=True):
+        if result.error is not None:
+            records.append(failure_record(plan, caller, job, operation, result.module, result.error, duration_usec))
+        elif result.result in (Result.CHANGED, Result.UNCHANGED):
+            records.append(_success(plan, caller, job, operation, result, duration_usec))
+    undone = [result.module for result in results if result.result is Result.ROLLED_BACK]
+    if undone:
+        records.append(
+            replace(
+                _about(plan, caller, job),
+                event="batch.rolled-back",
+                message=f"the batch failed, what it did to {', '.join(undone)} was undone",
+                module=" ".join(undone),
+                action="batch",
+                result=Result.ROLLED_BACK,
+                priority=WARNING,
+            )
+        )
+    return tuple(records)
+
+
+def failure_record(
+    plan: Plan,
+    caller: Caller,
+    job: int,
+    operation: Operation | None,
+    module: str,
+    error: KmoddError,
+    duration_usec: int | None = None,
+) -> Record:
+    """The record of an operation (None: of the whole request) that failed."""
+    event, priority = "operation.failed", WARNING
+    if isinstance(error, TimedOut):
+        event, priority = "operation.stuck", ERROR
+    elif isinstance(error, Crashed):
+        event, priority = "operation.crashed", ERROR
+    extra = {}
+    if error.module and error.module != module:
+        extra["BLAMED"] = error.module
+    if error.touched:
+        extra["TOUCHED"] = " ".join(error.touched)
+    if error.evidence.holders:
+        extra["HOLDERS"] = " ".join(error.evidence.holders)
+    return replace(
+        _about(plan, caller, job),
+        event=event,
+        message=error.message,
+        module=module,
+        action=operation.verb if operation is not None else request_action(plan),
+        result=Result.FAILED,
+        error=error.name(),
+        duration_usec=duration_usec,
+        errno=error.evidence.errno,
+        kernel_log=error.evidence.kernel_log,
+        hint=error.evidence.hint,
+        priority=priority,
+        extra=extra,
+    )
+
+
+def released_record(step: Step, job: int, outcome: Outcome, *, still_there: bool) -> Record:
+    """The record of a call that ended after it was given up."""
+    what = "init" if step.action == "insert" else "exit"
+    if outcome.kind == "crashed":
+        ended = "crashed"
+    elif outcome.errno:
+        ended = "failed"
+    else:
+        ended = "ended"
+    return Record(
+        "operation.released",
+        f"the {what} of {step.module} {ended} after all"
+        + ("; the kernel keeps it half way until the next boot" if still_there else "; the module is usable again"),
+        module=step.module,
+        action="load" if what == "init" else "unload",
+        result=ended,
+        job=str(job) if job else "",
+        duration_usec=outcome.duration_usec,
+        errno=outcome.errno or None,
+        priority=NOTICE,
+    )
+
+
+def request_action(plan: Plan) -> str:
+    """`load`, `unload`, `reload`, or `batch` for several operations."""
+    operations = plan.request.operations
+    return operations[0].verb.value if len(operations) == 1 else "batch"
+
+
+def _success(
+    plan: Plan, caller: Caller, job: int, operation: Operation, result: OperationResult, duration_usec: int
+) -> Record:
+    event, word = _DONE[operation.verb]
+    if result.result is Result.UNCHANGED:
+        event, message = "operation.unchanged", f"nothing to do to {operation.verb} {result.module}"
+    else:
+        others = [name for name in result.touched if name not in result.module.split()]
+        message = f"{result.module} was {word}" + (f", and with it {', '.join(others)}" if others else "")
+    extra = {}
+    if result.touched:
+        extra["TOUCHED"] = " ".join(result.touched)
+    if operation.parameters:
+        extra["PARAMETERS"] = spell(operation.parameters)
+    if plan.overrides:
+        extra["OVERRIDES"] = "; ".join(plan.overrides)
+    return replace(
+        _about(plan, caller, job),
+        event=event,
+        message=message,
+        module=result.module,
+        action=operation.verb,
+        result=result.result,
+        duration_usec=duration_usec,
+        priority=INFO,
+        extra=extra,
+    )
+
+
+def _about(plan: Plan, caller: Caller, job: int) -> Record:
+    """What every record of one request says about who asked and why."""
+    return Record(
+        "",
+        "",
+        uid=caller.uid,
+        sender=caller.sender,
+        exe=caller.exe,
+        on_behalf_of=caller.on_behalf_of,
+        reason=plan.request.reason,
+        job=str(job) if job else "",
+    )
