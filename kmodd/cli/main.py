@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """kmodctl's entry: parse, connect, run one command, turn every end into an exit status."""
 
-import asyncio
 import os
 import sys
 from argparse import Namespace
@@ -21,6 +20,8 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         screen.use_pager = not parsed.no_pager
+        import asyncio  # a usage error and --help do without it
+
         return asyncio.run(_run(parsed, screen))
     except KeyboardInterrupt:
         if screen.stderr.isatty():

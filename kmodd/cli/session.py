@@ -3,16 +3,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kmodd.cli.screen import Screen
-from kmodd.client import Client
+
+if TYPE_CHECKING:  # the D-Bus library costs more time than all of kmodctl; --help does without it
+    from kmodd.client import Client
 
 
 @dataclass(slots=True)
 class Session:
     """One run of kmodctl."""
 
-    client: Client
+    client: "Client"
     screen: Screen
     json: bool
     authorize: Callable[[], None]
