@@ -8,6 +8,7 @@ from kmodd.kernel.aliastext import AliasText
 from kmodd.kernel.executor import WorkerPool
 from kmodd.kernel.facts import ProcFacts
 from kmodd.kernel.kmsg import Kmsg
+from kmodd.kernel.kmsg_shared import SharedKmsg, is_kernel_log
 from kmodd.kernel.loaded import ProcModules
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.uevents import KernelUevents
@@ -21,15 +22,20 @@ class RealKernel:
     index: ModuleIndex
     loaded: ProcModules
     executor: WorkerPool
-    log: Kmsg
+    log: Kmsg | SharedKmsg
     usage: ProcUsage
     facts: ProcFacts
     uevents: KernelUevents
     simulated: bool = False
 
 
-def real_kernel(root: Path, release: str, index: ModuleIndex) -> RealKernel:
+def real_kernel(
+    root: Path, release: str, index: ModuleIndex, *, worker_socket: str = "", log_descriptor: int = -1
+) -> RealKernel:
     """The parts for the kernel `release` with its files below `root`.
+
+    `worker_socket` is where systemd starts workers; without it they are children. Where `log_descriptor` is an open
+    /dev/kmsg, that is used, and no right to open the device is needed.
 
     Opens the event socket, so that nothing that happens from here on is missed; OSError where that is not possible.
     Starts no process: `executor.start()` on the loop keeps a worker warm ahead of the first order.
@@ -37,8 +43,8 @@ def real_kernel(root: Path, release: str, index: ModuleIndex) -> RealKernel:
     return RealKernel(
         index=index,
         loaded=ProcModules(root),
-        executor=WorkerPool(),
-        log=Kmsg(root / "dev/kmsg"),
+        executor=WorkerPool(unit_socket=worker_socket),
+        log=SharedKmsg(log_descriptor) if is_kernel_log(log_descriptor) else Kmsg(root / "dev/kmsg"),
         usage=ProcUsage(root, AliasText(root, release)),
         facts=ProcFacts(root, release),
         uevents=KernelUevents(),

@@ -20,6 +20,13 @@ def test_simulation_is_asked_for_by_name() -> None:
     assert settings.runtime_directory == "", "a simulation must not touch what the real daemon remembers"
 
 
+def test_workers_come_from_where_the_unit_says() -> None:
+    environment = {"KMODD_WORKER_SOCKET": "/run/kmodd-worker.socket"}
+    assert Settings.parse([], environment, 1).worker_socket == "/run/kmodd-worker.socket"
+    assert Settings.parse([], {}, 1).worker_socket == "", "without systemd they are children"
+    assert Settings.parse(["--simulate"], environment, 1).worker_socket == "", "a simulation has none"
+
+
 @pytest.mark.parametrize("arguments", [["--nosuch"], ["--address"], ["x"], ["--simulated"]])
 def test_nonsense_is_refused(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
