@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable
 
 from kmodd.core.api import (
+    Audit,
     Clock,
     Event,
     Events,
@@ -20,7 +21,7 @@ from kmodd.core.listing import Listing
 from kmodd.core.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.kernel.ports import Facts, LoadedModules
-from kmodd.model import Failure, Health, HealthStatus, LoadedModule, Rule, State
+from kmodd.model import Failure, Health, HealthCheck, HealthStatus, LoadedModule, Record, Rule, State
 from kmodd.names import ModuleName
 
 SETTLE = 0.1
@@ -29,6 +30,7 @@ SETTLE = 0.1
 PATIENCE_USEC = 30_000_000
 """A module that is coming or going for longer hangs; the slowest drivers take some seconds."""
 
+_PRIORITIES = {HealthStatus.OK: 5, HealthStatus.DEGRADED: 4, HealthStatus.FAILING: 3}
 _RANK = {status: rank for rank, status in enumerate((HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING))}
 
 
@@ -44,6 +46,7 @@ class HealthMonitor:
         policy: Policy,
         registry: Registry,
         events: Events,
+        audit: Audit,
         clock: Clock,
         failures: Callable[[], tuple[Failure, ...]],
         abandoned: Callable[[], int],
@@ -56,6 +59,7 @@ class HealthMonitor:
         self._policy = policy
         self._registry = registry
         self._events = events
+        self._audit = audit
         self._clock = clock
         self._failures = failures
         self._abandoned = abandoned
@@ -102,6 +106,7 @@ class HealthMonitor:
         status = max((finding.status for finding in checks), key=_RANK.__getitem__)
         if status is not self._status:
             self._status = status
+            self._audit.record(_record(status, checks))
             self._events.publish(HealthChanged(status))
             self._events.publish(ManagerChanged(("Health",)))
         return Health(status, checks, facts, vitals.taint_flags)
@@ -140,3 +145,13 @@ class HealthMonitor:
             if rules:
                 found[name] = rules[0]
         return found
+
+
+def _record(status: HealthStatus, checks: tuple[HealthCheck, ...]) -> Record:
+    worst = [finding.message for finding in checks if finding.status is status and status is not HealthStatus.OK]
+    return Record(
+        "health.changed",
+        f"health is {status}" + (f": {' '.join(worst[:3])}" if worst else ""),
+        priority=_PRIORITIES[status],
+        extra={"STATUS": status},
+    )

@@ -4,12 +4,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from kmodd.core.operations import STUCK_MAX
 from kmodd.core.policy import where
 from kmodd.model import Failure, HealthCheck, HealthStatus, KernelFacts, LoadedModule, Rule, State
 from kmodd.names import ModuleName
-
-STUCK_WORKERS_MAX = 4
-"""With so many calls hung in the kernel no further load or unload is accepted."""
 
 _OK, _DEGRADED, _FAILING = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING
 _PROPRIETARY, _CRASHED, _OUT_OF_TREE, _UNSIGNED = 1 << 0, 1 << 7, 1 << 12, 1 << 13
@@ -136,12 +134,12 @@ def check_hung(vitals: Vitals) -> Iterator[HealthCheck]:
         )
     if not vitals.hung:
         yield HealthCheck("stuck-module", _OK, "No module is stuck.")
-    if vitals.abandoned >= STUCK_WORKERS_MAX:
+    if vitals.abandoned >= STUCK_MAX:
         message = f"{vitals.abandoned} calls hang in the kernel: no further load or unload is accepted."
         yield HealthCheck("stuck-calls", _FAILING, message, "", "reboot")
     elif vitals.abandoned:
         message = f"{_count(vitals.abandoned, 'call')} into the kernel did not come back."
-        yield HealthCheck("stuck-calls", _DEGRADED, message, "", f"at {STUCK_WORKERS_MAX} no more are accepted")
+        yield HealthCheck("stuck-calls", _DEGRADED, message, "", f"at {STUCK_MAX} no more are accepted")
     else:
         yield HealthCheck("stuck-calls", _OK, "No call hangs in the kernel.")
 

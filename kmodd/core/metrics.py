@@ -4,13 +4,15 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kmodd.core.api import Event, Events, JobFinished, ModuleAdded, StepFailed, StepSucceeded
 from kmodd.core.registry import Registry
 from kmodd.kernel.ports import LoadedModules
 from kmodd.model import HealthStatus, Metric
-from kmodd.names import ModuleName
+
+if TYPE_CHECKING:
+    from kmodd.names import ModuleName
 
 BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds in seconds: most modules load within 50 ms, drivers that wait for hardware take seconds."""

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Metrics count what is published and follow Prometheus' conventions."""
+
+import re
+
+from kmodd.core.api import JobFinished, ModuleAdded, StepFailed, StepSucceeded
+from kmodd.core.events import EventHub
+from kmodd.core.metrics import BUCKETS, MODULES_MAX, Metrics
+from kmodd.core.registry import Registry
+from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.model import HealthStatus, LoadedBy, Record, StepAction
+from kmodd.names import ModuleName
+
+M = ModuleName
+BY = LoadedBy(0, ":1.1", "", 1)
+
+
+class Counted:
+    """Metrics over a simulated kernel."""
+
+    def __init__(self) -> None:
+        self.kernel = SimulatedKernel(pace=0)
+        self.hub = EventHub(lambda *_: None)
+        registry = Registry(self.kernel.loaded, self.kernel.facts, self.hub, self, lambda: 1)
+        self.metrics = Metrics(
+            loaded=self.kernel.loaded,
+            registry=registry,
+            events=self.hub,
+            version="1.2",
+            jobs=lambda: 3,
+            abandoned=lambda: 1,
+            health=lambda: HealthStatus.DEGRADED,
+        )
+
+    def record(self, record: Record) -> None:
+        raise AssertionError(record)
+
+    def values(self, name: str) -> dict[tuple[str, ...], float]:
+        return {
+            tuple(value for _, value in sample.labels): sample.value
+            for sample in self.metrics.read()
+            if sample.name == name
+        }
+
+
+def test_operations_and_calls_are_counted_by_what_became_of_them() -> None:
+    counted = Counted()
+    for result in ("done", "done", "InUse"):
+        counted.hub.publish(JobFinished(1, ":1.1", "unload", "loop", result))
+    counted.hub.publish(StepSucceeded(M("loop"), StepAction.INSERT, BY, 20_000))
+    counted.hub.publish(StepFailed(M("i8k"), StepAction.INSERT, "NoDevice", 1))
+    assert counted.values("kmodd_operations_total") == {("unload", "done"): 2, ("unload", "InUse"): 1}
+    assert counted.values("kmodd_kernel_calls_total") == {("insert", "ok"): 1, ("insert", "NoDevice"): 1}
+    assert counted.values("kmodd_module_failures_total") == {("i8k", "insert"): 1}
+    assert counted.values("kmodd_module_last_load_duration_seconds") == {("loop",): 0.02}
+
+
+def test_durations_are_a_cumulative_histogram() -> None:
+    counted = Counted()
+    for usec in (500, 1000, 20_000, 60_000_000):
+        counted.hub.publish(StepSucceeded(M("loop"), StepAction.INSERT, BY, usec))
+    buckets = counted.values("kmodd_kernel_call_duration_seconds_bucket")
+    assert len(buckets) == len(BUCKETS) + 1
+    assert buckets["insert", "0.001"] == 2, "an upper bound is inside its bucket"
+    assert buckets["insert", "0.025"] == 3
+    assert buckets["insert", "30.0"] == 3
+    assert buckets["insert", "+Inf"] == 4
+    assert list(buckets.values()) == sorted(buckets.values())
+    assert counted.values("kmodd_kernel_call_duration_seconds_count") == {("insert",): 4}
+    assert counted.values("kmodd_kernel_call_duration_seconds_sum") == {("insert",): 60.0215}
+
+
+def test_gauges_are_read_when_asked() -> None:
+    counted = Counted()
+    counted.kernel.modprobe("vfat")
+    counted.hub.publish(ModuleAdded(M("vfat")))
+    assert counted.values("kmodd_module_size_bytes")["vfat",] == 20480
+    assert counted.values("kmodd_module_references")["fat",] == 1
+    assert counted.values("kmodd_module_loads_total") == {("vfat",): 1}
+    assert counted.values("kmodd_modules_loaded")[()] == len(counted.kernel.loaded.snapshot())
+    assert counted.values("kmodd_health_status") == {("ok",): 0, ("degraded",): 1, ("failing",): 0}
+    assert counted.values("kmodd_jobs") == {(): 3}
+    assert counted.values("kmodd_stuck_calls") == {(): 1}
+    assert ("1.2", counted.kernel.facts.read().release) in counted.values("kmodd_build_info")
+
+
+def test_denials_and_requests() -> None:
+    counted = Counted()
+    counted.metrics.count_denial("org.kmodd1.load")
+    counted.metrics.count("limited", "Load")
+    assert counted.values("kmodd_denials_total") == {("org.kmodd1.load",): 1}
+    assert counted.values("kmodd_requests_total") == {("limited", "Load"): 1}
+
+
+def test_names_types_and_order_are_as_prometheus_wants_them() -> None:
+    counted = Counted()
+    counted.kernel.modprobe("vfat")
+    counted.hub.publish(StepSucceeded(M("loop"), StepAction.REMOVE, BY, 20_000))
+    counted.hub.publish(JobFinished(1, ":1.1", "unload", "loop", "done"))
+    samples = counted.metrics.read()
+    names = [sample.name for sample in samples]
+    assert [name for i, name in enumerate(names) if name in names[:i] and names[i - 1] != name] == [], (
+        "a name comes in one run"
+    )
+    assert len({(sample.name, sample.labels) for sample in samples}) == len(samples)
+    for sample in samples:
+        assert re.fullmatch(r"kmodd_[a-z_]+[a-z]", sample.name)
+        counts = sample.name.endswith(("_total", "_bucket", "_sum", "_count"))
+        assert sample.type == ("counter" if counts else "gauge"), sample.name
+
+
+def test_names_that_callers_make_up_cannot_fill_the_memory() -> None:
+    counted = Counted()
+    for number in range(MODULES_MAX + 10):
+        counted.hub.publish(StepFailed(M(f"m{number}"), StepAction.INSERT, "NoDevice", 1))
+    assert len(counted.values("kmodd_module_failures_total")) == MODULES_MAX
+
+
+def test_after_stop_nothing_is_counted() -> None:
+    counted = Counted()
+    counted.metrics.stop()
+    counted.hub.publish(JobFinished(1, ":1.1", "unload", "loop", "done"))
+    assert counted.values("kmodd_operations_total") == {}
