@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every event has a message id, every message id an entry in the catalog, and journald can read the catalog."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+from kmodd.journal_fields import MESSAGE_IDS, to_lines
+from kmodd.model import Record
+
+ROOT = Path(__file__).parents[2]
+CATALOG = ROOT / "systemd" / "kmodd.catalog"
+FIELDS = {line.partition("=")[0] for line in to_lines(Record("daemon.bug", "m"))} | {"MESSAGE_ID"}
+
+
+def entries() -> dict[str, str]:
+    """The catalog's text by message id."""
+    parts = re.split(r"^-- ([0-9a-f]{32})\n", CATALOG.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_table_and_the_catalog_agree() -> None:
+    assert set(entries()) == set(MESSAGE_IDS.values())
+    assert len(set(MESSAGE_IDS.values())) == len(MESSAGE_IDS)
+    named = re.findall(r"^# ([a-z.-]+)\n-- ([0-9a-f]{32})$", CATALOG.read_text(), flags=re.MULTILINE)
+    assert dict(named) == MESSAGE_IDS
+
+
+def test_every_entry_has_a_subject_and_an_explanation() -> None:
+    for text in entries().values():
+        header, _, body = text.partition("\n\n")
+        assert header.startswith("Subject: ")
+        assert "Documentation: man:kmodd(8)" in header
+        assert len(body.strip()) > 60
+
+
+def test_every_event_in_the_source_has_a_message_id() -> None:
+    families = {name.partition(".")[0] for name in MESSAGE_IDS}
+    used = set()
+    for path in (ROOT / "kmodd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                family, dot, rest = node.value.partition(".")
+                if dot and family in families and re.fullmatch(r"[a-z-]+", rest):
+                    used.add(node.value)
+    assert {"module.loaded", "module.appeared"} <= used
+    assert used <= set(MESSAGE_IDS)
+
+
+def test_journald_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "usr/lib/systemd/catalog").mkdir(parents=True)
+    (tmp_path / "usr/lib/systemd/catalog/kmodd.catalog").write_bytes(CATALOG.read_bytes())
+    (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)
+    done = subprocess.run(["journalctl", f"--root={tmp_path}", "--update-catalog"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = subprocess.run(["journalctl", f"--root={tmp_path}", "--list-catalog"], capture_output=True, text=True)
+    assert len(listed.stdout.splitlines()) == len(MESSAGE_IDS)
