@@ -25,6 +25,33 @@ shell: ## a root shell in a fresh virtual machine (Debian's stock kernel, the te
 test-modules: ## build the test modules against the virtual machine's kernel
 	@$(VM) modules
 
+# --- checking ------------------------------------------------------------------------------------------------------
+
+VENV ?= .venv
+
+.PHONY: setup test unit lint format coverage
+setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
+	@VENV=$(VENV) tests/setup/bootstrap
+
+test: setup ## run every test, the virtual machine included
+	@$(VENV)/bin/python -m pytest
+
+unit: setup ## run the tests that need no virtual machine
+	@$(VENV)/bin/python -m pytest -m 'not vm'
+
+lint: setup ## run the linters alone
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+format: setup ## bring the sources into their form
+	@$(VENV)/bin/ruff format
+	@$(VENV)/bin/ruff check --fix
+
+coverage: setup ## run the tests that need no virtual machine, and say what they reach
+	@$(VENV)/bin/coverage run -m pytest -m 'not vm'
+	@$(VENV)/bin/coverage report
+
 # --- installing ----------------------------------------------------------------------------------------------------
 # For Debian 12 and newer, from the distribution's own packages. A package build sets DESTDIR and PREFIX=/usr.
 
