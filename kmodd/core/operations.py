@@ -124,7 +124,7 @@ class Operations:
         if self._locks.is_stuck(name) or (failure.stuck and self._is_half_way(name)):
             raise stuck_error(name)
         self._failures.forget(name)
-        self._audit.record(
+        self._record(
             Record(
                 "failure.reset",
                 f"the failure of {name} was reset",
@@ -197,7 +197,7 @@ class Operations:
         except (asyncio.CancelledError, Conflict) as error:
             self._jobs.finish(number, "cancelled")
             if isinstance(error, Conflict):
-                self._audit.record(failure_record(plan, caller, number, None, _modules_named(plan), error))
+                self._record(failure_record(plan, caller, number, None, _modules_named(plan), error))
             raise
         self._jobs.run(number)
         return taken
@@ -212,11 +212,11 @@ class Operations:
             self._check(plan, fresh)
             results = await execution.run(fresh)
             outcome = next((result.error.name() for result in results if result.error is not None), "done")
-            records = result_records(fresh, caller, number, results, self._clock() - begun)
-            self._afterwards.soon(lambda: self._record(records))
+            took = self._clock() - begun
+            self._afterwards.soon(lambda: self._tell_results(fresh, caller, number, results, took))
         except KmoddError as error:
             outcome = error.name()
-            self._record((failure_record(plan, caller, number, None, _modules_named(plan), error),))
+            self._record(failure_record(plan, caller, number, None, _modules_named(plan), error))
             raise
         else:
             return results
@@ -280,7 +280,7 @@ class Operations:
         if not still_there:
             self._failures.let_go(name)
         self._locks.release((name,), number)
-        self._audit.record(released_record(step, number, outcome, still_there=still_there))
+        self._record(released_record(step, number, outcome, still_there=still_there))
         held = self._held.get(number, set())
         held.discard(name)
         if not held:
@@ -303,15 +303,24 @@ class Operations:
         else:
             self._failures.let_go(name)
         action = StepAction.INSERT if failure.action == "load" else StepAction.REMOVE
-        self._audit.record(released_record(Step(action, name), 0, Outcome("done"), still_there=False))
+        self._record(released_record(Step(action, name), 0, Outcome("done"), still_there=False))
 
     def _is_half_way(self, name: ModuleName) -> bool:
         module = self._kernel.loaded.read(name)
         return module is not None and module.state in _HALF_WAY
 
-    def _record(self, records: tuple[Record, ...]) -> None:
-        for record in records:
+    def _tell_results(
+        self, plan: Plan, caller: Caller, number: int, results: tuple[OperationResult, ...], took: int
+    ) -> None:
+        for record in result_records(plan, caller, number, results, took, self._secret):
             self._audit.record(record)
+
+    def _secret(self, name: ModuleName) -> set[str]:
+        return {p.name.replace("-", "_") for p in self._kernel.loaded.parameters(name) if not p.public}
+
+    def _record(self, record: Record) -> None:
+        # Writing to the journal takes longer than some calls into the kernel: the caller's answer goes first.
+        self._afterwards.soon(lambda: self._audit.record(record))
 
 
 def _modules_named(plan: Plan) -> str:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The journal's records of what operations came to. One per result."""
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from kmodd.core.arguments import spell
 from kmodd.errors import Crashed, KmoddError, TimedOut
 from kmodd.model import Caller, Operation, OperationResult, Outcome, Plan, Record, Result, Step, Verb
+from kmodd.names import ModuleName
 
 _DONE = {
     Verb.LOAD: ("module.loaded", "loaded"),
@@ -16,15 +18,23 @@ WARNING, ERROR, NOTICE, INFO = 4, 3, 5, 6
 
 
 def result_records(
-    plan: Plan, caller: Caller, job: int, results: tuple[OperationResult, ...], duration_usec: int
+    plan: Plan,
+    caller: Caller,
+    job: int,
+    results: tuple[OperationResult, ...],
+    duration_usec: int,
+    secret: Callable[[ModuleName], Collection[str]],
 ) -> tuple[Record, ...]:
-    """One record for each operation that was tried, and one for a batch that was undone."""
+    """One record for each operation that was tried, and one for a batch that was undone.
+
+    `secret` names the parameters of a live module that only root may read; their values are withheld.
+    """
     records = []
     for operation, result in zip(plan.request.operations, results, strict=True):
         if result.error is not None:
             records.append(failure_record(plan, caller, job, operation, result.module, result.error, duration_usec))
         elif result.result in (Result.CHANGED, Result.UNCHANGED):
-            records.append(_success(plan, caller, job, operation, result, duration_usec))
+            records.append(_success(plan, caller, job, operation, result, duration_usec, secret))
     undone = [result.module for result in results if result.result is Result.ROLLED_BACK]
     if undone:
         records.append(
@@ -110,7 +120,13 @@ def request_action(plan: Plan) -> str:
 
 
 def _success(
-    plan: Plan, caller: Caller, job: int, operation: Operation, result: OperationResult, duration_usec: int
+    plan: Plan,
+    caller: Caller,
+    job: int,
+    operation: Operation,
+    result: OperationResult,
+    duration_usec: int,
+    secret: Callable[[ModuleName], Collection[str]],
 ) -> Record:
     event, word = _DONE[operation.verb]
     if result.result is Result.UNCHANGED:
@@ -122,7 +138,8 @@ def _success(
     if result.touched:
         extra["TOUCHED"] = " ".join(result.touched)
     if operation.parameters:
-        extra["PARAMETERS"] = spell(operation.parameters)
+        hidden = {name for module in plan.targets[plan.request.operations.index(operation)] for name in secret(module)}
+        extra["PARAMETERS"] = spell((name, "…" if name in hidden else value) for name, value in operation.parameters)
     if plan.overrides:
         extra["OVERRIDES"] = "; ".join(plan.overrides)
     return replace(

@@ -198,7 +198,7 @@ async def test_reload_that_fails_brings_the_old_one_back(bench: Bench) -> None:
 async def test_parameters_given_before_are_known_even_when_they_cannot_be_read(bench: Bench) -> None:
     await bench.run(load("dummy", n="7", hidden="3"))
     bench.kernel.fail_next("dummy", Fault(errno=5))
-    with pytest.raises(InitFailed, match="old parameters$"):
+    with pytest.raises(InitFailed, match=r"old parameters$"):
         await bench.run(reload("dummy"))
     assert bench.kernel.executor.calls[-1][2] == "hidden=3 n=7"
 
@@ -266,8 +266,8 @@ async def test_machine_that_changed_since_authorisation(bench: Bench) -> None:
     with pytest.raises(Conflict, match="would now touch fat too; ask again"):
         await bench.operations.execute(plan, CALLER)
     assert bench.live() == []
-    assert bench.journal.events == ["operation.failed"]
     bench.check_quiet()
+    assert bench.journal.events == ["operation.failed"]
 
 
 async def test_rule_made_since_authorisation_is_honoured(bench: Bench) -> None:
