@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Snapshots of installed trees come and go with every edit; these many stay for each kind.
 KEEP = 4
+_IDENTITY = "identity"
 # A snapshot used within this many seconds may be about to be opened by somebody: never removed.
 IN_USE_SECONDS = 900.0
 
@@ -73,14 +75,15 @@ def entry(kind: str, key: str, make: Callable[[Path], None], *, prune: bool = Fa
     """
     folder = cache_root() / f"{kind}-{key}"
     with locked(kind):
-        if fresh and folder.exists():
-            shutil.rmtree(folder)
-        if not folder.exists():
+        if fresh or not (folder / _IDENTITY).exists():
             _discard_halves(kind)
             half = Path(tempfile.mkdtemp(prefix=f".half-{kind}-", dir=cache_root()))
             try:
                 half.chmod(0o755)
                 make(half)
+                (half / _IDENTITY).write_text(uuid.uuid4().hex)
+                if folder.exists():
+                    shutil.rmtree(folder)
                 half.rename(folder)
             finally:
                 shutil.rmtree(half, ignore_errors=True)
@@ -88,6 +91,11 @@ def entry(kind: str, key: str, make: Callable[[Path], None], *, prune: bool = Fa
         if prune:
             _prune(kind, folder)
     return folder
+
+
+def identity(folder: Path) -> str:
+    """Which making of an entry this is: what is derived from one does not fit another made from the same inputs."""
+    return (folder / _IDENTITY).read_text()
 
 
 def _discard_halves(kind: str) -> None:

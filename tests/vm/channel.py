@@ -113,10 +113,12 @@ class Command:
 class Channel:
     """The connection. One thread reads; every wait ends when the guest is dead."""
 
-    def __init__(self, connection: socket.socket, alive: Callable[[], str | None]) -> None:
+    def __init__(self, connection: socket.socket, alive: Callable[[], str | None], console: Callable[[], str]) -> None:
         self._socket = connection
         # Answers why the machine is dead as far as the host knows, or None.
         self._alive = alive
+        # Answers what to show with a death nobody explains.
+        self._console = console
         self._commands: dict[int, Command] = {}
         self._next = 1
         self._changed = threading.Condition()
@@ -177,9 +179,9 @@ class Channel:
                     return False
                 reason = self._alive()
                 if self._closed and not reason:
-                    reason = "the agent's port is closed"
+                    reason = f"the agent's port is closed\n{self._console()}"
                 if not reason and now - self._heard > silence:
-                    reason = f"the agent has not answered for {silence:.0f} s"
+                    reason = f"the agent has not answered for {silence:.0f} s\n{self._console()}"
                 if reason:
                     raise GuestDeadError(reason)
                 if now - self._heard > _QUIET and now - self._asked > _QUIET:

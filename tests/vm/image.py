@@ -50,15 +50,16 @@ class Image:
         return rootfs.release(self.rootfs)
 
     @property
-    def key(self) -> str:
-        return self.folder.name
+    def identity(self) -> str:
+        """Changes whenever the disk is made anew."""
+        return cache.identity(self.folder)
 
 
 def build(*, fresh: bool = False) -> Image:
     """The image for the sources as they are now, from the cache when it is there."""
     base = rootfs.build(fresh=fresh)
     test_modules = modules.build()
-    key = cache.digest([base.name, test_modules.name, GUEST, Path(__file__)])
+    key = cache.digest([cache.identity(base), cache.identity(test_modules), GUEST, Path(__file__)])
     return Image(cache.entry("image", key, lambda folder: _make(base, test_modules, folder), prune=True), base)
 
 

@@ -26,6 +26,8 @@ BOOT_SECONDS = 240.0
 class Machine:
     """A machine that has booted, or was restored from a saved state; use it in a ``with`` statement.
 
+    With a command that hangs in the kernel, an orderly reboot takes systemd three minutes: ``reboot(force=True)``.
+
     Every method raises :class:`tests.vm.qemu.GuestDeadError`, with the end of the console, when the guest is dead.
     """
 
@@ -39,9 +41,11 @@ class Machine:
         forward: dict[int, int] | None = None,
     ) -> None:
         self.image, self.options = image, options or Options()
+        # Where this boot begins in the console's log.
+        self._console_start = 0
         self.qemu = Qemu(image, self.options, state=state, keep_in=keep_in, forward=forward)
         try:
-            self._channel = Channel(connect(self.qemu.folder / "agent", timeout=20.0), self._why_dead)
+            self._channel = Channel(connect(self.qemu.folder / "agent", timeout=20.0), self._why_dead, self._tail)
             if state:
                 self._set_clock()
             else:
@@ -140,6 +144,7 @@ class Machine:
     def reboot(self, *, force: bool = False, timeout: float = BOOT_SECONDS) -> None:
         """Start again with the same disk. ``force`` is the reset button: nothing is stopped, nothing synced."""
         greetings = self._channel.greetings
+        self._console_start = len(self.console())
         if force:
             self.qemu.qmp.execute("system_reset")
         else:
@@ -185,9 +190,11 @@ class Machine:
             raise GuestDeadError(f"the restored machine does not answer\n{self._tail()}")
 
     def _why_dead(self) -> str | None:
-        if self.qemu.running:
-            return None
-        return f"QEMU ended with {self.qemu.process.returncode}: {self.qemu.log()}\n{self._tail()}"
+        if not self.qemu.running:
+            return f"QEMU ended with {self.qemu.process.returncode}: {self.qemu.log()}\n{self._tail()}"
+        if "Kernel panic - not syncing" in self.console()[self._console_start :]:
+            return f"the kernel panicked\n{self._tail()}"
+        return None
 
     def _tail(self) -> str:
         return "console:\n" + "\n".join(self.console().splitlines()[-60:])

@@ -14,7 +14,7 @@ SOURCES = Path(__file__).resolve().parent.parent / "modules"
 def build() -> Path:
     """The cache entry with ``good/`` (for ``updates/kmodd-test``) and ``broken/`` (for ``/usr/lib/kmodd-test``)."""
     base = rootfs.build()
-    key = cache.digest([base.name, SOURCES, Path(__file__), Path(broken.__file__)])
+    key = cache.digest([cache.identity(base), SOURCES, Path(__file__), Path(broken.__file__)])
     return cache.entry("modules", key, lambda folder: _make(base, folder), prune=True)
 
 

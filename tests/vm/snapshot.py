@@ -30,7 +30,7 @@ Prepare = Callable[[Machine], None]
 
 def clean_state(built: Image, options: Options) -> State:
     """A machine right after its boot, with nothing of kmodd in it."""
-    key = cache.digest([built.key, repr(options), Path(qemu.__file__), qemu.accelerator()])
+    key = cache.digest([built.identity, repr(options), Path(qemu.__file__), qemu.accelerator()])
     return State(cache.entry("clean", key, lambda folder: _save(built, options, folder), prune=True))
 
 
@@ -39,7 +39,7 @@ def prepared_state(
 ) -> State:
     """A clean machine after ``prepare`` has changed it; ``inputs`` is all that it depends on."""
     clean = clean_state(built, options)
-    key = cache.digest([clean.folder.name, *inputs])
+    key = cache.digest([cache.identity(clean.folder), *inputs])
 
     def make(folder: Path) -> None:
         with Machine(built, options, state=clean, keep_in=folder) as machine:

@@ -21,6 +21,7 @@ import struct
 import subprocess
 import termios
 import time
+from typing import Any
 
 PORT = "/dev/virtio-ports/org.kmodd.agent"
 HEADER = struct.Struct("!IBI")
@@ -32,46 +33,64 @@ CHUNK = 1 << 16
 class Command:
     """One running command and its three streams."""
 
-    def __init__(self, agent: Agent, channel: int, request: dict) -> None:
+    def __init__(self, agent: Agent, channel: int, request: dict[str, Any]) -> None:
         self.agent, self.channel = agent, channel
         self.input = bytearray()
         self.input_ended = False
+        self.stdin: int | None
+        self.terminal: int | None = None
         user = pwd.getpwnam(request.get("user") or "root")
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name, "SHELL": user.pw_shell,
-            "LANG": "C.UTF-8", **request.get("env", {}),
+            "HOME": user.pw_dir,
+            "USER": user.pw_name,
+            "LOGNAME": user.pw_name,
+            "SHELL": user.pw_shell,
+            "LANG": "C.UTF-8",
+            **request.get("env", {}),
         }
-        options = {
-            "cwd": request.get("cwd") or user.pw_dir, "env": environment, "start_new_session": True,
-            "user": user.pw_uid, "group": user.pw_gid,
+        options: dict[str, Any] = {
+            "cwd": request.get("cwd") or user.pw_dir,
+            "env": environment,
+            "start_new_session": True,
+            "user": user.pw_uid,
+            "group": user.pw_gid,
             "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid),
         }
         window = request.get("window")
         if window:
             self.terminal, slave = os.openpty()
+            self.outputs = {self.terminal: b"o"}
             self.resize(window)
             options["preexec_fn"] = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             try:
                 self.process = subprocess.Popen(request["argv"], stdin=slave, stdout=slave, stderr=slave, **options)
+            except BaseException:
+                os.close(self.terminal)
+                raise
             finally:
                 os.close(slave)
             self.stdin = os.dup(self.terminal)
-            self.outputs = {self.terminal: b"o"}
         else:
-            self.terminal = None
-            pipe = subprocess.PIPE
-            self.process = subprocess.Popen(request["argv"], stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, **options)
-            self.stdin = os.dup(self.process.stdin.fileno())
-            self.process.stdin.close()
-            self.outputs = {os.dup(self.process.stdout.fileno()): b"o", os.dup(self.process.stderr.fileno()): b"e"}
-            self.process.stdout.close()
-            self.process.stderr.close()
+            stdin, self.stdin = os.pipe()
+            stdout, output = os.pipe()
+            stderr, error = os.pipe()
+            self.outputs = {stdout: b"o", stderr: b"e"}
+            try:
+                self.process = subprocess.Popen(request["argv"], stdin=stdin, stdout=output, stderr=error, **options)
+            except BaseException:
+                for descriptor in (self.stdin, stdout, stderr):
+                    os.close(descriptor)
+                raise
+            finally:
+                for descriptor in (stdin, output, error):
+                    os.close(descriptor)
         for descriptor in (self.stdin, *self.outputs):
             os.set_blocking(descriptor, False)
 
     def resize(self, window: list[int]) -> None:
-        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *window, 0, 0))
+        if self.terminal is not None:
+            fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *window, 0, 0))
 
     def kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -79,6 +98,9 @@ class Command:
 
     def feed(self) -> None:
         """Write waiting input; close the stream after its end."""
+        if self.stdin is None:
+            self.input.clear()
+            return
         while self.input:
             try:
                 del self.input[: os.write(self.stdin, self.input[:CHUNK])]
@@ -87,7 +109,7 @@ class Command:
             except OSError:  # the command closed its input, or the terminal is gone
                 self.input.clear()
                 self.input_ended = True
-        if self.input_ended and self.stdin is not None:
+        if self.input_ended:
             os.close(self.stdin)
             self.stdin = None
 
@@ -153,7 +175,7 @@ class Agent:
             if connected:
                 selector.register(self.port, selectors.EVENT_READ | (selectors.EVENT_WRITE if self.sending else 0))
             for command in self.commands.values():
-                if command.input or command.input_ended and command.stdin is not None:
+                if command.input and command.stdin is not None:
                     selector.register(command.stdin, selectors.EVENT_WRITE, command)
                 if len(self.sending) < HIGH_WATER:
                     for descriptor in command.outputs:
@@ -219,18 +241,21 @@ class Agent:
             elif kind == b"w":
                 command.resize(json.loads(payload))
 
-    def start(self, channel: int, request: dict) -> None:
+    def start(self, channel: int, request: dict[str, Any]) -> None:
         try:
             self.commands[channel] = Command(self, channel, request)
         except (OSError, KeyError, subprocess.SubprocessError) as error:
             answer = {"code": 127, "error": f"{type(error).__name__}: {error}"}
             self.send(b"z", channel, json.dumps(answer).encode())
 
-    def set_clock(self, request: dict) -> None:
+    def set_clock(self, request: dict[str, Any]) -> None:
         """After a restored snapshot: the host's time, and random bytes no other restored machine has."""
         time.clock_settime(time.CLOCK_REALTIME, request["time"])
-        with open("/dev/urandom", "wb") as pool:
-            pool.write(bytes.fromhex(request["seed"]))
+        pool = os.open("/dev/urandom", os.O_WRONLY)
+        try:
+            os.write(pool, bytes.fromhex(request["seed"]))
+        finally:
+            os.close(pool)
 
     def reap(self) -> None:
         for channel, command in list(self.commands.items()):
