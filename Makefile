@@ -93,7 +93,7 @@ install-deps: ## install the Debian packages kmodd needs to run
 install-check:
 	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I install/check_dependencies.py || { \
 		echo "kmodd cannot run here yet. As root: make install-deps" >&2; exit 1; }
-	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }
+	@! { $(LIVE); } || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }
 
 install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, the bus and polkit
 	@rm -rf $(DESTDIR)$(PKGDIR)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What `make install` puts where, and that `make uninstall` takes all of it away again."""
+
+import gzip
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.installation import ROOT, files, make
+
+INTEGRATION = {
+    "/usr/share/dbus-1/interfaces/org.kmodd1.xml",
+    "/usr/share/dbus-1/system-services/org.kmodd1.service",
+    "/usr/share/dbus-1/system.d/org.kmodd1.conf",
+    "/usr/share/polkit-1/actions/org.kmodd1.policy",
+}
+BELOW_PREFIX = {
+    "bin/kmodctl",
+    "bin/kmodd",
+    "lib/systemd/catalog/kmodd.catalog",
+    "lib/systemd/system/kmodd-worker.socket",
+    "lib/systemd/system/kmodd-worker@.service",
+    "lib/systemd/system/kmodd.service",
+    "share/bash-completion/completions/kmodctl",
+    "share/fish/vendor_completions.d/kmodctl.fish",
+    "share/man/man1/kmodctl.1.gz",
+    "share/man/man5/org.kmodd1.5.gz",
+    "share/man/man8/kmodd.8.gz",
+    "share/zsh/site-functions/_kmodctl",
+}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with kmodd installed below /usr/local."""
+    destination = tmp_path_factory.mktemp("install")
+    make("install", destination)
+    return destination
+
+
+def outside_the_package(found: set[str], prefix: str) -> set[str]:
+    return {name for name in found if not name.startswith(f"{prefix}/lib/kmodd/")}
+
+
+@pytest.mark.parametrize("prefix", ["/usr/local", "/usr", "/opt/kmodd"])
+def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
+    make("install", tmp_path, PREFIX=prefix)
+    wanted = INTEGRATION | {f"{prefix}/{name}" for name in BELOW_PREFIX}
+    assert outside_the_package(files(tmp_path), prefix) == wanted
+    texts = [(tmp_path / name[1:]).read_bytes() for name in wanted if not name.endswith(".gz")]
+    assert not [text for text in texts if b"@PKGDIR@" in text or b"@BINDIR@" in text or b"@PYTHON@" in text]
+    unit = (tmp_path / f"{prefix[1:]}/lib/systemd/system/kmodd.service").read_text()
+    assert f"{prefix}/bin/kmodd\n" in unit
+
+
+@pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
+def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
+    other = tmp_path / prefix[1:] / "bin/other"
+    other.parent.mkdir(parents=True)
+    other.write_text("not ours")
+    make("install", tmp_path, PREFIX=prefix)
+    make("uninstall", tmp_path, PREFIX=prefix)
+    assert files(tmp_path) == {f"{prefix}/bin/other"}
+
+
+def test_installing_again_removes_what_is_no_longer_part_of_it(installed: Path) -> None:
+    old = installed / "usr/local/lib/kmodd/kmodd/of_last_year.py"
+    old.write_text("")
+    make("install", installed)
+    assert not old.exists()
+
+
+def test_package_is_whole_and_compiled(installed: Path) -> None:
+    package = installed / "usr/local/lib/kmodd/kmodd"
+    names = {path.relative_to(package) for path in package.rglob("*.py")}
+    assert names == {path.relative_to(ROOT / "kmodd") for path in (ROOT / "kmodd").rglob("*.py")}
+    compiled = {path.name.split(".")[0] for path in package.rglob("*.pyc")}
+    assert {path.stem for path in names} <= compiled
+    assert str(installed).encode() not in next(package.rglob("names.*.pyc")).read_bytes()
+
+
+def test_nobody_but_the_owner_may_write(installed: Path) -> None:
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in installed.rglob("*") if path.is_file()}
+    assert not [str(path) for path, mode in modes.items() if mode & 0o022]
+    assert {path.name for path, mode in modes.items() if mode & 0o111} == {"kmodd", "kmodctl"}
+
+
+def test_manual_pages_are_whole(installed: Path) -> None:
+    for page in (installed / "usr/local/share/man").rglob("*.gz"):
+        text = gzip.decompress(page.read_bytes())
+        assert text.lstrip().startswith((b".", b"'\\\"")), page.name
+        command = ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(page)]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, "MANWIDTH": "100"}, check=False)
+        assert (done.returncode, done.stderr.decode()) == (0, ""), page.name
+
+
+@pytest.mark.parametrize("program", ["kmodd", "kmodctl"])
+def test_program_runs_from_its_place_alone(tmp_path: Path, program: str) -> None:
+    # The paths inside are those of the installed system, so the tree is installed for where it lies.
+    prefix = tmp_path / "prefix"
+    make("install", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    hostile = tmp_path / "hostile"
+    (hostile / "kmodd").mkdir(parents=True)
+    (hostile / "kmodd/__init__.py").write_text("raise SystemExit('the wrong package')")
+    done = subprocess.run(
+        [prefix / "bin" / program, "--version"],
+        cwd=hostile,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(hostile)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0.1.0" in done.stdout

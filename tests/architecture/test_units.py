@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""systemd finds nothing wrong with the units, and little to attack."""
+
+import subprocess
+from configparser import RawConfigParser
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.installation import make
+
+SERVICES = ["kmodd.service", "kmodd-worker@.service"]
+HIGHEST_EXPOSURE = 20  # tenths
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the installed units; what they start lies where they say."""
+    prefix = tmp_path_factory.mktemp("units") / "prefix"
+    make("install", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    return prefix / "lib/systemd/system"
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", "--no-pager", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_units_are_valid(units: Path) -> None:
+    done = analyze("verify", "--man=no", *(str(path) for path in sorted(units.iterdir())))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_exposure_is_at_most_two(units: Path, service: str) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={HIGHEST_EXPOSURE}", str(units / service))
+    assert done.returncode == 0, done.stdout
+
+
+def read(units: Path, service: str) -> dict[str, str]:
+    parser = RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names of systemd's settings have capitals
+    parser.read(units / service)
+    return dict(parser["Service"])
+
+
+def test_only_workers_may_load_modules(units: Path) -> None:
+    assert "CAP_SYS_MODULE" not in read(units, "kmodd.service")["CapabilityBoundingSet"]
+    assert read(units, "kmodd-worker@.service")["CapabilityBoundingSet"] == "CAP_SYS_MODULE"
+
+
+def test_what_would_break_the_daemon_is_left_out(units: Path) -> None:
+    # No module events reach a private network namespace, and no index lies in a hidden /usr/lib/modules.
+    assert not {"PrivateNetwork", "ProtectKernelModules", "PrivateUsers"} & read(units, "kmodd.service").keys()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_python_is_isolated_and_the_environment_scrubbed(units: Path, service: str) -> None:
+    settings = read(units, service)
+    assert settings["ExecStart"].split()[:2] == ["/usr/bin/python3", "-I"]
+    assert {"MODPROBE_OPTIONS", "LD_PRELOAD"} <= set(settings["UnsetEnvironment"].split())
