@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs inside the virtual machine: drives the kernel's parts by themselves, without a daemon, and prints JSON.
+
+`python3 kernel_probe.py ROOT_OF_THE_TREE FUNCTION JSON_ARGUMENTS`
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, sys.argv[1] if __name__ == "__main__" else ".")
+
+from kmodd.kernel.aliastext import AliasText
+from kmodd.kernel.executor import WorkerPool
+from kmodd.kernel.facts import ProcFacts
+from kmodd.kernel.kmsg import Kmsg
+from kmodd.kernel.loaded import ProcModules
+from kmodd.kernel.uevents import KernelUevents
+from kmodd.kernel.usage import ProcUsage
+from kmodd.model import Outcome
+from kmodd.names import ModuleName
+
+ROOT = Path("/")
+
+
+def users(name: str) -> list[list[str]]:
+    """What ProcUsage finds."""
+    found = ProcUsage(ROOT, AliasText(ROOT, os.uname().release)).users(ModuleName(name))
+    return [[user.kind, user.name, user.detail] for user in found]
+
+
+async def calls(orders: list[list[Any]]) -> list[dict[str, Any]]:
+    """Do orders [verb, name or path, arguments, timeout] one after the other, each with the kernel's lines about it."""
+    pool = WorkerPool()
+    pool.start()
+    answers = []
+    for verb, target, arguments, timeout in orders:
+        mark = Kmsg(ROOT / "dev/kmsg").mark()
+        outcome = await _call(pool, verb, target, arguments, timeout)
+        answers.append(asdict(outcome) | {"log": mark.lines(), "abandoned": pool.abandoned})
+        mark.close()
+    await pool.close()
+    return answers
+
+
+async def _call(pool: WorkerPool, verb: str, target: str, arguments: str, timeout: float) -> Outcome:
+    if verb == "insert":
+        return await pool.insert(target, arguments, timeout=timeout)
+    return await pool.remove(ModuleName(target), timeout=timeout)
+
+
+async def let_go(path: str, release: str) -> dict[str, Any]:
+    """Insert a module that hangs, serve others meanwhile, release it, and wait to be told."""
+    pool = WorkerPool()
+    stuck = await pool.insert(path, "", timeout=1.0)
+    state = ProcModules(ROOT).read(ModuleName("kmodd_test_init_wait"))
+    told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    pool.on_let_go(stuck.worker, told.set_result)
+    other = await pool.remove(ModuleName("kmodd_no_such_module"), timeout=10)
+    answer = {
+        "stuck": asdict(stuck),
+        "other": asdict(other),
+        "abandoned": pool.abandoned,
+        "state": state and state.state,
+    }
+    await asyncio.to_thread(Path(release).write_text, "1")
+    answer |= {"told": asdict(await asyncio.wait_for(told, 20)), "left": pool.abandoned}
+    await pool.close()
+    return answer
+
+
+async def side_by_side(paths: list[str], arguments: str) -> dict[str, Any]:
+    """Insert several at once; the seconds it took, and how many processes remain."""
+    pool = WorkerPool()
+    pool.start()
+    started = time.monotonic()
+    outcomes = await asyncio.gather(*(pool.insert(path, arguments, timeout=60) for path in paths))
+    seconds = time.monotonic() - started
+    await asyncio.sleep(1)
+    remaining = len(pool.pids)
+    await pool.close()
+    return {"errnos": [outcome.errno for outcome in outcomes], "seconds": seconds, "remaining": remaining}
+
+
+async def cost(path: str, name: str, rounds: int) -> dict[str, float]:
+    """Median microseconds of a call by a warm worker beyond the system call itself, resident kilobytes of the worker."""
+    pool = WorkerPool()
+    await pool.remove(ModuleName("kmodd_no_such_module"), timeout=10)
+    extra, bare = [], []
+    for _ in range(rounds):
+        for verb, target in (("insert", path), ("remove", name)):
+            started = time.perf_counter_ns()
+            outcome = await _call(pool, verb, target, "", 30)
+            assert outcome.errno == 0, outcome
+            extra.append((time.perf_counter_ns() - started) // 1000 - outcome.duration_usec)
+            bare.append(outcome.duration_usec)
+    status = Path(f"/proc/{pool.pids[0]}/status").read_text()  # noqa: ASYNC240 - a file of /proc
+    await pool.close()
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+    return {"extra": sorted(extra)[rounds], "bare": sorted(bare)[rounds], "rss": int(kilobytes)}
+
+
+async def events(command: str, count: int) -> list[list[str | None]]:
+    """Run a shell command and take so many events."""
+    source = KernelUevents()
+    taken: list[list[str | None]] = []
+    await asyncio.to_thread(subprocess.run, ["/bin/sh", "-c", command], check=True)
+    try:
+        async with asyncio.timeout(20):
+            async for event in source.events():
+                taken.append([event.action, event.module])
+                if len(taken) == count:
+                    break
+    finally:
+        source.close()
+    return taken
+
+
+async def overflow(module: str, forged: int) -> dict[str, Any]:
+    """Let the socket overflow before it is read; then see that it still hears."""
+    source = KernelUevents()
+    for _ in range(forged):
+        Path(f"/sys/module/{module}/uevent").write_text("add")  # noqa: ASYNC240 - the loop is meant to be blocked
+    actions: dict[str, int] = {}
+    async with asyncio.timeout(60):
+        async for event in source.events():
+            actions[event.action] = actions.get(event.action, 0) + 1
+            if event.action == "overflow":
+                Path(f"/sys/module/{module}/uevent").write_text("remove")  # noqa: ASYNC240 - as above
+            if event.action == "remove":
+                break
+    source.close()
+    return actions
+
+
+def write(name: str, parameter: str, value: str) -> list[Any]:
+    """Write a parameter; errno and the value read back."""
+    modules = ProcModules(ROOT)
+    try:
+        modules.write_parameter(ModuleName(name), parameter, value)
+        number = 0
+    except OSError as error:
+        number = error.errno or -1
+    values = {found.name: found.value for found in modules.parameters(ModuleName(name), private=True)}
+    return [number, values.get(parameter)]
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Public values with modes."""
+    return {value.name: [value.value, value.mode] for value in ProcModules(ROOT).parameters(ModuleName(name))}
+
+
+def module(name: str) -> dict[str, Any] | None:
+    """One module as loaded, with its attributes."""
+    modules = ProcModules(ROOT)
+    found = modules.read(ModuleName(name))
+    return None if found is None else asdict(found) | {"attributes": modules.attributes(found.name)}
+
+
+def builtin(name: str) -> bool:
+    """Whether it is built in."""
+    return ProcModules(ROOT).is_builtin(ModuleName(name))
+
+
+def facts() -> dict[str, Any]:
+    """Kernel facts and the taint's meaning."""
+    read = ProcFacts(ROOT)
+    now = read.read()
+    return asdict(now) | {"flags": read.taint_flags(now.taint)}
+
+
+if __name__ == "__main__":
+    result = globals()[sys.argv[2]](*json.loads(sys.argv[3]))
+    print(json.dumps(asyncio.run(result) if asyncio.iscoroutine(result) else result))
