@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# bash completion for kmodctl. Names come from small files of the kernel and its module index, so that a key press starts
+# neither Python nor the daemon.
+
+_kmodctl_loaded() {
+    cut -d' ' -f1 /proc/modules 2>/dev/null
+}
+
+_kmodctl_available() {
+    sed -n 's|^\([^:]*/\)\{0,1\}\([^/:.]*\)\.ko[^:]*:.*|\2|p' "/lib/modules/$(uname -r)/modules.dep" 2>/dev/null | tr - _
+}
+
+_kmodctl_parameters() {
+    local module=${1//-/_} entry
+    for entry in "/sys/module/$module/parameters/"*; do
+        [[ -e $entry ]] && printf '%s\n' "${entry##*/}"
+    done
+}
+
+_kmodctl_offer() {
+    # Unquoted on purpose: one word for each name, and names have no spaces.
+    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$current")
+}
+
+_kmodctl() {
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+    local everywhere='--json --no-pager --no-ask-password --session --bus --help'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed'
+    local changes='--dry-run --reason --timeout'
+    local command='' module='' arguments=0 index word
+    COMPREPLY=()
+
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        word=${COMP_WORDS[index]}
+        case $word in
+            --bus|--reason|--timeout|--state|--since|-n|--lines) ((index++)) ;;
+            -*) ;;
+            plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
+            *)
+                if [[ -z $command ]]; then
+                    command=$word
+                else
+                    ((arguments++))
+                    [[ -z $module ]] && module=$word
+                fi ;;
+        esac
+    done
+
+    case $previous in
+        --state) _kmodctl_offer 'loaded available builtin all'; return ;;
+        --since) _kmodctl_offer '1h 1d 1w today yesterday'; return ;;
+        --bus|--reason|--timeout|-n|--lines) return ;;
+    esac
+
+    if [[ -z $command ]]; then
+        _kmodctl_offer "$commands $everywhere --version"
+        return
+    fi
+    if [[ $current == -* ]]; then
+        case $command in
+            list) _kmodctl_offer "--state $everywhere" ;;
+            load|reload) _kmodctl_offer "$changes --override-policy $everywhere" ;;
+            unload) _kmodctl_offer "$changes --dependents --unused-dependencies $everywhere" ;;
+            batch) _kmodctl_offer "${changes:+--dry-run --reason} --no-atomic $everywhere" ;;
+            log) _kmodctl_offer "--follow --since --lines $everywhere" ;;
+            *) _kmodctl_offer "$everywhere" ;;
+        esac
+        return
+    fi
+    case $command:$arguments in
+        load:0|show:0|why:0) _kmodctl_offer "$(_kmodctl_available)" ;;
+        unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
+        set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
+        batch:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+    esac
+}
+
+complete -F _kmodctl kmodctl

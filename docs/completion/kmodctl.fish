@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# fish completion for kmodctl. Names come from small files of the kernel and its module index, so that a key press starts
+# neither Python nor the daemon.
+
+function __kmodctl_loaded
+    cut -d' ' -f1 /proc/modules 2>/dev/null
+end
+
+function __kmodctl_available
+    sed -n 's|^\([^:]*/\)\{0,1\}\([^/:.]*\)\.ko[^:]*:.*|\2|p' /lib/modules/(uname -r)/modules.dep 2>/dev/null | tr - _
+end
+
+# The words after the command that are no options.
+function __kmodctl_words
+    commandline -opc | tail -n +2 | string match -v -- '-*'
+end
+
+function __kmodctl_command
+    set -l words (__kmodctl_words)
+    if test "$words[1]" = plan
+        set -e words[1]
+    end
+    contains -- "$words[1]" $argv
+    and test (count $words) -eq 1
+end
+
+function __kmodctl_has
+    set -l words (__kmodctl_words)
+    contains -- "$words[1]" $argv
+    or test "$words[1]" = plan; and contains -- "$words[2]" $argv
+end
+
+function __kmodctl_parameters
+    set -l words (__kmodctl_words)
+    test "$words[1]" = set; and test (count $words) -eq 2
+    and command ls /sys/module/(string replace -a - _ -- $words[2])/parameters 2>/dev/null
+end
+
+complete -c kmodctl -f
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a list -d 'List modules'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a show -d 'Show what a module is'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a why -d 'Explain a module'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a plan -d 'Show the steps of a change'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a set -d 'Write a parameter'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a status -d 'Show how things are'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a log -d 'Show what was done'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a monitor -d 'Show what happens'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a reset-failed -d 'Forget a failure'
+for first in 'test (count (__kmodctl_words)) -eq 0' 'test "$(__kmodctl_words)" = plan'
+    complete -c kmodctl -n $first -a load -d 'Load a module'
+    complete -c kmodctl -n $first -a unload -d 'Unload a module'
+    complete -c kmodctl -n $first -a reload -d 'Unload and load anew'
+    complete -c kmodctl -n $first -a batch -d 'Several changes as one'
+end
+complete -c kmodctl -n '__kmodctl_command load show why' -a '(__kmodctl_available)'
+complete -c kmodctl -n '__kmodctl_command unload reload set log list reset-failed' -a '(__kmodctl_loaded)'
+complete -c kmodctl -n '__kmodctl_has set' -a '(__kmodctl_parameters)'
+complete -c kmodctl -n '__kmodctl_command batch' -F
+
+complete -c kmodctl -l json -d 'Print JSON'
+complete -c kmodctl -l no-pager -d 'Do not use a pager'
+complete -c kmodctl -l no-ask-password -d 'Never ask for a password'
+complete -c kmodctl -l session -d 'Use the session bus'
+complete -c kmodctl -l bus -x -d 'Use the bus at this address'
+complete -c kmodctl -l help -d 'Show help'
+complete -c kmodctl -l version -d 'Show the version'
+complete -c kmodctl -n '__kmodctl_has list' -l state -x -a 'loaded available builtin all' -d 'Which'
+complete -c kmodctl -n '__kmodctl_has load unload reload batch' -l dry-run -d 'Show the plan, change nothing'
+complete -c kmodctl -n '__kmodctl_has load unload reload batch' -l reason -x -d 'One line for the journal'
+complete -c kmodctl -n '__kmodctl_has load unload reload' -l timeout -x -d 'Seconds for each call into the kernel'
+complete -c kmodctl -n '__kmodctl_has load reload' -l override-policy -d 'Load although blacklisted'
+complete -c kmodctl -n '__kmodctl_has unload' -l dependents -d 'First what uses it'
+complete -c kmodctl -n '__kmodctl_has unload' -l unused-dependencies -d 'Then what nobody needs'
+complete -c kmodctl -n '__kmodctl_has batch' -l no-atomic -d 'Each change stands for itself'
+complete -c kmodctl -n '__kmodctl_has log' -s f -l follow -d 'Keep showing'
+complete -c kmodctl -n '__kmodctl_has log' -l since -x -a '1h 1d 1w today yesterday' -d 'From then on'
+complete -c kmodctl -n '__kmodctl_has log' -s n -l lines -x -d 'At most'
