@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SOURCE = "/usr/src/kmodd"
 # What `make install` does not read: a change of these needs no new snapshot.
-NOT_INSTALLED = ("tests/", ".ci/", ".github/", "docs/")
+NOT_INSTALLED = ("tests/", ".ci/", ".github/")
 Prepare = Callable[[Machine], None]
 
 
