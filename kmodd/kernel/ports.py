@@ -92,6 +92,9 @@ class LoadedModules(Protocol):
 class Executor(Protocol):
     """Makes the system calls that can hang or crash, each in a worker process."""
 
+    def start(self) -> None:
+        """Be ready for the first order; OSError when no worker can be had."""
+
     async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
         """finit_module (decompressing where the kernel cannot)."""
 

@@ -33,6 +33,9 @@ class SimulatedExecutor:
         self.calls: deque[tuple[str, str, str]] = deque(maxlen=10_000)
         """The latest calls, as (`insert`, path, arguments) or (`remove`, name, ``), oldest first."""
 
+    def start(self) -> None:
+        """A call costs no process here: always ready."""
+
     async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
         """See Executor."""
         self.calls.append(("insert", path, arguments))

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The tour: what a person is shown, in order. Every line is really typed into the virtual machine."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A command, who types it, and with which exit code it has to end."""
+
+    text: str
+    user: str = "root"
+    code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A headline and its commands; `setup` is run unseen before."""
+
+    title: str
+    lines: tuple[Line, ...]
+    setup: tuple[str, ...] = field(default=())
+
+
+TOUR = (
+    Scene(
+        "A system service like any other",
+        (
+            Line("systemctl status kmodd --no-pager --lines=0"),
+            Line("busctl get-property org.kmodd1 /org/kmodd1 org.kmodd1.Manager KernelRelease LoadedCount Health"),
+        ),
+    ),
+    Scene(
+        "Load a module with nothing but busctl; see it as an object",
+        (
+            Line("busctl call org.kmodd1 /org/kmodd1 org.kmodd1.Manager Load 'sa{ss}a{sv}' dummy 1 numdummies 2 0"),
+            Line("busctl get-property org.kmodd1 /org/kmodd1/module/dummy org.kmodd1.Module State Size References"),
+            Line("busctl call org.kmodd1 /org/kmodd1 org.kmodd1.Manager Unload 'sa{sv}' dummy 0"),
+        ),
+    ),
+    Scene(
+        "See beforehand exactly what will happen, then do it",
+        (
+            Line("kmodctl load vfat --dry-run"),
+            Line('kmodctl load vfat --reason "a stick to read"'),
+            Line("kmodctl load vfat codepage=utf8", code=9),
+        ),
+    ),
+    Scene(
+        "Who may do what is polkit's business",
+        (
+            Line("kmodctl load loop --no-ask-password", user="alice", code=4),
+            Line("cat /etc/polkit-1/rules.d/50-netadm-dummy.rules"),
+            Line("id -nG && kmodctl load dummy", user="bob"),
+            Line("kmodctl load loop --no-ask-password", user="bob", code=4),
+        ),
+        setup=(
+            "install -m 0644 /usr/src/kmodd/polkit/examples/50-netadm-dummy.rules /etc/polkit-1/rules.d/",
+            "systemctl reload-or-restart polkit",
+        ),
+    ),
+    Scene(
+        "A busy module, explained",
+        (
+            Line("rmmod overlay", code=1),
+            Line("kmodctl unload overlay", code=5),
+            Line("kmodctl why overlay"),
+        ),
+        setup=(
+            "mkdir -p /srv/lower /srv/upper /srv/work /srv/merged",
+            "mount -t overlay overlay -o lowerdir=/srv/lower,upperdir=/srv/upper,workdir=/srv/work /srv/merged",
+        ),
+    ),
+    Scene(
+        "A module that hangs in the kernel: the caller is told, the rest goes on",
+        (
+            Line("kmodctl load kmodd_test_init_wait --timeout 2", code=12),
+            Line("kmodctl unload vfat --unused-dependencies"),
+            Line("kmodctl status"),
+            Line(
+                "echo 1 > /sys/kernel/kmodd_test_init_wait/release; sleep 1; kmodctl reset-failed kmodd_test_init_wait"
+            ),
+        ),
+    ),
+    Scene(
+        "All or nothing",
+        (
+            Line("printf 'load bonding max_bonds=0\\nload tun\\nload kmodd_test_fail\\n' | kmodctl batch -", code=10),
+            Line("kmodctl list bonding; kmodctl list tun"),
+        ),
+    ),
+    Scene(
+        "Who did what, why, and how it went: modprobe's doings too",
+        (
+            Line("modprobe loop && rmmod loop"),
+            Line("kmodctl log"),
+            Line("journalctl -t kmodd -x -n 1 KMODD_EVENT=authorization.denied --no-pager"),
+        ),
+    ),
+)
