@@ -19,6 +19,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "module.loaded": "1380ccab429640da9d564b60b71f8e8e",
     "module.unloaded": "8d3fa0ee68a04717838b1915becec8aa",
     "module.reloaded": "dd215c4a6bb8441fba7079ab0a3ea73a",
+    "parameter.set": "bdf099f4a478465ca28c33208f5e44e1",
     "module.appeared": "9a8fe519e76840fc8354f60590684bb0",
     "module.disappeared": "3253ebd4ee07471badbd0a9d63a6693e",
     "operation.failed": "2c282055a4e84962b9c3a15179c43ac5",
