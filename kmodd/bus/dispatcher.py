@@ -30,8 +30,10 @@ from kmodd.errors import INTERNAL, Failed, InvalidArgs, KmoddError, LimitsExceed
 from kmodd.model import Caller
 
 _PEER = "org.freedesktop.DBus.Peer"
-_HELD_MAX = 64
-"""Calls kept for a connection while the bus is asked who it is."""
+_HELD_MAX = 128
+"""Calls kept for a connection while the bus is asked who it is: as many as the system bus lets it have unanswered."""
+_HELD_BYTES = 16 << 20
+"""Bytes of the bodies of all calls kept so; whose they are is not known yet."""
 
 
 class Wire(Protocol):
@@ -39,6 +41,10 @@ class Wire(Protocol):
 
     def next_serial(self) -> int:
         """A serial for a message of ours."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes waiting to be written."""
 
     def send(self, data: bytes) -> None:
         """Queue a marshalled message."""
@@ -70,8 +76,9 @@ class Dispatcher:
         self._report = report
         self._count = count
         self._departed = departed
-        self._turns = Turns(quota, self._serve)
+        self._turns = Turns(quota, self._serve, lambda: wire.backlog)
         self._held: dict[Client, list[Frame]] = {}
+        self._held_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         callers.on_gone = self._gone
 
@@ -90,7 +97,7 @@ class Dispatcher:
         try:
             if client is None:
                 client = self._callers.identify(frame.sender, self._identified)
-                self._held[client] = [frame]
+                self._hold(frame, self._held.setdefault(client, []))
             elif client in self._held:
                 self._hold(frame, self._held[client])
             else:
@@ -98,19 +105,32 @@ class Dispatcher:
         except LimitsExceeded as error:
             self._fail(frame, error)
 
-    @staticmethod
-    def _hold(frame: Frame, held: list[Frame]) -> None:
-        if len(held) >= _HELD_MAX:
+    def _hold(self, frame: Frame, held: list[Frame]) -> None:
+        if len(held) >= _HELD_MAX or self._held_bytes + len(frame.body) > _HELD_BYTES:
             raise LimitsExceeded("too many calls are waiting for an answer")
         held.append(frame)
+        self._held_bytes += len(frame.body)
+
+    def _release(self, client: Client) -> list[Frame]:
+        held = self._held.pop(client, [])
+        self._held_bytes -= sum(len(frame.body) for frame in held)
+        return held
+
+    def on_drained(self) -> None:
+        """Go on: the transport has written everything."""
+        self._turns.resume()
 
     def _identified(self, client: Client) -> None:
-        for frame in self._held.pop(client, ()):
-            if not client.gone:
+        for frame in self._release(client):
+            if client.gone:
+                return
+            try:
                 self._turns.add(frame, client)
+            except LimitsExceeded as error:
+                self._fail(frame, error)
 
     def _gone(self, client: Client) -> None:
-        self._held.pop(client, None)
+        self._release(client)
         for task in client.tasks:
             task.cancel()
         self._departed(client.sender)

@@ -15,15 +15,21 @@ class Limits:
     """Calls that need authorisation, under way at once."""
     prompts: int = 2
     """Password prompts at once."""
-    waiting: int = 1024
-    """Calls that wait for their turn, over all of the user's connections."""
+    waiting: int = 8192
+    """Calls that wait for their turn, over all of the user's connections.
+
+    Enough for every connection and every reply the system bus lets one user wait for: a call that waits is answered late and
+    keeps its caller from the next one, while a refusal only makes room for another call.
+    """
+    waiting_bytes: int = 8 << 20
+    """Bytes of the bodies of these calls."""
     waiting_per_connection: int = 256
     running: int = 16
     """Calls being answered at once; further ones wait."""
 
 
 USER = Limits()
-ROOT = Limits(operations=64, prompts=2, waiting=8192, waiting_per_connection=2048, running=128)
+ROOT = Limits(operations=64, waiting_bytes=16 << 20, waiting_per_connection=2048, running=128)
 """Root's limits are higher, but finite: a loop gone wrong is a loop gone wrong."""
 
 Key = int | None

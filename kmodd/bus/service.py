@@ -93,6 +93,7 @@ class Service:
         """Answer from now on, and take the name; BusLostError when somebody has it."""
         self._transport.on_call = self.dispatcher.on_call
         self._transport.on_signal = self._on_signal
+        self._transport.on_drained = self.dispatcher.on_drained
         self._unsubscribe = self._events.subscribe(self._announcer.on_event)
         await self._transport.own(name)
 

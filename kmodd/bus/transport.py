@@ -53,13 +53,15 @@ class Transport:
     """One connection to a message bus.
 
     `on_call` gets every method call, `on_signal` every signal of the bus itself; both run on the loop and must not block or
-    raise. `on_lost` is called once when the connection ends without `close()`: the process has to end then.
+    raise. `on_drained` is called when everything queued was written. `on_lost` is called once when the connection ends
+    without `close()`: the process has to end then.
     """
 
     def __init__(self, address: str | None = None) -> None:
         """`address` is a bus address; None is the system bus."""
         self.on_call: Callable[[Frame], None] = lambda _: None
         self.on_signal: Callable[[Frame], None] = lambda _: None
+        self.on_drained: Callable[[], None] = lambda: None
         self.on_lost: Callable[[BaseException | None], None] = lambda _: None
         self._bus = _Connection(self, address)
 
@@ -336,6 +338,7 @@ class _Outbox:
         if self._waiting:
             self._waiting = False
             self._loop.remove_writer(self._bus._fd)
+        self._bus.owner.on_drained()
 
     def _written(self, count: int) -> None:
         self.size -= count

@@ -14,19 +14,29 @@ BUDGET = 0.004
 """Seconds of one turn of the event loop that calls may take before signals, timers and the socket get theirs."""
 
 
+CONGESTED = 32 * 1024
+"""Bytes waiting to be written from which on no further call is served.
+
+When the bus is slower than we are, answers to a flood would pile up in front of everybody else's; held back, the calls wait
+where users take turns.
+"""
+
+
 class Turns:
     """A queue for each user, served round robin.
 
     A user with as many calls running as allowed is passed over until one of them has ended, so a flood costs its own user
-    time and nobody else. What is queued is marshalled still, at most 80 KiB for each call.
+    time and nobody else. What is queued is marshalled still.
     """
 
-    def __init__(self, quota: Quota, serve: Callable[[Frame, Client], None]) -> None:
-        """`serve` handles one call; it must not raise."""
+    def __init__(self, quota: Quota, serve: Callable[[Frame, Client], None], backlog: Callable[[], int]) -> None:
+        """`serve` handles one call; it must not raise. `backlog` answers how many bytes wait to be written."""
         self._quota = quota
         self._serve = serve
+        self._backlog = backlog
         self._loop = asyncio.get_running_loop()
         self._queues: OrderedDict[Key, deque[tuple[Frame, Client]]] = OrderedDict()
+        self._bytes: dict[Key, int] = {}
         self._running: dict[Key, int] = {}
         self._scheduled = False
 
@@ -39,10 +49,16 @@ class Turns:
         """Queue a call; LimitsExceeded when its connection or user has too many waiting."""
         limits = self._quota.limits(client.uid)
         queue = self._queues.get(client.uid)
-        if client.waiting >= limits.waiting_per_connection or (queue is not None and len(queue) >= limits.waiting):
+        size = self._bytes.get(client.uid, 0) + len(frame.body)
+        if (
+            client.waiting >= limits.waiting_per_connection
+            or size > limits.waiting_bytes
+            or (queue is not None and len(queue) >= limits.waiting)
+        ):
             raise LimitsExceeded("too many calls are waiting for an answer")
         if queue is None:
             queue = self._queues[client.uid] = deque()
+        self._bytes[client.uid] = size
         client.waiting += 1
         queue.append((frame, client))
         self._schedule()
@@ -58,6 +74,10 @@ class Turns:
             self._running[uid] = left
         else:
             del self._running[uid]
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on: a call has ended, or everything was written."""
         if self._queues:
             self._schedule()
 
@@ -71,6 +91,8 @@ class Turns:
         end = self._loop.time() + BUDGET
         passed_over = 0
         while passed_over < len(self._queues):
+            if self._backlog() > CONGESTED:
+                return  # until `resume`
             uid, queue = next(iter(self._queues.items()))
             self._queues.move_to_end(uid)
             if self._running.get(uid, 0) >= self._quota.limits(uid).running:
@@ -79,8 +101,9 @@ class Turns:
             passed_over = 0
             frame, client = queue.popleft()
             client.waiting -= 1
+            self._bytes[uid] -= len(frame.body)
             if not queue:
-                del self._queues[uid]
+                del self._queues[uid], self._bytes[uid]
             if client.gone:
                 continue
             self._serve(frame, client)

@@ -4,7 +4,7 @@
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,11 @@ from kmodd.bus.quota import Quota
 from kmodd.bus.service import Service
 from kmodd.bus.transport import Transport
 from kmodd.core.explain import Explainer
-from kmodd.core.jobs import Jobs, JobState
+from kmodd.core.failures import Failures
+from kmodd.core.jobs import Jobs
 from kmodd.core.listing import Listing
+from kmodd.core.locks import ModuleLocks
+from kmodd.core.operations import Operations
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
 from kmodd.core.registry import Registry
@@ -35,67 +38,39 @@ from kmodd.model import (
     Plan,
     Record,
     Request,
-    Result,
-    StepAction,
 )
-from kmodd.names import ModuleName, kernel_arguments
+from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
 from tests.unit.fakes import Hub, Journal, Ticks
 
 
 class Deeds:
-    """Operations as the interfaces see them: carries a plan out on the simulated kernel, when it is let."""
+    """Core's own operations, and what they were asked for."""
 
-    def __init__(self, kernel: SimulatedKernel, registry: Registry, jobs: Jobs) -> None:
-        self.kernel = kernel
-        self.registry = registry
-        self.jobs = jobs
-        self.planner = Planner(kernel.index, kernel.loaded, kernel.facts)
-        self.gate = asyncio.Event()
-        self.gate.set()
-        """Cleared, everything waits."""
+    def __init__(self, operations: Operations, locks: ModuleLocks) -> None:
+        self.operations = operations
+        self._locks = locks
         self.done: list[tuple[Caller, Plan]] = []
-        self.reset: list[str] = []
-        self.cancelled = 0
+        """Who asked for what, of everything that was let through."""
 
     def plan(self, request: Request) -> Plan:
-        """Plan it."""
-        return self.planner.plan(request)
+        """Delegate."""
+        return self.operations.plan(request)
 
     async def execute(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
-        """Do every step."""
-        verb = plan.request.operations[0].verb.value
-        number = self.jobs.add(verb, " ".join(plan.modules), caller.sender, JobState.WAITING)
-        waiting = asyncio.ensure_future(self.gate.wait())
-        self.jobs.wait(number, waiting.cancel)
-        try:
-            await waiting
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            self.jobs.finish(number, "cancelled")
-            return [OperationResult("", Result.FAILED, NotLoaded("cancelled"))]
-        self.jobs.run(number)
+        """Note and delegate."""
         self.done.append((caller, plan))
-        results = []
-        for index, names in enumerate(plan.targets):
-            steps = [step for step in plan.steps if step.operation == index]
-            error = next((step.error for step in steps if step.error), None)
-            if error is None and not plan.request.dry_run:
-                for step in steps:
-                    if step.action is StepAction.INSERT:
-                        arguments = kernel_arguments(dict(step.parameters))
-                        await self.kernel.executor.insert(step.path, arguments, timeout=5)
-                    else:
-                        await self.kernel.executor.remove(step.module, timeout=5)
-            result = Result.FAILED if error else Result.CHANGED if steps else Result.UNCHANGED
-            touched = () if error else tuple(step.module for step in steps)
-            results.append(OperationResult(" ".join(names), result, error, touched))
-        self.jobs.finish(number, "done")
-        return results
+        return await self.operations.execute(plan, caller)
 
     def reset_failed(self, module: ModuleName, caller: Caller) -> None:
-        """Note it."""
-        self.reset.append(module)
+        """Delegate."""
+        self.operations.reset_failed(module, caller)
+
+    def occupy(self, *modules: str) -> Callable[[], None]:
+        """Have another operation under way on these modules, until the answer is called."""
+        names = tuple(ModuleName(module) for module in modules)
+        assert self._locks.take_now(names, 999_999) is not None
+        return lambda: self._locks.release(names, 999_999)
 
 
 class Writes:
@@ -167,8 +142,12 @@ async def bench(
         journal, hub = Journal(), Hub()
         registry = Registry(kernel.loaded, kernel.facts, hub, journal, Ticks())
         stop = registry.start()
-        jobs = Jobs(hub, Ticks())
-        deeds, writes = Deeds(kernel, registry, jobs), Writes(kernel)
+        jobs, locks, failures = Jobs(hub, Ticks()), ModuleLocks(), Failures()
+        operations = Operations(
+            Planner(kernel.index, kernel.loaded, kernel.facts), kernel,
+            locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=Ticks(),
+        )  # fmt: skip
+        deeds, writes = Deeds(operations, locks), Writes(kernel)
         policy = Policy(kernel.index)
         transport = Transport(bus.address)
         await transport.connect()
@@ -197,7 +176,7 @@ async def bench(
             parameters=writes,
             explainer=Explainer(
                 loaded=kernel.loaded, index=kernel.index, usage=kernel.usage, facts=kernel.facts,
-                policy=policy, registry=registry, failure=lambda _: None,
+                policy=policy, registry=registry, failure=failures.get,
             ),
             listing=Listing(kernel.loaded, kernel.index, policy, ""),
             registry=registry,
@@ -243,7 +222,7 @@ async def bench(
                 bugs,
                 users,
             )
-        jobs.flush()
+        await operations.close()
         stop()
         uevents.cancel()
         await asyncio.gather(uevents, return_exceptions=True)

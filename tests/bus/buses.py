@@ -6,16 +6,22 @@ import asyncio
 import os
 import socket
 import subprocess
-from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dbus_next import Message, MessageFlag, MessageType
+from dbus_next._private.unmarshaller import Unmarshaller
 
+from kmodd.bus import frame as frames
 from kmodd.bus.decoder import decode
+from kmodd.bus.encoder import encode
 from kmodd.bus.frame import Frame
 from kmodd.bus.transport import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "org.kmodd1"
@@ -107,8 +113,7 @@ class Client:
 
     async def close(self) -> None:
         """Leave the bus."""
-        if self.transport.connected:
-            await self.transport.close()
+        await self.transport.close()
 
     @property
     def name(self) -> str:
@@ -121,13 +126,15 @@ class Client:
         signature: str = "",
         *body: Any,
         path: str = PATH,
-        interface: str | None = MANAGER,
+        interface: str = MANAGER,
         interactive: bool = False,
         timeout: float = 20.0,
     ) -> Any:
         """Call a member and answer its only value, or all of them; Reply is an error reply."""
         flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
-        message = Message(NAME, path, interface, member, flags=flags, signature=signature, body=list(body))
+        message = Message(NAME, path, member=member, flags=flags, signature=signature, body=list(body))
+        if interface:
+            message.interface = interface
         reply = await asyncio.wait_for(self.transport._bus.call(message), timeout)
         assert reply is not None, "the connection was lost"
         if reply.message_type is MessageType.ERROR:
@@ -155,9 +162,10 @@ class Client:
             while True:
                 try:
                     assert self.transport._bus._sock.sendmsg([data], rights) == len(data)
-                    return
                 except BlockingIOError:
                     await asyncio.sleep(0.001)
+                else:
+                    return
         finally:
             for descriptor in message.unix_fds:
                 os.close(descriptor)
@@ -185,12 +193,8 @@ class Client:
 
 
 def _loose(data: bytes) -> list[Any]:
-    from io import BytesIO
-
-    from dbus_next._private.unmarshaller import Unmarshaller
-
-    unmarshaller = Unmarshaller(BytesIO(data))  # type: ignore[no-untyped-call]
-    unmarshaller.unmarshall()  # type: ignore[no-untyped-call]
+    unmarshaller: Any = Unmarshaller(BytesIO(data))
+    unmarshaller.unmarshall()
     return list(unmarshaller.message.body)
 
 
@@ -216,8 +220,7 @@ class FakePolkit:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.transport.connected:
-            await self.transport.close()
+        await self.transport.close()
 
     def _on_call(self, frame: Frame) -> None:
         if frame.member == "CancelCheckAuthorization":
@@ -254,15 +257,9 @@ class FakePolkit:
         self.open.clear()
 
     def _reply(self, frame: Frame, signature: str, *values: Any) -> None:
-        from kmodd.bus import frame as frames
-        from kmodd.bus.encoder import encode
-
         body = encode(signature, values) if signature else b""
         self.transport.send(frames.reply(self.transport.next_serial(), frame, signature, body))
 
     def _fail(self, frame: Frame) -> None:
-        from kmodd.bus import frame as frames
-        from kmodd.bus.encoder import encode
-
         name = "org.freedesktop.PolicyKit1.Error.Failed"
         self.transport.send(frames.failure(self.transport.next_serial(), frame, name, encode("s", ("no",))))

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who may do what, and what polkit is told."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmodd.bus.authority import InsecureSameUserAuthority
+from kmodd.errors import AccessDenied
+from kmodd.model import Caller
+from kmodd.names import ModuleName
+from tests.bus.bench import Bench, bench, record_of
+from tests.bus.buses import Reply
+
+BATCH = [["load", "dummy", {}], ["unload", "loop", {}]]
+GUARDED: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("Load", "sa{ss}a{sv}", ("dummy", {}, {})),
+    ("Unload", "sa{sv}", ("loop", {})),
+    ("Reload", "sa{ss}a{sv}", ("loop", {}, {})),
+    ("Batch", "a(ssa{ss})a{sv}", (BATCH, {})),
+    ("SetParameter", "sss", ("loop", "max_part", "1")),
+    ("ResetFailed", "s", ("dummy",)),
+    ("GetHistory", "a{sv}", ({},)),
+]
+members = pytest.mark.parametrize(("member", "signature", "body"), GUARDED, ids=[row[0] for row in GUARDED])
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with bench(tmp_path, polkit_timeout=0.1) as made:
+        made.kernel.modprobe("loop")
+        await asyncio.sleep(0.05)
+        yield made
+
+
+@members
+@pytest.mark.parametrize("mode", ["deny", "garbage", "error", "hang", "absent", "nobody"])
+async def test_whatever_is_not_a_yes_is_a_no(
+    service: Bench, member: str, signature: str, body: tuple[Any, ...], mode: str
+) -> None:
+    service.polkit.mode = mode
+    if mode == "absent":
+        await service.polkit.transport.close()
+    before = service.kernel.loaded.raw()
+    async with service.client(None if mode == "nobody" else 1000) as user:
+        with pytest.raises(Reply) as refused:
+            await user.call(member, signature, *body)
+    assert refused.value.name == "org.freedesktop.DBus.Error.AccessDenied"
+    assert service.kernel.loaded.raw() == before
+    assert not service.deeds.done
+    assert not service.writes.written
+    record = record_of(service.journal, "authorization.denied")
+    assert (record.uid, record.sender, record.exe) == (None if mode == "nobody" else 1000, user.name, "/usr/bin/4711")
+    if mode == "hang":
+        await asyncio.sleep(0.05)
+        assert len(service.polkit.cancelled) == 1
+    if mode == "nobody":
+        assert not service.polkit.asked
+
+
+@members
+async def test_a_challenge_without_the_flag_is_told(
+    service: Bench, member: str, signature: str, body: tuple[Any, ...]
+) -> None:
+    service.polkit.mode = "challenge"
+    async with service.client(1000) as user:
+        with pytest.raises(Reply, match="InteractiveAuthorizationRequired"):
+            await user.call(member, signature, *body)
+    assert [flags for *_, flags in service.polkit.asked] == [0]
+
+
+@members
+async def test_root_needs_no_polkit(service: Bench, member: str, signature: str, body: tuple[Any, ...]) -> None:
+    await service.polkit.transport.close()
+    async with service.client(0) as root:
+        await root.call(member, signature, *body)
+    assert not [one for one in service.journal.events if one.startswith("authorization")]
+
+
+async def asked_for(service: Bench, member: str, signature: str, *body: Any) -> list[tuple[str, dict[str, str]]]:
+    service.polkit.asked.clear()
+    async with service.client(1000) as user:
+        await user.call(member, signature, *body)
+        assert {sender for sender, *_ in service.polkit.asked} == {user.name}
+    return [(action.removeprefix("org.kmodd1."), dict(details)) for _, action, details, _ in service.polkit.asked]
+
+
+async def test_rules_are_told_what_will_be_done(service: Bench) -> None:
+    (asked,) = await asked_for(service, "Load", "sa{ss}a{sv}", "vfat", {}, {})
+    assert asked[0] == "load"
+    assert asked[1]["module"] == "vfat"
+    assert asked[1]["action"] == "load"
+    assert set(asked[1]["modules"].split()) >= {"vfat", "fat"}
+    (asked,) = await asked_for(service, "Load", "sa{ss}a{sv}", "dummy", {"numdummies": "2"}, {})
+    assert asked[1]["parameters"] == "numdummies=2"
+    (asked,) = await asked_for(service, "SetParameter", "sss", "loop", "max-part", "1")
+    assert asked == (
+        "set-parameter",
+        {"module": "loop", "modules": "loop", "parameters": "max_part=1", "action": "set-parameter"},
+    )
+    asked_both = await asked_for(service, "Reload", "sa{ss}a{sv}", "dummy", {}, {})
+    assert [action for action, _ in asked_both] == ["load", "unload"]
+
+
+async def test_a_batch_needs_the_actions_of_its_operations(service: Bench) -> None:
+    asked = await asked_for(service, "Batch", "a(ssa{ss})a{sv}", [["load", "dummy", {}]], {})
+    assert [action for action, _ in asked] == ["load"]
+    asked = await asked_for(service, "Batch", "a(ssa{ss})a{sv}", [["unload", "dummy", {}], ["load", "vfat", {}]], {})
+    assert {action for action, _ in asked} == {"load", "unload"}
+    assert "module" not in asked[0][1]
+
+
+async def test_overriding_policy_needs_more(service: Bench) -> None:
+    async with service.client(1000) as user:
+        await user.call("Load", "sa{ss}a{sv}", "dummy", {}, {"override-policy": user.transport.variant("b", True)})
+    assert [row[1] for row in service.polkit.asked] == ["org.kmodd1.load", "org.kmodd1.override-policy"]
+
+
+async def test_a_granted_request_is_recorded_once_for_each_action(service: Bench) -> None:
+    await asked_for(service, "Load", "sa{ss}a{sv}", "dummy", {}, {})
+    assert record_of(service.journal, "authorization.granted").module == "dummy"
+
+
+async def test_nobody_is_asked_for_what_cannot_succeed(service: Bench) -> None:
+    hopeless: list[tuple[str, str, tuple[Any, ...]]] = [
+        ("Load", "sa{ss}a{sv}", ("nosuch", {}, {})),
+        ("Load", "sa{ss}a{sv}", ("../x", {}, {})),
+        ("Load", "sa{ss}a{sv}", ("dummy", {"nosuch": "1"}, {})),
+        ("Unload", "sa{sv}", ("nosuch", {})),
+        ("Batch", "a(ssa{ss})a{sv}", ([["load", "dummy", {}], ["load", "nosuch", {}]], {})),
+        ("SetParameter", "sss", ("dummy", "x", "1")),
+        ("SetParameter", "sss", ("../../x", "x", "1")),
+    ]
+    async with service.client(1000) as user:
+        for member, signature, body in hopeless:
+            with pytest.raises(Reply):
+                await user.call(member, signature, *body)
+    assert not service.polkit.asked
+
+
+async def test_a_prompt_is_shown_only_when_it_is_needed_and_allowed(service: Bench) -> None:
+    service.polkit.mode = "prompt"
+    async with service.client(1000) as user:
+        load = asyncio.create_task(user.call("Load", "sa{ss}a{sv}", "dummy", {}, {}, interactive=True))
+        await asyncio.sleep(0.05)
+        assert [flags for *_, flags in service.polkit.asked] == [0, 1]
+        service.polkit.answer_open(yes=True)
+        assert await load == ["dummy"]
+
+
+async def test_a_prompt_nobody_answers_ends(service: Bench) -> None:
+    service.polkit.mode = "prompt"
+    async with service.client(1000) as user:
+        with pytest.raises(Reply, match="AccessDenied"):
+            await user.call("Load", "sa{ss}a{sv}", "dummy", {}, {}, interactive=True)
+    await asyncio.sleep(0.05)
+    assert len(service.polkit.cancelled) == 1
+
+
+async def test_a_prompt_goes_with_its_caller(service: Bench) -> None:
+    service.polkit.mode = "prompt"
+    async with service.client(1000) as user:
+        load = asyncio.create_task(user.call("Load", "sa{ss}a{sv}", "dummy", {}, {}, interactive=True))
+        await asyncio.sleep(0.05)
+        assert service.polkit.open
+        load.cancel()
+    await asyncio.sleep(0.05)
+    assert not service.polkit.open
+    assert service.quota.idle
+    assert service.kernel.loaded.read(ModuleName("dummy")) is None
+
+
+async def test_a_third_prompt_is_refused(service: Bench) -> None:
+    service.polkit.mode = "prompt"
+    async with service.client(1000) as user, service.client(1000) as again:
+        loads = [
+            asyncio.create_task(one.call("Load", "sa{ss}a{sv}", name, {}, {}, interactive=True))
+            for one, name in ((user, "dummy"), (again, "vfat"), (user, "fat"))
+        ]
+        await asyncio.sleep(0.05)
+        service.polkit.answer_open(yes=False)
+        answers = await asyncio.gather(*loads, return_exceptions=True)
+    assert sorted(answer.name.rpartition(".")[2] for answer in answers if isinstance(answer, Reply)) == [
+        "AccessDenied",
+        "AccessDenied",
+        "LimitsExceeded",
+    ]
+
+
+async def test_a_fifth_operation_is_refused(service: Bench) -> None:
+    release = service.deeds.occupy("dummy")
+    async with service.client(1000) as user, service.client(1001) as other, service.client(0) as root:
+        loads = [asyncio.create_task(user.call("Load", "sa{ss}a{sv}", "dummy", {}, {})) for _ in range(5)]
+        roots = [asyncio.create_task(root.call("Load", "sa{ss}a{sv}", "dummy", {}, {})) for _ in range(32)]
+        await asyncio.sleep(0.1)
+        assert await other.call("Load", "sa{ss}a{sv}", "vfat", {}, {})
+        release()
+        answers = await asyncio.gather(*loads, return_exceptions=True)
+        assert [str(answer) for answer in answers if isinstance(answer, Reply)] == [
+            "org.freedesktop.DBus.Error.LimitsExceeded: this user has 4 operations under way already"
+        ]
+        assert sum(len(names) for names in await asyncio.gather(*roots)) + sum(map(len, answers[:4])) == 1  # type: ignore[arg-type]
+
+
+async def test_the_simulations_authority_knows_one_user() -> None:
+    authority = InsecureSameUserAuthority(1000)
+    await authority.check(Caller(":1.1", 1000), "org.kmodd1.load", {})
+    for uid in (None, 0, 1001):
+        with pytest.raises(AccessDenied):
+            await authority.check(Caller(":1.1", uid), "org.kmodd1.load", {})
