@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -64,11 +65,11 @@ class WorkerPool:
 
     async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
         """Insert the file with the kernel's argument string, waiting at most `timeout` seconds."""
-        return await self._order("insert", path.encode(), arguments.encode(), timeout=timeout)
+        return await self._order("insert", path, arguments, timeout=timeout)
 
     async def remove(self, name: ModuleName, *, timeout: float) -> Outcome:
         """Remove the module, waiting at most `timeout` seconds for its exit function."""
-        return await self._order("remove", name.encode(), timeout=timeout)
+        return await self._order("remove", name, timeout=timeout)
 
     def on_let_go(self, worker: int, callback: Callable[[Outcome], None]) -> None:
         """Call back once when an abandoned worker's call ended after all; LookupError for one that was not abandoned.
@@ -107,9 +108,9 @@ class WorkerPool:
         if waiting:
             await asyncio.wait(waiting, timeout=self._close_grace)
 
-    async def _order(self, verb: str, *arguments: bytes, timeout: float) -> Outcome:
+    async def _order(self, verb: str, *arguments: str, timeout: float) -> Outcome:
         try:
-            order = worker.encode(verb, *arguments)
+            order = worker.encode(verb, *map(os.fsencode, arguments))
         except ValueError:
             return Outcome("done", errno.EINVAL)  # As the kernel would say; nobody was asked.
         process = self._hand_over(order)

@@ -79,7 +79,7 @@ async def test_arguments_arrive_whole(pool: WorkerPool) -> None:
     assert (await pool.insert("length", "x" * 70_000, timeout=10)).errno == 70_000
 
 
-@pytest.mark.parametrize("arguments", ["a\0b", "x" * 200_000])
+@pytest.mark.parametrize("arguments", ["a\0b", "x" * 200_000, "\ud800"])
 async def test_arguments_no_kernel_would_take_are_refused(pool: WorkerPool, arguments: str) -> None:
     assert await pool.insert("length", arguments, timeout=10) == Outcome("done", errno.EINVAL)
 
@@ -123,6 +123,16 @@ async def test_deadline_abandons_the_worker_and_others_are_served(pool: WorkerPo
     assert outcome.kind == "timed-out"
     assert outcome.duration_usec >= 90_000
     assert (await insert(pool, "errno:1")).errno == 1
+
+
+async def test_answer_that_came_while_the_loop_was_busy_beats_the_deadline(pool: WorkerPool) -> None:
+    await insert(pool, "errno:0")
+    task = asyncio.create_task(insert(pool, "errno:6", timeout=0.05))
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # noqa: ASYNC251 - the loop must see the answer and the deadline in the same turn
+    outcome = await task
+    assert (outcome.kind, outcome.errno) == ("done", 6)
+    assert pool.abandoned == 0
 
 
 async def test_abandoned_worker_that_lets_go_is_told_once(pool: WorkerPool) -> None:
