@@ -5,7 +5,7 @@ import errno
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ Probe = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def probe(clean_vm: Machine) -> Probe:
+def probe(clean_vm: Machine) -> Iterator[Probe]:
     """Calls a function of kernel_probe.py in the machine."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -30,13 +30,20 @@ def probe(clean_vm: Machine) -> Probe:
         tar.add(Path(__file__).with_name("kernel_probe.py"), "kernel_probe.py")
     clean_vm.unpack(archive.getvalue(), TREE)
 
-    def call(function: str, *arguments: Any, timeout: float = 90) -> Any:
-        command = ["/usr/bin/python3", "-B", f"{TREE}/kernel_probe.py", TREE, function, json.dumps(arguments)]
-        result = clean_vm.run(command, timeout=timeout)
-        assert result.code == 0, result.stderr
-        return json.loads(result.stdout)
+    server = clean_vm.start(["/usr/bin/python3", "-B", f"{TREE}/kernel_probe.py", TREE])
+    numbers = iter(range(1_000_000))
 
-    return call
+    def call(function: str, *arguments: Any, timeout: float = 90) -> Any:
+        number = next(numbers)
+        server.write(json.dumps([number, function, arguments]).encode() + b"\n")
+        output = server.wait_for_output(f"end {number}\n", timeout)
+        answered, result, fault = json.loads(output.splitlines()[-2])
+        assert answered == number
+        assert not fault, fault
+        return result
+
+    yield call
+    server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +180,8 @@ def test_what_others_load_and_unload_is_heard(probe: Probe) -> None:
 
 
 def test_overflow_is_told_and_hearing_goes_on(clean_vm: Machine, probe: Probe) -> None:
-    # Each event costs the socket some 800 bytes of its 8 MiB (16, as the kernel doubles what is asked for).
     clean_vm.check("modprobe kmodd_test_good")
-    actions = probe("overflow", "kmodd_test_good", 40_000, timeout=300)
+    actions = probe("overflow", "kmodd_test_good", 1_000)
     assert actions["overflow"] >= 1
     assert actions["remove"] == 1
     clean_vm.check("modprobe -r kmodd_test_good")
@@ -251,7 +257,7 @@ def test_worker_is_small_and_adds_little_to_the_call(probe: Probe, file: File) -
     measured = probe("cost", file("kmodd_test_good"), "kmodd_test_good", 20)
     print(f"worker: {measured['rss']} kB; {measured['extra']} µs beyond a call of {measured['bare']} µs")
     assert measured["rss"] <= 15 * 1024
-    assert measured["extra"] <= max(measured["bare"] / 2, 150)
+    assert measured["extra"] <= max(measured["bare"] / 2, 150)  # The least of each: a busy machine adds to the rest.
 
 
 def test_hung_init_is_abandoned_and_its_end_is_told(probe: Probe, file: File) -> None:
