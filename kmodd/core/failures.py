@@ -90,8 +90,8 @@ def _read(path: Path) -> dict[ModuleName, Failure]:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(handle, encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
             entries = json.loads(file.read(FILE_MAX))
-    except (OSError, ValueError):
-        # Absent at the first start; broken when somebody wrote into it. Both mean that nothing is remembered.
+    except (OSError, ValueError, RecursionError):
+        # Absent at the first start; broken (or nested too deep) when somebody wrote into it: nothing is remembered.
         return {}
     found: dict[ModuleName, Failure] = {}
     for entry in entries if isinstance(entries, list) else ():
