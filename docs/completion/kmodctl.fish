@@ -26,8 +26,10 @@ end
 
 function __kmodctl_has
     set -l words (__kmodctl_words)
+    if test "$words[1]" = plan
+        set -e words[1]
+    end
     contains -- "$words[1]" $argv
-    or test "$words[1]" = plan; and contains -- "$words[2]" $argv
 end
 
 function __kmodctl_parameters

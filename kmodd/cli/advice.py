@@ -19,6 +19,9 @@ class Advice:
     words: str = ""
 
 
+ROOT = Advice(words="not while the system runs: its root file system is on it")
+
+
 def to_remove(explanation: Explanation, holders: Mapping[str, Explanation]) -> list[Advice]:
     """What frees the module and then removes it, in order; empty when it cannot be removed at all.
 
@@ -30,6 +33,8 @@ def to_remove(explanation: Explanation, holders: Mapping[str, Explanation]) -> l
     held = [explanation, *(holders[name] for name in _below(explanation, holders))]
     for found in reversed(held):
         steps += [step for step in map(_free, found.users) if step is not None and step not in steps]
+    if ROOT in steps:
+        return [ROOT]
     steps += [Advice(words=_unexplained(found.name)) for found in held if any(u.kind == "kernel" for u in found.users)]
     if not explanation.holders and all(user.kind == "kernel" for user in explanation.users):
         return steps
@@ -54,7 +59,7 @@ def _free(user: User) -> Advice | None:
     match user.kind:
         case "mount":
             if user.name == "/":
-                return Advice(words="the root file system is on it: only another boot can do without it")
+                return ROOT
             return Advice(f"umount {name}")
         case "loop":
             return Advice(f"losetup --detach {_device(user.name)}")

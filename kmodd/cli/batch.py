@@ -103,8 +103,7 @@ def lines(
 def _outcome(result: OperationResult, message: str, screen: Screen) -> str:
     paint = screen.paint
     if result.error is not None:
-        said = clean(message)
-        return paint.bad(result.error.title) + (f": {said}" if said else "")
+        return paint.bad(clean(message) or result.error.title)
     if result.result is Result.CHANGED:
         return clean(listed(result.touched))
     return paint.dim(_WORDS[result.result])

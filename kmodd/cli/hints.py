@@ -37,4 +37,6 @@ def hint_for(error: KmoddError, module: str) -> str:
     if error.evidence.hint:
         return error.evidence.hint
     text = _HINTS.get(type(error), "")
+    if isinstance(error, errors.DisabledByPolicy) and ": blacklist " not in error.evidence.rule:
+        text = "change the rule: only a blacklist can be overridden"
     return "" if "{module}" in text and not module else text.format(module=module)

@@ -104,7 +104,8 @@ def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
     """A record as text: when, what, by whom, and beneath it the reason and the evidence."""
     paint, record = screen.paint, entry.record
     failed = bool(record.error)
-    mark = paint.bad(screen.glyphs.no) if failed else paint.good(screen.glyphs.yes)
+    done = paint.good(screen.glyphs.yes) if record.action else paint.dim(screen.glyphs.arrow)
+    mark = paint.bad(screen.glyphs.no) if failed else done
     when = paint.dim(moment(entry.time))
     message = clean(record.message or record.event)
     who = "" if record.uid is None else paint.dim(f"  by {user_name(record.uid)}")

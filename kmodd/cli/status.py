@@ -67,7 +67,7 @@ def _check(check: HealthCheck, screen: Screen) -> list[str]:
         HealthStatus.DEGRADED: screen.glyphs.warning,
         HealthStatus.FAILING: screen.glyphs.no,
     }[check.status]
-    about = f"{clean(check.module)}: " if check.module else ""
+    about = f"{clean(check.module)}: " if check.module and check.module not in check.message else ""
     room = screen.fits(6) or 10_000
     said = wrap(f"{clean(check.name)}: {about}{clean(check.message)}", room)
     hint = wrap(f"hint: {clean(check.hint)}", room) if check.hint and check.status is not HealthStatus.OK else []

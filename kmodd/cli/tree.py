@@ -69,7 +69,7 @@ def _grow(
         detail = "see above" if again else clean(user.detail)
         name = clean(user.name)
         if user.kind == "kernel":
-            name, detail = name or "the kernel itself", detail or "nothing in user space explains the reference"
+            name, detail = "the kernel itself", detail or "nothing in user space explains the reference"
         rows.append((indent + branch, clean(user.kind), name, detail))
         if user.kind == "module" and not again and user.name in holders:
             seen.add(user.name)

@@ -201,6 +201,8 @@ def _unblock(found: Explanation) -> list[Advice]:
 
 
 def _stuck(found: Explanation) -> list[str]:
+    if found.failure is not None and found.failure.error == "Crashed":
+        return ["plan a reboot: nothing else removes what is left of it; everything else keeps working meanwhile"]
     if found.failure is not None and found.failure.stuck:
         return [
             "the call into the kernel does not come back; everything else keeps working",

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kmodctl against the real daemon on a simulated kernel: what the scripted one could have got wrong."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kmodd.cli.exit_codes import ExitCode
+from tests.cli.private_bus import private_bus
+from tests.cli.runner import Runner
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a bus with `kmodd --simulate` on it."""
+    with private_bus(tmp_path_factory.mktemp("simulation")) as address:
+        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as daemon:
+            assert daemon.stderr is not None
+            assert "SIMULATED" in daemon.stderr.readline()
+            yield address
+            daemon.terminate()
+
+
+@pytest.fixture
+def run(simulation: str, kmodctl: Runner) -> Runner:
+    """kmodctl, once the daemon has its name."""
+    kmodctl.address = simulation
+    deadline = time.monotonic() + 10
+    while kmodctl("status").status == ExitCode.UNAVAILABLE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return kmodctl
+
+
+def test_a_module_comes_and_goes_with_its_dependency(run: Runner) -> None:
+    plan = run("plan", "load", "vfat", "--json").document
+    assert [(row["action"], row["module"]) for row in plan] == [("insert", "fat"), ("insert", "vfat")]
+    loaded = run("load", "vfat", "--reason", "a test", "--json")
+    assert loaded.document == {"module": "vfat", "inserted": ["fat", "vfat"]}
+    assert run("load", "vfat", "--json").document["inserted"] == []
+    assert "vfat" in {row["name"] for row in run("list", "--json").document}
+    used = run("unload", "fat")
+    assert used.status == ExitCode.IN_THE_WAY
+    assert "module is in use" in used.err
+    assert "vfat" in used.err
+    assert run("why", "fat", "--json").document["to-remove"] == ["kmodctl unload fat --dependents"]
+    assert run("unload", "fat", "--dependents", "--json").document["removed"] == ["vfat", "fat"]
+    assert "reason: a test" in run("log", "vfat").out
+
+
+def test_failures_bring_their_evidence(run: Runner) -> None:
+    ended = run("load", "kmodd_test_fail", "--json")
+    assert ended.status == ExitCode.REFUSED_BY_MODULE
+    assert ended.document["errno"] == 5
+    assert "kmodd_test_fail: the flux capacitor is not charged" in ended.document["kernel-log"]
+    assert "Last failure: load: module failed to initialise" in run("why", "kmodd_test_fail").out
+    assert run("reset-failed", "kmodd_test_fail").status == 0
+    assert "Last failure" not in run("why", "kmodd_test_fail").out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["load", "no_such_thing"], ExitCode.NOT_FOUND, "no such module"),
+        (["load", "virtio_ne"], ExitCode.NOT_FOUND, "did you mean virtio_net"),
+        (["load", "../evil"], ExitCode.USAGE, "expected a module name"),
+        (["load", "dummy", "numdummies=abc"], ExitCode.BAD_PARAMETER, "numdummies"),
+        (["load", "dummy", "nosuch=1"], ExitCode.BAD_PARAMETER, "has no parameter nosuch"),
+        (["load", "pcspkr"], ExitCode.POLICY, ": blacklist pcspkr"),
+        (["load", "dccp"], ExitCode.POLICY, "only a blacklist can be overridden"),
+        (["load", "kmodd_test_wrong_kernel"], ExitCode.BAD_FILE, "version magic"),
+        (["load", "kmodd_test_nodev"], ExitCode.REFUSED_BY_MODULE, "no device"),
+        (["unload", "ext4"], ExitCode.IN_THE_WAY, "/dev/vda1"),
+        (["unload", "dummy", "--timeout", "0"], ExitCode.USAGE, "timeout"),
+        (["set", "dummy", "x", "1"], ExitCode.NOT_FOUND, "not loaded"),
+        (["list", "a/b"], ExitCode.USAGE, "a pattern is"),
+    ],
+)
+def test_refusals(words: list[str], status: ExitCode, said: str, run: Runner) -> None:
+    ended = run(*words)
+    assert said in ended.err
+    assert ended.status == status
+
+
+def test_a_batch_undoes_itself(run: Runner) -> None:
+    ended = run("batch", "-", stdin="load tun\nload kmodd_test_fail\nload dummy\n")
+    assert ended.status == ExitCode.REFUSED_BY_MODULE
+    assert "load    tun              rolled back" in ended.out
+    assert "flux" not in ended.out
+    assert "tun" not in {row["name"] for row in run("list", "--json").document}
+
+
+def test_every_module_can_be_shown_and_explained(run: Runner) -> None:
+    names = [row["name"] for row in run("list", "--state", "all", "--json").document]
+    assert len(names) > 60
+    for name in names[::7]:
+        assert run("why", name).status == 0
+        assert run("show", name).status in (0, ExitCode.BAD_FILE)
+
+
+def test_status_knows_the_daemon(run: Runner) -> None:
+    document = run("status", "--json").document
+    assert document["health"]["status"] in ("ok", "degraded", "failing")
+    assert "simulated" in document["manager"]["KernelRelease"]
