@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kmodd import errors
 from kmodd.cli.hints import hint_for
 from kmodd.cli.screen import Paint, Screen
-from kmodd.cli.text import clean, wrap
+from kmodd.cli.text import clean, hang, wrap
 from kmodd.client import Client
 from kmodd.errors import Evidence, KmoddError
 from kmodd.model import Explanation
@@ -107,14 +107,14 @@ def lines(error: KmoddError, screen: Screen) -> list[str]:
     paint = screen.error_paint
     name = clean(error.module)
     message = clean(error.message).strip()
-    width = (screen.width or 100) - LABEL - 2
+    width = screen.fits(LABEL + 2) or 10_000
     titled = bool(name) and not isinstance(error, (errors.InvalidArgs, errors.Unavailable, errors.Failed))
     if titled:
         heading = f"{paint.bold('kmodctl:')} {paint.bold(name + ':')} {paint.bad(error.title)}"
         text = [heading, *(f"  {line}" for line in wrap(message, width + LABEL) if _says_more(message, error, name))]
     else:
         text = [f"{paint.bold('kmodctl:')} {paint.bad(message or error.title)}"]
-    facts = _facts(error.evidence, paint)
+    facts = _facts(error.evidence, paint, width)
     if facts:
         text += ["", *facts]
     hint = clean(hint_for(error, error.module))
@@ -128,7 +128,7 @@ def _says_more(message: str, error: KmoddError, name: str) -> bool:
     return bare not in ("", error.title.lower(), error.title.lower().removeprefix("module "))
 
 
-def _facts(evidence: Evidence, paint: Paint) -> list[str]:
+def _facts(evidence: Evidence, paint: Paint, width: int) -> list[str]:
     text: list[str] = []
     if evidence.errno:
         symbol = errno.errorcode.get(evidence.errno, "?")
@@ -140,7 +140,8 @@ def _facts(evidence: Evidence, paint: Paint) -> list[str]:
     if evidence.symbols:
         text += _labelled("symbols", [clean(symbol) for symbol in evidence.symbols], paint.dim)
     if evidence.kernel_log:
-        text += _labelled("kernel", [paint.dim(clean(line)) for line in evidence.kernel_log], paint.dim)
+        rows = [row for line in evidence.kernel_log for row in hang(clean(line), width)]
+        text += _labelled("kernel", [paint.dim(row) for row in rows], paint.dim)
     held = [*evidence.users]
     named = {name for kind, name, _ in held if kind == "module"}
     held = [*(("module", holder, "") for holder in evidence.holders if holder not in named), *held]

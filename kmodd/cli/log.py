@@ -10,7 +10,7 @@ from kmodd.cli import monitor
 from kmodd.cli.moments import parse_since
 from kmodd.cli.screen import Screen
 from kmodd.cli.session import Session
-from kmodd.cli.text import clean, duration, moment, wrap
+from kmodd.cli.text import clean, duration, hang, moment
 from kmodd.cli.who import user_name
 from kmodd.client import Signal, SignalStream
 from kmodd.client_answers import history_entry
@@ -113,8 +113,9 @@ def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
     took = paint.dim(f", {duration(record.duration_usec)}") if record.duration_usec else ""
     text = [f"{when} {mark} {message}{who}{behalf}{took}"]
     width = screen.fits(22) or 10_000
-    below = [f"reason: {clean(record.reason)}"] if record.reason else []
-    below += [paint.dim(f"kernel: {clean(line)}") for line in record.kernel_log]
-    below += [f"hint: {clean(record.hint)}"] if record.hint and failed else []
-    rows = [row for part in below for row in (wrap(part, width) if "\x1b" not in part else [part])]
+    rows = hang(f"reason: {clean(record.reason)}", width) if record.reason else []
+    for line in record.kernel_log:
+        rows += [paint.dim(row) for row in hang(f"kernel: {clean(line)}", width)]
+    if record.hint and failed:
+        rows += hang(f"hint: {clean(record.hint)}", width)
     return [*text, *(f"{' ' * 22}{row}" for row in rows)]

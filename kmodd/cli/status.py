@@ -33,6 +33,8 @@ def lines(found: Health, properties: Mapping[str, Any], screen: Screen) -> list[
     text = [
         f"{_painted(found.status, glyphs.full, screen)} {paint.bold('kmodd')} {version}: {_word(found.status, screen)}"
     ]
+    if "simulated" in facts.release:  # the simulated kernel's release says so, to everyone who asks
+        text.append(paint.bad("  SIMULATED KERNEL: nothing that is loaded or unloaded here is real"))
     enforced = "only signed ones are taken" if facts.signature_enforced else "not enforced"
     taint = "no" if not facts.taint else str(facts.taint)
     rows = [

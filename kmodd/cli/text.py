@@ -61,6 +61,12 @@ def wrap(text: str, width: int) -> list[str]:
     return [*lines, line] if line else lines
 
 
+def hang(text: str, width: int) -> list[str]:
+    """As `wrap`, with the second and later lines set in, for lines that come one after another."""
+    first, *rest = wrap(text, width) or [""]
+    return [first, *(f"  {line}" for line in wrap(" ".join(rest), width - 2))]
+
+
 def size(count: int) -> str:
     """Bytes as people read them: `512 B`, `24.0 KiB`."""
     value = float(count)

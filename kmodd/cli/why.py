@@ -9,7 +9,7 @@ from kmodd.cli import tree
 from kmodd.cli.advice import Advice, to_remove
 from kmodd.cli.screen import Screen
 from kmodd.cli.session import Session
-from kmodd.cli.text import ago, clean, columns, counted, moment, shorten, wrap
+from kmodd.cli.text import ago, clean, columns, counted, hang, moment, shorten, wrap
 from kmodd.cli.who import user_name
 from kmodd.client_answers import error_named, explanation
 from kmodd.errors import KmoddError
@@ -143,7 +143,8 @@ def _failure(answer: Answer, screen: Screen) -> list[str]:
     when = f", {ago(failure.time, answer.now)}" if failure.time else ""
     rows = [f"{clean(failure.action)}: {paint.bad(error.title)} ({clean(failure.error)}){when}"]
     rows += wrap(clean(failure.message), width)
-    rows += [paint.dim(f"kernel: {clean(line)}") for line in failure.evidence.kernel_log]
+    for line in failure.evidence.kernel_log:
+        rows += [paint.dim(row) for row in hang(f"kernel: {clean(line)}", width)]
     if failure.evidence.hint:
         rows += wrap(f"hint: {clean(failure.evidence.hint)}", width)
     return _field("Last failure", rows, screen)

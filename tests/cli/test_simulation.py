@@ -108,4 +108,5 @@ def test_every_module_can_be_shown_and_explained(run: Runner) -> None:
 def test_status_knows_the_daemon(run: Runner) -> None:
     document = run("status", "--json").document
     assert document["health"]["status"] in ("ok", "degraded", "failing")
+    assert "SIMULATED KERNEL: nothing that is loaded or unloaded here is real" in run("status").out
     assert "simulated" in document["manager"]["KernelRelease"]
