@@ -356,6 +356,14 @@ async def test_one_record_for_one_result(bench: Bench) -> None:
     assert (first.module, first.action, first.result) == ("vfat", "load", "changed")
 
 
+async def test_parameters_are_recorded_and_those_only_root_may_read_withheld() -> None:
+    module = SimulatedModule("m", parameters=(parameter("n", "int"), parameter("key", "charp", mode=0o600)))
+    bench = make_bench(machine(module))
+    await bench.run(load("m", n="2", key="hush"))
+    bench.operations.flush()
+    assert bench.journal.records[0].extra["PARAMETERS"] == "n=2 key=…"
+
+
 async def test_record_of_a_success_waits_until_the_caller_has_the_answer(bench: Bench) -> None:
     await bench.run(load("plain"))
     assert bench.journal.records == []
