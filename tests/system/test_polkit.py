@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The real polkitd decides: the shipped example rule, what reaches rules, and who is turned away."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.service import CALL, wait_until
+from tests.vm.channel import Result
+from tests.vm.machine import Machine
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = "/etc/polkit-1/rules.d/50-netadm-dummy.rules"
+SPY = "/etc/polkit-1/rules.d/10-spy.rules"
+ACTIONS = {
+    f"org.kmodd1.{name}"
+    for name in (
+        "activate-module configure import-module load manage-notifications override-policy read-history set-parameter unload"
+    ).split()
+}
+
+
+def load(vm: Machine, module: str, user: str, parameters: str = "0") -> Result:
+    """Nobody is there to type a password."""
+    return vm.run(f"{CALL} Load 'sa{{ss}}a{{sv}}' {module} {parameters} 0", user=user, timeout=60)
+
+
+def loaded(vm: Machine, module: str) -> bool:
+    return vm.run(["test", "-e", f"/sys/module/{module}/initstate"]).code == 0
+
+
+@pytest.fixture
+def example_rule(vm: Machine) -> Iterator[None]:
+    """The rule as shipped, in force once polkit has noticed it."""
+    vm.write_file(EXAMPLE, (ROOT / "polkit/examples/50-netadm-dummy.rules").read_bytes())
+    vm.run(["systemctl", "restart", "polkit.service"], timeout=60, check=True)
+    yield
+    vm.run(["modprobe", "-r", "dummy"])
+    vm.run(f"rm -f {EXAMPLE}; systemctl restart polkit.service", timeout=60, check=True)
+
+
+def test_polkit_knows_every_action(vm: Machine) -> None:
+    known = set(vm.check("pkaction | grep org.kmodd1").split())
+    assert known == ACTIONS
+    for action in sorted(ACTIONS):
+        assert "auth_admin" in vm.check(["pkaction", "--verbose", "--action-id", action])
+
+
+@pytest.mark.parametrize("user", ["alice", "bob"])
+def test_without_a_rule_nobody_but_root_loads(vm: Machine, user: str) -> None:
+    answer = load(vm, "dummy", user)
+    assert answer.code != 0
+    assert "denied" in answer.stderr.lower() or "authori" in answer.stderr.lower()
+    assert not loaded(vm, "dummy")
+
+
+@pytest.mark.usefixtures("example_rule")
+def test_group_may_load_and_unload_the_module_of_the_rule(vm: Machine) -> None:
+    assert load(vm, "dummy", "bob").check().stdout.strip() == 'as 1 "dummy"'
+    assert loaded(vm, "dummy")
+    vm.run(f"{CALL} Unload 'sa{{sv}}' dummy 0", user="bob", check=True)
+    assert not loaded(vm, "dummy")
+
+
+@pytest.mark.usefixtures("example_rule")
+def test_group_may_load_nothing_else(vm: Machine) -> None:
+    assert load(vm, "loop", "bob").code != 0
+    assert not loaded(vm, "loop")
+
+
+@pytest.mark.usefixtures("example_rule")
+def test_group_may_not_add_parameters(vm: Machine) -> None:
+    assert load(vm, "dummy", "bob", "1 numdummies 3").code != 0
+    assert not loaded(vm, "dummy")
+
+
+@pytest.mark.usefixtures("example_rule")
+def test_somebody_else_may_not_load_it(vm: Machine) -> None:
+    assert load(vm, "dummy", "alice").code != 0
+    assert not loaded(vm, "dummy")
+
+
+@pytest.mark.usefixtures("example_rule")
+def test_other_actions_stay_closed_to_the_group(vm: Machine) -> None:
+    answer = vm.run(f"{CALL} GetHistory 'a{{sv}}' 0", user="bob")
+    assert answer.code != 0
+
+
+def test_details_reach_rules(vm: Machine) -> None:
+    keys = ["module", "modules", "parameters", "action"]
+    lookups = ", ".join(f"{key}: action.lookup('{key}')" for key in keys)
+    spy = (
+        "polkit.addRule(function(action, subject) { if (action.id.indexOf('org.kmodd1.') === 0) "
+        f"polkit.log('SPY ' + JSON.stringify({{id: action.id, user: subject.user, {lookups}}})); }});"
+    )
+    vm.write_file(SPY, spy)
+    vm.run(["systemctl", "restart", "polkit.service"], timeout=60, check=True)
+    try:
+        load(vm, "VFAT", "alice")
+        load(vm, "vfat", "alice")
+        load(vm, "dummy", "alice", "1 numdummies 2")
+
+        def seen() -> list[dict[str, str]]:
+            lines = vm.journal("-t", "polkitd").splitlines()
+            return [json.loads(line.split("SPY ", 1)[1].strip()) for line in lines if "SPY {" in line]
+
+        wait_until(lambda: any(entry["module"] == "dummy" for entry in seen()), "polkit logs the rule's words")
+        by_module = {entry["module"]: entry for entry in seen()}
+        assert by_module["dummy"]["modules"] == "dummy"
+        assert by_module["dummy"]["parameters"] == "numdummies=2"
+        assert by_module["dummy"]["id"] == "org.kmodd1.load"
+        assert by_module["dummy"]["user"] == "alice"
+        assert by_module["vfat"]["action"] == "load"
+        assert set(by_module["vfat"]["modules"].split()) == {"fat", "vfat"}
+    finally:
+        vm.run(f"rm -f {SPY}; systemctl restart polkit.service", timeout=60, check=True)
+
+
+def test_without_polkit_everything_is_refused_and_reading_goes_on(vm: Machine) -> None:
+    vm.run("systemctl mask --runtime --now polkit.service", timeout=60, check=True)
+    try:
+        assert load(vm, "dummy", "alice").code != 0
+        assert not loaded(vm, "dummy")
+        vm.run(f"{CALL} Explain s loop", user="alice", check=True)
+        load(vm, "dummy", "root").check()
+    finally:
+        vm.run("modprobe -r dummy; systemctl unmask --runtime polkit.service", timeout=60, check=True)
