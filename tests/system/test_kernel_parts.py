@@ -84,6 +84,7 @@ def test_mount_in_another_namespace_is_found(clean_vm: Machine, probe: Probe) ->
 def test_loop_device_names_its_file_and_its_mount(clean_vm: Machine, probe: Probe) -> None:
     clean_vm.check("truncate -s 8M /tmp/disk.img && mkfs.ext4 -q /tmp/disk.img && mkdir -p /tmp/mnt")
     device = clean_vm.check("losetup --find --show /tmp/disk.img").strip()
+    clean_vm.check("udevadm settle")  # udev opens a new device to look at it, and is named as a user while it does.
     assert probe("users", "loop") == [["loop", device, "/tmp/disk.img"]]
     clean_vm.check(f"mount {device} /tmp/mnt")
     assert ["loop", device, "/tmp/disk.img"] in probe("users", "loop")
