@@ -56,6 +56,7 @@ async def _follow(session: Session, stream: SignalStream, options: dict[str, obj
         await _follow_signals(session, stream, str(options.get("module", "")))
         return
     session.client.interactive = False  # asked once is enough: nobody wants a prompt for each event
+    options["limit"] = LINES_MAX  # --lines is about what was before
     shown = _tell(session, data, 0)
     async for signal in stream:
         if signal.member not in _WORTH_READING:

@@ -126,7 +126,7 @@ def test_monitor_as_json_lines(fake: FakeDaemon, program: Program) -> None:
 
 
 def test_log_follows_the_history(fake: FakeDaemon, program: Program) -> None:
-    with program("log", "-f", "--json") as process:
+    with program("log", "-f", "--json", "-n", "2") as process:
         assert json.loads(read_line(process))["module"] == "vfat"
         assert json.loads(read_line(process))["module"] == "i6300esb"
         later = {**samples.HISTORY[0], "time": samples.NOW, "module": "later"}
@@ -134,7 +134,9 @@ def test_log_follows_the_history(fake: FakeDaemon, program: Program) -> None:
         fake.emit("ModuleAdded", "s", ["later"])
         assert json.loads(read_line(process))["module"] == "later"
         process.send_signal(signal.SIGINT)
-    assert fake.asked("GetHistory")[1].options["since"] == samples.HISTORY[1]["time"] + 1
+    first, second = fake.asked("GetHistory")[:2]
+    assert (first.options["limit"], second.options["limit"]) == (2, 1000)
+    assert second.options["since"] == samples.HISTORY[1]["time"] + 1
 
 
 def test_log_follows_signals_where_history_is_denied(fake: FakeDaemon, program: Program) -> None:
