@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm import cache, host, modules, rootfs
+from tests.vm import cache, host, modules, privilege, rootfs
 from tests.vm.progress import say
 
 GUEST = Path(__file__).resolve().parent / "guest"
@@ -66,16 +65,12 @@ def build(*, fresh: bool = False) -> Image:
 def _make(base: Path, test_modules: Path, folder: Path) -> None:
     host.install_missing()
     say("making the disk")
-    # In a user namespace the cache below a private home folder cannot be read: work on copies in /tmp.
-    with tempfile.TemporaryDirectory(prefix="kmodd-image-") as scratch:
-        place = Path(scratch)
-        place.chmod(0o777)
-        shutil.copyfile(base / "root.tar", place / "root.tar")
-        shutil.copytree(GUEST, place / "guest")
-        shutil.copytree(test_modules, place / "modules")
-        raw = place / "disk.raw"
-        paths = [place / "root", place / "root.tar", place / "guest", place / "modules", raw]
-        host.run([*rootfs.elevated(), "sh", "-c", _ASSEMBLE, "sh", *(str(path) for path in paths), DISK_SIZE])
+    with privilege.scratch() as work:
+        shutil.copyfile(base / "root.tar", work / "root.tar")
+        shutil.copytree(GUEST, work / "guest")
+        shutil.copytree(test_modules, work / "modules")
+        raw = work / "disk.raw"
+        paths = [work / "root", work / "root.tar", work / "guest", work / "modules", raw]
+        host.run([*privilege.elevated(), "sh", "-c", _ASSEMBLE, "sh", *(str(path) for path in paths), DISK_SIZE])
         host.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(folder / "disk.qcow2")])
-        host.run([*rootfs.elevated(), "rm", "-rf", str(raw)])
     (folder / "disk.qcow2").chmod(0o444)

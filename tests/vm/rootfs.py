@@ -6,13 +6,11 @@ so that a change of a test module or of the guest's configuration does not fetch
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
-from tests.vm import cache, host
+from tests.vm import cache, host, privilege
 from tests.vm.progress import say
 
 SUITE = "bookworm"
@@ -56,7 +54,7 @@ series=$(echo "$release" | cut -d. -f1,2)
 apt-get -o APT::Sandbox::User=root download "linux-headers-$release" "linux-headers-$common" "linux-kbuild-$series"
 for deb in *.deb; do dpkg-deb -x "$deb" "$out/headers"; done
 cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
-chmod -R a+rX "$out"
+chmod -R a+rX "$out/headers"
 """
 
 
@@ -74,41 +72,16 @@ def release(rootfs: Path) -> str:
 def _make(folder: Path) -> None:
     host.install_missing()
     say(f"building a Debian {SUITE} root file system (half a minute to a few, by your mirror)")
-    # The hook may run as another uid (user namespace), which cannot enter a home folder: it works in /tmp.
-    with tempfile.TemporaryDirectory(prefix="kmodd-rootfs-") as scratch:
-        out = Path(scratch) / "out"
+    with privilege.scratch() as work:
+        out = work / "out"
         out.mkdir()
-        for path in (Path(scratch), out):
-            path.chmod(0o777)
-        setup, hook = _script(Path(scratch) / "setup", _SETUP), _script(Path(scratch) / "hook", _HOOK)
-        host.run([*command(), *_arguments(setup, hook, out), SUITE, str(out / "root.tar"), *_sources()])
+        out.chmod(0o777)
+        setup, hook = _script(work / "setup", _SETUP), _script(work / "hook", _HOOK)
+        arguments = [*_arguments(setup, hook, out), SUITE, str(out / "root.tar"), *_sources()]
+        host.run([*privilege.mmdebstrap(), *arguments])
         for item in out.iterdir():
             _copy(item, folder / item.name)
-        host.run([*elevated(), "rm", "-rf", *(str(item) for item in out.iterdir())])
     _relocate_headers(folder / "headers")
-
-
-def elevated() -> list[str]:
-    """The words before a command that acts as the owner of the files in the guest's root folder."""
-    if os.geteuid() == 0:
-        return []
-    return ["mmdebstrap", "--unshare-helper"] if _has_subordinate_ids() else ["sudo"]
-
-
-def command() -> list[str]:
-    """mmdebstrap as root, in a user namespace, or through sudo, in this order."""
-    if os.geteuid() == 0:
-        return ["mmdebstrap", "--mode=root"]
-    return ["mmdebstrap", "--mode=unshare"] if _has_subordinate_ids() else ["sudo", "mmdebstrap", "--mode=root"]
-
-
-def _has_subordinate_ids() -> bool:
-    try:
-        lines = Path("/etc/subuid").read_text().splitlines()
-    except FileNotFoundError:
-        return False
-    user = os.environ.get("USER", "")
-    return any(line.split(":")[0] in (user, str(os.getuid())) for line in lines if line)
 
 
 def _arguments(setup: Path, hook: Path, out: Path) -> list[str]:
