@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kmodd.model import Explanation, State, User
 
+_NAMESPACE = re.compile(r"in the mount namespace of pid (\d+)")
 _PID = re.compile(r"(?:pid )?(\d+)\b")
 
 
@@ -29,10 +30,9 @@ def to_remove(explanation: Explanation, holders: Mapping[str, Explanation]) -> l
     """
     if explanation.state is not State.LIVE or explanation.removable:
         return []
-    steps: list[Advice] = []
     held = [explanation, *(holders[name] for name in _below(explanation, holders))]
-    for found in reversed(held):
-        steps += [step for step in map(_free, found.users) if step is not None and step not in steps]
+    users = [user for found in reversed(held) for user in found.users]
+    steps = list(dict.fromkeys(step for step in map(_free, users) if step is not None))
     if ROOT in steps:
         return [ROOT]
     steps += [Advice(words=_unexplained(found.name)) for found in held if any(u.kind == "kernel" for u in found.users)]
@@ -55,25 +55,41 @@ def _below(explanation: Explanation, holders: Mapping[str, Explanation]) -> list
 
 
 def _free(user: User) -> Advice | None:
-    name = shlex.quote(user.name)
+    name, detail = shlex.quote(user.name), user.detail
     match user.kind:
         case "mount":
-            if user.name == "/":
-                return ROOT
-            return Advice(f"umount {name}")
+            elsewhere = _NAMESPACE.search(detail)
+            if elsewhere:
+                return Advice(f"nsenter --mount --target {elsewhere[1]} umount {name}", "or stop what is in there")
+            return ROOT if user.name == "/" else Advice(f"umount {name}")
         case "loop":
             return Advice(f"losetup --detach {_device(user.name)}")
         case "process":
-            found = _PID.search(user.detail)
+            found = _PID.search(detail)
             return Advice(f"kill {found[1]}" if found else "", f"stop {user.name}")
         case "netdev":
-            return Advice(f"ip link set {name} down", f"network interface {user.name} uses it")
+            made = "link kind" in detail  # by `ip link add`, so that it can be deleted
+            return Advice(f"ip link delete {name}" if made else f"ip link set {name} down")
         case "block":
-            return Advice(words=f"stop what uses the block device {user.name}: lsblk {_device(user.name)}")
+            return _free_block(user)
         case "device":
-            return Advice(words=f"the device {user.name} is driven by it")
+            return Advice(words=f"the device {user.name} is driven by it ({detail})")
         case _:
             return None  # a module is freed by --dependents, the kernel by nobody
+
+
+def _free_block(user: User) -> Advice:
+    device = _device(user.name)
+    if user.detail == "swap":
+        return Advice(f"swapoff {device}")
+    point = user.detail.removeprefix("mounted at ")
+    if point == "/":
+        return ROOT
+    if point != user.detail:
+        return Advice(f"umount {shlex.quote(point)}")
+    return Advice(
+        f"lsblk {device}", f"shows what to stop: it is {user.detail}" if user.detail else "shows what to stop"
+    )
 
 
 def _unexplained(module: str) -> str:

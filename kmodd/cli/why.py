@@ -46,7 +46,7 @@ async def run(session: Session, arguments: Namespace) -> int:
     holders = await tree.holders_of(found, session.client)
     advice = to_remove(found, holders)
     if session.json:
-        session.document({**data, "to-remove": [step.command or step.words for step in advice]})
+        session.document({**data, "to-remove": [{"command": step.command, "note": step.words} for step in advice]})
     else:
         description = await _description(session, found)
         session.screen.show(lines(Answer(found, description, holders, session.screen.now()), session.screen))

@@ -141,7 +141,12 @@ def test_why_json_is_the_answer_and_what_to_do(fake: FakeDaemon, kmodctl: Runner
     document = kmodctl("why", "vfat", "--json").document
     assert document["users"] == samples.VFAT["users"]
     assert document["loaded-by"] == samples.VFAT["loaded-by"]
-    assert document["to-remove"] == ["umount /boot/efi", "umount '/mnt/My Disk'", "kill 4312", "kmodctl unload vfat"]
+    assert [step["command"] for step in document["to-remove"]] == [
+        "umount /boot/efi",
+        "umount '/mnt/My Disk'",
+        "kill 4312",
+        "kmodctl unload vfat",
+    ]
 
 
 def test_why_of_nothing(fake: FakeDaemon, kmodctl: Runner) -> None:

@@ -50,7 +50,8 @@ def test_a_module_comes_and_goes_with_its_dependency(run: Runner) -> None:
     assert used.status == ExitCode.IN_THE_WAY
     assert "module is in use" in used.err
     assert "vfat" in used.err
-    assert run("why", "fat", "--json").document["to-remove"] == ["kmodctl unload fat --dependents"]
+    (step,) = run("why", "fat", "--json").document["to-remove"]
+    assert step == {"command": "kmodctl unload fat --dependents", "note": ""}
     assert run("unload", "fat", "--dependents", "--json").document["removed"] == ["vfat", "fat"]
     assert "reason: a test" in run("log", "vfat").out
 
