@@ -21,10 +21,10 @@ from kmodd.core.jobs import Jobs
 from kmodd.core.listing import Listing
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.operations import Operations
+from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
 from kmodd.core.registry import Registry
-from kmodd.errors import NotLoaded
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import (
     Caller,
@@ -73,25 +73,6 @@ class Deeds:
         return lambda: self._locks.release(names, 999_999)
 
 
-class Writes:
-    """Parameters as the interfaces see them."""
-
-    def __init__(self, kernel: SimulatedKernel) -> None:
-        self.kernel = kernel
-        self.written: list[tuple[str, str, str]] = []
-
-    def prepare(self, module: ModuleName, parameter: str, value: str) -> tuple[ModuleName, str, str]:
-        """Only what is loaded can be written."""
-        if self.kernel.loaded.read(module) is None:
-            raise NotLoaded(f"{module} is not loaded.", module=module)
-        return module, parameter, value
-
-    async def write(self, prepared: tuple[ModuleName, str, str], caller: Caller) -> str:
-        """Note it."""
-        self.written.append(prepared)
-        return prepared[2]
-
-
 @dataclass
 class Bench:
     """Everything a test looks at."""
@@ -102,7 +83,6 @@ class Bench:
     transport: Transport
     polkit: FakePolkit
     deeds: Deeds
-    writes: Writes
     registry: Registry
     journal: Journal
     hub: Hub
@@ -147,7 +127,11 @@ async def bench(
             Planner(kernel.index, kernel.loaded, kernel.facts), kernel,
             locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=Ticks(),
         )  # fmt: skip
-        deeds, writes = Deeds(operations, locks), Writes(kernel)
+        parameters = Parameters(
+            loaded=kernel.loaded, index=kernel.index, facts=kernel.facts, locks=locks, audit=journal, events=hub,
+            clock=Ticks(),
+        )  # fmt: skip
+        deeds = Deeds(operations, locks)
         policy = Policy(kernel.index)
         transport = Transport(bus.address)
         await transport.connect()
@@ -173,7 +157,7 @@ async def bench(
 
         parts = Parts(
             operations=deeds,
-            parameters=writes,
+            parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded, index=kernel.index, usage=kernel.usage, facts=kernel.facts,
                 policy=policy, registry=registry, failure=failures.get,
@@ -213,7 +197,6 @@ async def bench(
                 transport,
                 polkit,
                 deeds,
-                writes,
                 registry,
                 journal,
                 hub,
