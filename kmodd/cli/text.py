@@ -5,8 +5,6 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from kmodd.errors import KmoddError
-
 _UNITS = ("B", "KiB", "MiB", "GiB")
 _AGO = ((86_400, "day"), (3_600, "hour"), (60, "minute"))
 
@@ -109,8 +107,3 @@ def listed(words: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     parts = list(words)
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}" if parts else ""
-
-
-def sentence(error: KmoddError) -> str:
-    """The error's sentence, ready to print."""
-    return clean(error.message)
