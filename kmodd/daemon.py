@@ -187,8 +187,8 @@ class Daemon:
         gc.freeze()  # what is here now stays: the collector need not look at it again
         await self._ended.wait()
         self._manager.tell("STOPPING=1")
-        await self._service.close()
-        await self._operations.close(patience=1.0)
+        # Side by side: a handler whose caller waits for the kernel ends only when its operation is given up.
+        await asyncio.gather(self._service.close(), self._operations.close(patience=1.0))
         for stop in stop_following:
             stop()
         for task in tasks:
