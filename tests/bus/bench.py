@@ -113,10 +113,10 @@ HEALTH = HealthCheck("signatures", HealthStatus.OK, "every module is signed")
 
 @asynccontextmanager
 async def bench(
-    folder: Path, *, polkit_timeout: float = 0.3, loaded: Iterable[str] | None = None
+    folder: Path, *, polkit_timeout: float = 0.3, extra: str = "", loaded: Iterable[str] | None = None
 ) -> AsyncIterator[Bench]:
     """Start everything, and end it with nothing left over and no bug reported."""
-    bus = PrivateBus(folder)
+    bus = PrivateBus(folder, extra)
     try:
         kernel = SimulatedKernel(pace=0.0, loaded=loaded)
         journal, hub = Journal(), Hub()

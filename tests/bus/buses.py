@@ -50,8 +50,7 @@ _CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Co
   </policy>
   <include>{policy}</include>
   <policy user="{uid}">
-    <allow own="org.kmodd1"/>
-    <allow own="org.freedesktop.PolicyKit1"/>
+    {own}
     <allow send_destination="org.freedesktop.PolicyKit1"/>
     {extra}
   </policy>
@@ -59,16 +58,21 @@ _CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Co
 </busconfig>
 """
 
+_OWN = '<allow own="org.kmodd1"/><allow own="org.freedesktop.PolicyKit1"/>'
+
 
 class PrivateBus:
     """dbus-daemon posing as the system bus, with our own policy file in force."""
 
-    def __init__(self, folder: Path, extra: str = "") -> None:
+    def __init__(self, folder: Path, extra: str = "", *, own: bool = True) -> None:
+        """`own` lets this process have the names of the service and of polkit, whoever it runs as."""
         path = folder / "bus"
         self.address = f"unix:path={path}"
         configuration = folder / "bus.conf"
         configuration.write_text(
-            _CONFIGURATION.format(socket=path, policy=ROOT / "dbus/org.kmodd1.conf", uid=os.getuid(), extra=extra)
+            _CONFIGURATION.format(
+                socket=path, policy=ROOT / "dbus/org.kmodd1.conf", uid=os.getuid(), extra=extra, own=_OWN if own else ""
+            )
         )
         self._process = subprocess.Popen(
             ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--print-address=1"],
