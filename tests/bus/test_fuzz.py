@@ -104,17 +104,22 @@ def values(type_: str) -> st.SearchStrategy[Any]:
     return st.tuples(*map(values, split(type_[1:-1]))).map(list)
 
 
-# Three free texts are a parameter that can be written about never.
+# Free texts alone hardly ever make up what a method goes on with; half of these do.
 WRITES = st.tuples(
     st.just("overlay"), st.sampled_from(["redirect_max", "metacopy"]), st.one_of(st.sampled_from(["64", "Y"]), texts)
 )
+READS = st.tuples(
+    st.sampled_from(["org.kmodd1.Manager", "org.kmodd1.Module"]), st.sampled_from(["Version", "State", "Holders"])
+)
+OPERATIONS = st.tuples(st.sampled_from(["load", "unload", "reload"]), st.sampled_from(NAMES), st.just({})).map(list)
+BATCHES = st.tuples(st.lists(OPERATIONS, max_size=3), st.just({}))
+SHAPED = {"sss": WRITES.map(list), "ss": READS.map(list), "a(ssa{ss})a{sv}": BATCHES.map(list)}
 
 
 def bodies(signature: str) -> st.SearchStrategy[tuple[str, list[Any]]]:
     """A signature with values of it."""
-    if signature == "sss":
-        return st.tuples(st.just(signature), st.one_of(st.tuples(texts, texts, texts), WRITES).map(list))
-    return st.tuples(st.just(signature), st.tuples(*map(values, split(signature))).map(list))
+    free = st.tuples(*map(values, split(signature))).map(list)
+    return st.tuples(st.just(signature), st.one_of(free, SHAPED[signature]) if signature in SHAPED else free)
 
 
 def messages(takes: str) -> st.SearchStrategy[tuple[str, tuple[str, list[Any]], bool]]:
