@@ -119,11 +119,12 @@ class Daemon:
             abandoned=lambda: kernel.executor.abandoned,
             health=lambda: health.status,
         )
+        self._parameters = parameters = Parameters(
+            kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self._audit, events=events, clock=clock
+        )
         parts = Parts(
             operations=self._operations,
-            parameters=Parameters(
-                kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self._audit, events=events, clock=clock
-            ),
+            parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded,
                 index=kernel.index,
@@ -189,6 +190,7 @@ class Daemon:
         self._manager.tell("STOPPING=1")
         # Side by side: a handler whose caller waits for the kernel ends only when its operation is given up.
         await asyncio.gather(self._service.close(), self._operations.close(patience=1.0))
+        self._parameters.flush()
         for stop in stop_following:
             stop()
         for task in tasks:
@@ -319,7 +321,8 @@ def _machine_id() -> str:
 
 async def run(settings: Settings, environment: Mapping[str, str]) -> int:
     """Connect, build, serve; the exit code."""
-    logger = make_logger(connect(environment, sys.stderr))
+    sink = connect(environment, sys.stderr)
+    logger = make_logger(sink)
     logging.getLogger().addHandler(StandardBridge(logger))
     address = settings.address or (environment.get("DBUS_SESSION_BUS_ADDRESS", "") if settings.simulate else "")
     if settings.simulate and not address:
@@ -335,6 +338,7 @@ async def run(settings: Settings, environment: Mapping[str, str]) -> int:
         logger.error("daemon.trouble", message=f"{error}: kmodd ends")  # noqa: TRY400
         return 1
     await transport.close()
+    sink.flush()
     return code
 
 

@@ -108,6 +108,9 @@ class Journal:
 class Terminal:
     """Writes one line for each record, for runs outside systemd."""
 
+    def flush(self) -> None:
+        """Nothing ever waits here."""
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 

@@ -101,6 +101,8 @@ class StepSucceeded:
     action: StepAction
     by: LoadedBy
     duration_usec: int
+    changed: bool = True
+    """False when it was so already, by somebody else's doing."""
 
 
 @dataclass(frozen=True, slots=True)

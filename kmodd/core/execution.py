@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from kmodd.core.calls import CallResult, KernelCalls
 from kmodd.core.rollback import LiveParameters, Memory, Rollback, Undone
@@ -13,8 +14,15 @@ from kmodd.kernel.ports import Kernel
 from kmodd.model import OperationResult, Plan, Result, Step, StepAction
 from kmodd.names import ModuleName
 
-Watcher = Callable[[Step, CallResult], None]
-"""Told of every call that was made, whatever became of it."""
+
+class Watcher(Protocol):
+    """Told of every call into the kernel."""
+
+    def begin(self, step: Step) -> None:
+        """It is about to be made."""
+
+    def end(self, step: Step, called: CallResult) -> None:
+        """It was made, whatever became of it."""
 
 
 class Execution:
@@ -115,13 +123,14 @@ class Execution:
         given: tuple[str, ...] = ()
         if step.module in plan.targets[step.operation] and step.because != "undone":
             given = tuple(name for name, _ in plan.request.operations[step.operation].parameters)
+        self._watch.begin(step)
         called = await self._calls.make(step, plan.request.timeout, given)
         if called.changed:
             if step.action is StepAction.INSERT:
                 self._live.inserted(step.module, step.parameters)
             else:
                 self._live.removed(step.module)
-        self._watch(step, called)
+        self._watch.end(step, called)
         return called
 
     async def _refused(self, result: OperationResult, error: KmoddError) -> OperationResult:

@@ -84,7 +84,7 @@ class Metrics:
                 self._bounded(self._loads, name)
             case JobFinished(action=action, result=result):
                 self._operations[action, result] += 1
-            case StepSucceeded(name, action, _, duration_usec):
+            case StepSucceeded(name, action, _, duration_usec, True):
                 self._calls[action, "ok"] += 1
                 self._durations.setdefault(action, _Durations()).add(duration_usec / 1e6)
                 if action == "insert" and (name in self._last_duration or len(self._last_duration) < MODULES_MAX):

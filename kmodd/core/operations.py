@@ -6,7 +6,17 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kmodd.core.afterwards import Afterwards
-from kmodd.core.api import Audit, Clock, Event, Events, ModuleAdded, ModuleRemoved
+from kmodd.core.api import (
+    Audit,
+    Clock,
+    Event,
+    Events,
+    ModuleAdded,
+    ModuleRemoved,
+    StepFailed,
+    StepStarted,
+    StepSucceeded,
+)
 from kmodd.core.calls import CallResult, KernelCalls
 from kmodd.core.draft import Flight
 from kmodd.core.execution import Execution
@@ -22,6 +32,7 @@ from kmodd.kernel.ports import Kernel
 from kmodd.model import (
     Caller,
     Failure,
+    LoadedBy,
     OperationResult,
     Outcome,
     Plan,
@@ -63,6 +74,7 @@ class Operations:
         self._failures = failures
         self._audit = audit
         self._clock = clock
+        self._events = events
         self._calls = KernelCalls(kernel, capable=capable)
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
@@ -100,7 +112,9 @@ class Operations:
             self._kernel,
             self._calls,
             self._live,
-            watch=lambda step, called: self._observe(number, step, called),
+            watch=_Watch(
+                self, number, LoadedBy(caller.uid, caller.exe or caller.sender, plan.request.reason, self._clock())
+            ),
             progress=lambda done: self._jobs.progress(number, done),
         )
         # A task of its own: when the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
@@ -251,7 +265,21 @@ class Operations:
         owner = self._locks.owner(name)
         return Flight.NONE if owner is None or owner == number else Flight.RUNNING
 
-    def _observe(self, number: int, step: Step, called: CallResult) -> None:
+    def begin(self, step: Step, by: LoadedBy) -> None:
+        """A call into the kernel is about to be made."""
+        self._events.publish(StepStarted(step.module, step.action, by))
+
+    def end(self, number: int, step: Step, called: CallResult, by: LoadedBy) -> None:
+        """A call into the kernel was made."""
+        took, error = called.outcome.duration_usec, called.error
+        if error is None:
+            self._events.publish(StepSucceeded(step.module, step.action, by, took, called.changed))
+        else:
+            stuck = called.outcome.kind == "timed-out"
+            self._events.publish(StepFailed(step.module, step.action, error.name(), took, stuck))
+        self._observe(number, step, called, by)
+
+    def _observe(self, number: int, step: Step, called: CallResult, by: LoadedBy) -> None:
         name = step.module
         if called.error is None:
             self._failures.forget(name)
@@ -275,11 +303,18 @@ class Operations:
             self._held.setdefault(number, set()).add(name)
             self._locks.mark_stuck(name, number)
             self._jobs.stick(number)
-            self._kernel.executor.on_let_go(called.outcome.worker, lambda outcome: self._let_go(number, step, outcome))
+            self._kernel.executor.on_let_go(
+                called.outcome.worker, lambda outcome: self._let_go(number, step, outcome, by)
+            )
 
-    def _let_go(self, number: int, step: Step, outcome: Outcome) -> None:
+    def _let_go(self, number: int, step: Step, outcome: Outcome, by: LoadedBy) -> None:
         name = step.module
         still_there = self._is_half_way(name)
+        there = self._kernel.loaded.read(name) is not None
+        if not still_there and there == (step.action is StepAction.INSERT):
+            self._events.publish(StepSucceeded(name, step.action, by, outcome.duration_usec))
+        else:
+            self._events.publish(StepFailed(name, step.action, "TimedOut", outcome.duration_usec, stuck=still_there))
         if not still_there:
             self._failures.let_go(name)
         self._locks.release((name,), number)
@@ -324,6 +359,21 @@ class Operations:
     def _record(self, record: Record) -> None:
         # Writing to the journal takes longer than some calls into the kernel: the caller's answer goes first.
         self._afterwards.soon(lambda: self._audit.record(record))
+
+
+class _Watch:
+    """Tells of the calls of one operation, and for whom they are made."""
+
+    def __init__(self, operations: Operations, number: int, by: LoadedBy) -> None:
+        self._operations = operations
+        self._number = number
+        self._by = by
+
+    def begin(self, step: Step) -> None:
+        self._operations.begin(step, self._by)
+
+    def end(self, step: Step, called: CallResult) -> None:
+        self._operations.end(self._number, step, called, self._by)
 
 
 def _modules_named(plan: Plan) -> str:

@@ -30,7 +30,7 @@ class Policy:
         """Raise DisabledByPolicy when a rule forbids inserting it; answer the rules that `override` set aside.
 
         `asked` is the name or alias the caller used, `needed_by` the module that depends on it. The kernel's own
-        `module_blacklist=` and lines that run a command cannot be set aside.
+        `module_blacklist=` and install lines cannot be set aside.
         """
         blocked = command_line_rule(module, command_line)
         if blocked is not None:
@@ -39,9 +39,13 @@ class Policy:
         for rule in self.load_rules(module, asked):
             if rule.kind == "install" and rule.value.strip() not in _DENIALS:
                 raise _disabled(module, rule, "an install line runs a shell command, which kmodd never does", needed_by)
+            if rule.kind == "install":
+                # Written to keep it out by name too, as `blacklist` does not: whoever means otherwise edits the file.
+                raise _disabled(module, rule, "an install line disables it", needed_by)
             if not override:
-                why = "it is blacklisted" if rule.kind == "blacklist" else "an install line disables it"
-                raise _disabled(module, rule, why, needed_by, hint="an administrator may use override-policy")
+                raise _disabled(
+                    module, rule, "it is blacklisted", needed_by, hint="an administrator may use override-policy"
+                )
             aside.append(rule)
         return tuple(aside)
 

@@ -229,6 +229,8 @@ class Registry:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StepStarted):
             self._claims[event.module, event.action] = _Claim(event.by)
+        elif isinstance(event, StepSucceeded) and not event.changed:
+            self._claims.pop((event.module, event.action), None)
         elif isinstance(event, StepSucceeded):
             self._claims[event.module, event.action] = _Claim(event.by, event.duration_usec, ended=True)
             presence = self._presences.get(event.module)

@@ -285,10 +285,10 @@ def test_forbidden_dependency() -> None:
 
 
 def test_override_sets_rules_aside_and_lists_them() -> None:
-    kernel = machine(*FAT, rules=[rule("blacklist", "vfat", line=1), rule("install", "fat", "/bin/true", line=2)])
+    kernel = machine(*FAT, rules=[rule("blacklist", "vfat", line=1), rule("blacklist", "fat", line=2)])
     made = plan(kernel, load("vfat"), override=True)
     assert made.error is None
-    assert made.overrides == (f"{FILE}:1: blacklist vfat", f"{FILE}:2: install fat /bin/true")
+    assert made.overrides == (f"{FILE}:1: blacklist vfat", f"{FILE}:2: blacklist fat")
 
 
 def test_override_that_was_not_needed_lists_nothing() -> None:

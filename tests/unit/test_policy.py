@@ -44,10 +44,15 @@ def test_install_line_that_runs_something_is_refused_whatever_is_asked(command: 
         policy(rule("install", "vfat", command)).check_load(M, "", override=override)
 
 
-def test_override_sets_aside_blacklist_and_denials_and_names_them() -> None:
-    rules = (rule("blacklist", "vfat", line=1), rule("install", "vfat", "/bin/false", line=2))
+def test_override_sets_aside_blacklists_and_names_them() -> None:
+    rules = (rule("blacklist", "vfat", line=1), rule("blacklist", "vfat", line=2))
     assert policy(*rules).check_load(M, "", override=True) == rules
-    assert where(rules[1]) == f"{FILE}:2: install vfat /bin/false"
+    assert where(rules[1]) == f"{FILE}:2: blacklist vfat"
+
+
+def test_a_denial_by_install_line_is_not_overridden() -> None:
+    with pytest.raises(DisabledByPolicy, match="an install line disables it"):
+        policy(rule("install", "vfat", "/bin/false")).check_load(M, "", override=True)
 
 
 @pytest.mark.parametrize(
