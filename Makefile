@@ -64,6 +64,7 @@ DESTDIR ?=
 SYSTEM_PYTHON ?= /usr/bin/python3
 
 PKGDIR = $(PREFIX)/lib/kmodd
+MANIFEST = $(PKGDIR)/directories
 UNITDIR = $(PREFIX)/lib/systemd/system
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 MANDIR = $(PREFIX)/share/man
@@ -96,7 +97,8 @@ install-check:
 	@! { $(LIVE); } || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }
 
 install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, the bus and polkit
-	@rm -rf $(DESTDIR)$(PKGDIR)
+	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED)))
+	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
 	@for file in $(MODULES); do install -D -m 0644 $$file $(DESTDIR)$(PKGDIR)/$$file || exit 1; done
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(PKGDIR)/dbus/org.kmodd1.xml
 	@$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
@@ -123,7 +125,9 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 
 uninstall: ## stop kmodd and remove everything that install and the daemon brought, its state included
 	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service 2>/dev/null || true
-	@rm -rf $(DESTDIR)$(PKGDIR)
+	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
 	@rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \
+		[ ! -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory; done
 	@! { $(LIVE); } || install/after-uninstall
 	@echo "kmodd is removed from $(DESTDIR)$(PREFIX)"

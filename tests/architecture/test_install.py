@@ -64,6 +64,17 @@ def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
     make("install", tmp_path, PREFIX=prefix)
     make("uninstall", tmp_path, PREFIX=prefix)
     assert files(tmp_path) == {f"{prefix}/bin/other"}
+    folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
+    assert folders == {"usr", prefix[1:], f"{prefix[1:]}/bin"}
+
+
+def test_folder_that_was_there_stays(tmp_path: Path) -> None:
+    empty = tmp_path / "usr/local/share/zsh/site-functions"
+    empty.mkdir(parents=True)
+    make("install", tmp_path)
+    make("install", tmp_path)
+    make("uninstall", tmp_path)
+    assert [path for path in tmp_path.rglob("*") if not list(path.iterdir())] == [empty]
 
 
 def test_installing_again_removes_what_is_no_longer_part_of_it(installed: Path) -> None:

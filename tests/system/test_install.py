@@ -63,7 +63,7 @@ def test_it_works_right_after_installing(machine: Machine) -> None:
     assert "org.kmodd1.load" in machine.check("pkaction")
     assert machine.check("kmodctl --version").strip().endswith("0.1.0")
     for page in ("kmodctl", "kmodd", "org.kmodd1"):
-        assert machine.check(["man", "-w", page]).strip().startswith("/usr/local/share/man/")
+        assert machine.check(["man", "-w", page]).startswith("/usr/local/")
 
 
 def test_installing_over_it_goes_on_with_the_new_code(machine: Machine) -> None:
