@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.service import CALL, wait_until
+from tests.system.service import CALL
 from tests.vm.channel import Result
 from tests.vm.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = "/etc/polkit-1/rules.d/50-netadm-dummy.rules"
-SPY = "/etc/polkit-1/rules.d/10-spy.rules"
+RULE = "/etc/polkit-1/rules.d/10-exact.rules"
 ACTIONS = {
     f"org.kmodd1.{name}"
     for name in (
@@ -107,35 +107,41 @@ def test_other_actions_stay_closed_to_the_group(vm: Machine) -> None:
     assert answer.code != 0
 
 
-def test_details_reach_rules(vm: Machine) -> None:
-    keys = ["module", "modules", "parameters", "action"]
-    lookups = ", ".join(f"{key}: action.lookup('{key}')" for key in keys)
-    spy = (
-        "polkit.addRule(function(action, subject) { if (action.id.indexOf('org.kmodd1.') === 0) "
-        f"polkit.log('SPY ' + JSON.stringify({{id: action.id, user: subject.user, {lookups}}})); }});"
+def allow_only(vm: Machine, user: str, **details: str) -> None:
+    """A rule that says yes to exactly these details; polkit compares, so only what really reached it counts."""
+    wanted = " && ".join(f"action.lookup('{key}') === {json.dumps(value)}" for key, value in details.items())
+    rule = (
+        f"polkit.addRule(function(action, subject) {{ if (subject.user === '{user}' && "
+        f"action.id === 'org.kmodd1.load' && {wanted}) return polkit.Result.YES; }});"
     )
-    vm.write_file(SPY, spy)
+    vm.write_file(RULE, rule)
     restart_polkit(vm)
-    try:
-        load(vm, "VFAT", "alice")
-        load(vm, "vfat", "alice")
-        load(vm, "dummy", "alice", "1 numdummies 2")
 
-        def seen() -> list[dict[str, str]]:
-            lines = vm.journal("-t", "polkitd").splitlines()
-            return [json.loads(line.split("SPY ", 1)[1].strip()) for line in lines if "SPY {" in line]
 
-        wait_until(lambda: any(entry["module"] == "dummy" for entry in seen()), "polkit logs the rule's words")
-        by_module = {entry["module"]: entry for entry in seen()}
-        assert by_module["dummy"]["modules"] == "dummy"
-        assert by_module["dummy"]["parameters"] == "numdummies=2"
-        assert by_module["dummy"]["id"] == "org.kmodd1.load"
-        assert by_module["dummy"]["user"] == "alice"
-        assert by_module["vfat"]["action"] == "load"
-        assert set(by_module["vfat"]["modules"].split()) == {"fat", "vfat"}
-    finally:
-        vm.run(["rm", SPY], check=True)
-        restart_polkit(vm)
+@pytest.fixture
+def _no_rule_left(vm: Machine) -> Iterator[None]:
+    yield
+    vm.run("modprobe -r dummy; modprobe -r vfat")
+    vm.run(["rm", RULE], check=True)
+    restart_polkit(vm)
+
+
+@pytest.mark.usefixtures("_no_rule_left")
+def test_parameters_reach_rules(vm: Machine) -> None:
+    allow_only(vm, "alice", action="load", module="dummy", modules="dummy", parameters="numdummies=2")
+    assert load(vm, "dummy", "alice", "1 numdummies 3").code != 0
+    assert load(vm, "dummy", "alice").code != 0
+    assert not loaded(vm, "dummy")
+    load(vm, "dummy", "alice", "1 numdummies 2").check()
+    assert loaded(vm, "dummy")
+
+
+@pytest.mark.usefixtures("_no_rule_left")
+def test_dependencies_and_the_canonical_name_reach_rules(vm: Machine) -> None:
+    allow_only(vm, "alice", action="load", module="vfat", modules="fat vfat")
+    assert load(vm, "msdos", "alice").code != 0, "it needs fat as well, but is another module"
+    load(vm, "fs-vfat", "alice").check()
+    assert loaded(vm, "vfat")
 
 
 def test_without_polkit_everything_is_refused_and_reading_goes_on(vm: Machine) -> None:
