@@ -38,15 +38,13 @@ class Gate:
             except (AccessDenied, InteractiveAuthorizationRequired) as error:
                 self._count("denied", row.name)
                 self._audit.record(
-                    _record("authorization.denied", f"{error.message}", row, action, call, caller, error)
+                    _record("authorization.denied", f"refused: {error.message}", row, action, call, caller, error)
                 )
                 raise
         if caller.uid != 0:
             self._count("granted", row.name)
             for action in actions:
-                self._audit.record(
-                    _record("authorization.granted", f"authorized for {action}", row, action, call, caller, None)
-                )
+                self._audit.record(_record("authorization.granted", "authorized", row, action, call, caller, None))
 
     async def _ask(self, caller: Caller, action: str, call: Call) -> None:
         if not caller.interactive or caller.uid == 0:
@@ -66,11 +64,13 @@ class Gate:
 def _record(
     event: str, message: str, row: Method, action: str, call: Call, caller: Caller, error: KmoddError | None
 ) -> Record:
+    modules = call.details.get("modules", call.details.get("module", ""))
+    asked = call.details.get("action", row.name)
     return Record(
         event=event,
-        message=message,
-        module=call.details.get("modules", call.details.get("module", "")),
-        action=call.details.get("action", row.name),
+        message=f"{asked} {modules}: {message}" if modules else f"{asked}: {message}",
+        module=modules,
+        action=asked,
         result="denied" if error else "granted",
         error=error.name() if error else "",
         uid=caller.uid,

@@ -93,8 +93,9 @@ def failure_record(
 def released_record(step: Step, job: int, outcome: Outcome, *, still_there: bool) -> Record:
     """The record of a call that ended after it was given up."""
     what = "init" if step.action == "insert" else "exit"
-    if outcome.kind == "crashed":
+    if outcome.kind == "crashed" and still_there:
         ended = "crashed"
+    # A worker that was given up was killed, too: it ends without an answer as soon as the kernel lets it go.
     elif outcome.errno:
         ended = "failed"
     else:
