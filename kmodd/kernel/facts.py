@@ -38,21 +38,28 @@ class ProcFacts:
     """`ports.Facts` on the files below `root`, for the kernel release given or the running one."""
 
     def __init__(self, root: Path, release: str = "") -> None:
-        self._root = root
         self._release = release or os.uname().release
+        # Plain texts, made once: this is read for every plan, and a Path costs as much to make as the file to read.
+        self._taint = str(root / "proc/sys/kernel/tainted")
+        self._lockdown_file = str(root / "sys/kernel/security/lockdown")
+        self._enforcement = str(root / "sys/module/module/parameters/sig_enforce")
+        self._switch = str(root / "proc/sys/kernel/modules_disabled")
+        self._secure_boot_file = str(root / _SECURE_BOOT)
+        self._command_line = str(root / "proc/cmdline")
+        self._index = str(root / "lib/modules" / self._release / "modules.dep.bin")
 
     def read(self) -> KernelFacts:
         """Now. A file that is missing means the kernel lacks the feature: no lockdown, no enforcement, no Secure Boot."""
-        taint = self._text("proc/sys/kernel/tainted")
+        taint = read_text(self._taint) or ""
         return KernelFacts(
             release=self._release,
             lockdown=self._lockdown(),
-            signature_enforced=self._text("sys/module/module/parameters/sig_enforce") in {"Y", "1"},
-            modules_disabled=self._text("proc/sys/kernel/modules_disabled") == "1",
+            signature_enforced=read_text(self._enforcement) in {"Y", "1"},
+            modules_disabled=read_text(self._switch) == "1",
             secure_boot=self._secure_boot(),
             taint=int(taint) if taint.isdecimal() else 0,
-            command_line=self._text("proc/cmdline"),
-            tree_present=(self._root / "lib/modules" / self._release / "modules.dep.bin").is_file(),
+            command_line=read_text(self._command_line) or "",
+            tree_present=os.path.isfile(self._index),  # noqa: PTH113 - see above
         )
 
     def taint_flags(self, taint: int) -> tuple[str, ...]:
@@ -61,15 +68,12 @@ class ProcFacts:
         unknown = range(len(_TAINT), taint.bit_length())
         return (*known, *(f"bit {bit}: unknown to this version" for bit in unknown if taint >> bit & 1))
 
-    def _text(self, path: str) -> str:
-        return read_text(self._root / path) or ""
-
     def _lockdown(self) -> str:
         # `none [integrity] confidentiality`: the one in force is in brackets.
-        chosen = _CHOSEN.search(self._text("sys/kernel/security/lockdown"))
+        chosen = _CHOSEN.search(read_text(self._lockdown_file) or "")
         return chosen[1] if chosen else "none"
 
     def _secure_boot(self) -> bool:
         # Four bytes of attributes, then the value.
-        content = read_bytes(self._root / _SECURE_BOOT, 64) or b""
+        content = read_bytes(self._secure_boot_file, 64) or b""
         return len(content) == 5 and content[4] == 1

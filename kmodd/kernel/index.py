@@ -65,7 +65,7 @@ class LibkmodIndex:
         self._command_line = command_line_rules(command_line)
         self._index_paths = [str(self._tree / name) for name in (*_INDEXES, _BUILTIN_MODINFO)]
         self._tree_stamps: list[_Stamp] = []
-        self._configuration_stamps: list[tuple[Path, _Stamp]] = []
+        self._configuration_stamps: list[tuple[str, _Stamp]] = []
         self._context: Context | None = None
         self._rules = Rulebook()
         self._lines: dict[ModuleName, str] = {}

@@ -27,8 +27,9 @@ class ProcModules:
     """`ports.LoadedModules` on the files below `root`."""
 
     def __init__(self, root: Path) -> None:
-        self._proc = root / "proc/modules"
-        self._sys = root / "sys/module"
+        # Plain texts: these paths are made and read for every plan, and a Path costs more than the call into the kernel.
+        self._proc = str(root / "proc/modules")
+        self._sys = str(root / "sys/module")
 
     def raw(self) -> bytes:
         """The text of /proc/modules; empty on a kernel without modules."""
@@ -50,8 +51,8 @@ class ProcModules:
 
     def is_builtin(self, name: ModuleName) -> bool:
         """/sys/module/NAME exists without initstate: built in, with parameters or a version."""
-        folder = self._sys / name
-        return folder.is_dir() and not (folder / "initstate").exists()
+        folder = f"{self._sys}/{name}"
+        return os.path.isdir(folder) and not os.path.exists(f"{folder}/initstate")  # noqa: PTH110, PTH112 - see above
 
     def parameters(self, name: ModuleName, *, private: bool = False) -> tuple[ParameterValue, ...]:
         """Live parameters in order of their names; each value at most 4 KiB, without its newline.
@@ -59,11 +60,11 @@ class ProcModules:
         Values only root may read are None unless `private`; values nobody may read, or whose reading fails, always.
         """
         try:
-            folder = os.open(self._sys / name / "parameters", _STEP)
+            folder = os.open(f"{self._sys}/{name}/parameters", _STEP)
         except OSError:
             return ()
         try:
-            names = listdir(self._sys / name / "parameters")
+            names = listdir(f"{self._sys}/{name}/parameters")
             values = (_read_parameter(folder, parameter, private=private) for parameter in names)
             return tuple(value for value in values if value is not None)
         finally:
@@ -97,7 +98,7 @@ class ProcModules:
 
     def attributes(self, name: ModuleName) -> Mapping[str, str]:
         """`version`, `srcversion`, `taint`, `coresize`, `initsize` where /sys/module/NAME has them."""
-        texts = ((key, read_text(self._sys / name / key)) for key in _ATTRIBUTES)
+        texts = ((key, read_text(f"{self._sys}/{name}/{key}")) for key in _ATTRIBUTES)
         return {key: text for key, text in texts if text is not None}
 
 

@@ -29,34 +29,37 @@ _LOGICAL_LINE = re.compile(rb"(?:[^\\\n]|\\(?:.|\Z))*", re.DOTALL)
 _BACKSLASH = re.compile(rb"\\(.|\Z)", re.DOTALL)
 
 
-def configuration_files(tree: Path, directories: Sequence[Path]) -> list[Path]:
+def configuration_files(tree: Path, directories: Sequence[Path]) -> list[str]:
     """List the files in force in the order they are read: by file name, bytewise, whatever folder they stand in.
 
     A dangling link masks as well as a link to /dev/null does; a folder does not.
     """
-    found: dict[bytes, Path] = {DEPMOD_SOFTDEPS.encode(): tree / DEPMOD_SOFTDEPS}
+    # Plain texts all through: this is done for every plan, and a Path costs more than the call into the kernel.
+    found: dict[bytes, bytes] = {DEPMOD_SOFTDEPS.encode(): os.fsencode(tree / DEPMOD_SOFTDEPS)}
     for directory in directories:
+        folder = os.fsencode(directory)
         try:
-            names = os.listdir(os.fsencode(directory))  # noqa: PTH208 - bytes, as libkmod sorts them
+            names = os.listdir(folder)  # noqa: PTH208 - bytes, as libkmod sorts them
         except OSError:
             continue  # libkmod goes on as well: most of these folders do not exist on most machines
         for name in names:
-            if _is_configuration(directory, name):
-                found.setdefault(name, directory / os.fsdecode(name))
-    return [found[name] for name in sorted(found)]
+            if name not in found and _is_configuration(path := folder + b"/" + name, name):
+                found[name] = path
+    return [os.fsdecode(found[name]) for name in sorted(found)]
 
 
-def _is_configuration(directory: Path, name: bytes) -> bool:
+def _is_configuration(path: bytes, name: bytes) -> bool:
     if name.startswith(b".") or len(name) < 6 or not name.endswith((b".conf", b".alias")):
         return False
     try:
-        return not stat.S_ISDIR((directory / os.fsdecode(name)).stat().st_mode)
+        return not stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - see above
     except OSError:
         return True
 
 
-def read_rules(path: Path) -> list[Rule]:
+def read_rules(file: str | Path) -> list[Rule]:
     """Read the rules of one file; none when it cannot be read, as for libkmod."""
+    path = Path(file)
     try:
         # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
         if not (path.is_file() or path.samefile(os.devnull)):

@@ -167,7 +167,7 @@ def test_a_dangling_link_masks(tmp_path: Path) -> None:
 
 def test_a_fifo_in_a_folder_does_not_stop_the_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.conf")
-    assert configuration_files(tmp_path, [tmp_path]) == [tmp_path / "a.conf", tmp_path / "modules.softdep"]
+    assert configuration_files(tmp_path, [tmp_path]) == [str(tmp_path / "a.conf"), str(tmp_path / "modules.softdep")]
     assert read_rules(tmp_path / "a.conf") == []
 
 
