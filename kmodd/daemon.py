@@ -45,7 +45,7 @@ STATUS_SETTLE = 0.5
 """Seconds between a change and systemd's status line: a burst is one line."""
 
 
-class ServiceManager:
+class Supervisor:
     """Tells systemd (or nobody) how the daemon is: sd_notify(3) by the environment systemd gave."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -63,7 +63,7 @@ class ServiceManager:
 class Daemon:
     """Everything, joined. Build it on the running loop, then `serve`."""
 
-    def __init__(self, settings: Settings, transport: Transport, manager: ServiceManager, logger: Logger) -> None:
+    def __init__(self, settings: Settings, transport: Transport, manager: Supervisor, logger: Logger) -> None:
         self._settings = settings
         self._transport = transport
         self._manager = manager
@@ -331,7 +331,7 @@ async def run(settings: Settings, environment: Mapping[str, str]) -> int:
     transport = Transport(address or None)
     try:
         await transport.connect()
-        daemon = Daemon(settings, transport, ServiceManager(environment), logger)
+        daemon = Daemon(settings, transport, Supervisor(environment), logger)
         code = await daemon.serve()
     except BusLostError as error:
         # An ordinary end of a daemon; its stack says nothing to anyone.

@@ -24,8 +24,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.cli"),
     "kmodd.settings": SHARED,
     "kmodd.watchdog": SHARED,
-    "kmodd.log": (*SHARED, "kmodd.core.api"),
-    "kmodd.journal": (*SHARED, "kmodd.core.api"),
+    "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
+    "kmodd.journal": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
+    "kmodd.journal_fields": SHARED,
     "kmodd.daemon": ("kmodd",),
     "kmodd": (),
 }

@@ -112,7 +112,7 @@ READS = st.tuples(
     st.sampled_from(["org.kmodd1.Manager", "org.kmodd1.Module"]), st.sampled_from(["Version", "State", "Holders"])
 )
 OPERATIONS = st.tuples(st.sampled_from(["load", "unload", "reload"]), st.sampled_from(NAMES), st.just({})).map(list)
-BATCHES = st.tuples(st.lists(OPERATIONS, max_size=3), st.just({}))
+BATCHES: st.SearchStrategy[Any] = st.tuples(st.lists(OPERATIONS, max_size=3), st.just({}))
 SHAPED = {"sss": WRITES.map(list), "ss": READS.map(list), "a(ssa{ss})a{sv}": BATCHES.map(list)}
 
 
