@@ -11,7 +11,13 @@ from kmodd.bus.answers import Answers
 from kmodd.bus.call import Body, Call
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.model import Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
-from kmodd.names import parse_module, parse_module_or_alias, parse_parameter_name, parse_parameter_value
+from kmodd.names import (
+    kernel_arguments,
+    parse_module,
+    parse_module_or_alias,
+    parse_parameter_name,
+    parse_parameter_value,
+)
 
 Operations = Sequence[tuple[str, str, Mapping[str, str]]]
 
@@ -49,7 +55,12 @@ class ManagerInterface:
         name = parse_module(module)
         key, text = parse_parameter_name(parameter), parse_parameter_value(value)
         prepared = self._parts.parameters.prepare(name, key, text)
-        details = {"module": name, "modules": name, "parameters": f"{key}={text}", "action": "set-parameter"}
+        details = {
+            "module": name,
+            "modules": name,
+            "parameters": kernel_arguments({key: text}),
+            "action": "set-parameter",
+        }
         return Call(lambda caller: self._parts.parameters.write(prepared, caller), details)
 
     def reset_failed(self, module: str) -> Call:
