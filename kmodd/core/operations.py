@@ -21,6 +21,7 @@ from kmodd.core.calls import CallResult, KernelCalls
 from kmodd.core.draft import Flight
 from kmodd.core.execution import Execution
 from kmodd.core.failures import Failures
+from kmodd.core.freshness import FreshPlans
 from kmodd.core.insertion import stuck as stuck_error
 from kmodd.core.jobs import Jobs
 from kmodd.core.locks import ModuleLocks
@@ -78,6 +79,7 @@ class Operations:
         self._calls = KernelCalls(kernel, capable=capable)
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
+        self._fresh = FreshPlans(clock)
         self._under_way: dict[asyncio.Task[tuple[OperationResult, ...]], Execution] = {}
         self._held: dict[int, set[ModuleName]] = {}
         """Modules that each job has stuck in the kernel."""
@@ -85,7 +87,7 @@ class Operations:
 
     def plan(self, request: Request) -> Plan:
         """Plan against what is loaded and what is under way now; what is wrong is on the steps."""
-        return self._planner.plan(request, lambda name: self._flight(name, 0))
+        return self._fresh.note(self._planner.plan(request, lambda name: self._flight(name, 0)))
 
     async def run(self, plan: Plan, caller: Caller) -> tuple[ModuleName, ...]:
         """Execute a plan of one operation; answers the modules touched, raises its error."""
@@ -222,7 +224,9 @@ class Operations:
         begun = self._clock()
         outcome = "Failed"
         try:
-            fresh = self._planner.plan(plan.request, lambda name: self._flight(name, number))
+            # Root is never asked for anything, so nothing was waited for; the plans of all others are made again.
+            young = caller.uid == 0 and self._fresh.take(plan)
+            fresh = plan if young else self._planner.plan(plan.request, lambda name: self._flight(name, number))
             self._check(plan, fresh)
             results = await execution.run(fresh)
             outcome = next((result.error.name() for result in results if result.error is not None), "done")
@@ -236,6 +240,7 @@ class Operations:
             return results
         finally:
             held = self._held.get(number, set())
+            self._fresh.changed()
             self._locks.release([name for name in taken if name not in held], number)
             if not held:
                 self._jobs.finish(number, outcome)
@@ -327,12 +332,12 @@ class Operations:
 
     def _on_event(self, event: Event) -> None:
         """What this process did not begin (another program's load, one from before a restart) ends by an event."""
+        self._fresh.changed()
         if not isinstance(event, ModuleAdded | ModuleRemoved):
             return
-        name = event.name
-        if isinstance(event, ModuleRemoved) and self._kernel.loaded.read(name) is None:
-            self._live.removed(name)
-        failure = self._failures.get(name)
+        if isinstance(event, ModuleRemoved) and self._kernel.loaded.read(event.name) is None:
+            self._live.removed(event.name)
+        failure = self._failures.get(name := event.name)
         if failure is None or not failure.stuck or self._locks.is_stuck(name) or self._is_half_way(name):
             return
         if failure.error == Stuck.name():
