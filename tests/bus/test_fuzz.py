@@ -41,14 +41,14 @@ WORDS = [
 ]  # fmt: skip
 OPTIONS = [
     "dry-run", "reason", "timeout", "override-policy", "dependents", "unused-dependencies", "atomic", "state", "match",
-    "module", "since", "limit", "nonsense",
+    "module", "since", "limit", "hard", "nonsense",
 ]  # fmt: skip
 PATHS = [PATH, f"{PATH}/module/loop", f"{PATH}/module/ext4", f"{PATH}/job/1", f"{PATH}/module", "/", "/org", "/nowhere"]
 
 # A bus message carries neither surrogates nor NUL.
 texts = st.one_of(
     st.sampled_from(WORDS),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
+    st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20),
 )
 INTEGERS = {"y": (0, 2**8), "n": (-(2**15), 2**15), "q": (0, 2**16), "i": (-(2**31), 2**31), "u": (0, 2**32),
             "x": (-(2**63), 2**63), "t": (0, 2**64)}  # fmt: skip
