@@ -27,6 +27,9 @@ from kmodd.names import ModuleName
 SETTLE = 0.1
 """Seconds between an event that may change the status and looking: replies go first, and a burst costs one look."""
 
+LEISURE = 1.0
+"""Seconds after what went well. It changes the status rarely, and a look costs as much as a load."""
+
 PATIENCE_USEC = 30_000_000
 """A module that is coming or going for longer hangs; the slowest drivers take some seconds."""
 
@@ -113,8 +116,15 @@ class HealthMonitor:
 
     def look_soon(self) -> None:
         """Something may have changed: look when what is under way has been answered."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SETTLE, self._look)
+        self._look_within(SETTLE)
+
+    def _look_within(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + delay:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(delay, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -122,8 +132,10 @@ class HealthMonitor:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case ModuleAdded() | ModuleRemoved() | StepSucceeded() | StepFailed():
+            case StepFailed():
                 self.look_soon()
+            case ModuleAdded() | ModuleRemoved() | StepSucceeded():
+                self._look_within(LEISURE)
             case ManagerChanged(properties) if set(properties) - {"Health", "LoadedCount"}:
                 self.look_soon()
             case _:
