@@ -82,6 +82,10 @@ def test_what_is_no_toml_is_named_by_file_and_line(text: str, line: int) -> None
     assert (caught.value.evidence.file, caught.value.evidence.line) == ("f.toml", line)
 
 
+def assert_one_line(text: str) -> None:
+    assert text.isprintable()
+
+
 @given(st.data())
 @example(None)
 def test_mutated_files_are_read_or_refused(data: st.DataObject | None) -> None:
@@ -94,7 +98,7 @@ def test_mutated_files_are_read_or_refused(data: st.DataObject | None) -> None:
     try:
         document = parse_document(text, "f.toml")
     except Conflict as error:
-        assert error.message.isprintable()
+        assert_one_line(error.message)
         return
     assert document.values == tomllib.loads(text)
     assert document.lines.keys() == paths(document.values)
