@@ -19,6 +19,7 @@ from kmodd.bus.polkit import Polkit
 from kmodd.bus.service import Service
 from kmodd.bus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
 from kmodd.core.api import Audit, Event, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
+from kmodd.core.configuration import Configuration
 from kmodd.core.events import EventHub
 from kmodd.core.explain import Explainer
 from kmodd.core.failures import Failures
@@ -28,6 +29,7 @@ from kmodd.core.jobs import Jobs
 from kmodd.core.listing import Listing
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.metrics import Metrics
+from kmodd.core.nothing_desired import NothingDesired
 from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
@@ -72,7 +74,7 @@ class Daemon:
         self._exit_code = 0
         self._trouble = ""
         self._status_timer: asyncio.TimerHandle | None = None
-        self._kernel = kernel = _simulated_kernel() if settings.simulate else _real_kernel()
+        self._kernel = kernel = _simulated_kernel() if settings.simulate else _real_kernel(settings)
         self._audit, reader = self._records()
         self._events = events = EventHub(
             lambda _, event, error: self._report(f"a subscriber of {type(event).__name__} failed", error)
@@ -139,6 +141,10 @@ class Daemon:
             jobs=jobs,
             loaded=kernel.loaded,
             index=kernel.index,
+            configuration=Configuration(
+                kernel.configuration, kernel.index, kernel.facts, policy, audit=self._audit, events=events, clock=clock
+            ),
+            desired=NothingDesired(kernel.index),
             health=health.check,
             health_status=lambda: health.status,
             metrics=metrics.read,
@@ -282,7 +288,7 @@ def _clock() -> int:
     return time.time_ns() // 1000
 
 
-def _real_kernel() -> Kernel:
+def _real_kernel(settings: Settings) -> Kernel:
     # Imported here: a simulation needs neither libkmod nor pyudev.
     from kmodd.kernel.index import LibkmodIndex
     from kmodd.kernel.real import real_kernel
@@ -292,7 +298,14 @@ def _real_kernel() -> Kernel:
         root, release, command_line=Path("/proc/cmdline").read_text(encoding="utf-8", errors="replace")
     )
     # systemd opens /dev/kmsg for us as standard input (the unit's StandardInput=) and starts the workers on demand.
-    return real_kernel(root, release, index, worker_socket=os.environ.get("KMODD_WORKER_SOCKET", ""), log_descriptor=0)
+    return real_kernel(
+        root,
+        release,
+        index,
+        worker_socket=settings.worker_socket,
+        log_descriptor=0,
+        state_directory=settings.state_directory,
+    )
 
 
 def _simulated_kernel() -> Kernel:

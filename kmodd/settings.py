@@ -33,6 +33,8 @@ class Settings:
     """The interval systemd expects a sign of life in (WATCHDOG_USEC, sd_watchdog_enabled(3)); 0 when it expects none."""
     runtime_directory: str = ""
     """Where to remember what is stuck over a restart; empty for nowhere."""
+    state_directory: str = ""
+    """Where to keep what outlives a boot; empty for nowhere."""
     worker_socket: str = ""
     """Where systemd starts workers, one for each connection; empty to start them as children."""
 
@@ -66,6 +68,7 @@ class Settings:
             watchdog_usec=_watchdog(environment, pid),
             # systemd gives a colon-separated list; ours is one folder (RuntimeDirectory=kmodd).
             runtime_directory="" if simulate else environment.get("RUNTIME_DIRECTORY", "").split(":")[0],
+            state_directory="" if simulate else environment.get("STATE_DIRECTORY", "").split(":")[0],
             worker_socket="" if simulate else environment.get("KMODD_WORKER_SOCKET", ""),
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from kmodd.errors import InvalidArgs
 from kmodd.model import Operation, Request, Verb
+from kmodd.model.configuration import RuleAction, RuleChange
 from kmodd.names import (
     BATCH_MAX,
     Alias,
@@ -25,6 +26,9 @@ BATCH = {"atomic": "b", "dry-run": "b", "reason": "s"}
 PLAN = {"atomic": "b", "override-policy": "b", "dependents": "b", "unused-dependencies": "b"}
 LIST = {"state": "s", "match": "s"}
 HISTORY = {"module": "s", "since": "t", "limit": "u"}
+CHANGE = {"dry-run": "b", "reason": "s"}
+BLACKLIST = {"hard": "b", "dry-run": "b", "reason": "s"}
+APPLY = {"dry-run": "b", "reason": "s"}
 
 TIMEOUT = 30
 TIMEOUT_MAX = 600
@@ -98,6 +102,36 @@ def plan(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire
         for one in _some(operations)
     )
     return _request(parsed, {**values, "dry-run": True})
+
+
+def rule_change(action: RuleAction, module: str, options: Wire, parameters: Mapping[str, str]) -> RuleChange:
+    """What `SetAutoload` and `SetOptions` ask."""
+    values = parse(options, CHANGE)
+    if parameters and action is RuleAction.DISABLE_AUTOLOAD:
+        raise InvalidArgs("what is not loaded at boot takes no parameters", argument="parameters")
+    return _rule_change(action, module, values, tuple(parse_parameters(parameters).items()))
+
+
+def blacklist(module: str, options: Wire, *, blacklisted: bool) -> RuleChange:
+    """What `SetBlacklisted` asks."""
+    values = parse(options, BLACKLIST)
+    hard = values.get("hard", False)
+    if hard and not blacklisted:
+        raise InvalidArgs("the option hard is for blacklisting", argument="options")
+    action = RuleAction.BLACKLIST_HARD if hard else RuleAction.BLACKLIST if blacklisted else RuleAction.UNBLACKLIST
+    return _rule_change(action, module, values, ())
+
+
+def _rule_change(
+    action: RuleAction, module: str, values: Mapping[str, Any], parameters: tuple[tuple[str, str], ...]
+) -> RuleChange:
+    return RuleChange(
+        action,
+        parse_module(module),
+        parameters,
+        reason=parse_reason(values.get("reason", "")),
+        dry_run=values.get("dry-run", False),
+    )
 
 
 def _some(

@@ -13,6 +13,7 @@ from kmodd.bus.contract import Contract
 from kmodd.bus.dispatcher import Dispatcher
 from kmodd.bus.frame import Frame
 from kmodd.bus.gate import Count, Gate
+from kmodd.bus.interfaces.configuration import ConfigurationInterface
 from kmodd.bus.interfaces.job import JobInterface
 from kmodd.bus.interfaces.manager import ManagerInterface
 from kmodd.bus.interfaces.module import ModuleInterface
@@ -64,6 +65,7 @@ class Service:
                 ManagerInterface(parts),
                 ModuleInterface(parts),
                 JobInterface(parts),
+                ConfigurationInterface(parts),
                 # Nothing tells when somebody writes a parameter below /sys: what is kept is at most a second old.
                 ObjectManagerInterface(
                     reading, lambda: (parts.loaded.raw(), announcer.generation, int(time.monotonic()))

@@ -37,7 +37,7 @@ class Policy:
             raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by)
         aside = []
         for rule in self.load_rules(module, asked):
-            if rule.kind == "install" and rule.value.strip() not in _DENIALS:
+            if rule.kind == "install" and not is_denial(rule):
                 raise _disabled(module, rule, "an install line runs a shell command, which kmodd never does", needed_by)
             if rule.kind == "install":
                 # Written to keep it out by name too, as `blacklist` does not: whoever means otherwise edits the file.
@@ -96,6 +96,11 @@ def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:
         return None
     text = f"module_blacklist={names}"
     return Rule("module_blacklist", module, names, COMMAND_LINE, 1, text)
+
+
+def is_denial(rule: Rule) -> bool:
+    """Tell whether an `install` line runs nothing but /bin/false or /bin/true, and so keeps the module out."""
+    return rule.value.strip() in _DENIALS
 
 
 def where(rule: Rule) -> str:

@@ -48,8 +48,13 @@ def configuration_files(tree: Path, directories: Sequence[Path]) -> list[str]:
     return [os.fsdecode(found[name]) for name in sorted(found)]
 
 
+def is_configuration_name(name: bytes) -> bool:
+    """Tell whether libkmod reads a file of this name."""
+    return not name.startswith(b".") and len(name) >= 6 and name.endswith((b".conf", b".alias"))
+
+
 def _is_configuration(path: bytes, name: bytes) -> bool:
-    if name.startswith(b".") or len(name) < 6 or not name.endswith((b".conf", b".alias")):
+    if not is_configuration_name(name):
         return False
     try:
         return not stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - see above

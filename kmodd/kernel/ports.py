@@ -18,6 +18,7 @@ from kmodd.model import (
     Uevent,
     User,
 )
+from kmodd.model.configuration import OwnFile, RuleFiles
 from kmodd.names import Alias, ModuleName
 
 
@@ -156,6 +157,28 @@ class UeventSource(Protocol):
         """Close the socket."""
 
 
+class Configuration(Protocol):
+    """modprobe.d and modules-load.d as files. Every method reads or writes a disk: call it in a thread."""
+
+    def files(self) -> RuleFiles:
+        """Every file with its lines, in force or masked."""
+
+    def read(self, file: OwnFile) -> bytes | None:
+        """One of kmodd's own files; None when there is none, OSError for what is no regular file."""
+
+    def write(self, file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
+        """Replace all of `expected` by `text` (None: no file) or nothing; ChangedMeanwhileError, OSError."""
+
+    def remember(self, file: OwnFile, text: bytes) -> None:
+        """Keep a copy of what was written; OSError."""
+
+    def remembered(self, file: OwnFile) -> bytes | None:
+        """The copy, None when there is none."""
+
+    def parse(self, file: OwnFile, text: bytes) -> tuple[Rule, ...]:
+        """Read a text as whoever reads the file does."""
+
+
 class Kernel(Protocol):
     """Everything together, as the composition root hands it to core."""
 
@@ -163,6 +186,8 @@ class Kernel(Protocol):
     def index(self) -> ModuleIndex: ...
     @property
     def loaded(self) -> LoadedModules: ...
+    @property
+    def configuration(self) -> Configuration: ...
     @property
     def executor(self) -> Executor: ...
     @property

@@ -15,11 +15,13 @@ from kmodd.bus.polkit import Polkit
 from kmodd.bus.quota import Quota
 from kmodd.bus.service import Service
 from kmodd.bus.transport import Transport
+from kmodd.core.configuration import Configuration
 from kmodd.core.explain import Explainer
 from kmodd.core.failures import Failures
 from kmodd.core.jobs import Jobs
 from kmodd.core.listing import Listing
 from kmodd.core.locks import ModuleLocks
+from kmodd.core.nothing_desired import NothingDesired
 from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
@@ -167,6 +169,10 @@ async def bench(
             jobs=jobs,
             loaded=kernel.loaded,
             index=kernel.index,
+            configuration=Configuration(
+                kernel.configuration, kernel.index, kernel.facts, policy, audit=journal, events=hub, clock=Ticks()
+            ),
+            desired=NothingDesired(kernel.index),
             health=health,
             health_status=lambda: HealthStatus.OK,
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],

@@ -11,6 +11,7 @@ import pytest
 from kmodd.bus.binding import bind, snake_case
 from kmodd.bus.call import Call
 from kmodd.bus.contract import Contract, ContractError
+from kmodd.bus.interfaces.configuration import ConfigurationInterface
 from kmodd.bus.interfaces.job import JobInterface
 from kmodd.bus.interfaces.manager import ManagerInterface
 from kmodd.bus.interfaces.module import ModuleInterface
@@ -22,6 +23,7 @@ CLASSES: tuple[Any, ...] = (
     ManagerInterface,
     ModuleInterface,
     JobInterface,
+    ConfigurationInterface,
     ObjectManagerInterface,
     PropertiesInterface,
     IntrospectableInterface,

@@ -22,6 +22,7 @@ from kmodd.model import (
     Plan,
     Request,
 )
+from kmodd.model.configuration import Drift, RuleChange, ShownRule
 from kmodd.names import Alias, ModuleName
 
 
@@ -159,6 +160,35 @@ class Index(Protocol):
         """Static facts."""
 
 
+class Configuration(Protocol):
+    """modprobe.d and modules-load.d: what is in force, and kmodd's own files."""
+
+    def check(self, change: RuleChange) -> None:
+        """Raise what public facts say already: no such module, no such parameter."""
+
+    async def write(self, change: RuleChange, caller: Caller) -> None:
+        """Bring kmodd's own file in line, or (for a dry run) see whether it could be."""
+
+    async def show(self) -> Sequence[ShownRule]:
+        """Every rule, in reading order."""
+
+
+class Desired(Protocol):
+    """The wanted state against the real one."""
+
+    async def drift(self) -> Sequence[Drift]:
+        """Every difference."""
+
+    def plan(self, *, dry_run: bool, reason: str) -> Plan:
+        """The steps that would bring the machine to it, as one atomic batch."""
+
+    async def apply(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        """Carry it out; one result for each operation."""
+
+    async def reload(self, caller: Caller) -> None:
+        """Read the files again; Conflict names a bad one, and the old settings stay."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Everything the interfaces delegate to."""
@@ -171,6 +201,8 @@ class Parts:
     jobs: Jobs
     loaded: Loaded
     index: Index
+    configuration: Configuration
+    desired: Desired
     health: Callable[[], Health | Awaitable[Health]]
     """Every check, now."""
     health_status: Callable[[], HealthStatus]
