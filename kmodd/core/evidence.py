@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from kmodd.errors import Evidence
 from kmodd.model import KernelFacts, LoadedModule, Outcome, Rule, Step, User
 
-LOG_LINES = 40
-"""Lines of the kernel's that are kept."""
+LOG_LINES = 32
+"""Lines of the kernel's that are kept; the journal takes no more of one record."""
+_OOPS = ("BUG: ", "Oops", "general protection fault", "kernel BUG at", "Unable to handle kernel", "invalid opcode")
+"""How a report of an oops begins (arch/x86/mm/fault.c, arch/x86/kernel/traps.c, arch/arm64/mm/fault.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class StepEvidence:
     file_missing: bool = False
     """The index names a file that cannot be read."""
     capable: bool = True
-    """kmodd holds CAP_SYS_MODULE."""
+    """The worker that made the call holds CAP_SYS_MODULE."""
 
     @property
     def errno(self) -> int:
@@ -52,6 +54,14 @@ class StepEvidence:
         names = (self.step.module, self.step.module.replace("_", "-"))
         return tuple(line for line in self.log if line.partition(":")[0].split(" ")[-1] in names)
 
+    @property
+    def kept_lines(self) -> tuple[str, ...]:
+        """The lines that say most: an oops from where it begins, otherwise the last ones."""
+        begins = next((n for n, line in enumerate(self.log) if any(word in line for word in _OOPS)), None)
+        if begins is None:
+            return self.log[-LOG_LINES:]
+        return self.log[begins : begins + LOG_LINES]
+
     def line(self, *words: str) -> str:
         """The first line that contains all these words; empty when there is none."""
         return next((line for line in self.log if all(word in line for word in words)), "")
@@ -62,7 +72,7 @@ class StepEvidence:
         """Put the evidence into the shape that errors carry."""
         return Evidence(
             errno=self.errno or None,
-            kernel_log=self.log[-LOG_LINES:],
+            kernel_log=self.kept_lines,
             hint=hint,
             holders=tuple(self.module.holders) if self.module is not None else (),
             users=tuple((user.kind, user.name, user.detail) for user in self.users),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from kmodd.core.near import did_you_mean
 from kmodd.core.policy import Policy, command_line_rule, where
 from kmodd.core.registry import Registry
-from kmodd.errors import Busy, Conflict, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
+from kmodd.errors import Busy, Conflict, Crashed, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex, Usage
 from kmodd.model import Explanation, Failure, KernelFacts, LoadedModule, ModuleInfo, Rule, State, User
 from kmodd.names import Alias, ModuleName
@@ -148,6 +148,9 @@ class Explainer:
 
     def _removal_blockers(self, module: LoadedModule, users: list[User], facts: KernelFacts) -> list[str]:
         if module.state in _PENDING:
+            failure = self._failure(module.name)
+            if failure is not None and failure.error == Crashed.name():
+                return [f"{failure.message}."]
             return [_PENDING[module.state]]
         blockers = []
         if facts.modules_disabled:
@@ -202,7 +205,7 @@ class Explainer:
         if rule is not None:
             return rule, True
         rules = self._policy.load_rules(name) if self._index.exists(name) else self._index.rules(name)
-        rules = tuple(rule for rule in rules if rule.kind in {"blacklist", "install"})
+        rules = tuple(rule for rule in rules if rule.kind in {"blacklist", "install", "alias"})
         return (rules[0], True) if rules else (None, False)
 
     def _absence(self, name: str, facts: KernelFacts) -> str:

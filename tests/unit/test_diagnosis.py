@@ -218,7 +218,7 @@ def test_bad_value_from_configuration_names_the_line() -> None:
 
 def test_only_the_last_lines_are_kept() -> None:
     found = load(errno.EIO, *(f"dummy: {i}" for i in range(100)))
-    assert (len(found.evidence.kernel_log), found.evidence.kernel_log[-1]) == (40, "dummy: 99")
+    assert (len(found.evidence.kernel_log), found.evidence.kernel_log[-1]) == (32, "dummy: 99")
 
 
 # --- unload ------------------------------------------------------------------------------------------------------------
@@ -307,3 +307,13 @@ def test_crashed_and_left_half_loaded() -> None:
 def test_crashed_without_a_trace() -> None:
     found = diagnose(replace(UNLOAD, outcome=Outcome("crashed")))
     assert found.message == "the exit of dummy crashed the kernel"
+
+
+def test_of_an_oops_the_beginning_is_kept() -> None:
+    lines = [
+        "noise",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+        *(f"RAX: {i}" for i in range(90)),
+    ]
+    found = load(errno.EIO, *lines).evidence.kernel_log
+    assert (len(found), found[0], found[-1]) == (32, lines[1], "RAX: 30")
