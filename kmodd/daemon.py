@@ -34,6 +34,7 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
+from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
 from kmodd.journal import JournalReader, MemoryJournal, open_system_reader
 from kmodd.kernel.ports import Kernel
@@ -97,6 +98,7 @@ class Daemon:
             audit=self._audit,
             events=events,
             clock=clock,
+            capable=kernel.executor.is_capable,
         )
         listing = Listing(kernel.loaded, kernel.index, policy, kernel.facts.read().command_line)
         self._health = health = HealthMonitor(
@@ -126,6 +128,7 @@ class Daemon:
         )
         parts = Parts(
             operations=self._operations,
+            refusals=Refusals(kernel, self._audit, clock),
             parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded,

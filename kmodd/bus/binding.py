@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kmodd.bus.call import Call
+from kmodd.bus.call import Call, Refusal
 from kmodd.bus.contract import Contract, ContractError, Interface, Method, Property
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -29,7 +29,7 @@ class BoundMethod:
     """A method with its handler."""
 
     row: Method
-    handler: Callable[..., Call]
+    handler: Callable[..., Call | Refusal]
     targeted: bool
     """The handler wants the `Target` first."""
 

@@ -49,6 +49,17 @@ class Call:
     """Called at the end, whatever it was: drops what `prepare` made and nobody wanted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that cannot succeed, whoever asks: nobody is asked to authorise it.
+
+    A member returns it in place of a `Call` where the error has to be told by somebody who knows the caller. Whatever comes
+    of it, the caller gets an error.
+    """
+
+    error: Callable[[Caller], Awaitable[Exception]]
+
+
 class StandardError(Exception):
     """An error whose name the D-Bus specification itself defines, such as `UnknownMethod`; constant text."""
 

@@ -12,13 +12,13 @@ table in `kmodd.errors`; what is not in the table is our bug, and goes to the jo
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
 from typing import Any, Protocol
 
 from kmodd.bus import frame as frames
 from kmodd.bus.binding import BoundInterface, BoundMethod
-from kmodd.bus.call import Body, Call, StandardError, Target
+from kmodd.bus.call import Body, Call, Refusal, StandardError, Target
 from kmodd.bus.callers import Callers, Client
 from kmodd.bus.contract import Interface, Method
 from kmodd.bus.decoder import decode
@@ -179,7 +179,10 @@ class Dispatcher:
                 slot = (self._quota.file if row.descriptors else self._quota.operation)(client.uid)
             call = method.handler(target, *arguments) if method.targeted else method.handler(*arguments)
             caller = self._callers.caller(client, interactive=frame.interactive, audited=not row.public)
-            if row.public:
+            if isinstance(call, Refusal):
+                result = call.error(caller)
+                work = self._refuse(frame, result)
+            elif row.public:
                 result = call.run(caller)
                 if not isawaitable(result):
                     self._answer(frame, method, result)
@@ -192,7 +195,8 @@ class Dispatcher:
                 slot.release()
             self._fail(frame, error)
             return
-        self._start(work, frame, result, client, slot, cancellable=not row.public or call.cancellable)
+        cancellable = isinstance(call, Refusal) or not row.public or call.cancellable
+        self._start(work, frame, result, client, slot, cancellable=cancellable)
 
     def _start(
         self, work: Any, frame: Frame, inner: Any, client: Client, slot: Slot | None, *, cancellable: bool
@@ -214,6 +218,12 @@ class Dispatcher:
             self._turns.ended(client.uid)
 
         task.add_done_callback(ended)
+
+    async def _refuse(self, frame: Frame, error: Awaitable[Exception]) -> None:
+        try:
+            self._fail(frame, await error)
+        except Exception as bug:  # noqa: BLE001 - see _serve
+            self._fail(frame, bug)
 
     async def _authorize(self, frame: Frame, method: BoundMethod, call: Call, caller: Caller, client: Client) -> None:
         try:

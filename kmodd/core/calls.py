@@ -27,8 +27,8 @@ class CallResult:
 class KernelCalls:
     """Makes steps real."""
 
-    def __init__(self, kernel: Kernel, *, capable: Callable[[], bool] = lambda: True) -> None:
-        """`capable` tells whether kmodd holds CAP_SYS_MODULE; it is asked only after an EPERM."""
+    def __init__(self, kernel: Kernel, *, capable: Callable[[int], bool] = lambda worker: True) -> None:
+        """`capable` tells whether a worker, by process number, holds CAP_SYS_MODULE; it is asked only after an EPERM."""
         self._kernel = kernel
         self._capable = capable
 
@@ -77,7 +77,7 @@ class KernelCalls:
             given=given,
             signed=signed,
             file_missing=missing,
-            capable=self._capable() if outcome.errno == codes.EPERM else True,
+            capable=self._capable(outcome.worker) if outcome.errno == codes.EPERM else True,
         )
 
     def _judge_file(self, step: Step) -> tuple[bool, bool]:

@@ -65,9 +65,9 @@ class Operations:
         audit: Audit,
         events: Events,
         clock: Clock,
-        capable: Callable[[], bool] = lambda: True,
+        capable: Callable[[int], bool] = lambda worker: True,
     ) -> None:
-        """`capable` tells whether kmodd holds CAP_SYS_MODULE; it is asked only to explain a refusal."""
+        """`capable` tells whether a worker (by process number) holds CAP_SYS_MODULE; asked only to explain a refusal."""
         self._planner = planner
         self._kernel = kernel
         self._locks = locks
@@ -229,6 +229,7 @@ class Operations:
             fresh = plan if young else self._planner.plan(plan.request, lambda name: self._flight(name, number))
             self._check(plan, fresh)
             results = await execution.run(fresh)
+            self._failures.share(results, fresh.targets)
             outcome = next((result.error.name() for result in results if result.error is not None), "done")
             took = self._clock() - begun
             self._afterwards.soon(lambda: self._tell_results(fresh, caller, number, results, took))
@@ -286,13 +287,12 @@ class Operations:
 
     def _observe(self, number: int, step: Step, called: CallResult, by: LoadedBy) -> None:
         name = step.module
-        if called.error is None:
+        if called.error is None and step.because != "undone":  # bringing it back does not make good what failed
             self._failures.forget(name)
-            return
-        stuck = called.outcome.kind == "timed-out"
-        if step.optional and called.outcome.kind == "done":
+        if called.error is None or (step.optional and called.outcome.kind == "done"):
             # A soft dependency without its hardware, a dependency that turned out to be in use: nothing failed.
             return
+        stuck = called.outcome.kind == "timed-out"
         self._failures.remember(
             Failure(
                 module=name,

@@ -73,6 +73,13 @@ def failure_record(
         extra["TOUCHED"] = " ".join(error.touched)
     if error.evidence.holders:
         extra["HOLDERS"] = " ".join(error.evidence.holders)
+    if error.evidence.users:
+        shown = [
+            f"{kind} {name} ({detail})" if detail else f"{kind} {name}" for kind, name, detail in error.evidence.users
+        ]
+        extra["USERS"] = "; ".join(shown)
+    if error.evidence.rule and error.evidence.file:
+        extra["RULE"] = f"{error.evidence.file}:{error.evidence.line}: {error.evidence.rule}"
     return replace(
         _about(plan, caller, job),
         event=event,

@@ -96,6 +96,9 @@ class Executor(Protocol):
     def start(self) -> None:
         """Be ready for the first order; OSError when no worker can be had."""
 
+    def is_capable(self, worker: int) -> bool:
+        """The worker process may make these calls; asked after an EPERM."""
+
     async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
         """finit_module (decompressing where the kernel cannot)."""
 

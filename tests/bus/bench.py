@@ -26,6 +26,7 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
+from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import (
@@ -159,6 +160,7 @@ async def bench(
 
         parts = Parts(
             operations=deeds,
+            refusals=Refusals(kernel, journal, Ticks()),
             parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded, index=kernel.index, usage=kernel.usage, facts=kernel.facts,

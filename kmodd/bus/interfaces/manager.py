@@ -8,7 +8,7 @@ from typing import Any
 from kmodd import VERSION
 from kmodd.bus import asked, options, rows
 from kmodd.bus.answers import Answers
-from kmodd.bus.call import Body, Call
+from kmodd.bus.call import Body, Call, Refusal
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.model import Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
 from kmodd.names import (
@@ -34,17 +34,19 @@ class ManagerInterface:
 
     # --- what changes the kernel --------------------------------------------------------------------------------------
 
-    def load(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call:
+    def load(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
         return self._single(options.load(module, parameters, wire), "load", StepAction.INSERT)
 
-    def unload(self, module: str, wire: options.Wire) -> Call:
+    def unload(self, module: str, wire: options.Wire) -> Call | Refusal:
         return self._single(options.unload(module, wire), "unload", StepAction.REMOVE)
 
-    def reload(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call:
+    def reload(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
         return self._single(options.reload(module, parameters, wire), "reload", StepAction.INSERT)
 
-    def batch(self, operations: Operations, wire: options.Wire) -> Call:
-        plan = self._feasible(options.batch(operations, wire))
+    def batch(self, operations: Operations, wire: options.Wire) -> Call | Refusal:
+        plan = self._parts.operations.plan(options.batch(operations, wire))
+        if _is_futile(plan):
+            return self._refusal(plan)
 
         async def run(caller: Caller) -> list[tuple[str, str, str, tuple[str, ...]]]:
             return [rows.result(one) for one in await self._parts.operations.execute(plan, caller)]
@@ -68,15 +70,13 @@ class ManagerInterface:
         details = {"module": name, "modules": name, "action": "reset-failed"}
         return Call(lambda caller: self._parts.operations.reset_failed(name, caller), details)
 
-    def _feasible(self, request: Request) -> Plan:
-        """Plan it; what is known to fail fails before anyone is asked for a password."""
-        plan = self._parts.operations.plan(request)
-        if plan.error is not None and (request.atomic or len(request.operations) == 1):
-            raise plan.error
-        return plan
+    def _refusal(self, plan: Plan) -> Refusal:
+        return Refusal(lambda caller: self._parts.refusals.tell(plan, caller))
 
-    def _single(self, request: Request, action: str, told: StepAction) -> Call:
-        plan = self._feasible(request)
+    def _single(self, request: Request, action: str, told: StepAction) -> Call | Refusal:
+        plan = self._parts.operations.plan(request)
+        if _is_futile(plan):
+            return self._refusal(plan)
 
         async def run(caller: Caller) -> list[str]:
             (result,) = await self._parts.operations.execute(plan, caller)
@@ -174,6 +174,11 @@ class ManagerInterface:
 
     def health(self) -> Any:
         return self._parts.health_status().value
+
+
+def _is_futile(plan: Plan) -> bool:
+    """What is known to fail fails before anyone is asked for a password."""
+    return plan.error is not None and (plan.request.atomic or len(plan.request.operations) == 1)
 
 
 def _touched(plan: Plan, result: OperationResult, told: StepAction) -> list[str]:

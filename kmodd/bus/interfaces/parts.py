@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from kmodd.core.listing import ListedModule
 from kmodd.core.registry import Presence
+from kmodd.errors import KmoddError
 from kmodd.model import (
     Caller,
     Explanation,
@@ -37,6 +38,13 @@ class Operations(Protocol):
 
     def reset_failed(self, module: ModuleName, caller: Caller) -> None:
         """Forget a failure."""
+
+
+class Refusals(Protocol):
+    """Tells why a plan cannot be carried out."""
+
+    async def tell(self, plan: Plan, caller: Caller) -> KmoddError:
+        """The plan's error, complete; recorded."""
 
 
 class Parameters(Protocol):
@@ -194,6 +202,7 @@ class Parts:
     """Everything the interfaces delegate to."""
 
     operations: Operations
+    refusals: Refusals
     parameters: Parameters
     explainer: Explainer
     listing: Listing
