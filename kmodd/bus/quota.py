@@ -2,7 +2,7 @@
 """What one user may have under way at once."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kmodd.errors import LimitsExceeded
 
@@ -91,6 +91,11 @@ class Quota:
         if self._prompts[uid] >= limit:
             raise LimitsExceeded(f"this user has {limit} password prompts open already")
         return Slot(self._prompts, uid)
+
+    def change(self, *, operations: int, prompts: int) -> None:
+        """Change the numbers for an ordinary user; root has sixteen times as many operations. What is under way goes on."""
+        self._user = replace(self._user, operations=operations, prompts=prompts)
+        self._root = replace(self._root, operations=16 * operations, prompts=prompts)
 
     @property
     def idle(self) -> bool:

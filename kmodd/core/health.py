@@ -2,7 +2,7 @@
 """How the machine's modules and kmodd itself are: ok, degraded or failing, and why."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kmodd.core.api import (
     Audit,
@@ -18,6 +18,7 @@ from kmodd.core.api import (
 )
 from kmodd.core.health_checks import CHECKS, Vitals
 from kmodd.core.listing import Listing
+from kmodd.core.operations import STUCK_MAX
 from kmodd.core.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.kernel.ports import Facts, LoadedModules
@@ -54,6 +55,7 @@ class HealthMonitor:
         failures: Callable[[], tuple[Failure, ...]],
         abandoned: Callable[[], int],
         trouble: Callable[[], str],
+        stuck_max: Callable[[], int] = lambda: STUCK_MAX,
     ) -> None:
         """`trouble` is what the daemon's last check of itself found, empty when it was well."""
         self._loaded = loaded
@@ -67,6 +69,9 @@ class HealthMonitor:
         self._failures = failures
         self._abandoned = abandoned
         self._trouble = trouble
+        self._stuck_max = stuck_max
+        self.further: tuple[Callable[[], Iterable[HealthCheck]], ...] = ()
+        """What other parts look at; their findings come after those of `CHECKS`."""
         self._pending_since: dict[ModuleName, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._status = HealthStatus.OK
@@ -103,9 +108,11 @@ class HealthMonitor:
             forbidden=self._forbidden(list(modules)),
             abandoned=self._abandoned(),
             overflows=self._registry.overflows,
+            stuck_max=self._stuck_max(),
             trouble=self._trouble(),
         )
         checks = tuple(finding for check in CHECKS for finding in check(vitals))
+        checks += tuple(finding for look in self.further for finding in look())
         status = max((finding.status for finding in checks), key=_RANK.__getitem__)
         if status is not self._status:
             self._status = status

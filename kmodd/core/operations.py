@@ -26,7 +26,7 @@ from kmodd.core.insertion import stuck as stuck_error
 from kmodd.core.jobs import Jobs
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.planner import Planner
-from kmodd.core.records import failure_record, released_record, request_action, result_records
+from kmodd.core.records import failure_record, foretold, released_record, request_action, result_records
 from kmodd.core.rollback import LiveParameters
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck
 from kmodd.kernel.ports import Kernel
@@ -47,7 +47,7 @@ from kmodd.model import (
 from kmodd.names import ModuleName
 
 STUCK_MAX = 4
-"""Calls that may be stuck in the kernel at once; beyond that nothing new is begun."""
+"""Calls that may be stuck in the kernel at once, unless it is set otherwise."""
 _HALF_WAY = (State.COMING, State.GOING)
 
 
@@ -66,8 +66,12 @@ class Operations:
         events: Events,
         clock: Clock,
         capable: Callable[[int], bool] = lambda worker: True,
+        stuck_max: Callable[[], int] = lambda: STUCK_MAX,
     ) -> None:
-        """`capable` tells whether a worker (by process number) holds CAP_SYS_MODULE; asked only to explain a refusal."""
+        """`capable` tells whether a worker (by process number) holds CAP_SYS_MODULE; asked only to explain a refusal.
+
+        `stuck_max` answers how many calls may be stuck in the kernel at once; beyond that nothing new is begun.
+        """
         self._planner = planner
         self._kernel = kernel
         self._locks = locks
@@ -76,6 +80,7 @@ class Operations:
         self._audit = audit
         self._clock = clock
         self._events = events
+        self._stuck_max = stuck_max
         self._calls = KernelCalls(kernel, capable=capable)
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
@@ -105,7 +110,7 @@ class Operations:
         done is undone.
         """
         if plan.request.dry_run:
-            return _foretold(plan)
+            return foretold(plan)
         number = self._jobs.add(request_action(plan), _modules_named(plan), caller.sender)
         taken = self._locks.take_now(plan.modules, number)
         if taken is None:
@@ -255,9 +260,9 @@ class Operations:
                 module=_modules_named(plan),
             )
         begins = any(step.error is None for step in fresh.steps)
-        if begins and max(self._kernel.executor.abandoned, len(self._held)) >= STUCK_MAX:
+        if begins and max(self._kernel.executor.abandoned, len(self._held)) >= self._stuck_max():
             raise LimitsExceeded(
-                f"{STUCK_MAX} operations are stuck in the kernel, nothing new is begun until one of them ends",
+                f"{self._stuck_max()} operations are stuck in the kernel, nothing new is begun until one of them ends",
                 module=_modules_named(plan),
                 evidence=Evidence(hint="kmodctl status; a reboot is near"),
             )
@@ -384,17 +389,3 @@ class _Watch:
 def _modules_named(plan: Plan) -> str:
     named = [name for names in plan.targets for name in names]
     return " ".join(dict.fromkeys(named)) or " ".join(operation.module for operation in plan.request.operations)
-
-
-def _foretold(plan: Plan) -> tuple[OperationResult, ...]:
-    results = []
-    for number, operation in enumerate(plan.request.operations):
-        label = " ".join(plan.targets[number]) or operation.module
-        steps = [step for step in plan.steps if step.operation == number]
-        error = next((step.error for step in steps if step.error is not None), None)
-        touched = tuple(dict.fromkeys(step.module for step in steps))
-        if error is not None:
-            results.append(OperationResult(label, Result.FAILED, error))
-        else:
-            results.append(OperationResult(label, Result.CHANGED if steps else Result.UNCHANGED, touched=touched))
-    return tuple(results)
