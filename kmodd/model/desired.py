@@ -62,16 +62,3 @@ class Wish:
     def live(self) -> Parameters:
         """Parameters as they should be while it is loaded: `parameters` over `options`."""
         return tuple({**dict(self.options or ()), **dict(self.parameters)}.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """One difference between what is wanted and what is."""
-
-    module: str
-    """Empty for what concerns no module alone (the initramfs)."""
-    kind: str
-    """`presence`, `parameter`, `blacklist`, `autoload`, `options`, `store-version` or `initramfs`."""
-    wanted: str
-    actual: str
-    hint: str = ""
