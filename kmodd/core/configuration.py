@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from kmodd.core import own_files
-from kmodd.core.afterwards import Afterwards
 from kmodd.core.api import Audit, Clock, ConfigurationChanged, Events
 from kmodd.core.file_faults import edited, foreign, refusal
 from kmodd.core.insertion import check_parameters, tree_missing
@@ -57,7 +56,6 @@ class Configuration:
         self._events = events
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._afterwards = Afterwards()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- kmodd's own files --------------------------------------------------------------------------------------------
@@ -112,7 +110,7 @@ class Configuration:
                 self._index.refresh()
             self._record(change, caller, begun, written, None)
             if written:
-                self._afterwards.soon(lambda: self._events.publish(ConfigurationChanged(change.module, written)))
+                self._events.publish(ConfigurationChanged(change.module, written))
 
     def _write(self, change: RuleChange) -> tuple[str, ...]:
         """Answer the files that changed (or would). All of them are sound before the first is written."""
@@ -234,7 +232,7 @@ class Configuration:
             priority=6 if error is None else 4,
             extra={name: value for name, value in extra.items() if value},
         )
-        self._afterwards.soon(lambda: self._audit.record(record))
+        self._audit.record(record)
 
     # --- everybody's files --------------------------------------------------------------------------------------------
 
