@@ -31,6 +31,8 @@ _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,54}")
 # a text with dots or slashes is a file name, and files are never named by callers.
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}:[A-Za-z0-9:._,+=()<>@*-]{1,479}")
 _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")  # what `uname -r` says: 64 characters at most
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]{0,63}")
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]{1,64}")
 _BUS_PLAIN = re.compile(r"[A-Za-z0-9]")
 _BUS_ESCAPE = re.compile(r"_([0-9a-f]{2})")
@@ -114,6 +116,33 @@ def parse_glob(text: str) -> str:
     if _GLOB.fullmatch(text) is None:
         raise InvalidArgs("a pattern is 1 to 64 letters, digits, '_', '-', '*', '?' and '[…]'", argument="match")
     return text.replace("-", "_") if "[" not in text else text
+
+
+def is_release(text: str) -> bool:
+    """Tell whether the text can be a kernel's release, as a name of a folder below /lib/modules."""
+    return _RELEASE.fullmatch(text) is not None
+
+
+def parse_release(text: str) -> str:
+    """Parse a kernel's release from a caller."""
+    if not is_release(text):
+        raise InvalidArgs("a kernel is named by its release, as `uname -r` says it", argument="kernel")
+    return text
+
+
+def is_version(text: str) -> bool:
+    """Tell whether the text can name a version of a custom module."""
+    return _VERSION.fullmatch(text) is not None
+
+
+def parse_version(text: str) -> str:
+    """Parse the version of a custom module."""
+    if not is_version(text):
+        raise InvalidArgs(
+            "a version is 1 to 64 letters, digits, '.', '_', '+', '~', ':' and '-', and starts with a letter or digit",
+            argument="version",
+        )
+    return text
 
 
 def parse_reason(text: str) -> str:

@@ -7,6 +7,10 @@ from enum import StrEnum
 from kmodd.names import ModuleName
 
 
+class IndexNotMadeError(Exception):
+    """A kernel's module index could not be made anew, the old one is in force; the text is one clause that says why."""
+
+
 class FileFault(StrEnum):
     """Why a file cannot be taken for a module."""
 
@@ -90,13 +94,3 @@ class StoredModule:
     """Who imported it."""
     active: bool = False
     """It lies where modprobe finds it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spooled:
-    """A caller's file in the spool: examined, hashed, and not part of the store yet."""
-
-    path: str
-    sha256: str
-    size: int
-    examination: Examination
