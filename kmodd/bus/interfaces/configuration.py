@@ -8,7 +8,7 @@ from kmodd.bus.call import Call
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.model import Caller
 from kmodd.model.configuration import RuleAction, RuleChange
-from kmodd.names import parse_reason
+from kmodd.names import kernel_arguments, parse_reason
 
 
 class ConfigurationInterface:
@@ -36,7 +36,7 @@ class ConfigurationInterface:
         self._parts.configuration.check(change)
         details = {"module": change.module, "modules": change.module, "action": change.action.value}
         if change.parameters:
-            details["parameters"] = " ".join(f"{name}={value}" for name, value in change.parameters)
+            details["parameters"] = kernel_arguments(dict(change.parameters))
         return Call(lambda caller: self._parts.configuration.write(change, caller), details)
 
     def show(self) -> Call:
