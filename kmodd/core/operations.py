@@ -137,6 +137,10 @@ class Operations:
                 task.result()
             raise
 
+    def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
+        """With which parameters a module is loaded now, as far as that can be told."""
+        return self._live.remember(name).parameters
+
     def reset_failed(self, name: ModuleName, caller: Caller | None = None) -> None:
         """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""
         failure = self._failures.get(name)
