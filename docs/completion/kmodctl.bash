@@ -25,9 +25,9 @@ _kmodctl_offer() {
 _kmodctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local everywhere='--json --no-pager --no-ask-password --session --bus --help'
-    local commands='list show why load unload reload batch plan set status log monitor reset-failed'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed config'
     local changes='--dry-run --reason --timeout'
-    local command='' module='' arguments=0 index word
+    local command='' group='' module='' arguments=0 index word
     COMPREPLY=()
 
     for ((index = 1; index < COMP_CWORD; index++)); do
@@ -36,9 +36,15 @@ _kmodctl() {
             --bus|--reason|--timeout|--state|--since|-n|--lines) ((index++)) ;;
             -*) ;;
             plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
+            config)
+                if [[ -z $command$group ]]; then
+                    group=config- commands='show autoload options blacklist drift apply reload'
+                else
+                    ((arguments++))
+                fi ;;
             *)
                 if [[ -z $command ]]; then
-                    command=$word
+                    command=$group$word
                 else
                     ((arguments++))
                     [[ -z $module ]] && module=$word
@@ -63,12 +69,16 @@ _kmodctl() {
             unload) _kmodctl_offer "$changes --dependents --unused-dependencies $everywhere" ;;
             batch) _kmodctl_offer "${changes:+--dry-run --reason} --no-atomic $everywhere" ;;
             log) _kmodctl_offer "--follow --since --lines $everywhere" ;;
+            config-show) _kmodctl_offer "--findings $everywhere" ;;
+            config-autoload|config-options) _kmodctl_offer "--off --dry-run --reason $everywhere" ;;
+            config-blacklist) _kmodctl_offer "--hard --off --dry-run --reason $everywhere" ;;
+            config-apply) _kmodctl_offer "--dry-run --reason $everywhere" ;;
             *) _kmodctl_offer "$everywhere" ;;
         esac
         return
     fi
     case $command:$arguments in
-        load:0|show:0|why:0) _kmodctl_offer "$(_kmodctl_available)" ;;
+        load:0|show:0|why:0|config-show:0|config-autoload:0|config-options:0|config-blacklist:0) _kmodctl_offer "$(_kmodctl_available)" ;;
         unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
         batch:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;

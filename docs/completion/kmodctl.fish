@@ -32,6 +32,11 @@ function __kmodctl_has
     contains -- "$words[1]" $argv
 end
 
+function __kmodctl_config
+    set -l words (__kmodctl_words)
+    test "$words[1]" = config; and contains -- "$words[2]" $argv
+end
+
 function __kmodctl_parameters
     set -l words (__kmodctl_words)
     test "$words[1]" = set; and test (count $words) -eq 2
@@ -48,6 +53,21 @@ complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a status -d 'Show
 complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a log -d 'Show what was done'
 complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a monitor -d 'Show what happens'
 complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a reset-failed -d 'Forget a failure'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a config -d 'Rules about modules'
+set -l config 'test "$(__kmodctl_words)" = config'
+complete -c kmodctl -n $config -a show -d 'Show every rule'
+complete -c kmodctl -n $config -a autoload -d 'Load at every boot'
+complete -c kmodctl -n $config -a options -d 'Parameters it is loaded with'
+complete -c kmodctl -n $config -a blacklist -d 'Keep from being loaded'
+complete -c kmodctl -n $config -a drift -d 'Show what is not as wanted'
+complete -c kmodctl -n $config -a apply -d 'Make it as wanted'
+complete -c kmodctl -n $config -a reload -d 'Read the files again'
+complete -c kmodctl -n '__kmodctl_config show autoload options blacklist; and test (count (__kmodctl_words)) -eq 2' -a '(__kmodctl_available)'
+complete -c kmodctl -n '__kmodctl_config show' -l findings -d 'Only what is wrong'
+complete -c kmodctl -n '__kmodctl_config blacklist' -l hard -d 'By its name too'
+complete -c kmodctl -n '__kmodctl_config autoload options blacklist' -l off -d 'Take the rule away'
+complete -c kmodctl -n '__kmodctl_config autoload options blacklist apply' -l dry-run -d 'Change nothing'
+complete -c kmodctl -n '__kmodctl_config autoload options blacklist apply' -l reason -x -d 'One line for the journal'
 for first in 'test (count (__kmodctl_words)) -eq 0' 'test "$(__kmodctl_words)" = plan'
     complete -c kmodctl -n $first -a load -d 'Load a module'
     complete -c kmodctl -n $first -a unload -d 'Unload a module'
