@@ -7,6 +7,7 @@ from typing import Any
 from kmodd.errors import InvalidArgs
 from kmodd.model import Operation, Request, Verb
 from kmodd.model.configuration import RuleAction, RuleChange
+from kmodd.model.tunables import Tunables
 from kmodd.names import (
     BATCH_MAX,
     Alias,
@@ -30,10 +31,8 @@ CHANGE = {"dry-run": "b", "reason": "s"}
 BLACKLIST = {"hard": "b", "dry-run": "b", "reason": "s"}
 APPLY = {"dry-run": "b", "reason": "s"}
 
-TIMEOUT = 30
-TIMEOUT_MAX = 600
+DEFAULTS = Tunables()
 HISTORY_LIMIT = 100
-HISTORY_LIMIT_MAX = 1000
 
 
 def parse(options: Wire, allowed: Mapping[str, str]) -> dict[str, Any]:
@@ -58,14 +57,14 @@ def number(values: Mapping[str, Any], name: str, default: int, highest: int) -> 
     return int(value)
 
 
-def load(module: str, parameters: Mapping[str, str], options: Wire) -> Request:
+def load(module: str, parameters: Mapping[str, str], options: Wire, tunables: Tunables = DEFAULTS) -> Request:
     """What `Load` asks."""
     values = parse(options, LOAD)
     operation = Operation(Verb.LOAD, parse_module_or_alias(module), tuple(parse_parameters(parameters).items()))
-    return _request((operation,), values)
+    return _request((operation,), values, tunables)
 
 
-def unload(module: str, options: Wire) -> Request:
+def unload(module: str, options: Wire, tunables: Tunables = DEFAULTS) -> Request:
     """What `Unload` asks."""
     values = parse(options, UNLOAD)
     operation = Operation(
@@ -74,20 +73,22 @@ def unload(module: str, options: Wire) -> Request:
         dependents=values.get("dependents", False),
         unused_dependencies=values.get("unused-dependencies", False),
     )
-    return _request((operation,), values)
+    return _request((operation,), values, tunables)
 
 
-def reload(module: str, parameters: Mapping[str, str], options: Wire) -> Request:
+def reload(module: str, parameters: Mapping[str, str], options: Wire, tunables: Tunables = DEFAULTS) -> Request:
     """What `Reload` asks."""
     values = parse(options, LOAD)
     operation = Operation(Verb.RELOAD, parse_module(module), tuple(parse_parameters(parameters).items()))
-    return _request((operation,), values)
+    return _request((operation,), values, tunables)
 
 
-def batch(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire) -> Request:
+def batch(
+    operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire, tunables: Tunables = DEFAULTS
+) -> Request:
     """What `Batch` asks."""
     values = parse(options, BATCH)
-    return _request(tuple(_operation(*one) for one in _some(operations)), values)
+    return _request(tuple(_operation(*one) for one in _some(operations)), values, tunables)
 
 
 def plan(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire) -> Request:
@@ -161,12 +162,14 @@ def _operation(
     return Operation(kind, name, dependents=dependents, unused_dependencies=unused_dependencies)
 
 
-def _request(operations: tuple[Operation, ...], values: Mapping[str, Any]) -> Request:
+def _request(
+    operations: tuple[Operation, ...], values: Mapping[str, Any], tunables: Tunables = DEFAULTS
+) -> Request:
     return Request(
         operations,
         atomic=values.get("atomic", True),
         dry_run=values.get("dry-run", False),
         reason=parse_reason(values.get("reason", "")),
-        timeout=float(number(values, "timeout", TIMEOUT, TIMEOUT_MAX)),
+        timeout=float(number(values, "timeout", tunables.timeout, tunables.timeout_max)),
         override_policy=values.get("override-policy", False),
     )

@@ -120,6 +120,10 @@ class Convergence:
 
     async def reload(self, caller: Caller) -> None:
         """Read all files again; Conflict names a bad one by file, line and key, and the old settings stay."""
+        self.read_again(caller)
+
+    def read_again(self, caller: Caller) -> None:
+        """The same at once."""
         self._index.refresh()
         self._desired.reload()
         self._on_reload()

@@ -27,6 +27,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
     "kmodd.journal": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
     "kmodd.journal_fields": SHARED,
+    "kmodd.known_wishes": SHARED,
+    "kmodd.machine": (*SHARED, "kmodd.settings", "kmodd.kernel"),
+    "kmodd.custom": (*SHARED, "kmodd.kernel", "kmodd.core"),
+    "kmodd.wanted": (*SHARED, "kmodd.kernel", "kmodd.core", "kmodd.known_wishes"),
     "kmodd.daemon": ("kmodd",),
     "kmodd": (),
 }

@@ -35,16 +35,16 @@ class ManagerInterface:
     # --- what changes the kernel --------------------------------------------------------------------------------------
 
     def load(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
-        return self._single(options.load(module, parameters, wire), "load", StepAction.INSERT)
+        return self._single(options.load(module, parameters, wire, self._parts.tunables()), "load", StepAction.INSERT)
 
     def unload(self, module: str, wire: options.Wire) -> Call | Refusal:
-        return self._single(options.unload(module, wire), "unload", StepAction.REMOVE)
+        return self._single(options.unload(module, wire, self._parts.tunables()), "unload", StepAction.REMOVE)
 
     def reload(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
-        return self._single(options.reload(module, parameters, wire), "reload", StepAction.INSERT)
+        return self._single(options.reload(module, parameters, wire, self._parts.tunables()), "reload", StepAction.INSERT)
 
     def batch(self, operations: Operations, wire: options.Wire) -> Call | Refusal:
-        plan = self._parts.operations.plan(options.batch(operations, wire))
+        plan = self._parts.operations.plan(options.batch(operations, wire, self._parts.tunables()))
         if _is_futile(plan):
             return self._refusal(plan)
 
@@ -137,10 +137,11 @@ class ManagerInterface:
 
     def get_history(self, wire: options.Wire) -> Call:
         values = options.parse(wire, options.HISTORY)
+        highest = self._parts.tunables().history_limit_max
         query = HistoryQuery(
             module=parse_module(values["module"]) if "module" in values else None,
             since=values.get("since", 0),
-            limit=options.number(values, "limit", options.HISTORY_LIMIT, options.HISTORY_LIMIT_MAX),
+            limit=options.number(values, "limit", min(options.HISTORY_LIMIT, highest), highest),
         )
 
         async def run(_: Caller) -> list[rows.Row]:

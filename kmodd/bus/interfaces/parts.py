@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kmodd.core.activation import Activation
 from kmodd.core.listing import ListedModule
 from kmodd.core.registry import Presence
+from kmodd.core.store import Store
 from kmodd.errors import KmoddError
 from kmodd.model import (
     Caller,
@@ -24,6 +26,7 @@ from kmodd.model import (
     Request,
 )
 from kmodd.model.configuration import Drift, RuleChange, ShownRule
+from kmodd.model.tunables import Tunables
 from kmodd.names import Alias, ModuleName
 
 
@@ -212,6 +215,8 @@ class Parts:
     index: Index
     configuration: Configuration
     desired: Desired
+    store: Store
+    activation: Activation
     health: Callable[[], Health | Awaitable[Health]]
     """Every check, now."""
     health_status: Callable[[], HealthStatus]
@@ -219,3 +224,5 @@ class Parts:
     metrics: Callable[[], Iterable[Metric]]
     history: Callable[[HistoryQuery], Awaitable[Sequence[HistoryEntry]]]
     machine_id: Callable[[], str]
+    tunables: Callable[[], Tunables] = Tunables
+    """The daemon's settings in force."""
