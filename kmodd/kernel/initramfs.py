@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.compression import Damaged, Unsupported
+from kmodd.kernel.configuration_folders import ConfigurationFolders
 from kmodd.kernel.cpio import members
-from kmodd.kernel.modprobe_d import configuration_files
 from kmodd.kernel.smallfile import listdir, read_bytes
 from kmodd.model.boot import BootImage
 
@@ -47,7 +47,7 @@ class Initramfs:
 
     def _sources(self) -> Iterator[Path]:
         # As libkmod finds them; a tree that is the root's has no modules.softdep.
-        yield from map(Path, configuration_files(self._root, [self._root / folder for folder in _RULES]))
+        yield from map(Path, ConfigurationFolders(self._root, [self._root / folder for folder in _RULES]).files())
         for names in _OWN.values():
             for name in names:
                 path = self._root / name

@@ -54,6 +54,9 @@ class ModuleIndex(Protocol):
     def info(self, name: ModuleName) -> ModuleInfo:
         """Static facts from the file; NoSuchModule, BadModule."""
 
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same, and is cheaper; for answers that are kept."""
+
     def rules(self, name: ModuleName) -> tuple[Rule, ...]:
         """Lines of modprobe.d about it in force: blacklist, install, remove, options, softdep; files in reading order."""
 
