@@ -29,7 +29,7 @@ test-modules: ## build the test modules against the virtual machine's kernel
 
 VENV ?= .venv
 
-.PHONY: setup test unit lint format coverage
+.PHONY: setup test unit lint format coverage bench
 setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
 	@VENV=$(VENV) tests/setup/bootstrap
 
@@ -47,6 +47,9 @@ lint: setup ## run the linters alone
 format: setup ## bring the sources into their form
 	@$(VENV)/bin/ruff format
 	@$(VENV)/bin/ruff check --fix
+
+bench: ## time kmodd in the virtual machine, beside the bare system calls, modprobe, rmmod and modinfo
+	@$(PYTHON) -m tests.bench
 
 coverage: setup ## run the tests that need no virtual machine, and say what they reach
 	@$(VENV)/bin/coverage run -m pytest -m 'not vm'
