@@ -34,6 +34,7 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
+from kmodd.core.refresh import Refresh
 from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
 from kmodd.custom import CustomModules, SimulatedPlace
@@ -187,6 +188,7 @@ class Daemon:
                 policy=policy,
                 registry=registry,
                 failure=failures.get,
+                refresh=Refresh(kernel.index, lambda: transport.arrivals),
             ),
             listing=listing,
             registry=registry,

@@ -85,6 +85,11 @@ class Transport:
         return bool(self._bus.connected)
 
     @property
+    def arrivals(self) -> int:
+        """Rises whenever bytes are received."""
+        return self._bus.arrivals
+
+    @property
     def backlog(self) -> int:
         """Bytes waiting to be written."""
         return self._bus.outbox.size
@@ -187,6 +192,7 @@ class _Connection(MessageBus):
         self._files: deque[tuple[int, array[int]]] = deque()
         """Descriptors that came, each with the place in the stream up to which was read when they came."""
         self._skip = 0
+        self.arrivals = 0
 
     async def _auth_readline(self) -> str:
         # dbus-next's own spins without ever yielding when the bus hangs up during authentication.
@@ -245,6 +251,7 @@ class _Connection(MessageBus):
                 self._files.append((self._start + len(self._buffer) + len(data), received))
         if not data:
             raise EOFError("the bus closed the connection")
+        self.arrivals += 1
         return bytes(data)
 
     def _split(self) -> None:

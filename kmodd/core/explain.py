@@ -36,7 +36,10 @@ class Explainer:
         policy: Policy,
         registry: Registry,
         failure: FailureLookup,
+        refresh: Callable[[], object] | None = None,
     ) -> None:
+        """`refresh` makes the index notice changed files before it is asked for a description; the index's own if None."""
+        self._refresh = refresh or index.refresh
         self._loaded = loaded
         self._index = index
         self._usage = usage
@@ -87,11 +90,23 @@ class Explainer:
         )
 
     def describe(self, name: ModuleName | Alias) -> ModuleInfo:
-        """Static facts of a module, or of the one an alias stands for.
+        """Static facts of a module, or of the one an alias stands for: as `find`, and BadModule."""
+        return self.info(self.find(name))
 
-        NoSuchModule, Conflict (the alias stands for several), ModuleTreeMissing, BadModule.
+    def info(self, name: ModuleName) -> ModuleInfo:
+        """Static facts of a module that was found."""
+        return self._index.info(name)
+
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same."""
+        return self._index.stamp(name)
+
+    def find(self, name: ModuleName | Alias) -> ModuleName:
+        """The module of this name, or the one an alias stands for.
+
+        NoSuchModule, Conflict (the alias stands for several), ModuleTreeMissing.
         """
-        self._index.refresh()
+        self._refresh()
         names = self._index.resolve(name)
         if not names:
             facts = self._facts.read()
@@ -100,7 +115,7 @@ class Explainer:
             raise NoSuchModule(self._absence(name, facts), module=name)
         if len(names) > 1:
             raise Conflict(f"{name} stands for several modules: {', '.join(sorted(names))}.", module=name)
-        return self._index.info(names[0])
+        return names[0]
 
     def writable(self, name: ModuleName) -> frozenset[str]:
         """Parameters of a module that can be written now; empty for what is not there."""

@@ -30,7 +30,8 @@ class ManagerInterface:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._lists = Answers("aa{sv}")
-        self._descriptions = Answers("a{sv}", size=64)
+        # All of a distribution's thousands of modules take one to four megabytes; a thousand are most often below one.
+        self._descriptions = Answers("a{sv}", size=8192, size_bytes=2 << 20)
 
     # --- what changes the kernel --------------------------------------------------------------------------------------
 
@@ -102,9 +103,11 @@ class ManagerInterface:
         name = parse_module_or_alias(module)
 
         def run(_: Caller) -> Body:
-            info = self._parts.explainer.describe(name)
-            writable = self._parts.explainer.writable(info.name)
-            return self._descriptions.get(name, (info, writable), lambda: rows.description(info, writable))
+            explainer = self._parts.explainer
+            found = explainer.find(name)
+            writable = explainer.writable(found)
+            made_of = explainer.stamp(found), writable
+            return self._descriptions.get(found, made_of, lambda: rows.description(explainer.info(found), writable))
 
         return Call(run)
 

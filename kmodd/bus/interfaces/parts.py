@@ -66,8 +66,14 @@ class Explainer(Protocol):
     async def explain(self, name: ModuleName) -> Explanation:
         """Any name."""
 
-    def describe(self, name: ModuleName | Alias) -> ModuleInfo:
-        """Static facts."""
+    def find(self, name: ModuleName | Alias) -> ModuleName:
+        """The module of this name or alias."""
+
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same."""
+
+    def info(self, name: ModuleName) -> ModuleInfo:
+        """Static facts of a module that was found."""
 
     def writable(self, name: ModuleName) -> frozenset[str]:
         """Parameters that can be written now."""
