@@ -2,12 +2,15 @@
 """`kmodctl config apply`."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from kmodd.cli import batch, progress
 from kmodd.cli.session import Session
-from kmodd.client import Operation
 from kmodd.client_answers import operation_result
 from kmodd.client_configuration import Configuration
+
+if TYPE_CHECKING:
+    from kmodd.client import Operation
 
 
 async def run(session: Session, arguments: Namespace) -> int:

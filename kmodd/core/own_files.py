@@ -87,7 +87,7 @@ def difference(written: bytes, edited: bytes) -> tuple[str, ...]:
     # Imported here: hardly anybody edits these files.
     from difflib import unified_diff
 
-    before, after = (text.decode("utf-8", "replace").splitlines() for text in (written, edited))
+    before, after = (text.decode("utf-8", "replace").expandtabs(1).splitlines() for text in (written, edited))
     lines = unified_diff(before, after, n=0, lineterm="")
     changed = [line for line in lines if line[:3] not in {"---", "+++"}]
     more = len(changed) - DIFFERENCE_MAX
@@ -95,12 +95,15 @@ def difference(written: bytes, edited: bytes) -> tuple[str, ...]:
 
 
 def _block(file: OwnFile, module: ModuleName, entry: Entry) -> str:
+    # A tab and not a space: for all readers it is the same, but Ansible's community.general.modprobe comments out every
+    # `options NAME PARAMETER=VALUE` and every line with a module's name in all files of these folders when it is to forget
+    # that module, and by its patterns only spaces stand there. Its own files decide for it, and ours for us.
     reason = f"{_REASON}{_escaped(entry.reason)}\n" if entry.reason else ""
     match file:
         case OwnFile.AUTOLOAD:
-            return f"{reason}{module}\n"
+            return f"{reason}\t{module}\n"
         case OwnFile.OPTIONS:
-            return f"{reason}options {module} {_escaped(spell(entry.parameters))}\n"
+            return f"{reason}options\t{module} {_escaped(spell(entry.parameters))}\n"
         case OwnFile.BLACKLIST:
             install = f"install {module} {REFUSAL}\n" if entry.hard else ""
             return f"{reason}blacklist {module}\n{install}"

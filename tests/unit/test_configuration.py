@@ -61,7 +61,7 @@ class Disk(ConfigurationFolders):
     def lines(self, file: OwnFile) -> list[str]:
         """What others read of it."""
         text = self.text(file) if self.path(file).exists() else ""
-        return [line for line in text.splitlines() if line and not line.startswith("#")]
+        return [line.replace("\t", " ").strip() for line in text.splitlines() if line and not line.startswith("#")]
 
     @property
     def everything(self) -> dict[str, bytes]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The text of kmodd's own files means what it was made from, and tells when somebody edited it."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +109,19 @@ def test_the_difference_of_an_edit_is_bounded() -> None:
     long = difference(b"", b"x\n" * 1000)
     assert len(long) == DIFFERENCE_MAX + 1
     assert long[-1].startswith("… and ")
+
+
+def test_ansible_does_not_take_our_lines_for_its_own() -> None:
+    # The patterns by which community.general.modprobe comments out lines in anybody's files.
+    module = re.compile(r"^ *loop *(?:[#;].*)?\n?\Z")
+    parameter = re.compile(r"^options loop \w+=\S+ *(?:[#;].*)?\n?\Z")
+    autoload = render(OwnFile.AUTOLOAD, {LOOP: Entry(reason="loop")}) or b""
+    options = render(OwnFile.OPTIONS, {LOOP: Entry((("max_loop", "8"),))}) or b""
+    for line in (autoload + options).decode().splitlines(keepends=True):
+        assert not module.match(line)
+        assert not parameter.match(line)
+    assert module.match("loop\n")
+    assert parameter.match("options loop max_loop=8\n")
 
 
 # --- what a change makes of it ----------------------------------------------------------------------------------------
