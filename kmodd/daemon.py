@@ -37,7 +37,7 @@ from kmodd.core.policy import Policy
 from kmodd.core.refresh import Refresh
 from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
-from kmodd.custom import CustomModules, SimulatedPlace
+from kmodd.custom import CustomModules
 from kmodd.journal import JournalReader, MemoryJournal, open_system_reader
 from kmodd.log import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.machine import executable, machine_id, real_kernel, simulated_kernel
@@ -144,22 +144,14 @@ class Daemon:
         rules = Configuration(
             kernel.configuration, kernel.index, kernel.facts, policy, audit=self._audit, events=events, clock=clock
         )
-        self._place = (
-            SimulatedPlace(os.environ.get("XDG_RUNTIME_DIR", ""), registry.facts().release)
-            if settings.simulate
-            else None
-        )
-        root = Path("/") if self._place is None else self._place.root
-        self._custom = CustomModules(
-            root,
-            Path(settings.state_directory or root / "var/lib/kmodd") / "store",
+        self._custom = CustomModules.of(
+            settings,
             kernel,
             operations=self._operations,
             events=events,
             audit=self._audit,
             clock=clock,
             tunables=lambda: self._wanted.tunables,
-            parser_socket=settings.parser_socket,
         )
         self._wanted = Wanted(
             None if settings.simulate else Path("/"),
@@ -231,7 +223,7 @@ class Daemon:
         stop_following = [self._registry.start()]
         self._operations.recover()
         self._wanted.read()
-        self._custom.read(self._health)
+        self._custom.start(self._health)
         stop_following += [self._health.start(), self._events.subscribe(self._on_event)]
         watchdog = Watchdog(
             self._settings.watchdog_usec,
@@ -243,7 +235,6 @@ class Daemon:
             loop.create_task(self._registry.run(self._kernel.uevents)),
             loop.create_task(watchdog.run()),
         ]
-        recovery = loop.create_task(self._custom.recover())
         for task in tasks:
             task.add_done_callback(self._on_task_end)
         self._kernel.executor.start()
@@ -262,7 +253,6 @@ class Daemon:
         self._parameters.flush()
         for stop in stop_following:
             stop()
-        await asyncio.gather(recovery, return_exceptions=True)
         for task in tasks:
             task.remove_done_callback(self._on_task_end)
             task.cancel()
@@ -271,8 +261,6 @@ class Daemon:
             self._status_timer.cancel()
         self._kernel.uevents.close()
         await self._kernel.executor.close()
-        if self._place is not None:
-            self._place.remove()
         self._logger.info("daemon.stopped", message="kmodd stopped")
         return self._exit_code
 

@@ -154,6 +154,15 @@ def parse_reason(text: str) -> str:
     return text
 
 
+def parse_description(text: str) -> str:
+    """Parse what a caller says about a custom module: one line of at most 1024 bytes."""
+    if len(text.encode("utf-8", "surrogatepass")) > 1024:
+        raise InvalidArgs("a description is at most 1024 bytes", argument="description")
+    if not _is_printable(text):
+        raise InvalidArgs("a description is one line without control characters", argument="description")
+    return text
+
+
 def _is_printable(text: str) -> bool:
     # str.isprintable() is false for control, format (bidi marks), surrogate and separator characters other than space.
     return text.isprintable()

@@ -37,6 +37,8 @@ class Settings:
     """Where to keep what outlives a boot; empty for nowhere."""
     worker_socket: str = ""
     """Where systemd starts workers, one for each connection; empty to start them as children."""
+    parser_socket: str = ""
+    """Where systemd starts parsers of module files, likewise."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str], environment: Mapping[str, str], pid: int) -> "Settings":
@@ -70,6 +72,7 @@ class Settings:
             runtime_directory="" if simulate else environment.get("RUNTIME_DIRECTORY", "").split(":")[0],
             state_directory="" if simulate else environment.get("STATE_DIRECTORY", "").split(":")[0],
             worker_socket="" if simulate else environment.get("KMODD_WORKER_SOCKET", ""),
+            parser_socket="" if simulate else environment.get("KMODD_PARSER_SOCKET", ""),
         )
 
 

@@ -20,6 +20,7 @@ from kmodd.bus.interfaces.module import ModuleInterface
 from kmodd.bus.interfaces.object_manager import ObjectManagerInterface
 from kmodd.bus.interfaces.parts import Jobs, Parts
 from kmodd.bus.interfaces.standard import IntrospectableInterface, PeerInterface, PropertiesInterface
+from kmodd.bus.interfaces.store import StoreInterface
 from kmodd.bus.introspection import Introspection
 from kmodd.bus.quota import Quota
 from kmodd.bus.reading import Reading
@@ -66,6 +67,7 @@ class Service:
                 ModuleInterface(parts),
                 JobInterface(parts),
                 ConfigurationInterface(parts),
+                StoreInterface(parts),
                 # Nothing tells when somebody writes a parameter below /sys: what is kept is at most a second old.
                 ObjectManagerInterface(
                     reading, lambda: (parts.loaded.raw(), announcer.generation, int(time.monotonic()))

@@ -18,7 +18,7 @@ from kmodd.core.store_catalogue import StoreCatalogue
 from kmodd.core.store_records import failed, recovered, stored
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
 from kmodd.kernel.ports import IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
-from kmodd.model import Caller, Operation, OperationResult, Plan, Request, Verb
+from kmodd.model import Caller, LoadedModule, Operation, OperationResult, Plan, Request, Verb
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName
 
@@ -80,6 +80,19 @@ class Activation:
                 raise Conflict(f"{name} is active for several kernels, say for which", module=name, argument="options")
             return fitting[0] if fitting else None
         return found
+
+    def is_origin_of(self, module: LoadedModule) -> bool:
+        """Tell whether a loaded module is the active version, as far as the kernel says what it loaded."""
+        entry = self._catalogue.active(module.name, self._catalogue.running)
+        if entry is None:
+            return False
+        try:
+            info = self._index.info(module.name)
+        except KmoddError:
+            return False
+        # One that was loaded before this version was activated has another checksum of its sources, where it has one at all.
+        sources = self._loaded.attributes(module.name).get("srcversion", info.srcversion)
+        return sources == info.srcversion and ("O" in module.taint) != info.intree
 
     async def activate(self, wanted: StoredModule, caller: Caller, *, load: bool) -> tuple[str, ...]:
         """Bring exactly this version into force; what was loaded or reloaded, in order."""

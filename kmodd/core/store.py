@@ -32,6 +32,8 @@ class StoreLimits:
     """Everything of one user, what waits for its authorisation included."""
     root: int = 4 << 30
     """Everything of root's."""
+    versions: int = 16
+    """Of one module for one kernel; not bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Store:
         self._trees = trees
         self._examiner = examiner
         self._facts = facts
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._lock = lock
         self._audit = audit
         self._clock = clock
@@ -85,7 +87,7 @@ class Store:
 
     def all(self) -> tuple[StoredModule, ...]:
         """Every version."""
-        return self._catalogue.all()
+        return self.catalogue.all()
 
     async def examine(self, source: int, options: ImportOptions, caller: Caller) -> PendingImport:
         """Copy the file behind a descriptor to the spool and check everything that can be known; needs no right.
@@ -111,7 +113,7 @@ class Store:
         """Make it part of the store. The same bytes twice are one entry, and a success."""
         entry = pending.entry
         async with self._lock:
-            known = self._catalogue.same(entry.name, entry.kernel, entry.sha256)
+            known = self.catalogue.same(entry.name, entry.kernel, entry.sha256)
             if known is not None:
                 self._audit.record(stored("import", known, caller, changed=False))
                 return known
@@ -124,13 +126,13 @@ class Store:
                 refused = disk_error(error, entry.name) if isinstance(error, OSError) else error
                 self._audit.record(failed("import", entry.name, caller, refused))
                 raise refused from error
-            self._catalogue.put(entry)
+            self.catalogue.put(entry)
         self._audit.record(stored("import", entry, caller))
         return entry
 
     def removable(self, name: ModuleName, version: str) -> tuple[StoredModule, ...]:
         """The versions, one for each kernel; NoSuchModule, NoSuchVersion, Conflict for one that is active."""
-        found = self._catalogue.versions(name, version)
+        found = self.catalogue.versions(name, version)
         for entry in found:
             if entry.active:
                 raise Conflict(
@@ -144,7 +146,7 @@ class Store:
         """Remove exactly these versions; Conflict when one of them became active meanwhile."""
         async with self._lock:
             for entry in wanted:
-                known = self._catalogue.same(entry.name, entry.kernel, entry.sha256)
+                known = self.catalogue.same(entry.name, entry.kernel, entry.sha256)
                 if known is None:
                     continue  # somebody else removed it: so it is gone, as was asked
                 if known.active:
@@ -153,7 +155,7 @@ class Store:
                     await asyncio.to_thread(self._folder.remove, known)
                 except OSError as error:
                     raise disk_error(error, entry.name) from error
-                self._catalogue.drop(known)
+                self.catalogue.drop(known)
                 self._audit.record(stored("remove", known, caller))
 
     # --- one file -----------------------------------------------------------------------------------------------------
@@ -195,12 +197,18 @@ class Store:
         check_place(name, kernel, await asyncio.to_thread(self._trees.another, name, kernel), shadow=options.shadow)
         # Of the copy, after its writer has ended: what is hashed here is what the kernel will load.
         sha256, size = await asyncio.to_thread(self._folder.digest, file)
-        known = self._catalogue.same(name, kernel, sha256)
+        known = self.catalogue.same(name, kernel, sha256)
         if known is None:
             self._check_room(size, caller, limits)
+            if sum((one.name, one.kernel) == (name, kernel) for one in self.all()) >= limits.versions:
+                raise LimitsExceeded(
+                    f"the store keeps at most {limits.versions} versions of {name} for one kernel",
+                    module=name,
+                    evidence=Evidence(hint="kmodctl store remove"),
+                )
         entry = known or StoredModule(
             name=name,
-            version=self._catalogue.label(name, kernel, sha256, found, options.version),
+            version=self.catalogue.label(name, kernel, sha256, found, options.version),
             kernel=kernel,
             sha256=sha256,
             size=size,
@@ -216,7 +224,7 @@ class Store:
     def _check_room(self, size: int, caller: Caller, limits: StoreLimits) -> None:
         allowed = limits.root if caller.uid == 0 else limits.per_user
         waiting = sum(pending.entry.size for pending in self._pending if pending.entry.uid == caller.uid)
-        if self._catalogue.stored_by(caller.uid) + waiting + size > allowed:
+        if self.catalogue.stored_by(caller.uid) + waiting + size > allowed:
             raise LimitsExceeded(
                 f"this user's modules would take more than {allowed >> 20} MiB in the store",
                 evidence=Evidence(hint="kmodctl store remove"),

@@ -50,6 +50,13 @@ class StoreWatch:
             self._known[path] = stamp, digest
         self._known = {path: known for path, known in self._known.items() if path in set(self._files())}
 
+    async def close(self) -> None:
+        """Give up reading."""
+        self.on_news = lambda: None
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
     def _files(self) -> Iterator[Path]:
         for entry in self._catalogue.all():
             yield self._folder.path(entry)

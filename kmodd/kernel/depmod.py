@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from kmodd.kernel.child import run
-from kmodd.kernel.file_copy import copy_whole
+from kmodd.kernel.file_copy import clear_folder, copy_whole
 from kmodd.model.store import IndexNotMadeError
 
 TIMEOUT = 120.0
@@ -57,7 +57,7 @@ class Depmod:
 
     def _mirror(self, tree: Path) -> Path:
         """A tree that looks the same to depmod and has no index."""
-        _clear(self._folder)
+        clear_folder(self._folder)
         made = self._folder / "lib/modules" / tree.name
         made.mkdir(parents=True, mode=0o700)
         (self._folder / "usr").mkdir()
@@ -73,20 +73,7 @@ class Depmod:
             raise IndexNotMadeError("depmod made no index")
         for path in files:
             copy_whole(path, tree / path.name, 0o644)
-        _clear(self._folder)
-
-
-def _clear(folder: Path) -> None:
-    """Remove a folder with everything in it; links are removed, not followed. (shutil would bring in every compressor.)"""
-    for where, folders, files in os.walk(folder, topdown=False):
-        for name in (*files, *folders):
-            path = Path(where, name)
-            if path.is_symlink() or not path.is_dir():
-                path.unlink()
-            else:
-                path.rmdir()
-    if folder.is_dir():
-        folder.rmdir()
+        clear_folder(self._folder)
 
 
 def _stamp(tree: Path) -> tuple[int, int] | None:

@@ -58,6 +58,19 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def clear_folder(folder: Path) -> None:
+    """Remove a folder with everything in it; links are removed, not followed. (shutil would bring in every compressor.)"""
+    for where, folders, files in os.walk(folder, topdown=False):
+        for name in (*files, *folders):
+            path = Path(where, name)
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+            else:
+                path.rmdir()
+    if folder.is_dir():
+        folder.rmdir()
+
+
 def _replace(path: Path, mode: int, fill: Callable[[int], None]) -> None:
     # Always the same name: what a crash left behind is replaced by the next write. depmod takes no name that ends so.
     temporary = path.with_name(f".{path.name}.new")

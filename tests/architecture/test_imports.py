@@ -29,7 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.journal_fields": SHARED,
     "kmodd.known_wishes": SHARED,
     "kmodd.machine": (*SHARED, "kmodd.settings", "kmodd.kernel"),
-    "kmodd.custom": (*SHARED, "kmodd.kernel", "kmodd.core"),
+    "kmodd.custom": (*SHARED, "kmodd.settings", "kmodd.kernel", "kmodd.core"),
     "kmodd.wanted": (*SHARED, "kmodd.kernel", "kmodd.core", "kmodd.known_wishes"),
     "kmodd.daemon": ("kmodd",),
     "kmodd": (),

@@ -21,6 +21,8 @@ BELOW_PREFIX = {
     "bin/kmodctl",
     "bin/kmodd",
     "lib/systemd/catalog/kmodd.catalog",
+    "lib/systemd/system/kmodd-parser.socket",
+    "lib/systemd/system/kmodd-parser@.service",
     "lib/systemd/system/kmodd-worker.socket",
     "lib/systemd/system/kmodd-worker@.service",
     "lib/systemd/system/kmodd.service",

@@ -28,6 +28,7 @@ from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
 from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
+from kmodd.custom import CustomModules
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import (
     Caller,
@@ -42,6 +43,7 @@ from kmodd.model import (
     Record,
     Request,
 )
+from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
 from tests.unit.fakes import Hub, Journal, Ticks
@@ -158,6 +160,16 @@ async def bench(
         def health() -> Health:
             return Health(HealthStatus.OK, (HEALTH,), kernel.facts.read(), ())
 
+        place = folder / "machine"
+        tree = place / "lib/modules" / kernel.facts.read().release
+        (tree / "kernel").mkdir(parents=True, exist_ok=True)
+        for name in ("modules.dep", "modules.order", "modules.builtin"):
+            (tree / name).touch()
+        custom = CustomModules(
+            place, place / "store", kernel,
+            operations=operations, events=hub, audit=journal, clock=Ticks(), tunables=Tunables,
+        )  # fmt: skip
+        custom.start()
         parts = Parts(
             operations=deeds,
             refusals=Refusals(kernel, journal, Ticks()),
@@ -175,6 +187,8 @@ async def bench(
                 kernel.configuration, kernel.index, kernel.facts, policy, audit=journal, events=hub, clock=Ticks()
             ),
             desired=NothingDesired(kernel.index),
+            store=custom.store,
+            activation=custom.activation,
             health=health,
             health_status=lambda: HealthStatus.OK,
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],
@@ -214,6 +228,7 @@ async def bench(
                 users,
             )
         await operations.close()
+        await custom.close()
         stop()
         uevents.cancel()
         await asyncio.gather(uevents, return_exceptions=True)

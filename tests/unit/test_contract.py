@@ -17,6 +17,7 @@ from kmodd.bus.interfaces.manager import ManagerInterface
 from kmodd.bus.interfaces.module import ModuleInterface
 from kmodd.bus.interfaces.object_manager import ObjectManagerInterface
 from kmodd.bus.interfaces.standard import IntrospectableInterface, PeerInterface, PropertiesInterface
+from kmodd.bus.interfaces.store import StoreInterface
 
 TEXT = (Path(__file__).resolve().parents[2] / "dbus/org.kmodd1.xml").read_text()
 CLASSES: tuple[Any, ...] = (
@@ -24,6 +25,7 @@ CLASSES: tuple[Any, ...] = (
     ModuleInterface,
     JobInterface,
     ConfigurationInterface,
+    StoreInterface,
     ObjectManagerInterface,
     PropertiesInterface,
     IntrospectableInterface,
