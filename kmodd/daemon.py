@@ -134,9 +134,10 @@ class Daemon:
             registry=registry,
             events=events,
             version=VERSION,
-            jobs=lambda: len(jobs.all()),
+            jobs=lambda: [job.state for job in jobs.all()],
             abandoned=lambda: kernel.executor.abandoned,
             health=lambda: health.status,
+            clock=clock,
         )
         self._parameters = parameters = Parameters(
             kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self._audit, events=events, clock=clock
@@ -168,6 +169,7 @@ class Daemon:
             versions=self._custom,
             active_version=self._custom.active_version,
         )
+        metrics.further += (self._wanted.metrics,)
         parts = Parts(
             operations=self._operations,
             refusals=Refusals(kernel, self._audit, clock),

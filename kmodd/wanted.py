@@ -113,7 +113,9 @@ class Wanted:
             on_reload=self._take_over,
         )
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
-        health.further += (DesiredHealth(desired, comparison, reconciler).checks, self._rules.checks)
+        told = DesiredHealth(desired, comparison, reconciler)
+        health.further += (told.checks, self._rules.checks)
+        self.metrics = told.metrics
         if boot is not None:
             health.further += (boot.checks,)
 

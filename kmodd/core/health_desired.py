@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Health of the wanted state: files that do not count, wishes that failed, and drift."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from kmodd.core.desired import DesiredState
 from kmodd.core.drift import APPLY, Comparison
 from kmodd.core.reconcile import Reconciler
-from kmodd.model import HealthCheck, HealthStatus
+from kmodd.model import HealthCheck, HealthStatus, Metric
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 ROWS_MAX = 64
 """Differences told one by one."""
+
+
+KINDS = ("presence", "parameter", "blacklist", "autoload", "options", "store-version", "initramfs")
 
 
 class DesiredHealth:
@@ -28,6 +32,15 @@ class DesiredHealth:
         yield self._settings()
         yield from self._failed()
         yield from self._drift()
+
+    def metrics(self) -> Iterator[Metric]:
+        """How far the machine is from what is wanted."""
+        kinds = Counter(row.kind for row in self._comparison.find().rows)
+        for kind in KINDS:
+            yield Metric("kmodd_drift", "gauge", (("kind", kind),), float(kinds[kind]))
+        yield Metric("kmodd_desired_modules", "gauge", (), float(len(self._desired.wishes)))
+        yield Metric("kmodd_desired_failures", "gauge", (), float(len(self._reconciler.failures)))
+        yield Metric("kmodd_settings_valid", "gauge", (), float(self._desired.fault is None))
 
     def _settings(self) -> HealthCheck:
         fault = self._desired.fault

@@ -68,8 +68,10 @@ class Reconciler:
         audit: Audit,
         known: Known,
         changed: Callable[[], None],
+        settle: float = SETTLE,
     ) -> None:
         """`changed` is called when what `failures` answers did."""
+        self._settle = settle
         self._desired = desired
         self._operations = operations
         self._live = live
@@ -165,7 +167,7 @@ class Reconciler:
         if isinstance(event, ModuleAdded | ModuleRemoved) and self._desired.wishes:
             self._touched.add(event.name)
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(SETTLE, self._look)
+                self._timer = asyncio.get_running_loop().call_later(self._settle, self._look)
 
     def _look(self) -> None:
         self._timer = None
