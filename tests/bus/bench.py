@@ -93,6 +93,7 @@ class Bench:
     hub: Hub
     quota: Quota
     counts: Counter[str]
+    custom: CustomModules
     bugs: list[str] = field(default_factory=list)
     users: dict[str, int | None] = field(default_factory=dict)
     """User ids by unique name; who is not in it is root."""
@@ -224,6 +225,7 @@ async def bench(
                 hub,
                 quota,
                 counts,
+                custom,
                 bugs,
                 users,
             )
