@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from kmodd.core.near import did_you_mean
 from kmodd.core.policy import Policy, command_line_rule, where
@@ -58,6 +59,9 @@ class Explainer:
         if module is not None:
             return self._explain_loaded(module, found, facts)
         failure = self._failure(name)
+        if failure is not None and failure.stuck:
+            # It failed in the end, which the kernel announces to nobody but the caller, and he is gone.
+            failure = replace(failure, stuck=False)
         if self._index.is_builtin(name) or self._loaded.is_builtin(name):
             return Explanation(
                 name,

@@ -28,7 +28,7 @@ from kmodd.core.locks import ModuleLocks
 from kmodd.core.planner import Planner
 from kmodd.core.records import failure_record, foretold, released_record, request_action, result_records
 from kmodd.core.rollback import LiveParameters
-from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck
+from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck, TimedOut
 from kmodd.kernel.ports import Kernel
 from kmodd.model import (
     Caller,
@@ -264,12 +264,16 @@ class Operations:
                 module=_modules_named(plan),
             )
         begins = any(step.error is None for step in fresh.steps)
-        if begins and max(self._kernel.executor.abandoned, len(self._held)) >= self._stuck_max():
+        if begins and max(self._kernel.executor.abandoned, self._hanging()) >= self._stuck_max():
             raise LimitsExceeded(
                 f"{self._stuck_max()} operations are stuck in the kernel, nothing new is begun until one of them ends",
                 module=_modules_named(plan),
                 evidence=Evidence(hint="kmodctl status; a reboot is near"),
             )
+
+    def _hanging(self) -> int:
+        # What another daemon before this one had under way counts, but not what crashed: that holds no worker any more.
+        return sum(one.error == TimedOut.name() and self._is_half_way(one.module) for one in self._failures.stuck)
 
     def _flight(self, name: ModuleName, number: int) -> Flight:
         if self._locks.is_stuck(name):
