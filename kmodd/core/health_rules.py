@@ -36,12 +36,16 @@ class RulesHealth:
         if stamp is not self._stamp and self._reading is None:
             self._stamp = stamp
             self._reading = asyncio.get_running_loop().create_task(self._look())
-        for shown, finding in self._found[:TOLD_MAX]:
+        told = [pair for pair in self._found if _is_worth_telling(*pair)]
+        for shown, finding in told[:TOLD_MAX]:
             status = _DEGRADED if finding.kind in _WRONG else _OK
             rule = shown.rule
             where = f"{rule.file}, line {rule.line}" if rule.line else rule.file
-            message = f"{where}: {finding.message}"
+            message = f"{where}: {finding.message}."
             yield HealthCheck("rules", status, message, rule.module, "kmodctl config show")
+        if len(told) < len(self._found):
+            message = f"{len(self._found) - len(told)} remarks about files of the distribution."
+            yield HealthCheck("rules", _OK, message, "", "kmodctl config show")
         if not self._found:
             yield HealthCheck("rules", _OK, "Nothing is wrong with the rules about modules.")
 
@@ -61,3 +65,8 @@ class RulesHealth:
         self._found = tuple(sorted(found, key=lambda pair: pair[1].kind not in _WRONG))
         if self._found != before:
             self._on_news()
+
+
+def _is_worth_telling(shown: ShownRule, finding: Finding) -> bool:
+    """What distributions ship is theirs to mend, and depmod's file of soft dependencies alone causes dozens of remarks."""
+    return finding.kind in _WRONG or shown.rule.file.startswith(("/etc/", "/run/", "/proc/"))

@@ -8,7 +8,7 @@ from kmodd.core.settings_table import Table
 from kmodd.model.document import Document
 from kmodd.model.tunables import Tunables
 
-_TABLES: Mapping[str, tuple[str, ...]] = {
+TABLES: Mapping[str, tuple[str, ...]] = {
     "operations": ("timeout", "timeout-max", "per-user", "stuck-max"),
     "prompts": ("per-user", "timeout"),
     "history": ("limit-max",),
@@ -24,10 +24,10 @@ def read_tunables(documents: Iterable[Document]) -> Tunables:
     found = Tunables()
     for document in documents:
         top = Table(document)
-        top.only(_TABLES)
-        tables = {name: table for name in _TABLES if (table := top.table(name)) is not None}
+        top.only(TABLES)
+        tables = {name: table for name in TABLES if (table := top.table(name)) is not None}
         for name, table in tables.items():
-            table.only(_TABLES[name])
+            table.only(TABLES[name])
         found = _over(found, document, tables)
     return found
 

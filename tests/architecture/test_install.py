@@ -29,6 +29,8 @@ BELOW_PREFIX = {
     "share/bash-completion/completions/kmodctl",
     "share/fish/vendor_completions.d/kmodctl.fish",
     "share/man/man1/kmodctl.1.gz",
+    "share/man/man5/kmodd-modules.d.5.gz",
+    "share/man/man5/kmodd.toml.5.gz",
     "share/man/man5/org.kmodd1.5.gz",
     "share/man/man8/kmodd.8.gz",
     "share/zsh/site-functions/_kmodctl",
