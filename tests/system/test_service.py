@@ -70,15 +70,22 @@ def test_reload_keeps_the_process(vm: Machine) -> None:
     assert serves(vm)
 
 
+def _restart_seconds(vm: Machine, unit: str) -> float:
+    started = time.monotonic()
+    vm.run(["systemctl", "restart", unit], timeout=60, check=True)
+    return time.monotonic() - started
+
+
 def test_restart_is_quick_while_a_worker_hangs_in_the_kernel(vm: Machine) -> None:
+    ordinary = _restart_seconds(vm, "kmodd.service")
     load = vm.start(f"{CALL} Load 'sa{{ss}}a{{sv}}' kmodd_test_init_wait 0 0")
     wait_until(lambda: vm.run(["test", "-e", RELEASE]).code == 0, "its init function runs")
     hung = [pid for pid in workers(vm) if "D" in vm.run(["ps", "-o", "stat=", "-p", str(pid)]).stdout]
     assert len(hung) == 1
     try:
-        started = time.monotonic()
-        vm.run(["systemctl", "restart", "kmodd.service"], timeout=60, check=True)
-        assert time.monotonic() - started < 10
+        # The restart itself takes what an ordinary one takes: under emulation on a busy machine that alone can be seconds.
+        taken = _restart_seconds(vm, "kmodd.service")
+        assert taken < 10 or taken < ordinary + 3, f"{taken:.1f} s, and {ordinary:.1f} s with nothing hanging"
         assert serves(vm)
         assert load.wait(30).code != 0
         assert hung[0] in workers(vm)
