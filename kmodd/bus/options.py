@@ -162,9 +162,7 @@ def _operation(
     return Operation(kind, name, dependents=dependents, unused_dependencies=unused_dependencies)
 
 
-def _request(
-    operations: tuple[Operation, ...], values: Mapping[str, Any], tunables: Tunables = DEFAULTS
-) -> Request:
+def _request(operations: tuple[Operation, ...], values: Mapping[str, Any], tunables: Tunables = DEFAULTS) -> Request:
     return Request(
         operations,
         atomic=values.get("atomic", True),

@@ -65,7 +65,7 @@ class KernelCalls:
         module = self._kernel.loaded.read(step.module)
         busy = step.action is StepAction.REMOVE and outcome.errno in (codes.EAGAIN, codes.EBUSY)
         users = await asyncio.to_thread(self._kernel.usage.users, step.module) if busy and module is not None else ()
-        signed, missing = self._judge_file(step)
+        signed, missing, fault = self._judge_file(step)
         return StepEvidence(
             step=step,
             outcome=outcome,
@@ -77,17 +77,20 @@ class KernelCalls:
             given=given,
             signed=signed,
             file_missing=missing,
+            file_fault=fault,
             capable=self._capable(outcome.worker) if outcome.errno == codes.EPERM else True,
         )
 
-    def _judge_file(self, step: Step) -> tuple[bool, bool]:
+    def _judge_file(self, step: Step) -> tuple[bool, bool, str]:
+        """Whether the file is signed, whether it is missing, and what is wrong with it."""
         if step.action is StepAction.REMOVE:
-            return True, False
+            return True, False, ""
         try:
-            return self._kernel.index.info(step.module).signed, False
+            return self._kernel.index.info(step.module).signed, False, ""
         except KmoddError as error:
-            # NoSuchModule: no file. BadModule: one that cannot be parsed, which the kernel's lines tell better.
-            return False, error.name() == "NoSuchModule"
+            # NoSuchModule: the index has no such file any more. BadModule: gone, or one that cannot be parsed, which the
+            # kernel's lines tell better where there are any.
+            return False, error.name() == "NoSuchModule" or error.evidence.errno == codes.ENOENT, error.message
 
 
 def _ignored_parameters(step: Step) -> Conflict:

@@ -9,6 +9,8 @@ from kmodd.model import KernelFacts, LoadedModule, Outcome, Rule, Step, User
 
 LOG_LINES = 32
 """Lines of the kernel's that are kept; the journal takes no more of one record."""
+_TAINTS = ("taints kernel", "tainting kernel", "module license")
+"""What check_modinfo, module_sig_check and set_license log while a module is loaded (kernel/module/main.c)."""
 _OOPS = ("BUG: ", "Oops", "general protection fault", "kernel BUG at", "Unable to handle kernel", "invalid opcode")
 """How a report of an oops begins (arch/x86/mm/fault.c, arch/x86/kernel/traps.c, arch/arm64/mm/fault.c)."""
 
@@ -33,6 +35,8 @@ class StepEvidence:
     """The file carries a signature, whatever it is worth."""
     file_missing: bool = False
     """The index names a file that cannot be read."""
+    file_fault: str = ""
+    """A sentence on what is wrong with the file, where it cannot be parsed."""
     capable: bool = True
     """The worker that made the call holds CAP_SYS_MODULE."""
 
@@ -53,6 +57,11 @@ class StepEvidence:
         """Lines that begin with the module's name: its own words, or the kernel's about it."""
         names = (self.step.module, self.step.module.replace("_", "-"))
         return tuple(line for line in self.log if line.partition(":")[0].split(" ")[-1] in names)
+
+    @property
+    def init_lines(self) -> tuple[str, ...]:
+        """The module's own words: what the loader says of every unsigned or foreign module is left out."""
+        return tuple(line for line in self.own_lines if not any(word in line for word in _TAINTS))
 
     @property
     def kept_lines(self) -> tuple[str, ...]:

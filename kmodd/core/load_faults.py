@@ -192,12 +192,20 @@ _ELF = (
 
 def bad_file(e: StepEvidence) -> KmoddError | None:
     """elf_validity_check() and what follows it: told apart by the kernel's own line."""
-    what = next((text for words, text in _ELF if e.line(*words)), "is not one the kernel can use")
+    what = next((text for words, text in _ELF if e.line(*words)), "")
+    if not what and e.init_lines:
+        return None  # init() answers it, and has said why
+    sentence = f"the file of {e.step.module} {what or 'is not one the kernel can use'}"
     return BadModule(
-        f"the file of {e.step.module} {what}",
+        (not what and e.file_fault) or sentence,
         module=e.step.module,
         evidence=e.facts_for("reinstall the package the file comes from: dpkg --search, then apt install --reinstall"),
     )
+
+
+def bad_file_without_a_word(e: StepEvidence) -> KmoddError | None:
+    """kernel_read_file() answers EINVAL for an empty file, and logs nothing."""
+    return bad_file(e) if e.file_fault and not e.log else None
 
 
 def file_missing(e: StepEvidence) -> KmoddError | None:
@@ -354,7 +362,7 @@ LOAD_TABLE: Mapping[int, tuple[Cause, ...]] = {
     codes.ENOEXEC: (wrong_version, duplicate_symbol, bad_file),
     codes.ETXTBSY: (file_busy,),
     codes.ENOENT: (unknown_symbol, file_missing, firmware_missing),
-    codes.EINVAL: (bad_parameter, wrong_version, unknown_symbol, built_in_already),
+    codes.EINVAL: (bad_parameter, wrong_version, unknown_symbol, built_in_already, bad_file_without_a_word),
     codes.ERANGE: (bad_parameter,),
     codes.ENOSPC: (bad_parameter,),
     codes.EBUSY: (dependency_hangs,),

@@ -317,3 +317,19 @@ def test_of_an_oops_the_beginning_is_kept() -> None:
     ]
     found = load(errno.EIO, *lines).evidence.kernel_log
     assert (len(found), found[0], found[-1]) == (32, lines[1], "RAX: 30")
+
+
+def test_empty_file_of_which_the_kernel_says_nothing() -> None:
+    found = load(errno.EINVAL, file_fault="the file of module dummy is empty")
+    assert (type(found), found.message) == (BadModule, "the file of module dummy is empty")
+    assert isinstance(load(errno.EINVAL), InitFailed)
+    assert isinstance(
+        load(errno.EINVAL, "dummy: I do not want", file_fault="the file of module dummy is odd"), InitFailed
+    )
+
+
+def test_init_that_answers_what_the_loader_could_have() -> None:
+    taint = "dummy: loading out-of-tree module taints kernel."
+    assert isinstance(load(errno.ENOEXEC, taint, "dummy: not today"), InitFailed)
+    assert isinstance(load(errno.ENOEXEC, taint), BadModule)
+    assert isinstance(load(errno.ENOEXEC, "dummy: not today", "Invalid ELF header magic: != ELF"), BadModule)

@@ -42,7 +42,9 @@ class ManagerInterface:
         return self._single(options.unload(module, wire, self._parts.tunables()), "unload", StepAction.REMOVE)
 
     def reload(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
-        return self._single(options.reload(module, parameters, wire, self._parts.tunables()), "reload", StepAction.INSERT)
+        return self._single(
+            options.reload(module, parameters, wire, self._parts.tunables()), "reload", StepAction.INSERT
+        )
 
     def batch(self, operations: Operations, wire: options.Wire) -> Call | Refusal:
         plan = self._parts.operations.plan(options.batch(operations, wire, self._parts.tunables()))
