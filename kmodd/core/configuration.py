@@ -7,17 +7,18 @@ from contextlib import suppress
 
 from kmodd.core import own_files
 from kmodd.core.api import Audit, Clock, ConfigurationChanged, Events
+from kmodd.core.arguments import split_options
 from kmodd.core.file_faults import edited, foreign, refusal
 from kmodd.core.insertion import check_parameters, tree_missing
 from kmodd.core.near import did_you_mean
 from kmodd.core.own_changes import Amendment, amend, files_of
-from kmodd.core.policy import Policy, is_denial
+from kmodd.core.policy import COMMAND_LINE, Policy, is_denial
 from kmodd.core.rules import OwnState, judge
 from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
 from kmodd.kernel.atomic_file import ChangedMeanwhileError
 from kmodd.kernel.ports import Configuration as Folders
 from kmodd.kernel.ports import Facts, ModuleIndex
-from kmodd.model import Caller, Record
+from kmodd.model import Caller, Record, Rule
 from kmodd.model.configuration import OwnFile, RuleAction, RuleChange, RuleFiles, ShownRule
 from kmodd.names import ModuleName
 
@@ -84,6 +85,7 @@ class Configuration:
                     module=name,
                 )
             check_parameters(self._index.info(name), change.parameters)
+            self._check_last_options(change)
 
     async def write(self, change: RuleChange, caller: Caller) -> None:
         """Bring our files in line. Besides the errors of `check`, which is asked again: Conflict, NotPermitted, LimitsExceeded.
@@ -199,6 +201,31 @@ class Configuration:
                 ),
             )
 
+    def _check_last_options(self, change: RuleChange) -> None:
+        """Of several values the kernel keeps the last: one that is read after ours would undo it.
+
+        Distributions do that, such as systemd's own `options dummy numdummies=0`.
+        """
+        wanted = dict(change.parameters)
+        for rule in self._index.rules(change.module):
+            if rule.kind != "options" or not _is_read_after(rule, OwnFile.OPTIONS):
+                continue
+            for parameter, value in split_options(rule.value):
+                if wanted.get(parameter, value) != value:
+                    place = rule.file if rule.file == COMMAND_LINE else f"{rule.file}, line {rule.line},"
+                    raise Conflict(
+                        f"{place} gives parameter {parameter} of {change.module} another value and has the last word",
+                        module=change.module,
+                        argument=parameter,
+                        evidence=Evidence(
+                            file=rule.file,
+                            line=rule.line,
+                            rule=rule.text,
+                            parameter=parameter,
+                            hint=f"change it there, or mask it by a file of the same name in /etc/modprobe.d: {rule.file}",
+                        ),
+                    )
+
     def _record(
         self, change: RuleChange, caller: Caller, begun: int, written: Sequence[str], error: KmoddError | None
     ) -> None:
@@ -255,3 +282,9 @@ class Configuration:
         if own_files.is_intact(text):
             return OwnState(present=True, ours=True)
         return OwnState(present=True, ours=True, edited=True, difference=self._difference(file, text))
+
+
+def _is_read_after(rule: Rule, file: OwnFile) -> bool:
+    """Files are read by their names, whatever folder they stand in; the kernel's command line comes last."""
+    name, own = rule.file.rpartition("/")[2], file.rpartition("/")[2]
+    return rule.file == COMMAND_LINE or name.encode() > own.encode()

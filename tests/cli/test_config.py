@@ -48,21 +48,21 @@ def test_rules_come_and_go(run: Runner) -> None:
     ended = run("config", "autoload", "loop", "max_loop=8", "--reason", "disk images")
     assert (ended.status, ended.err) == (0, "")
     assert "loop is loaded at boot by /etc/modules-load.d/kmodd.conf" in ended.out
-    assert run("config", "options", "dummy", "numdummies=2").status == 0
+    assert run("config", "options", "overlay", "redirect_max=64").status == 0
     assert run("config", "blacklist", "vfat", "--hard").status == 0
     assert ours(run) == [
         ("autoload", "loop", ""),
         ("blacklist", "vfat", ""),
         ("install", "vfat", "/bin/false"),
         ("options", "loop", "max_loop=8"),
-        ("options", "dummy", "numdummies=2"),
+        ("options", "overlay", "redirect_max=64"),
     ]
     # What was written is in force at once.
     refused = run("load", "vfat")
     assert refused.status == ExitCode.POLICY
     assert run("config", "show", "vfat", "--json").document[0]["file"] == OwnFile.BLACKLIST
     assert "disk images" in run("log", "loop").out
-    for command in (("autoload", "loop"), ("options", "loop"), ("options", "dummy"), ("blacklist", "vfat")):
+    for command in (("autoload", "loop"), ("options", "loop"), ("options", "overlay"), ("blacklist", "vfat")):
         assert run("config", *command, "--off").status == 0
     assert ours(run) == []
 
@@ -83,6 +83,7 @@ def test_a_dry_run_says_so_and_changes_nothing(run: Runner) -> None:
         (("autoload", "loop", "max_loop=8", "--off"), ExitCode.USAGE, "--off takes no parameters"),
         (("blacklist", "loop", "--hard", "--off"), ExitCode.USAGE, "the option hard is for blacklisting"),
         (("blacklist", "../loop"), ExitCode.USAGE, "a module name is"),
+        (("options", "dummy", "numdummies=2"), ExitCode.IN_THE_WAY, "/usr/lib/modprobe.d/systemd.conf, line 15,"),
         (("blacklist", "unix"), ExitCode.IN_THE_WAY, "changes nothing"),
         (("nonsense",), ExitCode.USAGE, "invalid choice"),
         ((), ExitCode.USAGE, "required"),

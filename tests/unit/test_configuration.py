@@ -202,6 +202,22 @@ async def test_hard_where_another_install_line_comes_first(tmp_path: Path) -> No
     await bench.ask(RuleAction.BLACKLIST)
 
 
+@pytest.mark.parametrize(
+    ("file", "conflict"),
+    [("/usr/lib/modprobe.d/systemd.conf", True), ("/proc/cmdline", True), ("/etc/modprobe.d/a.conf", False)],
+)
+async def test_options_where_another_line_has_the_last_word(tmp_path: Path, file: str, conflict: bool) -> None:
+    bench = Bench(tmp_path, [Rule("options", "loop", "max_loop=4 max_part=1", file, 3, "options loop max_loop=4")])
+    asked = {"max_loop": "8"}
+    if conflict:
+        assert file in await bench.refused(Conflict, RuleAction.SET_OPTIONS, parameters=asked)
+        assert file in await bench.refused(Conflict, RuleAction.ENABLE_AUTOLOAD, parameters=asked)
+    else:
+        await bench.ask(RuleAction.SET_OPTIONS, parameters=asked)
+    await bench.ask(RuleAction.SET_OPTIONS, parameters={"max_loop": "4"})
+    await bench.ask(RuleAction.SET_OPTIONS)
+
+
 # --- other people's files --------------------------------------------------------------------------------------------
 
 
