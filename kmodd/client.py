@@ -116,6 +116,7 @@ class Client:
         self.interactive = interactive
         """Calls may ask a person for a password."""
         self._transport = transport
+        self._where: tuple[str | None, bool] = (None, False)
 
     @classmethod
     async def connect(cls, address: str | None = None, *, session: bool = False, interactive: bool = False) -> Self:
@@ -123,7 +124,9 @@ class Client:
 
         The daemon itself need not run: the first call starts it.
         """
-        return cls(await Transport.connect(NAME, address=address, session=session), interactive=interactive)
+        client = cls(await Transport.connect(NAME, address=address, session=session), interactive=interactive)
+        client._where = (address, session)
+        return client
 
     async def __aenter__(self) -> Self:
         return self
@@ -182,6 +185,24 @@ class Client:
             PATH, interface, member, signature, body, timeout=timeout, interactive=interactive
         )
         return reply[0] if reply else None
+
+    async def send_file(self, interface: str, member: str, signature: str, file: int, *rest: object) -> tuple[Any, ...]:
+        """Call a member whose first argument is a descriptor, over a connection of its own, and answer all its values."""
+        address, session = self._where
+        transport = await Transport.connect(NAME, address=address, session=session, descriptors=True)
+        try:
+            return await transport.call(
+                PATH,
+                interface,
+                member,
+                signature,
+                [0, *rest],
+                timeout=READ_TIMEOUT + STEPS_ALLOWED * KERNEL_TIMEOUT + (PROMPT_TIMEOUT if self.interactive else 0.0),
+                interactive=self.interactive,
+                files=[file],
+            )
+        finally:
+            await transport.close()
 
     def _deadline(self, member: str, arguments: Sequence[object], options: Mapping[str, object]) -> float:
         if member in _READS:

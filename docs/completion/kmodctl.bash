@@ -25,7 +25,7 @@ _kmodctl_offer() {
 _kmodctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local everywhere='--json --no-pager --no-ask-password --session --bus --help'
-    local commands='list show why load unload reload batch plan set status log monitor reset-failed config'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed config store'
     local changes='--dry-run --reason --timeout'
     local command='' group='' module='' arguments=0 index word
     COMPREPLY=()
@@ -33,9 +33,16 @@ _kmodctl() {
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case $word in
-            --bus|--reason|--timeout|--state|--since|-n|--lines) ((index++)) ;;
+            --bus|--reason|--timeout|--state|--since|-n|--lines|--version|--description|--kernel) ((index++)) ;;
+            --sign) ((index += 2)) ;;
             -*) ;;
             plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
+            store)
+                if [[ -z $command$group ]]; then
+                    group=store- commands='list import activate deactivate remove'
+                else
+                    ((arguments++))
+                fi ;;
             config)
                 if [[ -z $command$group ]]; then
                     group=config- commands='show autoload options blacklist drift apply reload'
@@ -55,7 +62,9 @@ _kmodctl() {
     case $previous in
         --state) _kmodctl_offer 'loaded available builtin all'; return ;;
         --since) _kmodctl_offer '1h 1d 1w today yesterday'; return ;;
-        --bus|--reason|--timeout|-n|--lines) return ;;
+        --sign) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --kernel) _kmodctl_offer "$(command ls /lib/modules 2>/dev/null)"; return ;;
+        --bus|--reason|--timeout|-n|--lines|--version|--description) return ;;
     esac
 
     if [[ -z $command ]]; then
@@ -73,6 +82,8 @@ _kmodctl() {
             config-autoload|config-options) _kmodctl_offer "--off --dry-run --reason $everywhere" ;;
             config-blacklist) _kmodctl_offer "--hard --off --dry-run --reason $everywhere" ;;
             config-apply) _kmodctl_offer "--dry-run --reason $everywhere" ;;
+            store-import) _kmodctl_offer "--version --description --shadow --sign $everywhere" ;;
+            store-activate|store-deactivate) _kmodctl_offer "--load --kernel $everywhere" ;;
             *) _kmodctl_offer "$everywhere" ;;
         esac
         return
@@ -81,7 +92,7 @@ _kmodctl() {
         load:0|show:0|why:0|config-show:0|config-autoload:0|config-options:0|config-blacklist:0) _kmodctl_offer "$(_kmodctl_available)" ;;
         unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
-        batch:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        batch:0|store-import:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     esac
 }
 

@@ -97,3 +97,22 @@ complete -c kmodctl -n '__kmodctl_has batch' -l no-atomic -d 'Each change stands
 complete -c kmodctl -n '__kmodctl_has log' -s f -l follow -d 'Keep showing'
 complete -c kmodctl -n '__kmodctl_has log' -l since -x -a '1h 1d 1w today yesterday' -d 'From then on'
 complete -c kmodctl -n '__kmodctl_has log' -s n -l lines -x -d 'At most'
+
+function __kmodctl_store
+    set -l words (__kmodctl_words)
+    test "$words[1]" = store; and contains -- "$words[2]" $argv
+end
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a store -d 'Custom modules'
+set -l store 'test "$(__kmodctl_words)" = store'
+complete -c kmodctl -n $store -a list -d 'Show every version'
+complete -c kmodctl -n $store -a import -d 'Take a file into the store'
+complete -c kmodctl -n $store -a activate -d 'Bring a version into force'
+complete -c kmodctl -n $store -a deactivate -d 'Give the own one back'
+complete -c kmodctl -n $store -a remove -d 'Remove a version'
+complete -c kmodctl -n '__kmodctl_store import' -F
+complete -c kmodctl -n '__kmodctl_store import' -l version -x -d 'Default: its own'
+complete -c kmodctl -n '__kmodctl_store import' -l description -x -d 'One line about it'
+complete -c kmodctl -n '__kmodctl_store import' -l shadow -d 'Before one of the kernel'
+complete -c kmodctl -n '__kmodctl_store import' -l sign -r -d 'Sign it first: KEY CERT'
+complete -c kmodctl -n '__kmodctl_store activate deactivate' -l load -d 'Load or reload it'
+complete -c kmodctl -n '__kmodctl_store activate deactivate' -l kernel -x -d 'Default: the running one'
