@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kmodd.core.evidence import StepEvidence
-from kmodd.core.insertion import modules_disabled
+from kmodd.core.insertion import busy, modules_disabled
 from kmodd.core.policy import command_line_rule
 from kmodd.errors import (
     BadModule,
@@ -29,6 +29,7 @@ from kmodd.errors import (
     UnknownSymbol,
     WrongKernel,
 )
+from kmodd.model import State
 
 Cause = Callable[[StepEvidence], KmoddError | None]
 
@@ -243,6 +244,15 @@ def dependency_hangs(e: StepEvidence) -> KmoddError | None:
     )
 
 
+def held_by_others(e: StepEvidence) -> KmoddError | None:
+    """add_unformed_module(): EEXIST for one that is live, EBUSY for one that is going."""
+    if e.module is None or e.module.state is State.LIVE:
+        return None
+    error = busy(e.step.module, e.module.state)
+    error.evidence = e.facts_for(error.evidence.hint)
+    return error
+
+
 def unknown_symbol(e: StepEvidence) -> KmoddError | None:
     """simplify_symbols(): `Unknown symbol … (err -2)`; verify_namespace_is_imported() for namespaces."""
     namespaces = {found[1]: found[2] for line in e.log if (found := _NAMESPACE.search(line))}
@@ -365,7 +375,8 @@ LOAD_TABLE: Mapping[int, tuple[Cause, ...]] = {
     codes.EINVAL: (bad_parameter, wrong_version, unknown_symbol, built_in_already, bad_file_without_a_word),
     codes.ERANGE: (bad_parameter,),
     codes.ENOSPC: (bad_parameter,),
-    codes.EBUSY: (dependency_hangs,),
+    codes.EBUSY: (dependency_hangs, held_by_others),
+    codes.EEXIST: (held_by_others,),
     codes.ENODEV: (no_device,),
     codes.ENXIO: (no_device,),
     codes.EOPNOTSUPP: (no_device,),

@@ -35,7 +35,8 @@ class Policy:
         """
         blocked = command_line_rule(module, command_line)
         if blocked is not None:
-            raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by)
+            hint = "remove it from module_blacklist= in the boot loader's configuration"
+            raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by, hint=hint)
         aside = []
         for rule in self.load_rules(module, asked):
             if rule.kind == "install" and not is_denial(rule):
