@@ -160,7 +160,6 @@ class Daemon:
             operations=self._operations,
             parameters=parameters,
             rules=rules,
-            registry=registry,
             health=health,
             events=events,
             audit=self._audit,

@@ -17,7 +17,6 @@ from kmodd.core.health_rules import RulesHealth
 from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.reconcile import CALLER, Reconciler
-from kmodd.core.registry import Registry
 from kmodd.errors import Conflict
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modaliases import present_aliases
@@ -56,7 +55,6 @@ class Wanted:
         operations: Operations,
         parameters: Parameters,
         rules: Configuration,
-        registry: Registry,
         health: HealthMonitor,
         events: Events,
         audit: Audit,
@@ -93,7 +91,7 @@ class Wanted:
         self.reconciler = reconciler = Reconciler(
             desired,
             operations,
-            live=registry,
+            loaded=kernel.loaded,
             index=kernel.index,
             events=events,
             audit=audit,

@@ -10,8 +10,8 @@ from typing import Protocol
 from kmodd.core.api import Audit, Event, Events, ModuleAdded, ModuleRemoved
 from kmodd.core.desired import DesiredState
 from kmodd.errors import KmoddError
-from kmodd.kernel.ports import ModuleIndex
-from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Verb
+from kmodd.kernel.ports import LoadedModules, ModuleIndex
+from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, State, Verb
 from kmodd.model.desired import Ban, Presence, Wish
 from kmodd.names import ModuleName
 
@@ -32,12 +32,6 @@ class Operations(Protocol):
 
     async def run(self, plan: Plan, caller: Caller) -> tuple[ModuleName, ...]:
         """Carry out a plan of one operation."""
-
-
-class Live(Protocol):
-    """The modules that are live."""
-
-    def __contains__(self, name: object) -> bool: ...
 
 
 class Known(Protocol):
@@ -62,7 +56,7 @@ class Reconciler:
         desired: DesiredState,
         operations: Operations,
         *,
-        live: Live,
+        loaded: LoadedModules,
         index: ModuleIndex,
         events: Events,
         audit: Audit,
@@ -74,7 +68,7 @@ class Reconciler:
         self._settle = settle
         self._desired = desired
         self._operations = operations
-        self._live = live
+        self._loaded = loaded
         self._index = index
         self._events = events
         self._audit = audit
@@ -87,6 +81,7 @@ class Reconciler:
         self._again: set[ModuleName] = set()
         self._touched: set[ModuleName] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self._places = asyncio.Semaphore(AT_ONCE)
 
     @property
@@ -98,7 +93,7 @@ class Reconciler:
         """Wishes whose time has not come, with what they wait for."""
         found = {}
         for wish in self._desired.wishes.values():
-            if wish.state is Presence.LOADED and wish.module not in self._live and (why := self._missing(wish)):
+            if wish.state is Presence.LOADED and not self._is_live(wish.module) and (why := self._missing(wish)):
                 found[wish.module] = why
         return found
 
@@ -114,6 +109,7 @@ class Reconciler:
 
         def stop() -> None:
             unsubscribe()
+            self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -122,6 +118,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """Give up what is under way; operations undo or finish by themselves."""
+        self._closed = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -135,7 +132,7 @@ class Reconciler:
             self._met.clear()
         for wish in self._desired.wishes.values():
             self._consider(wish, retry=True)
-            if everything and wish.state is Presence.ABSENT and wish.module in self._live and not self._missing(wish):
+            if everything and wish.state is Presence.ABSENT and self._is_live(wish.module) and not self._missing(wish):
                 self._act(wish, Verb.UNLOAD)
 
     def note(self, results: Iterable[OperationResult]) -> None:
@@ -165,9 +162,12 @@ class Reconciler:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, ModuleAdded | ModuleRemoved) and self._desired.wishes:
-            self._touched.add(event.name)
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self._settle, self._look)
+            self._touch(event.name)
+
+    def _touch(self, *names: ModuleName) -> None:
+        self._touched.update(names)
+        if self._timer is None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(self._settle, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -179,7 +179,7 @@ class Reconciler:
         for wish in self._desired.wishes.values():
             if (
                 wish.module in touched
-                and wish.module in self._live
+                and self._is_live(wish.module)
                 and self._failures.pop(wish.module, None) is not None
             ):
                 self._changed()
@@ -188,8 +188,13 @@ class Reconciler:
             if helped or (wish.alias and wish.module not in self._met):
                 self._consider(wish, retry=bool(helped))
 
+    def _is_live(self, name: ModuleName) -> bool:
+        """As the kernel has it at this moment: events come a little later, and a wish just fulfilled is no longer open."""
+        module = self._loaded.read(name)
+        return module is not None and module.state is State.LIVE
+
     def _missing(self, wish: Wish) -> str:
-        absent = [name for name in wish.after if name not in self._live and not self._index.is_builtin(name)]
+        absent = [name for name in wish.after if not self._is_live(name) and not self._index.is_builtin(name)]
         return f"{', '.join(absent)} not being loaded" if absent else self._desired.unmet(wish)
 
     def _consider(self, wish: Wish, *, retry: bool = False) -> None:
@@ -200,9 +205,9 @@ class Reconciler:
         if met != was:
             (self._met.add if met else self._met.discard)(name)
             self._known.write(self._met)
-        if met and name not in self._live and (not was or (retry and wish.retry and name in self._failures)):
+        if met and not self._is_live(name) and (not was or (retry and wish.retry and name in self._failures)):
             self._act(wish, Verb.LOAD)
-        elif was and not met and wish.unload_when_gone and name in self._live:
+        elif was and not met and wish.unload_when_gone and self._is_live(name):
             self._act(wish, Verb.UNLOAD)
         elif not met and self._failures.pop(name, None) is not None:
             self._changed()
@@ -215,21 +220,24 @@ class Reconciler:
             return
         task = asyncio.get_running_loop().create_task(self._fulfil(wish, verb))
         self._tasks[wish.module] = task
-        task.add_done_callback(lambda _: self._done(wish.module))
+        task.add_done_callback(lambda _: self._done(wish.module, verb))
 
-    def _done(self, name: ModuleName) -> None:
+    def _done(self, name: ModuleName, verb: Verb) -> None:
+        """What happened while the kernel was busy with it counts as well; it is looked at when the kernel has told all."""
         del self._tasks[name]
         wish = self._desired.wishes.get(name)
         again = name in self._again
         self._again.discard(name)
         if wish is None or wish.state is not Presence.LOADED:
             return
-        # What happened while the kernel was busy with it counts as well.
-        gone, live = bool(self._missing(wish)), name in self._live
-        if gone and live and wish.unload_when_gone and wish.after:
-            self._act(wish, Verb.UNLOAD)
-        elif again and not gone and not live:
-            self._act(wish, Verb.LOAD)
+        met = not self._missing(wish)
+        if verb is Verb.LOAD and not met:
+            self._met.add(name)
+        elif verb is Verb.UNLOAD and met:
+            self._met.discard(name)
+        elif not again:
+            return
+        self._touch(*wish.after)
 
     async def _fulfil(self, wish: Wish, verb: Verb) -> None:
         async with self._places:

@@ -104,7 +104,7 @@ def test_drift_and_apply_of_everything(vm: Machine) -> None:
     vm.check("modprobe kmodd_test_params")
     want(
         vm,
-        '[module.kmodd_test_params]\nstate = "loaded"\nparameters = { level = 4 }\noptions = { level = 4 }\n'
+        '[module.kmodd_test_params]\nstate = "loaded"\nparameters = { level = 6 }\noptions = { level = 6 }\n'
         "autoload = true\n"
         '[module.kmodd_test_slow]\nblacklist = "hard"\n'
         '[module.kmodd_test_good]\nstate = "loaded"\nblacklist = "soft"\n',
@@ -120,7 +120,7 @@ def test_drift_and_apply_of_everything(vm: Machine) -> None:
     assert health(vm, "drift")[0]["status"] == "degraded"
     assert set(apply(vm).values()) == {"changed"}
     assert drift(vm) == set()
-    assert vm.check("cat /sys/module/kmodd_test_params/parameters/level") == "4\n"
+    assert vm.check("cat /sys/module/kmodd_test_params/parameters/level") == "6\n"
     assert vm.run("modprobe kmodd_test_slow").code != 0
     assert apply(vm) == {}
     assert health(vm, "drift")[0]["status"] == "ok"

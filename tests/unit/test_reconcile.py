@@ -133,7 +133,7 @@ class Bench:
         self.reconciler = Reconciler(
             self.desired,
             self.operations,
-            live=self.registry,
+            loaded=kernel.loaded,
             index=kernel.index,
             events=self.hub,
             audit=self.journal,
@@ -276,6 +276,23 @@ async def test_unload_when_gone(bench: Make) -> None:
     assert b.live() == {"a", "b", "c"}
     await b.rmmod("a")
     assert b.live() == {"b"}
+
+
+async def test_what_goes_while_the_kernel_is_busy_counts(bench: Make) -> None:
+    b = bench(wanted("c", 'after = ["a"]', "unload-when-gone = true"))
+    await b.boot()
+    b.kernel.modprobe("a")
+    b.registry.take(Uevent("add", ModuleName("a")))
+    b.registry.look()
+    b.reconciler.reconcile()
+    b.kernel.rmmod("a")
+    b.registry.take(Uevent("remove", ModuleName("a")))
+    b.registry.look()
+    await b.settle()
+    assert b.live() == set()
+    assert [call[0] for call in b.kernel.executor.calls] == ["insert", "remove"], "each once"
+    await b.modprobe("a")
+    assert b.live() == {"a", "c"}
 
 
 async def test_conditions(bench: Make) -> None:
