@@ -42,6 +42,10 @@ def files(folder: Path, content: bytes) -> Iterator[tuple[int, int, int]]:
             os.close(file)
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def look(folder: Path, content: bytes, *, maximum: int = 1 << 20, unpacked: int = 1 << 20) -> Examination:
     with files(folder, content) as three:
         return examine(*three, maximum=maximum, unpacked=unpacked, root=folder, release=RELEASE)
@@ -153,12 +157,12 @@ async def test_the_process_answers_and_is_gone(tree: Path) -> None:
 async def test_a_process_that_dies_hangs_or_lies_is_a_fault(
     tree: Path, program: tuple[str, ...], fault: FileFault
 ) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     with files(tree, module()) as three:
         found = await ModuleParser(tree, RELEASE, program=program, timeout=0.5).examine(*three, maximum=1, unpacked=1)
     assert found.fault == fault
     await asyncio.sleep(0)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize(
