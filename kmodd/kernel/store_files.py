@@ -64,7 +64,8 @@ class StoreFiles:
             path.unlink()
         for folder in self._folders():
             for path in folder.iterdir():
-                half = path.suffix == ".ko" and not path.with_suffix(".json").exists()
+                other = {".ko": ".json", ".json": ".ko"}.get(path.suffix)
+                half = other is not None and not path.with_suffix(other).exists()
                 if half or path.name.endswith(".new"):
                     path.unlink()
             with suppress(OSError):  # not empty
@@ -79,7 +80,7 @@ class StoreFiles:
         first = os.open(copy, flags, _SECRET)
         try:
             return SpoolFiles(first, os.open(plain, flags, _SECRET), copy, plain)
-        except OSError:
+        except BaseException:
             os.close(first)
             copy.unlink()
             raise
@@ -109,8 +110,10 @@ class StoreFiles:
             facts = {key: value for key, value in asdict(entry).items() if key != "active"}
             write_whole(path.with_suffix(".json"), json.dumps(facts, indent=1).encode(), _SECRET)
         except BaseException:
-            with suppress(OSError):
-                path.unlink()
+            # The facts first: where they stay, the version exists.
+            for left in (path.with_suffix(".json"), path):
+                with suppress(OSError):
+                    left.unlink()
             raise
 
     def remove(self, entry: StoredModule) -> None:
