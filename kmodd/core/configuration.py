@@ -15,9 +15,8 @@ from kmodd.core.own_changes import Amendment, amend, files_of
 from kmodd.core.policy import COMMAND_LINE, Policy, is_denial
 from kmodd.core.rules import OwnState, judge
 from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
-from kmodd.kernel.atomic_file import ChangedMeanwhileError
+from kmodd.kernel.ports import ChangedMeanwhileError, Facts, ModuleIndex
 from kmodd.kernel.ports import Configuration as Folders
-from kmodd.kernel.ports import Facts, ModuleIndex
 from kmodd.model import Caller, Record, Rule
 from kmodd.model.configuration import OwnFile, RuleAction, RuleChange, RuleFiles, ShownRule
 from kmodd.names import ModuleName

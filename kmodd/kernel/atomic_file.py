@@ -11,15 +11,12 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from kmodd.kernel.ports import ChangedMeanwhileError
 from kmodd.kernel.smallfile import read_all
 
 SIZE_MAX = 1 << 20
 """Bytes of a file that is read whole."""
 MODE = 0o644
-
-
-class ChangedMeanwhileError(Exception):
-    """The file is not what was read before: somebody else wrote it."""
 
 
 def read_file(path: Path) -> bytes | None:

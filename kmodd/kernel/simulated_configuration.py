@@ -3,9 +3,9 @@
 
 from collections.abc import Callable, Iterable
 
-from kmodd.kernel.atomic_file import ChangedMeanwhileError
 from kmodd.kernel.modprobe_d import parse_rules
 from kmodd.kernel.modules_load_d import parse_modules
+from kmodd.kernel.ports import ChangedMeanwhileError
 from kmodd.model import Rule
 from kmodd.model.configuration import OwnFile, RuleFile, RuleFiles
 

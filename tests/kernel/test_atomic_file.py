@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from kmodd.kernel import atomic_file
-from kmodd.kernel.atomic_file import SIZE_MAX, ChangedMeanwhileError, read_file, remove_file, replace_file
+from kmodd.kernel.atomic_file import SIZE_MAX, read_file, remove_file, replace_file
+from kmodd.kernel.ports import ChangedMeanwhileError
 
 OLD, NEW = b"old\n" * 1000, b"new\n" * 3000
 CALLS = ("open", "unlink", "write", "read", "fstat", "fchmod", "fsync", "close", "rename")

@@ -27,7 +27,7 @@ from kmodd.names import ModuleName, parse_parameter_value, parse_reason
 
 LOOP, DUMMY = ModuleName("loop"), ModuleName("dummy")
 
-printable = st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters='"')
+printable = st.characters().filter(lambda char: char.isprintable() and char not in ' "')
 words = st.text(st.one_of(printable, st.sampled_from(" \\#;=-,")), max_size=20)
 values = words.filter(lambda text: not text.endswith("\\")).map(parse_parameter_value)
 reasons = words.map(lambda text: parse_reason(text.strip()))
