@@ -112,7 +112,7 @@ class Stage:
         return [check.name for check in self.watch.findings()]
 
 
-NONE = ("", "kernel/dummy.ko", [], False)
+NONE: tuple[str, str, list[str], bool] = ("", "kernel/dummy.ko", [], False)
 FIRST = (f"1 {RELEASE}", "updates/kmodd/dummy.ko", ["1"], False)
 
 
