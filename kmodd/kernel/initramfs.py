@@ -5,7 +5,6 @@ Times are compared first, which costs some stats. Only when something is newer t
 in a thread of the caller's: a file that was written again with the same content makes nothing stale.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from kmodd.model.boot import BootImage
 _RULES = ("etc/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
 _TOLD = 8
 """Differences told one by one."""
+_KEPT_MAX = 8 << 20
+"""Bytes of names and rules that are remembered of an image."""
 _NAMES = (("boot/initrd.img-{}", "initramfs-tools"), ("boot/initramfs-{}.img", "dracut"))
 _OWN = {"initramfs-tools": ("etc/initramfs-tools/modules",), "dracut": ("etc/dracut.conf", "etc/dracut.conf.d")}
 _COMPRESSED = (".gz", ".xz", ".zst")
@@ -80,15 +81,19 @@ class Initramfs:
         """A folder of rules changed since: perhaps a file was removed, which leaves no file that is newer."""
         return any(_time(self._root / folder) > made for folder in _RULES)
 
-    def _contents(self, path: Path) -> Mapping[str, tuple[int, str]]:
-        """(size, hash where it is a rules file) of the members that matter, by name."""
-        found: dict[str, tuple[int, str]] = {}
+    def _contents(self, path: Path) -> Mapping[str, tuple[int, bytes]]:
+        """(size, content where it is a rules file) of the members that matter, by name."""
+        found: dict[str, tuple[int, bytes]] = {}
+        kept = 0
         for name, size, content in members(path, _is_rules):
             if _is_rules(name) or (name.endswith((".ko", *(f".ko{end}" for end in _COMPRESSED)))):
-                found[name] = (size, "" if content is None else _hash(content))
+                found[name] = (size, content or b"")
+                kept += len(name) + len(content or b"")
+            if kept > _KEPT_MAX:
+                raise Damaged("more rules and modules than any machine has")
         return found
 
-    def _rules(self, found: Mapping[str, tuple[int, str]], kind: str) -> Iterator[str]:
+    def _rules(self, found: Mapping[str, tuple[int, bytes]], kind: str) -> Iterator[str]:
         inside = {_below_usr(name): value for name, value in found.items() if _is_rules(name)}
         if kind == "dracut" and not inside:
             return  # made for any machine: it has no rules by intention
@@ -107,11 +112,11 @@ class Initramfs:
                     # dracut takes some of them only; what it never had is no difference.
                     if kind != "dracut":
                         yield f"it lacks {self._shown(path)}"
-                elif inside[key][1] != _hash(content):
+                elif inside[key][1] != content:
                     yield f"{self._shown(path)} has changed"
         yield from (f"it still has /{key}" for key in sorted(inside.keys() - there))
 
-    def _modules(self, found: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+    def _modules(self, found: Mapping[str, tuple[int, bytes]]) -> Iterator[str]:
         """Modules whose file on the disk is another one now, told by place and size."""
         prefix = f"lib/modules/{self._release}/"
         index = self._index()
@@ -171,10 +176,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _bounded(texts: tuple[str, ...]) -> tuple[str, ...]:
