@@ -21,7 +21,6 @@ from kmodd.core.failures import Failures
 from kmodd.core.jobs import Jobs
 from kmodd.core.listing import Listing
 from kmodd.core.locks import ModuleLocks
-from kmodd.core.nothing_desired import NothingDesired
 from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
@@ -46,6 +45,7 @@ from kmodd.model import (
 from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
+from tests.bus.nothing_desired import NothingDesired
 from tests.unit.fakes import Hub, Journal, Ticks
 
 

@@ -9,7 +9,7 @@ from kmodd.model.configuration import Drift
 
 
 class NothingDesired:
-    """Stands in where no files say what is wanted, as on a simulated machine."""
+    """Stands in for the wanted state where a test is about the bus."""
 
     def __init__(self, index: ModuleIndex) -> None:
         self._index = index
