@@ -66,7 +66,7 @@ def test_archives_are_read(tmp_path: Path, compression: str, early: bytes) -> No
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_damaged_archives_are_refused_or_read(tmp_path: Path, compression: str, data: st.DataObject) -> None:
     whole = EARLY + COMPRESSIONS[compression](cpio({"etc/a.conf": b"one" * 50}))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kmodd.errors import Conflict
@@ -86,6 +86,7 @@ def assert_one_line(text: str) -> None:
     assert text.isprintable()
 
 
+@settings(deadline=None)
 @given(st.data())
 @example(None)
 def test_mutated_files_are_read_or_refused(data: st.DataObject | None) -> None:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kmodd.core.conditions import kernel_fits, unmet
@@ -217,6 +217,7 @@ def test_a_bad_file_leaves_the_old_wishes_in_force_and_is_told_once() -> None:
     assert desired(modules, journal).fault is None
 
 
+@settings(deadline=None)
 @given(st.data())
 @example(None)
 def test_no_mutated_file_does_harm(data: st.DataObject | None) -> None:
