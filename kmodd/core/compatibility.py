@@ -43,7 +43,10 @@ _FAULTS: dict[str, tuple[type[KmoddError], str]] = {
     FileFault.DAMAGED: (BadModule, "the file has a damaged ELF structure"),
     FileFault.NO_NAME: (BadModule, "the module has no usable name"),
     FileFault.NAMES_DIFFER: (BadModule, "the module's description has another name than the module itself"),
-    FileFault.PARSER_DIED: (BadModule, "the file cannot be examined: the process that does it ended (journalctl says why)"),
+    FileFault.PARSER_DIED: (
+        BadModule,
+        "the file cannot be examined: the process that does it ended (journalctl says why)",
+    ),
     FileFault.BAD_SIGNATURE_BLOCK: (BadSignature, "the signature at the end of the file is damaged"),
     FileFault.TIMED_OUT: (TimedOut, "the file could not be read and examined in time"),
     FileFault.NO_SPACE: (LimitsExceeded, "there is no room left on the disk for the file"),

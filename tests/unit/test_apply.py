@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The wanted state on a simulated kernel: where the machine differs from it, and what `Apply` does about that."""
+
+import pytest
+
+from kmodd.core.drift import WITHHELD, Write
+from kmodd.core.health_desired import DesiredHealth
+from kmodd.errors import Conflict
+from kmodd.model import HealthStatus, Result
+from kmodd.model.configuration import RuleAction
+from kmodd.names import ModuleName
+from tests.unit.desired_bench import CALLER, Make, benches, wanted
+from tests.unit.fakes import rule
+
+bench = pytest.fixture(benches)
+
+
+SETTINGS = """\
+[module.tuned]
+state = "loaded"
+parameters = { level = 2, secret = 5, hidden = 7 }
+options = { level = 2 }
+autoload = true
+[module.a]
+blacklist = "hard"
+[module.b]
+blacklist = "none"
+options = {}
+"""
+OWN = [
+    rule("blacklist", "b", file="/etc/modprobe.d/kmodd-blacklist.conf"),
+    rule("options", "b", "x=1", file="/etc/modprobe.d/kmodd-options.conf"),
+]
+
+
+async def test_drift_of_every_kind_and_apply(bench: Make) -> None:
+    b = bench(SETTINGS, "tuned", rules=OWN)
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    await b.boot()
+    assert await b.drift() == [
+        ("tuned", "options", "level=2", ""),
+        ("tuned", "autoload", "loaded at boot", "not loaded at boot"),
+        ("a", "blacklist", "hard", "none"),
+        ("b", "blacklist", "none", "soft"),
+        ("b", "options", "", "x=1"),
+        ("tuned", "parameter", "level=2", "level=1"),
+        ("tuned", "parameter", f"secret={WITHHELD}", f"secret={WITHHELD}"),
+    ]
+    plan = b.convergence.plan(dry_run=True, reason="")
+    assert plan.modules == ("a", "b", "tuned")
+    assert await b.apply(dry_run=True) == dict.fromkeys(("tuned", "a", "b"), Result.CHANGED)
+    assert b.rules.written == []
+    assert await b.apply() == dict.fromkeys(("tuned", "a", "b"), Result.CHANGED)
+    assert [(change.module, change.action) for change in b.rules.written] == [
+        ("tuned", RuleAction.SET_OPTIONS),
+        ("tuned", RuleAction.ENABLE_AUTOLOAD),
+        ("a", RuleAction.BLACKLIST_HARD),
+        ("b", RuleAction.UNBLACKLIST),
+        ("b", RuleAction.SET_OPTIONS),
+    ]
+    values = {p.name: p.value for p in b.kernel.loaded.parameters(ModuleName("tuned"), private=True)}
+    assert (values["level"], values["secret"]) == ("2", "5")
+    assert b.journal.events.count("desired.applied") == 1
+    assert "5" not in "".join(record.message for record in b.journal.records)
+
+
+async def test_a_parameter_that_cannot_be_written_means_a_reload(bench: Make) -> None:
+    b = bench(wanted("tuned", "parameters = { fixed = 4, level = 3 }"), "tuned")
+    await b.boot()
+    assert [row[:2] for row in await b.drift()] == [("tuned", "parameter")] * 2
+    assert await b.apply() == {"tuned": Result.CHANGED}
+    assert await b.drift() == []
+    assert b.comparison.find().writes == list[Write]()
+
+
+async def test_apply_loads_in_the_order_of_after_and_is_atomic(bench: Make) -> None:
+    text = wanted("c", 'after = ["b"]') + wanted("b", 'after = ["a"]') + wanted("a")
+    b = bench(text)
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    await b.boot()
+    b.files.text = text + wanted("broken")
+    assert await b.apply() == {
+        "a": Result.ROLLED_BACK,
+        "b": Result.ROLLED_BACK,
+        "c": Result.ROLLED_BACK,
+        "broken": Result.FAILED,
+    }
+    assert b.live() == set()
+    b.files.text = text
+    assert list(await b.apply()) == ["a", "b", "c"]
+    assert b.live() == {"a", "b", "c"}
+    assert await b.apply() == {}
+
+
+async def test_a_file_that_cannot_be_written_is_known_before_anything_is_done(bench: Make) -> None:
+    b = bench(wanted("a") + '[module.b]\nblacklist = "soft"\n')
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    await b.boot()
+    b.rules.refuse = Conflict("edited by hand")
+    assert await b.apply() == {"b": Result.FAILED}
+    assert b.live() == set()
+
+
+async def test_own_soft_blacklist_is_no_hindrance_another_one_is(bench: Make) -> None:
+    text = wanted("a", 'blacklist = "soft"') + wanted("b", 'blacklist = "soft"')
+    own = rule("blacklist", "a", file="/etc/modprobe.d/kmodd-blacklist.conf")
+    b = bench(text, rules=[own, rule("blacklist", "b")])
+    await b.boot()
+    assert b.live() == {"a"}
+    assert b.reconciler.failures[ModuleName("b")].name() == "DisabledByPolicy"
+
+
+async def test_a_bad_file_is_not_applied(bench: Make) -> None:
+    b = bench(wanted("a"))
+    await b.boot()
+    b.files.text = wanted("a", "paramters = {}")
+    with pytest.raises(Conflict, match=r"line 3: .* did you mean parameters\?"):
+        b.convergence.plan(dry_run=True, reason="")
+    with pytest.raises(Conflict):
+        await b.convergence.reload(CALLER)
+    (settings,) = (c for c in DesiredHealth(b.desired, b.comparison, b.reconciler).checks() if c.name == "settings")
+    assert settings.status is HealthStatus.DEGRADED
+    assert "did you mean parameters?" in settings.message
