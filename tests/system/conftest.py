@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.client import Client, Kmodctl
 from tests.vm import snapshot
 from tests.vm.channel import CommandTimeoutError
 from tests.vm.machine import Machine
@@ -32,6 +33,22 @@ def clean_vm() -> Iterator[Machine]:
     """A machine with nothing of kmodd in it."""
     with snapshot.start_clean() as machine:
         yield machine
+
+
+@pytest.fixture(scope="module")
+def client(vm: Machine) -> Iterator[Client]:
+    """root's client on the system bus of ``vm``."""
+    made = Client(vm)
+    yield made
+    made.process.end()
+
+
+@pytest.fixture(scope="module")
+def kmodctl(vm: Machine) -> Iterator[Kmodctl]:
+    """root's kmodctl in ``vm``."""
+    made = Kmodctl(vm)
+    yield made
+    made.process.end()
 
 
 @pytest.fixture
