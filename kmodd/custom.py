@@ -135,8 +135,10 @@ class CustomModules:
         return tuple(map(ModuleName, await self.activation.activate(entry, caller, load=self._is_loaded(name))))
 
     async def close(self) -> None:
-        """Wait for a change under way, give up looking, and leave nothing of a simulation behind."""
+        """Stop a change under way, give up looking, and leave nothing of a simulation behind."""
+        await self.activation.close()
         if self._recovery is not None:
+            self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
         await self.watch.close()
         if self._place is not None:

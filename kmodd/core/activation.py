@@ -65,6 +65,13 @@ class Activation:
         self._lock = lock
         self._audit = audit
         self._events = events
+        self._under_way: set[asyncio.Task[tuple[str, ...]]] = set()
+
+    async def close(self) -> None:
+        """Stop half way rather than have the daemon's end wait for depmod; the next start undoes it."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def active(self, name: ModuleName, kernel: str = "") -> StoredModule | None:
         """The active version for a kernel; without one for the running kernel, or else the only one there is.
@@ -138,6 +145,8 @@ class Activation:
         task = asyncio.get_running_loop().create_task(
             self._steps(name, kernel, entry, caller, changed=changed, load=load and running, parameters=parameters)
         )
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
         try:
             touched = await asyncio.shield(task)
         except asyncio.CancelledError:

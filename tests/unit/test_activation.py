@@ -229,6 +229,26 @@ async def test_a_crash_at_any_step_is_undone_or_done(
     assert crashed or again.state == done
 
 
+async def test_the_end_of_the_daemon_does_not_wait_for_depmod(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    entry = stage.add("1")
+    waiting = asyncio.Event()
+
+    async def hang(_: Path) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    stage.depmod.refresh = hang  # type: ignore[method-assign]
+    task = asyncio.create_task(stage.activation.activate(entry, CALLER, load=False))
+    await waiting.wait()
+    await asyncio.wait_for(stage.activation.close(), 1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    again = Stage(tmp_path)
+    await again.activation.recover()
+    assert again.state == NONE
+
+
 async def test_a_stored_file_that_was_changed_is_not_activated(stage: Stage) -> None:
     entry = stage.add("1")
     await stage.watch.read()
