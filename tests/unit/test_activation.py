@@ -234,7 +234,7 @@ async def test_the_end_of_the_daemon_does_not_wait_for_depmod(tmp_path: Path) ->
     entry = stage.add("1")
     waiting = asyncio.Event()
 
-    async def hang(_: Path) -> None:
+    async def hang(tree: Path) -> None:
         waiting.set()
         await asyncio.Event().wait()
 
