@@ -64,6 +64,7 @@ async def test_loads_against_unloads_end_quietly(bench: Bench) -> None:
 async def test_module_in_the_kernel_is_waited_for_and_others_are_not(bench: Bench) -> None:
     first = begin(bench, load("wait"))
     await until_in_kernel(bench.kernel, "wait")
+    assert bench.operations.plan(request(unload("wait"))).error is None
     second = begin(bench, unload("wait"))
     (other,) = await asyncio.wait_for(begin(bench, load("a")), 1)
     assert other.result is Result.CHANGED
