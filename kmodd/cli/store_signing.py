@@ -32,7 +32,7 @@ def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIG
     """A new descriptor of the signed module; `file` is closed. InvalidArgs says what is wrong with file, key or program."""
     with os.fdopen(file, "rb") as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
         folder = Path(name)
-        plain = folder / "module.ko"
+        plain = folder / "plain.ko"
         plain.write_bytes(_unpacked(source.read()))
         for what, path in (("key", key), ("certificate", certificate)):
             if not Path(path).is_file() and not path.startswith("pkcs11:"):
