@@ -147,11 +147,12 @@ def test_record_of_another_program_is_no_history(vm: Machine, client: Client) ->
 
 
 def test_reason_cannot_forge_anything(vm: Machine, client: Client) -> None:
-    for reason in ("new\nline", "escape\x1b[31m", "x" * 1025):
+    for reason in ("new\nline", "escape\x1b[31m", "\u202eright to left", "x" * 1025):
         assert client.refused("Load", f"{T}good", {}, named({"reason": reason})).name == "InvalidArgs"
-    client.load(f"{T}good", reason="KMODD_UID=0 \u202eright to left %s %n")
-    written = soon(lambda: records(vm, "KMODD_EVENT=module.loaded", f"KMODD_MODULE={T}good")[-1:], "it")[0]
-    assert written["KMODD_REASON"] == "KMODD_UID=0 \\u202eright to left %s %n"
+    reason = "KMODD_UID=1000 %s %n $(id) ümläut"
+    client.load(f"{T}good", reason=reason)
+    written = record(vm, f"KMODD_REASON={reason}")
+    assert (written["KMODD_UID"], written["KMODD_EVENT"]) == ("0", "module.loaded")
     client.unload(f"{T}good")
 
 
