@@ -19,8 +19,12 @@ vm-deps: ## install what the virtual machine needs on this host
 vm-image: ## build the virtual machine's image and its snapshot (kept in ~/.cache/kmodd)
 	@$(VM) build
 
-shell: ## a root shell in a fresh virtual machine (Debian's stock kernel, the test modules, no kmodd)
-	@$(VM) shell
+shell: ## a root shell in a fresh virtual machine with kmodd running (Debian's stock kernel, the test modules)
+	@$(VM) shell --kmodd
+
+.PHONY: demo
+demo: ## a tour of kmodd in a fresh virtual machine, from nothing
+	@$(PYTHON) -m tests.demo
 
 test-modules: ## build the test modules against the virtual machine's kernel
 	@$(VM) modules
