@@ -65,6 +65,8 @@ class Announcer:
         self._loop = asyncio.get_running_loop()
         self._events: deque[Event] = deque()
         self._changed: dict[tuple[str, Target], dict[str, None]] = {}
+        self._jobs: set[Target] = set()
+        """Jobs that the bus was told of."""
         self._scheduled = False
         self.generation = 0
         """Rises with every event, for answers that are kept."""
@@ -124,12 +126,18 @@ class Announcer:
             case HealthChanged():
                 self._change(_MANAGER, Target(ROOT), ("Health",))
             case JobAdded(number):
-                self._added(self._target(JOBS, str(number)), _JOB)
+                target = self._target(JOBS, str(number))
+                if self._added(target, _JOB):
+                    self._jobs.add(target)
             case JobChanged(number, properties):
                 self._change(_JOB, self._target(JOBS, str(number)), properties)
             case JobFinished(number, _, action, module, result):
                 target = self._target(JOBS, str(number))
-                self._removed(target, _JOB)
+                self._changed.pop((_JOB, target), None)
+                # An operation that was over before it could be told was no object to anybody.
+                if target in self._jobs:
+                    self._jobs.remove(target)
+                    self._removed(target, _JOB)
                 self._signal(ROOT, _MANAGER, "JobFinished", target.path, action, module, result)
             case _:
                 pass  # nothing else is told
@@ -137,12 +145,13 @@ class Announcer:
     def _target(self, prefix: str, label: str) -> Target:
         return Target(self._reading.tree.path(prefix, label), label)
 
-    def _added(self, target: Target, interface: str) -> None:
+    def _added(self, target: Target, interface: str) -> bool:
         try:
             values = self._reading.all(interface, target)
         except StandardError:  # gone again already: its end is told next
-            return
+            return False
         self._signal(ROOT, _OBJECT_MANAGER, "InterfacesAdded", target.path, {interface: values})
+        return True
 
     def _removed(self, target: Target, interface: str) -> None:
         self._changed.pop((interface, target), None)

@@ -114,10 +114,12 @@ def test_our_own_operations_are_told_once_and_are_ours(vm: Machine, client: Clie
 def test_job_and_holders_are_objects_and_properties(client: Client) -> None:
     client.load(f"{T}dep_a")
     mark = client.mark()
-    client.load(f"{T}dep_b")
+    client.load(f"{T}slow")  # a job that is over in a moment is no object
     job = client.signal("InterfacesAdded", mark, "the job", fits=lambda one: "/job/" in one["arguments"][0])
-    assert job["arguments"][1]["org.kmodd1.Job"]["Module"] == f"{T}dep_b"
+    assert job["arguments"][1]["org.kmodd1.Job"]["Module"] == f"{T}slow"
     client.signal("InterfacesRemoved", mark, "it ended", fits=lambda one: one["arguments"][0] == job["arguments"][0])
+    client.unload(f"{T}slow")
+    client.load(f"{T}dep_b")
     changed = client.signal(
         "PropertiesChanged", mark, "dep_a has a holder", fits=lambda one: one["path"] == path_of(f"{T}dep_a")
     )
