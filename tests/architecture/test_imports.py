@@ -11,7 +11,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "kmodd").rglob("*.py"))
 
 SHARED = ("kmodd.names", "kmodd.model", "kmodd.errors")
-CLIENT_SIDE = ("kmodd.client", "kmodd.client_answers", "kmodd.client_transport")
+CLIENT_SIDE = (
+    "kmodd.client",
+    "kmodd.client_answers",
+    "kmodd.client_evidence",
+    "kmodd.client_hints",
+    "kmodd.client_transport",
+)
 # The longest prefix of a file's module that stands here says what it may import of kmodd.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.names": SHARED,

@@ -7,7 +7,7 @@ import pytest
 
 from kmodd import errors
 from kmodd.cli.exit_codes import ExitCode
-from kmodd.cli.hints import hint_for
+from kmodd.client_hints import hint_for
 from kmodd.errors import ERRORS, FREEDESKTOP, PREFIX
 from tests.cli.fake_daemon import FakeDaemon, Refusal
 from tests.cli.runner import Runner

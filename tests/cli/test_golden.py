@@ -14,6 +14,7 @@ from kmodd.client_answers import (
     operation_result,
     step,
 )
+from kmodd.client_evidence import merge
 from tests.cli import samples
 from tests.cli.runner import assert_golden, screen
 
@@ -140,5 +141,5 @@ def test_batch() -> None:
 )
 def test_failure(name: str, data: dict[str, object]) -> None:
     error = error_named(name, f"{data['name']} says no.", module=str(data["name"]))
-    error.evidence = failure.merge(error, explanation(data))
+    error.evidence = merge(error, explanation(data))
     assert_golden(f"failure-{name}.txt", failure.lines(error, screen(80)))
