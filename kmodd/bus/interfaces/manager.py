@@ -2,6 +2,7 @@
 """org.kmodd1.Manager."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import isawaitable
 from typing import Any
 
@@ -11,7 +12,13 @@ from kmodd.bus.answers import Answers
 from kmodd.bus.call import Body, Call
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.model import Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
-from kmodd.names import parse_module, parse_module_or_alias, parse_parameter_name, parse_parameter_value
+from kmodd.names import (
+    parse_module,
+    parse_module_or_alias,
+    parse_on_behalf_of,
+    parse_parameter_name,
+    parse_parameter_value,
+)
 
 Operations = Sequence[tuple[str, str, Mapping[str, str]]]
 
@@ -41,7 +48,7 @@ class ManagerInterface:
         plan = self._feasible(options.batch(operations, wire))
 
         async def run(caller: Caller) -> list[tuple[str, str, str, tuple[str, ...]]]:
-            return [rows.result(one) for one in await self._parts.operations.execute(plan, caller)]
+            return [rows.result(one) for one in await self._parts.operations.execute(plan, _told(plan, caller))]
 
         return Call(run, asked.details(plan, "batch"), asked.actions(plan))
 
@@ -68,7 +75,7 @@ class ManagerInterface:
         plan = self._feasible(request)
 
         async def run(caller: Caller) -> list[str]:
-            (result,) = await self._parts.operations.execute(plan, caller)
+            (result,) = await self._parts.operations.execute(plan, _told(plan, caller))
             return _touched(plan, result, told)
 
         return Call(run, asked.details(plan, action), asked.actions(plan))
@@ -136,6 +143,8 @@ class ManagerInterface:
             return [rows.history(entry) for entry in await self._parts.history(query)]
 
         details = {"action": "read-history", **({"module": query.module} if query.module else {})}
+        if behalf := parse_on_behalf_of(values.get("on-behalf-of", "")):
+            details["on-behalf-of"] = behalf
         return Call(run, details, cancellable=True)
 
     # --- properties ---------------------------------------------------------------------------------------------------
@@ -163,6 +172,11 @@ class ManagerInterface:
 
     def health(self) -> Any:
         return self._parts.health_status().value
+
+
+def _told(plan: Plan, caller: Caller) -> Caller:
+    """The caller, with whom it says to speak for; nothing is decided by that."""
+    return replace(caller, on_behalf_of=plan.request.on_behalf_of) if plan.request.on_behalf_of else caller
 
 
 def _touched(plan: Plan, result: OperationResult, told: StepAction) -> list[str]:
