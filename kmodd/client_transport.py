@@ -230,6 +230,11 @@ class Transport:
         return str(self._connection.unique_name)
 
     @property
+    def connection(self) -> MessageBus:
+        """The library's own connection, for who also answers calls on it."""
+        return self._connection
+
+    @property
     def connected(self) -> bool:
         """Calls have a chance."""
         return bool(self._connection.connected)

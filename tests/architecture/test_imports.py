@@ -16,6 +16,7 @@ CLIENT_SIDE = (
     "kmodd.client_answers",
     "kmodd.client_evidence",
     "kmodd.client_hints",
+    "kmodd.client_notifier",
     "kmodd.client_transport",
 )
 # The longest prefix of a file's module that stands here says what it may import of kmodd.
@@ -28,6 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.bus": (*SHARED, "kmodd.core", "kmodd.bus"),
     "kmodd.client": (*SHARED, *CLIENT_SIDE),
     "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.cli"),
+    "kmodd.notifier": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.notifier"),
     "kmodd.settings": SHARED,
     "kmodd.watchdog": SHARED,
     "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
@@ -38,7 +40,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 # Each library has one place, so that it can be exchanged there.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "dbus_next": ("kmodd.bus", "kmodd.client_transport"),
+    "dbus_next": ("kmodd.bus", "kmodd.client_transport", "kmodd.notifier.bus_name"),
     "pyudev": ("kmodd.kernel.uevents",),
     "systemd": ("kmodd.log", "kmodd.journal", "kmodd.daemon"),
     "structlog": ("kmodd.log", "kmodd.daemon"),
