@@ -66,6 +66,8 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 PKGDIR = $(PREFIX)/lib/kmodd
 MANIFEST = $(PKGDIR)/directories
 UNITDIR = $(PREFIX)/lib/systemd/system
+USERUNITDIR = $(PREFIX)/lib/systemd/user
+SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 MANDIR = $(PREFIX)/share/man
 BASHDIR = $(PREFIX)/share/bash-completion/completions
@@ -73,8 +75,10 @@ ZSHDIR = $(PREFIX)/share/zsh/site-functions
 FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 
 RUNTIME_PACKAGES = python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog libkmod2 dbus polkitd udev
-PROGRAMS = kmodd kmodctl
-UNITS = $(patsubst systemd/%.in,%,$(wildcard systemd/*.in))
+PROGRAMS = kmodd kmodctl kmodd-notifier
+# Of a logged-in user; everything else is the system's.
+USERUNITS = kmodd-desktop-notify.service
+UNITS = $(filter-out $(USERUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
 MODULES = $(shell find kmodd -name '*.py')
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
 # There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
@@ -83,6 +87,9 @@ LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
+	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
+	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.Notifier.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.Notifier.conf \
+	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules $(MANDIR)/man5/notify.toml.5.gz $(MANDIR)/man8/kmodd-notifier.8.gz \
 	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz $(MANDIR)/man8/kmodd.8.gz \
 	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish
 
@@ -100,20 +107,28 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED)))
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
 	@for file in $(MODULES); do install -D -m 0644 $$file $(DESTDIR)$(PKGDIR)/$$file || exit 1; done
-	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(PKGDIR)/dbus/org.kmodd1.xml
+	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/dbus dbus/org.kmodd1.xml dbus/org.kmodd1.Notifier.xml
 	@$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
-	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
+	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(USERUNITDIR)
 	@for name in $(PROGRAMS); do $(FILL_IN) bin/$$name.in > $(DESTDIR)$(PREFIX)/bin/$$name || exit 1; done
 	@chmod 0755 $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
 	@for unit in $(UNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
 	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	@for unit in $(USERUNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(USERUNITDIR)/$$unit || exit 1; done
+	@chmod 0644 $(addprefix $(DESTDIR)$(USERUNITDIR)/,$(USERUNITS))
+	@install -D -m 0644 systemd/kmodd-notifier.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-notifier.conf
 	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
+	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces dbus/org.kmodd1.Notifier.xml
+	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system.d dbus/org.kmodd1.Notifier.conf
+	@install -D -m 0644 polkit/kmodd-notifier.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules
 	@install -D -m 0644 dbus/org.kmodd1.conf $(DESTDIR)$(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf
 	@install -D -m 0644 dbus/org.kmodd1.service $(DESTDIR)$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service
 	@install -D -m 0644 polkit/org.kmodd1.policy $(DESTDIR)$(SHAREDIR)/polkit-1/actions/org.kmodd1.policy
 	@mkdir -p $(addprefix $(DESTDIR)$(MANDIR)/,man1 man5 man8)
 	@gzip -9nc docs/kmodctl.1 > $(DESTDIR)$(MANDIR)/man1/kmodctl.1.gz
+	@gzip -9nc docs/kmodd-notifier.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-notifier.8.gz
+	@gzip -9nc docs/notify.toml.5 > $(DESTDIR)$(MANDIR)/man5/notify.toml.5.gz
 	@gzip -9nc docs/kmodd.8 > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
 	@$(SYSTEM_PYTHON) -I docs/org_kmodd1.py dbus/org.kmodd1.xml > $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
 	@gzip -9nf $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
@@ -124,7 +139,7 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@echo "kmodd is installed in $(DESTDIR)$(PREFIX)"
 
 uninstall: ## stop kmodd and remove everything that install and the daemon brought, its state included
-	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service 2>/dev/null || true
+	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service 2>/dev/null || true
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
 	@rm -f $(addprefix $(DESTDIR),$(INSTALLED))
 	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \

@@ -12,22 +12,31 @@ import pytest
 from tests.architecture.installation import ROOT, files, make
 
 INTEGRATION = {
+    "/usr/share/dbus-1/interfaces/org.kmodd1.Notifier.xml",
     "/usr/share/dbus-1/interfaces/org.kmodd1.xml",
     "/usr/share/dbus-1/system-services/org.kmodd1.service",
+    "/usr/share/dbus-1/system.d/org.kmodd1.Notifier.conf",
     "/usr/share/dbus-1/system.d/org.kmodd1.conf",
     "/usr/share/polkit-1/actions/org.kmodd1.policy",
+    "/usr/share/polkit-1/rules.d/50-kmodd-notifier.rules",
 }
 BELOW_PREFIX = {
     "bin/kmodctl",
     "bin/kmodd",
+    "bin/kmodd-notifier",
     "lib/systemd/catalog/kmodd.catalog",
+    "lib/systemd/system/kmodd-notifier.service",
     "lib/systemd/system/kmodd-worker.socket",
     "lib/systemd/system/kmodd-worker@.service",
     "lib/systemd/system/kmodd.service",
+    "lib/systemd/user/kmodd-desktop-notify.service",
+    "lib/sysusers.d/kmodd-notifier.conf",
     "share/bash-completion/completions/kmodctl",
     "share/fish/vendor_completions.d/kmodctl.fish",
     "share/man/man1/kmodctl.1.gz",
+    "share/man/man5/notify.toml.5.gz",
     "share/man/man5/org.kmodd1.5.gz",
+    "share/man/man8/kmodd-notifier.8.gz",
     "share/man/man8/kmodd.8.gz",
     "share/zsh/site-functions/_kmodctl",
 }
@@ -96,7 +105,7 @@ def test_package_is_whole_and_compiled(installed: Path) -> None:
 def test_nobody_but_the_owner_may_write(installed: Path) -> None:
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in installed.rglob("*") if path.is_file()}
     assert not [str(path) for path, mode in modes.items() if mode & 0o022]
-    assert {path.name for path, mode in modes.items() if mode & 0o111} == {"kmodd", "kmodctl"}
+    assert {path.name for path, mode in modes.items() if mode & 0o111} == {"kmodd", "kmodctl", "kmodd-notifier"}
 
 
 def test_manual_pages_are_whole(installed: Path) -> None:
@@ -108,7 +117,7 @@ def test_manual_pages_are_whole(installed: Path) -> None:
         assert (done.returncode, done.stderr.decode()) == (0, ""), page.name
 
 
-@pytest.mark.parametrize("program", ["kmodd", "kmodctl"])
+@pytest.mark.parametrize("program", ["kmodd", "kmodctl", "kmodd-notifier"])
 def test_program_runs_from_its_place_alone(tmp_path: Path, program: str) -> None:
     # The paths inside are those of the installed system, so the tree is installed for where it lies.
     prefix = tmp_path / "prefix"
