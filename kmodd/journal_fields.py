@@ -37,6 +37,11 @@ MESSAGE_IDS: Mapping[str, str] = {
     "daemon.reloaded": "7b7e11a9943148ff888e590a9b05d369",
     "daemon.trouble": "450de2029d1749469d8deff2a02c74e6",
     "daemon.bug": "2f59f83a9d3d40538058a8976842f703",
+    "gateway.started": "24047adcda101d14a555734d69007e96",
+    "gateway.stopped": "3e4db7d1793f88fee48061f16230c2ce",
+    "gateway.operation": "4011ad673826bd5325a08994e15f148a",
+    "gateway.refused": "50c103679b3983948e13fd532cfe677e",
+    "gateway.trouble": "e616c27853b238ac8ad8147c7667c28f",
     "journal.dropped": "e40c385361814eed937612baebbeb76e",
 }
 """The stable identifier of each kind of event; systemd/kmodd.catalog explains every one of them."""

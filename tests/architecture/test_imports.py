@@ -28,7 +28,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.core": (*SHARED, "kmodd.kernel.ports", "kmodd.core"),
     "kmodd.bus": (*SHARED, "kmodd.core", "kmodd.bus"),
     "kmodd.client": (*SHARED, *CLIENT_SIDE),
-    "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.cli"),
+    "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.tokens", "kmodd.cli"),
+    "kmodd.gateway": (*SHARED, *CLIENT_SIDE, "kmodd.journal_fields", "kmodd.log", "kmodd.tokens", "kmodd.gateway"),
+    "kmodd.tokens": SHARED,
     "kmodd.notifier": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.notifier"),
     "kmodd.settings": SHARED,
     "kmodd.watchdog": SHARED,
@@ -45,6 +47,11 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "systemd": ("kmodd.log", "kmodd.journal", "kmodd.daemon"),
     "structlog": ("kmodd.log", "kmodd.daemon"),
     "ctypes": ("kmodd.kernel",),
+    "fastapi": ("kmodd.gateway",),
+    "jwt": ("kmodd.gateway.issuer",),
+    "pydantic": ("kmodd.gateway.models",),
+    "starlette": ("kmodd.gateway",),
+    "uvicorn": ("kmodd.gateway.server",),
 }
 # The daemon is small because these stay out of it; the command line may have them.
 HEAVY = (
