@@ -140,6 +140,11 @@ class Client:
         await self._transport.close()
 
     @property
+    def transport(self) -> Transport:
+        """The connection, for clients of kmodd's other services to share."""
+        return self._transport
+
+    @property
     def unique_name(self) -> str:
         """Our own name on the bus, as in a job's `Sender`."""
         return self._transport.unique_name

@@ -35,7 +35,7 @@ OPTIONS: Mapping[str, str] = {
 
 
 class NotifierClient:
-    """The notifier, for one caller."""
+    """The notifier, for one caller, over a connection of its own or another client's."""
 
     def __init__(self, transport: Transport, *, interactive: bool = False) -> None:
         self.interactive = interactive
@@ -100,6 +100,7 @@ class NotifierClient:
                 body,
                 timeout=PROMPT_TIMEOUT if self.interactive and not reads else TIMEOUT,
                 interactive=self.interactive and not reads,
+                destination=NAME,
             )
         except Unavailable as error:
             sentence = error.message.replace("kmodd", "kmodd-notifier")

@@ -25,7 +25,7 @@ _kmodctl_offer() {
 _kmodctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local everywhere='--json --no-pager --no-ask-password --session --bus --help'
-    local commands='list show why load unload reload batch plan set status log monitor reset-failed'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed notify'
     local changes='--dry-run --reason --timeout'
     local command='' module='' arguments=0 index word
     COMPREPLY=()
@@ -34,6 +34,7 @@ _kmodctl() {
         word=${COMP_WORDS[index]}
         case $word in
             --bus|--reason|--timeout|--state|--since|-n|--lines) ((index++)) ;;
+            --event|--error|--module|--uid|--severity|--format|--digest|--per-hour) ((index++)) ;;
             -*) ;;
             plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
             *)
@@ -49,7 +50,11 @@ _kmodctl() {
     case $previous in
         --state) _kmodctl_offer 'loaded available builtin all'; return ;;
         --since) _kmodctl_offer '1h 1d 1w today yesterday'; return ;;
-        --bus|--reason|--timeout|-n|--lines) return ;;
+        --event) _kmodctl_offer 'load unload failure crash stuck health drift unsigned store denied'; return ;;
+        --severity) _kmodctl_offer 'info notice warning error'; return ;;
+        --format) _kmodctl_offer 'json chat'; return ;;
+        --module) _kmodctl_offer "$(_kmodctl_loaded)"; return ;;
+        --bus|--reason|--timeout|-n|--lines|--error|--uid|--digest|--per-hour) return ;;
     esac
 
     if [[ -z $command ]]; then
@@ -62,6 +67,7 @@ _kmodctl() {
             load|reload) _kmodctl_offer "$changes --override-policy $everywhere" ;;
             unload) _kmodctl_offer "$changes --dependents --unused-dependencies $everywhere" ;;
             batch) _kmodctl_offer "${changes:+--dry-run --reason} --no-atomic $everywhere" ;;
+            notify) _kmodctl_offer "--event --error --module --uid --severity --format --digest --per-hour $everywhere" ;;
             log) _kmodctl_offer "--follow --since --lines $everywhere" ;;
             *) _kmodctl_offer "$everywhere" ;;
         esac
@@ -70,6 +76,7 @@ _kmodctl() {
     case $command:$arguments in
         load:0|show:0|why:0) _kmodctl_offer "$(_kmodctl_available)" ;;
         unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
+        notify:0) _kmodctl_offer 'status list add remove enable disable test reload' ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
         batch:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     esac
