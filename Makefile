@@ -78,8 +78,11 @@ RUNTIME_PACKAGES = python3 python3-dbus-next python3-systemd python3-pyudev pyth
 PROGRAMS = kmodd kmodctl kmodd-notifier
 # Of a logged-in user; everything else is the system's.
 USERUNITS = kmodd-desktop-notify.service
-UNITS = $(filter-out $(USERUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
-MODULES = $(shell find kmodd -name '*.py')
+# Of the HTTP gateway, which wants libraries that nothing else needs: make install-gateway.
+GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
+GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-jwt python3-cryptography
+UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
+MODULES = $(shell find kmodd -name '*.py' -o -path 'kmodd/gateway/static/*')
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
 # There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
 LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
@@ -93,7 +96,11 @@ INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UN
 	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz $(MANDIR)/man8/kmodd.8.gz \
 	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish
 
-.PHONY: install-deps install-check install uninstall
+INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWAYUNITS)) $(SYSUSERSDIR)/kmodd-gateway.conf \
+	$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules \
+	$(MANDIR)/man8/kmodd-gateway.8.gz $(MANDIR)/man5/kmodd-gateway.toml.5.gz
+
+.PHONY: install-deps install-check install install-gateway-deps install-gateway uninstall
 install-deps: ## install the Debian packages kmodd needs to run
 	apt-get update
 	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES)
@@ -138,10 +145,31 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@! { $(LIVE); } || install/after-install
 	@echo "kmodd is installed in $(DESTDIR)$(PREFIX)"
 
+install-gateway-deps: ## install the Debian packages the HTTP gateway needs
+	apt-get update
+	apt-get install -y --no-install-recommends $(GATEWAY_PACKAGES)
+
+install-gateway: install ## install kmodd and its HTTP gateway; an administrator makes a token and starts it
+	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I -c 'import fastapi, uvicorn' 2>/dev/null || { \
+		echo "The gateway cannot run here yet. As root: make install-gateway-deps" >&2; exit 1; }
+	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_GATEWAY)))
+	@mkdir -p $(sort $(dir $(addprefix $(DESTDIR),$(INSTALLED_GATEWAY))))
+	@$(FILL_IN) bin/kmodd-gateway.in > $(DESTDIR)$(PREFIX)/bin/kmodd-gateway
+	@chmod 0755 $(DESTDIR)$(PREFIX)/bin/kmodd-gateway
+	@for unit in $(GATEWAYUNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
+	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(GATEWAYUNITS))
+	@install -m 0644 systemd/kmodd-gateway.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-gateway.conf
+	@install -m 0644 polkit/kmodd-gateway.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules
+	@gzip -9nc docs/kmodd-gateway.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-gateway.8.gz
+	@gzip -9nc docs/kmodd-gateway.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-gateway.toml.5.gz
+	@! { $(LIVE); } || install/after-install-gateway
+	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
+
 uninstall: ## stop kmodd and remove everything that install and the daemon brought, its state included
-	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service 2>/dev/null || true
+	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service \
+		kmodd-gateway.socket kmodd-gateway.service 2>/dev/null || true
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
-	@rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY))
 	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \
 		[ ! -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory; done
 	@! { $(LIVE); } || install/after-uninstall

@@ -25,7 +25,7 @@ _kmodctl_offer() {
 _kmodctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local everywhere='--json --no-pager --no-ask-password --session --bus --help'
-    local commands='list show why load unload reload batch plan set status log monitor reset-failed notify'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed notify token'
     local changes='--dry-run --reason --timeout'
     local command='' module='' arguments=0 index word
     COMPREPLY=()
@@ -34,6 +34,7 @@ _kmodctl() {
         word=${COMP_WORDS[index]}
         case $word in
             --bus|--reason|--timeout|--state|--since|-n|--lines) ((index++)) ;;
+            --scope|--expires|--file) ((index++)) ;;
             --event|--error|--module|--uid|--severity|--format|--digest|--per-hour) ((index++)) ;;
             -*) ;;
             plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
@@ -52,6 +53,9 @@ _kmodctl() {
         --since) _kmodctl_offer '1h 1d 1w today yesterday'; return ;;
         --event) _kmodctl_offer 'load unload failure crash stuck health drift unsigned store denied'; return ;;
         --severity) _kmodctl_offer 'info notice warning error'; return ;;
+        --scope) _kmodctl_offer 'read load unload set-parameter configure import admin'; return ;;
+        --expires) _kmodctl_offer '12h 30d 90d 1y'; return ;;
+        --file) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --format) _kmodctl_offer 'json chat'; return ;;
         --module) _kmodctl_offer "$(_kmodctl_loaded)"; return ;;
         --bus|--reason|--timeout|-n|--lines|--error|--uid|--digest|--per-hour) return ;;
@@ -68,6 +72,7 @@ _kmodctl() {
             unload) _kmodctl_offer "$changes --dependents --unused-dependencies $everywhere" ;;
             batch) _kmodctl_offer "${changes:+--dry-run --reason} --no-atomic $everywhere" ;;
             notify) _kmodctl_offer "--event --error --module --uid --severity --format --digest --per-hour $everywhere" ;;
+            token) _kmodctl_offer "--scope --module --expires --file $everywhere" ;;
             log) _kmodctl_offer "--follow --since --lines $everywhere" ;;
             *) _kmodctl_offer "$everywhere" ;;
         esac
@@ -77,6 +82,7 @@ _kmodctl() {
         load:0|show:0|why:0) _kmodctl_offer "$(_kmodctl_available)" ;;
         unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
         notify:0) _kmodctl_offer 'status list add remove enable disable test reload' ;;
+        token:0) _kmodctl_offer 'create list revoke' ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
         batch:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     esac

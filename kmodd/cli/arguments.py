@@ -5,7 +5,6 @@ import argparse
 from collections.abc import Sequence
 
 from kmodd import VERSION
-from kmodd.tokens import SCOPES, TOKENS
 
 _EPILOG = """\
 Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the way, 6 disabled by policy, 7 limit,
@@ -178,7 +177,8 @@ class _Grammar:
             metavar="SCOPE",
             action="append",
             required=True,
-            help=f"what it is good for, repeatable or separated by commas: {', '.join(SCOPES)}",
+            help="what it is good for, repeatable or separated by commas: read, load, unload, set-parameter, configure, "
+            "import, admin",
         )
         create.add_argument(
             "--module", metavar="MODULE", action="append", default=[], help="a module it may change (default: all)"
@@ -189,7 +189,7 @@ class _Grammar:
         revoke.add_argument("token", metavar="ID|NAME", help="its id or name")
         for verb in (create, listing, revoke):
             verb.set_defaults(local=True)
-            verb.add_argument("--file", metavar="FILE", default=str(TOKENS), help="default: %(default)s")
+            verb.add_argument("--file", metavar="FILE", default="", help="default: the one the gateway reads")
 
     @staticmethod
     def _parameters(parser: argparse.ArgumentParser) -> None:
