@@ -7,6 +7,7 @@ not followed, proxies of the environment are not asked, and of the answer only t
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -69,7 +70,8 @@ class Poster:
         except asyncio.LimitOverrunError:
             raise PostError("the answer's headers are too long") from None
         except OSError as error:
-            raise PostError(f"no connection: {error.strerror or 'it was closed'}") from None
+            # asyncio's own text has the address in it, which is nobody's business.
+            raise PostError(f"no connection: {os.strerror(error.errno) if error.errno else 'it failed'}") from None
 
     async def _post(self, url: Url, headers: Mapping[str, str], body: bytes) -> Answer:
         reader, writer = await self._connect(url)

@@ -27,12 +27,20 @@ class Section:
     def error(self, sentence: str, key: str = "") -> ConfigurationError:
         """The error to raise about this table or one of its keys."""
         path = (*self._path, key) if key else self._path
-        while path and path not in self._lines:
-            path = path[:-1]
+        line = self._line(path)
         about = f"{'.'.join(str(part) for part in (*self._path, key) if isinstance(part, str) and part)}: "
         return ConfigurationError(
-            f"{self.file}, line {self._lines.get(path, 1)}: {about if len(about) > 2 else ''}{sentence}"
+            f"{self.file}, line {line}: {about if len(about) > 2 else ''}{sentence}"
         )
+
+    def _line(self, path: Path) -> int:
+        """Of the key, of the first thing inside it, or of what it is inside of."""
+        while path:
+            inside = [line for each, line in self._lines.items() if each[: len(path)] == path]
+            if inside:
+                return min(inside)
+            path = path[:-1]
+        return 1
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
