@@ -2,6 +2,7 @@
 """E-mail through the SMTP server of the configuration: digests, so many an hour, TLS that is verified."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -75,25 +76,31 @@ class MailError(Exception):
 def deliver(smtp: Smtp, recipients: Sequence[str], message: EmailMessage) -> int:
     """Send it, and answer how many recipients were refused; MailError when the server took it for nobody."""
     # Imported here: a notifier that sends no mail does without.
-    from smtplib import SMTPAuthenticationError, SMTPException, SMTPRecipientsRefused, SMTPResponseException
+    import smtplib
 
     try:
         with _connect(smtp) as server:
             if smtp.username:
                 server.login(smtp.username, smtp.password)
             return len(server.send_message(message, smtp.sender, list(recipients)))
-    except SMTPAuthenticationError as error:
+    except smtplib.SMTPAuthenticationError as error:
         raise MailError(f"the mail server does not accept user name and password ({error.smtp_code})") from None
-    except SMTPRecipientsRefused:
+    except smtplib.SMTPRecipientsRefused:
         raise MailError("the mail server refuses every recipient") from None
-    except SMTPResponseException as error:
+    except smtplib.SMTPResponseException as error:
         raise MailError(f"the mail server answered {error.smtp_code}") from None
+    except smtplib.SMTPServerDisconnected:
+        raise MailError("no connection to the mail server: it closed it, or did not answer in time") from None
     except ssl.SSLCertVerificationError as error:
         raise MailError(f"the mail server's certificate is not accepted: {error.verify_message}") from None
-    except SMTPException as error:
+    except smtplib.SMTPException as error:
         raise MailError(f"the mail server cannot be used: {type(error).__name__}") from None
     except OSError as error:
-        raise MailError(f"no connection to the mail server: {error.strerror or 'no answer in time'}") from None
+        # A name that is not resolved has a negative number and a text of its own.
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or "no answer in time"
+        raise MailError(
+            f"no connection to the mail server: {why}"
+        ) from None
 
 
 def _connect(smtp: Smtp) -> "smtplib.SMTP":

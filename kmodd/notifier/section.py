@@ -29,9 +29,7 @@ class Section:
         path = (*self._path, key) if key else self._path
         line = self._line(path)
         about = f"{'.'.join(str(part) for part in (*self._path, key) if isinstance(part, str) and part)}: "
-        return ConfigurationError(
-            f"{self.file}, line {line}: {about if len(about) > 2 else ''}{sentence}"
-        )
+        return ConfigurationError(f"{self.file}, line {line}: {about if len(about) > 2 else ''}{sentence}")
 
     def _line(self, path: Path) -> int:
         """Of the key, of the first thing inside it, or of what it is inside of."""
