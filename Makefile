@@ -70,6 +70,7 @@ USERUNITDIR = $(PREFIX)/lib/systemd/user
 SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/kmodd
 BASHDIR = $(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(PREFIX)/share/zsh/site-functions
 FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
@@ -81,6 +82,7 @@ USERUNITS = kmodd-desktop-notify.service
 # Of the HTTP gateway, which wants libraries that nothing else needs: make install-gateway.
 GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
 GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-jwt python3-cryptography
+GATEWAYDOCS = docs/grafana.json docs/alerts.yml polkit/examples/50-kmodd-gateway-modules.rules
 UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
 MODULES = $(shell find kmodd -name '*.py' -o -path 'kmodd/gateway/static/*')
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
@@ -98,7 +100,8 @@ INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UN
 
 INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWAYUNITS)) $(SYSUSERSDIR)/kmodd-gateway.conf \
 	$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules \
-	$(MANDIR)/man8/kmodd-gateway.8.gz $(MANDIR)/man5/kmodd-gateway.toml.5.gz
+	$(MANDIR)/man8/kmodd-gateway.8.gz $(MANDIR)/man5/kmodd-gateway.toml.5.gz \
+	$(addprefix $(DOCDIR)/,$(notdir $(GATEWAYDOCS)))
 
 .PHONY: install-deps install-check install install-gateway-deps install-gateway uninstall
 install-deps: ## install the Debian packages kmodd needs to run
@@ -162,6 +165,7 @@ install-gateway: install ## install kmodd and its HTTP gateway; an administrator
 	@install -m 0644 polkit/kmodd-gateway.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules
 	@gzip -9nc docs/kmodd-gateway.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-gateway.8.gz
 	@gzip -9nc docs/kmodd-gateway.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-gateway.toml.5.gz
+	@install -m 0644 -t $(DESTDIR)$(DOCDIR) $(GATEWAYDOCS)
 	@! { $(LIVE); } || install/after-install-gateway
 	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
 

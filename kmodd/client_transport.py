@@ -19,7 +19,7 @@ from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_next.aio import MessageBus
 from dbus_next.errors import AuthError, DBusError, InvalidAddressError
 
-from kmodd.errors import ERRORS, Failed, KmoddError, Unavailable
+from kmodd.errors import ERRORS, Failed, KmoddError, NotLoaded, Unavailable
 
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 CONNECT_TIMEOUT = 10.0
@@ -65,6 +65,9 @@ def error_from_reply(name: str, text: str) -> KmoddError:
         return unavailable(_GONE[name])
     if name.startswith(_SPAWN):
         return unavailable("kmodd could not be started")
+    if name == "org.freedesktop.DBus.Error.UnknownObject":
+        # The only objects that come and go are modules and jobs.
+        return NotLoaded("there is no such object: it is gone, or not there yet")
     return ERRORS.get(name, Failed)(text or name)
 
 

@@ -2,6 +2,7 @@
 """The FastAPI application: routes, and every failure as a problem document."""
 
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -88,6 +89,8 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
 
 async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for these
+    if error.status_code == HTTPStatus.BAD_REQUEST:
+        return of_error(InvalidArgs("the body is not valid JSON"))  # nested deeper than can be read, for one
     said = {404: "there is no such resource", 405: "this method is not for this resource"}
     detail = said.get(error.status_code, "the request cannot be served")
     return of_http(HttpProblem(error.status_code, detail, error.headers))

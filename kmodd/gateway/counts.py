@@ -62,8 +62,15 @@ class Counts:
         def add(name: str, kind: str, labels: Mapping[str, str], value: float, *, suffix: str = "") -> None:
             families.setdefault(name, (kind, []))[1].append(_line(name + suffix, labels, value))
 
-        for name, kind, labels, value in daemon or ():
-            add(name, kind, labels, value)
+        rows = list(daemon or ())
+        # On the bus a histogram is told as its samples.
+        histograms = {name.removesuffix("_bucket") for name, _, labels, _ in rows if "le" in labels}
+        for name, kind, labels, value in rows:
+            base, _, suffix = name.rpartition("_")
+            if base in histograms:
+                add(base, "histogram", labels, value, suffix=f"_{suffix}")
+            else:
+                add(name, kind, labels, value)
         for name, kind, labels, value in self._own(up=daemon is not None):
             add(name, kind, labels, value)
         for route, row in sorted(self._durations.items()):

@@ -34,6 +34,7 @@ class EventStream(Response):
         allowed: Callable[[], Awaitable[bool]],
         ended: Callable[[str], None],
         abort: Callable[[], None],
+        patience: float = SEND_TIMEOUT,
     ) -> None:
         """`allowed` says with each heartbeat whether the token still counts; `ended` is told why it ended.
 
@@ -50,6 +51,7 @@ class EventStream(Response):
         self._allowed = allowed
         self._ended = ended
         self._abort = abort
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end."""
@@ -82,7 +84,7 @@ class EventStream(Response):
             await asyncio.sleep(0.01)
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SEND_TIMEOUT):
+            async with asyncio.timeout(self._patience):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _next(self, send: Send) -> None:
@@ -98,7 +100,7 @@ class EventStream(Response):
         await self._send(send, data)
 
     async def _send(self, send: Send, data: bytes) -> None:
-        async with asyncio.timeout(SEND_TIMEOUT):
+        async with asyncio.timeout(self._patience):
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
 

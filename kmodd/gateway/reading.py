@@ -14,6 +14,9 @@ from kmodd.names import parse_glob, parse_module, parse_module_or_alias
 
 METRICS_TIMEOUT = 5.0
 """Seconds the daemon has for its metrics; Prometheus gives up after ten."""
+OBJECT_TRIES = 5
+OBJECT_PAUSE = 0.05
+"""Seconds between two looks for the object of a module that the kernel lists."""
 
 
 class Reading:
@@ -45,14 +48,20 @@ class Reading:
             # A module can be loaded although its file is gone.
             missing, found = error, {"name": name}
         if any(row.name == found["name"] for row in await self._loaded(found["name"])):
-            try:
-                found["live"] = snake(await client.module_properties(found["name"]))
-            except NotLoaded:
-                return found  # it went meanwhile
+            found |= await self._live(found["name"])
         elif missing is not None:
             missing.module = name
             raise missing
         return found
+
+    async def _live(self, name: str) -> dict[str, Any]:
+        # The kernel lists it already, and its object comes with the kernel's event a moment later; or it just went.
+        for _ in range(OBJECT_TRIES):
+            try:
+                return {"live": snake(await self._link.client.module_properties(name))}
+            except NotLoaded:
+                await asyncio.sleep(OBJECT_PAUSE)
+        return {}
 
     async def _loaded(self, name: str) -> Any:
         return await self._link.client.list_modules(match=name) if ":" not in name else ()

@@ -52,7 +52,7 @@ def router(
                 return False
 
         connection = request.scope[CONNECTION]
-        connection.following = True
+        connection.follow()
         counts.streams += 1
         return EventStream(
             hub,

@@ -20,6 +20,8 @@ from kmodd.gateway.settings import GatewaySettings, Limits
 
 SHUTDOWN = 8.0
 """Seconds that requests under way may take when the gateway is told to stop."""
+FOLLOWER_BUFFER = 32 * 1024
+"""Bytes the kernel keeps for a follower of events; it doubles what it is told."""
 _BODY = b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"too many connections"}'
 REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 2\r\n"
@@ -69,6 +71,19 @@ class Connection(H11Protocol):
             self._disarm()
         else:
             self._arm()
+
+    def on_response_complete(self) -> None:
+        """Go on; what came of the next request meanwhile has to become whole in time as well."""
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:
+            self._arm()
+
+    def follow(self) -> None:
+        """It follows the events from now on. Its buffers are small: who does not read is found out soon."""
+        self.following = True
+        one = self.transport.get_extra_info("socket")
+        if one is not None:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FOLLOWER_BUFFER)
 
     def abort(self) -> None:
         """Drop it with everything that is still in its buffers."""

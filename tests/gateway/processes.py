@@ -73,7 +73,7 @@ class Gateway:
         made, text = tokens.make(name, scopes, modules, int(time.time()) if now is None else now, lifetime)
         with tokens.TokenFile(self.folder / "tokens", lambda: None).changing() as known:
             known[made.id] = made
-        self.secrets.append(text.rpartition("_")[2])
+        self.secrets.append(text.split("_", 2)[2])
         return text
 
     def revoke(self, text: str) -> None:
