@@ -97,7 +97,8 @@ def deliver(smtp: Smtp, recipients: Sequence[str], message: EmailMessage) -> int
         raise MailError(f"the mail server cannot be used: {type(error).__name__}") from None
     except OSError as error:
         # A name that is not resolved has a negative number and a text of its own.
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or "no answer in time"
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror or "no answer in time"
         raise MailError(
             f"no connection to the mail server: {why}"
         ) from None

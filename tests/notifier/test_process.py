@@ -49,6 +49,26 @@ def test_what_happens_is_told_and_verifies(running: Stage) -> None:
     assert any("flux capacitor" in line for line in failed["kernel_log"])
 
 
+def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["unsigned"]')
+        running.start()
+        running.daemon(lambda client: client.load("nvidia"))()
+        server.wait_for(1)
+        running.stop()
+        running.start()
+        running.daemon(lambda client: client.load("dummy"))()
+        running.daemon(lambda client: client.unload("nvidia"))()
+        time.sleep(1)
+        running.daemon(lambda client: client.load("nvidia"))()
+        server.wait_for(2)
+        running.stop()
+    for request in server.requests:
+        document = json.loads(request.body)
+        assert (document["type"], document["data"]["modules"]) == ("module.unsigned", ["nvidia"])
+    assert len({request.id for request in server.requests}) == len(server.requests) == 2
+
+
 def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
     with receiver() as server:
         running.configure(server.port, rule='events = ["load", "unload"]')
