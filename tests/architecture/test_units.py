@@ -11,7 +11,7 @@ from tests.architecture.installation import make
 
 SERVICES = ["kmodd.service", "kmodd-worker@.service"]
 HIGHEST_EXPOSURE = 20  # tenths
-UNPRIVILEGED = ["kmodd-notifier.service"]
+UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service"]
 HIGHEST_UNPRIVILEGED = 15
 
 
@@ -19,7 +19,7 @@ HIGHEST_UNPRIVILEGED = 15
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the installed units; what they start lies where they say."""
     prefix = tmp_path_factory.mktemp("units") / "prefix"
-    make("install", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    make("install-gateway", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
     return prefix / "lib/systemd/system"
 
 
