@@ -29,7 +29,7 @@ test-modules: ## build the test modules against the virtual machine's kernel
 
 VENV ?= .venv
 
-.PHONY: setup test unit lint format coverage
+.PHONY: setup test unit lint format coverage bench
 setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
 	@VENV=$(VENV) tests/setup/bootstrap
 
@@ -47,6 +47,9 @@ lint: setup ## run the linters alone
 format: setup ## bring the sources into their form
 	@$(VENV)/bin/ruff format
 	@$(VENV)/bin/ruff check --fix
+
+bench: ## time kmodd in the virtual machine, beside the bare system calls, modprobe, rmmod and modinfo
+	@$(PYTHON) -m tests.bench
 
 coverage: setup ## run the tests that need no virtual machine, and say what they reach
 	@$(VENV)/bin/coverage run -m pytest -m 'not vm'
@@ -95,7 +98,8 @@ INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UN
 	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.Notifier.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.Notifier.conf \
 	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules $(MANDIR)/man5/notify.toml.5.gz $(MANDIR)/man8/kmodd-notifier.8.gz \
-	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz $(MANDIR)/man8/kmodd.8.gz \
+	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz \
+	$(MANDIR)/man5/kmodd.toml.5.gz $(MANDIR)/man5/kmodd-modules.d.5.gz $(MANDIR)/man8/kmodd.8.gz \
 	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish
 
 INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWAYUNITS)) $(SYSUSERSDIR)/kmodd-gateway.conf \
@@ -139,6 +143,8 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@gzip -9nc docs/kmodctl.1 > $(DESTDIR)$(MANDIR)/man1/kmodctl.1.gz
 	@gzip -9nc docs/kmodd-notifier.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-notifier.8.gz
 	@gzip -9nc docs/notify.toml.5 > $(DESTDIR)$(MANDIR)/man5/notify.toml.5.gz
+	@gzip -9nc docs/kmodd.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd.toml.5.gz
+	@gzip -9nc docs/kmodd-modules.d.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-modules.d.5.gz
 	@gzip -9nc docs/kmodd.8 > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
 	@$(SYSTEM_PYTHON) -I docs/org_kmodd1.py dbus/org.kmodd1.xml > $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
 	@gzip -9nf $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5

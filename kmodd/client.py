@@ -120,6 +120,7 @@ class Client:
         self.interactive = interactive
         """Calls may ask a person for a password."""
         self._transport = transport
+        self._where: tuple[str | None, bool] = (None, False)
 
     @classmethod
     async def connect(cls, address: str | None = None, *, session: bool = False, interactive: bool = False) -> Self:
@@ -127,7 +128,9 @@ class Client:
 
         The daemon itself need not run: the first call starts it.
         """
-        return cls(await Transport.connect(NAME, address=address, session=session), interactive=interactive)
+        client = cls(await Transport.connect(NAME, address=address, session=session), interactive=interactive)
+        client._where = (address, session)
+        return client
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,16 +162,56 @@ class Client:
         given = {name.replace("_", "-"): value for name, value in (options or {}).items()}
         if signature.endswith("a{sv}"):
             body.append({name: variant(_OPTIONS[name], value) for name, value in given.items()})
+        timeout = self._deadline(member, arguments, given)
+        return await self._member(MANAGER, member, signature, body, reads=member in _READS, timeout=timeout)
+
+    async def call(
+        self,
+        interface: str,
+        member: str,
+        signature: str,
+        body: Sequence[object],
+        *,
+        reads: bool = False,
+        long: bool = False,
+    ) -> Any:
+        """Call a member of another interface of the same object, such as Configuration, and answer its value.
+
+        `reads` for one that asks nobody for a password, `long` for one that calls into the kernel for many modules.
+        """
+        if reads:
+            timeout = READ_TIMEOUT
+        else:
+            kernel = KERNEL_TIMEOUT * STEPS_ALLOWED * (32 if long else 1)
+            timeout = READ_TIMEOUT + (PROMPT_TIMEOUT if self.interactive else 0.0) + kernel
+        return await self._member(interface, member, signature, list(body), reads=reads, timeout=timeout)
+
+    async def _member(
+        self, interface: str, member: str, signature: str, body: list[object], *, reads: bool, timeout: float
+    ) -> Any:
+        interactive = self.interactive and not reads
         reply = await self._transport.call(
-            PATH,
-            MANAGER,
-            member,
-            signature,
-            body,
-            timeout=self._deadline(member, arguments, given),
-            interactive=self.interactive and member not in _READS,
+            PATH, interface, member, signature, body, timeout=timeout, interactive=interactive
         )
         return reply[0] if reply else None
+
+    async def send_file(self, interface: str, member: str, signature: str, file: int, *rest: object) -> tuple[Any, ...]:
+        """Call a member whose first argument is a descriptor, over a connection of its own, and answer all its values."""
+        address, session = self._where
+        transport = await Transport.connect(NAME, address=address, session=session, descriptors=True)
+        try:
+            return await transport.call(
+                PATH,
+                interface,
+                member,
+                signature,
+                [0, *rest],
+                timeout=READ_TIMEOUT + STEPS_ALLOWED * KERNEL_TIMEOUT + (PROMPT_TIMEOUT if self.interactive else 0.0),
+                interactive=self.interactive,
+                files=[file],
+            )
+        finally:
+            await transport.close()
 
     def _deadline(self, member: str, arguments: Sequence[object], options: Mapping[str, object]) -> float:
         if member in _READS:

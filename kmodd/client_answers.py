@@ -181,6 +181,7 @@ def step(data: Mapping[str, Any]) -> Step:
         parameters=(("", text),) if text else (),
         because=fields.text("because"),
         operation=fields.number("operation"),
+        optional=fields.flag("optional"),
         error=error_named(error, fields.text("message"), module=fields.text("module")) if error else None,
     )
 

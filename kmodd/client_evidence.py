@@ -39,7 +39,8 @@ def merge(error: KmoddError, explanation: Explanation) -> Evidence:
     """Evidence for this error out of an explanation: the remembered failure only if it is this one."""
     own = error.evidence
     failure = explanation.failure
-    same = failure is not None and failure.error == error.name()
+    # An earlier failure of the same kind is not this one; what was undone afterwards is told behind the sentence.
+    same = failure is not None and failure.error == error.name() and error.message.startswith(failure.message)
     remembered = failure.evidence if failure is not None and same else Evidence()
     busy = isinstance(error, (errors.InUse, errors.NotRemovable))
     policy = explanation.policy if isinstance(error, errors.DisabledByPolicy) else ""

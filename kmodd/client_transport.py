@@ -9,6 +9,7 @@ ends, a failed connection leaves its socket open.
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -135,6 +136,14 @@ class _PatientSocket:
         except BlockingIOError:
             return 0
 
+    def sendmsg(self, buffers: Sequence[memoryview], rights: Sequence[tuple[int, int, Any]]) -> int:
+        """The library forgets the descriptors after the first try, so this one waits for room."""
+        while True:
+            try:
+                return self._sock.sendmsg(buffers, rights)
+            except BlockingIOError:
+                select.select((), (self._sock,), (), CONNECT_TIMEOUT)
+
 
 class _Connection(MessageBus):
     def _setup_socket(self) -> None:
@@ -198,14 +207,19 @@ class Transport:
         connection.on_disconnect(self._on_disconnect)
 
     @classmethod
-    async def connect(cls, destination: str, *, address: str | None = None, session: bool = False) -> "Transport":
-        """Connect to the bus at the address, or to the session's or the system's; `Unavailable` when that fails."""
+    async def connect(
+        cls, destination: str, *, address: str | None = None, session: bool = False, descriptors: bool = False
+    ) -> "Transport":
+        """Connect to the bus at the address, or to the session's or the system's; `Unavailable` when that fails.
+
+        `descriptors` lets calls carry some. Nothing closes those that others send us, so such a connection should be short.
+        """
         connection: _Connection | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 kind = BusType.SESSION if session else BusType.SYSTEM
                 where: Any = address or None  # the library's annotation forgets that it takes None
-                connection = _Connection(where, kind)
+                connection = _Connection(where, kind, negotiate_unix_fd=descriptors)
                 await connection.connect()
             return cls(connection, destination)
         except (
@@ -253,6 +267,7 @@ class Transport:
         timeout: float,
         interactive: bool = False,
         destination: str = "",
+        files: Sequence[int] = (),
     ) -> tuple[Any, ...]:
         """Call, and answer the reply's values without variants. The timeout is in seconds; errors are `KmoddError`."""
         if not self.connected:
@@ -266,6 +281,7 @@ class Transport:
             body=list(body),
             flags=MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE,
             serial=self._connection.next_serial(),
+            unix_fds=list(files),
         )
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[message.serial] = future

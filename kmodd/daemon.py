@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kmodd import VERSION
-from kmodd.bus.authority import Authority, InsecureSameUserAuthority
+from kmodd.bus.authority import InsecureSameUserAuthority
 from kmodd.bus.contract import Contract
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.bus.polkit import Polkit
+from kmodd.bus.quota import Quota
 from kmodd.bus.service import Service
 from kmodd.bus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
 from kmodd.core.api import Audit, Event, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
+from kmodd.core.configuration import Configuration
 from kmodd.core.events import EventHub
 from kmodd.core.explain import Explainer
 from kmodd.core.failures import Failures
@@ -32,11 +34,16 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
+from kmodd.core.refresh import Refresh
+from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
+from kmodd.custom import CustomModules
 from kmodd.journal import JournalReader, MemoryJournal, open_system_reader
-from kmodd.kernel.ports import Kernel
-from kmodd.log import JournalAudit, Logger, StandardBridge, connect, make_logger
+from kmodd.log import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
+from kmodd.machine import executable, machine_id, real_kernel, simulated_kernel
+from kmodd.model.tunables import Tunables
 from kmodd.settings import USAGE, Settings, UsageError
+from kmodd.wanted import Wanted
 from kmodd.watchdog import Watchdog
 
 CONTRACT = Path(__file__).parent.parent / "dbus" / "org.kmodd1.xml"
@@ -63,16 +70,25 @@ class Supervisor:
 class Daemon:
     """Everything, joined. Build it on the running loop, then `serve`."""
 
-    def __init__(self, settings: Settings, transport: Transport, manager: Supervisor, logger: Logger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        manager: Supervisor,
+        logger: Logger,
+        threshold: Threshold,
+    ) -> None:
+        """`threshold` is the logger's."""
         self._settings = settings
         self._transport = transport
         self._manager = manager
         self._logger = logger
+        self._threshold = threshold
         self._ended = asyncio.Event()
         self._exit_code = 0
         self._trouble = ""
         self._status_timer: asyncio.TimerHandle | None = None
-        self._kernel = kernel = _simulated_kernel() if settings.simulate else _real_kernel()
+        self._kernel = kernel = simulated_kernel() if settings.simulate else real_kernel(settings)
         self._audit, reader = self._records()
         self._events = events = EventHub(
             lambda _, event, error: self._report(f"a subscriber of {type(event).__name__} failed", error)
@@ -95,6 +111,8 @@ class Daemon:
             audit=self._audit,
             events=events,
             clock=clock,
+            capable=kernel.executor.is_capable,
+            stuck_max=lambda: self._wanted.tunables.stuck_max,
         )
         listing = Listing(kernel.loaded, kernel.index, policy, kernel.facts.read().command_line)
         self._health = health = HealthMonitor(
@@ -109,21 +127,51 @@ class Daemon:
             failures=failures.all,
             abandoned=lambda: kernel.executor.abandoned,
             trouble=lambda: self._trouble,
+            stuck_max=lambda: self._wanted.tunables.stuck_max,
         )
         metrics = Metrics(
             loaded=kernel.loaded,
             registry=registry,
             events=events,
             version=VERSION,
-            jobs=lambda: len(jobs.all()),
+            jobs=lambda: [job.state for job in jobs.all()],
             abandoned=lambda: kernel.executor.abandoned,
             health=lambda: health.status,
+            clock=clock,
         )
         self._parameters = parameters = Parameters(
             kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self._audit, events=events, clock=clock
         )
+        rules = Configuration(
+            kernel.configuration, kernel.index, kernel.facts, policy, audit=self._audit, events=events, clock=clock
+        )
+        self._custom = CustomModules.of(
+            settings,
+            kernel,
+            operations=self._operations,
+            events=events,
+            audit=self._audit,
+            clock=clock,
+            tunables=lambda: self._wanted.tunables,
+        )
+        self._wanted = Wanted(
+            None if settings.simulate else Path("/"),
+            kernel,
+            operations=self._operations,
+            parameters=parameters,
+            rules=rules,
+            health=health,
+            events=events,
+            audit=self._audit,
+            runtime_directory=settings.runtime_directory,
+            on_tunables=self._take_over,
+            versions=self._custom,
+            active_version=self._custom.active_version,
+        )
+        metrics.further += (self._wanted.metrics,)
         parts = Parts(
             operations=self._operations,
+            refusals=Refusals(kernel, self._audit, clock),
             parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded,
@@ -133,29 +181,37 @@ class Daemon:
                 policy=policy,
                 registry=registry,
                 failure=failures.get,
+                refresh=Refresh(kernel.index, lambda: transport.arrivals),
             ),
             listing=listing,
             registry=registry,
             jobs=jobs,
             loaded=kernel.loaded,
             index=kernel.index,
+            configuration=rules,
+            desired=self._wanted.convergence,
+            store=self._custom.store,
+            activation=self._custom.activation,
             health=health.check,
             health_status=lambda: health.status,
             metrics=metrics.read,
-            history=History(reader).read,
-            machine_id=_machine_id,
+            history=History(reader, limit_max=lambda: self._wanted.tunables.history_limit_max).read,
+            machine_id=machine_id,
+            tunables=lambda: self._wanted.tunables,
         )
-        authority: Authority = InsecureSameUserAuthority(os.getuid()) if settings.simulate else Polkit(transport)
+        self._quota = Quota()
+        self._authority = InsecureSameUserAuthority(os.getuid()) if settings.simulate else Polkit(transport)
         self._service = Service(
             transport,
             Contract.parse(CONTRACT.read_text(encoding="utf-8")),
             parts,
-            authority=authority,
+            authority=self._authority,
+            quota=self._quota,
             audit=self._audit,
             events=events,
             count=metrics.count,
             report=self._report,
-            executable=_executable,
+            executable=executable,
         )
         transport.on_lost = self._on_lost
 
@@ -167,6 +223,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         stop_following = [self._registry.start()]
         self._operations.recover()
+        self._wanted.read()
+        self._custom.start(self._health)
         stop_following += [self._health.start(), self._events.subscribe(self._on_event)]
         watchdog = Watchdog(
             self._settings.watchdog_usec,
@@ -182,6 +240,7 @@ class Daemon:
             task.add_done_callback(self._on_task_end)
         self._kernel.executor.start()
         await self._service.start()
+        stop_following.append(self._wanted.reconciler.start())
         self._manager.tell("READY=1", self._status())
         self._logger.info("daemon.started", message=self._greeting())
         gc.collect()
@@ -189,7 +248,9 @@ class Daemon:
         await self._ended.wait()
         self._manager.tell("STOPPING=1")
         # Side by side: a handler whose caller waits for the kernel ends only when its operation is given up.
-        await asyncio.gather(self._service.close(), self._operations.close(patience=1.0))
+        await asyncio.gather(
+            self._service.close(), self._operations.close(patience=1.0), self._wanted.close(), self._custom.close()
+        )
         self._parameters.flush()
         for stop in stop_following:
             stop()
@@ -243,9 +304,17 @@ class Daemon:
         # Type=notify-reload would do this for us, but systemd 252 does not know it.
         self._manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         self._kernel.index.refresh()
+        self._wanted.read_again()
         self._registry.look()
         self._health.check()
         self._manager.tell("READY=1", self._status())
+
+    def _take_over(self, tunables: Tunables) -> None:
+        """Take over what is set in kmodd.toml; the other settings are asked for where they count."""
+        self._quota.change(operations=tunables.operations_per_user, prompts=tunables.prompts_per_user)
+        if isinstance(self._authority, Polkit):
+            self._authority.prompt_timeout = float(tunables.prompt_timeout)
+        self._threshold.choose(tunables.log_level)
 
     async def _ping_bus(self) -> None:
         try:
@@ -282,47 +351,11 @@ def _clock() -> int:
     return time.time_ns() // 1000
 
 
-def _real_kernel() -> Kernel:
-    # Imported here: a simulation needs neither libkmod nor pyudev.
-    from kmodd.kernel.index import LibkmodIndex
-    from kmodd.kernel.real import real_kernel
-
-    root, release = Path("/"), os.uname().release
-    index = LibkmodIndex(
-        root, release, command_line=Path("/proc/cmdline").read_text(encoding="utf-8", errors="replace")
-    )
-    # systemd opens /dev/kmsg for us as standard input (the unit's StandardInput=) and starts the workers on demand.
-    return real_kernel(root, release, index, worker_socket=os.environ.get("KMODD_WORKER_SOCKET", ""), log_descriptor=0)
-
-
-def _simulated_kernel() -> Kernel:
-    # Imported here: a real daemon must not even have it in memory.
-    from kmodd.kernel.simulated import SimulatedKernel
-
-    return SimulatedKernel()
-
-
-def _executable(pid: int) -> str:
-    """Path of a process's program, for the journal alone; empty when it is gone or hides it."""
-    try:
-        return str(Path(f"/proc/{pid}/exe").readlink()) if pid > 0 else ""
-    except OSError:
-        return ""
-
-
-def _machine_id() -> str:
-    for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
-        try:
-            return path.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-    return ""
-
-
 async def run(settings: Settings, environment: Mapping[str, str]) -> int:
     """Connect, build, serve; the exit code."""
     sink = connect(environment, sys.stderr)
-    logger = make_logger(sink)
+    threshold = Threshold()
+    logger = make_logger(sink, threshold=threshold)
     logging.getLogger().addHandler(StandardBridge(logger))
     address = settings.address or (environment.get("DBUS_SESSION_BUS_ADDRESS", "") if settings.simulate else "")
     if settings.simulate and not address:
@@ -331,7 +364,7 @@ async def run(settings: Settings, environment: Mapping[str, str]) -> int:
     transport = Transport(address or None)
     try:
         await transport.connect()
-        daemon = Daemon(settings, transport, Supervisor(environment), logger)
+        daemon = Daemon(settings, transport, Supervisor(environment), logger, threshold)
         code = await daemon.serve()
     except BusLostError as error:
         # An ordinary end of a daemon; its stack says nothing to anyone.

@@ -160,11 +160,24 @@ def connect(environment: Mapping[str, str], stream: TextIO) -> "Journal | Termin
         return Terminal(stream)
 
 
-def make_logger(send: Send, *, least: int = 6) -> Logger:
-    """Make a logger that sends everything of priority `least` (a syslog number) or more urgent."""
+class Threshold:
+    """How urgent a message has to be; may change while the logger is in use."""
+
+    def __init__(self, least: int = 6) -> None:
+        """`least` is a syslog number."""
+        self.least = least
+
+    def choose(self, level: str) -> None:
+        """Let through this level and what is more urgent."""
+        self.least = _PRIORITIES.get(level, 6)
+
+
+def make_logger(send: Send, *, least: int = 6, threshold: Threshold | None = None) -> Logger:
+    """Make a logger that sends everything of priority `least` (a syslog number) or more urgent, and every audit record."""
+    threshold = threshold or Threshold(least)
 
     def drop(_logger: object, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        if _PRIORITIES.get(level, 6) > least:
+        if _PRIORITIES.get(level, 6) > threshold.least and "record" not in event:
             raise structlog.DropEvent
         return event
 

@@ -33,6 +33,8 @@ _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,54}")
 # a text with dots or slashes is a file name, and files are never named by callers.
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}:[A-Za-z0-9:._,+=()<>@*-]{1,479}")
 _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")  # what `uname -r` says: 64 characters at most
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]{0,63}")
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]{1,64}")
 _BUS_PLAIN = re.compile(r"[A-Za-z0-9]")
 _BUS_ESCAPE = re.compile(r"_([0-9a-f]{2})")
@@ -118,6 +120,33 @@ def parse_glob(text: str) -> str:
     return text.replace("-", "_") if "[" not in text else text
 
 
+def is_release(text: str) -> bool:
+    """Tell whether the text can be a kernel's release, as a name of a folder below /lib/modules."""
+    return _RELEASE.fullmatch(text) is not None
+
+
+def parse_release(text: str) -> str:
+    """Parse a kernel's release from a caller."""
+    if not is_release(text):
+        raise InvalidArgs("a kernel is named by its release, as `uname -r` says it", argument="kernel")
+    return text
+
+
+def is_version(text: str) -> bool:
+    """Tell whether the text can name a version of a custom module."""
+    return _VERSION.fullmatch(text) is not None
+
+
+def parse_version(text: str) -> str:
+    """Parse the version of a custom module."""
+    if not is_version(text):
+        raise InvalidArgs(
+            "a version is 1 to 64 letters, digits, '.', '_', '+', '~', ':' and '-', and starts with a letter or digit",
+            argument="version",
+        )
+    return text
+
+
 def parse_reason(text: str) -> str:
     """Parse the reason a caller gives for the journal: one line of at most 1024 bytes."""
     if len(text.encode("utf-8", "surrogatepass")) > 1024:
@@ -133,6 +162,15 @@ def parse_on_behalf_of(text: str) -> str:
         raise InvalidArgs(f"on-behalf-of is at most {ON_BEHALF_OF_MAX} bytes", argument="on-behalf-of")
     if not _is_printable(text):
         raise InvalidArgs("on-behalf-of is one line without control characters", argument="on-behalf-of")
+    return text
+
+
+def parse_description(text: str) -> str:
+    """Parse what a caller says about a custom module: one line of at most 1024 bytes."""
+    if len(text.encode("utf-8", "surrogatepass")) > 1024:
+        raise InvalidArgs("a description is at most 1024 bytes", argument="description")
+    if not _is_printable(text):
+        raise InvalidArgs("a description is one line without control characters", argument="description")
     return text
 
 

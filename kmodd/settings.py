@@ -33,8 +33,12 @@ class Settings:
     """The interval systemd expects a sign of life in (WATCHDOG_USEC, sd_watchdog_enabled(3)); 0 when it expects none."""
     runtime_directory: str = ""
     """Where to remember what is stuck over a restart; empty for nowhere."""
+    state_directory: str = ""
+    """Where to keep what outlives a boot; empty for nowhere."""
     worker_socket: str = ""
     """Where systemd starts workers, one for each connection; empty to start them as children."""
+    parser_socket: str = ""
+    """Where systemd starts parsers of module files, likewise."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str], environment: Mapping[str, str], pid: int) -> "Settings":
@@ -66,7 +70,9 @@ class Settings:
             watchdog_usec=_watchdog(environment, pid),
             # systemd gives a colon-separated list; ours is one folder (RuntimeDirectory=kmodd).
             runtime_directory="" if simulate else environment.get("RUNTIME_DIRECTORY", "").split(":")[0],
+            state_directory="" if simulate else environment.get("STATE_DIRECTORY", "").split(":")[0],
             worker_socket="" if simulate else environment.get("KMODD_WORKER_SOCKET", ""),
+            parser_socket="" if simulate else environment.get("KMODD_PARSER_SOCKET", ""),
         )
 
 

@@ -25,22 +25,35 @@ _kmodctl_offer() {
 _kmodctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local everywhere='--json --no-pager --no-ask-password --session --bus --help'
-    local commands='list show why load unload reload batch plan set status log monitor reset-failed notify token'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed config store notify token'
     local changes='--dry-run --reason --timeout'
-    local command='' module='' arguments=0 index word
+    local command='' group='' module='' arguments=0 index word
     COMPREPLY=()
 
     for ((index = 1; index < COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         case $word in
-            --bus|--reason|--timeout|--state|--since|-n|--lines) ((index++)) ;;
+            --bus|--reason|--timeout|--state|--since|-n|--lines|--version|--description|--kernel) ((index++)) ;;
+            --sign) ((index += 2)) ;;
             --scope|--expires|--file) ((index++)) ;;
             --event|--error|--module|--uid|--severity|--format|--digest|--per-hour) ((index++)) ;;
             -*) ;;
             plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
+            store)
+                if [[ -z $command$group ]]; then
+                    group=store- commands='list import activate deactivate remove'
+                else
+                    ((arguments++))
+                fi ;;
+            config)
+                if [[ -z $command$group ]]; then
+                    group=config- commands='show autoload options blacklist drift apply reload'
+                else
+                    ((arguments++))
+                fi ;;
             *)
                 if [[ -z $command ]]; then
-                    command=$word
+                    command=$group$word
                 else
                     ((arguments++))
                     [[ -z $module ]] && module=$word
@@ -58,7 +71,9 @@ _kmodctl() {
         --file) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --format) _kmodctl_offer 'json chat'; return ;;
         --module) _kmodctl_offer "$(_kmodctl_loaded)"; return ;;
-        --bus|--reason|--timeout|-n|--lines|--error|--uid|--digest|--per-hour) return ;;
+        --sign) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --kernel) _kmodctl_offer "$(command ls /lib/modules 2>/dev/null)"; return ;;
+        --bus|--reason|--timeout|-n|--lines|--version|--description|--error|--uid|--digest|--per-hour) return ;;
     esac
 
     if [[ -z $command ]]; then
@@ -74,17 +89,23 @@ _kmodctl() {
             notify) _kmodctl_offer "--event --error --module --uid --severity --format --digest --per-hour $everywhere" ;;
             token) _kmodctl_offer "--scope --module --expires --file $everywhere" ;;
             log) _kmodctl_offer "--follow --since --lines $everywhere" ;;
+            config-show) _kmodctl_offer "--findings $everywhere" ;;
+            config-autoload|config-options) _kmodctl_offer "--off --dry-run --reason $everywhere" ;;
+            config-blacklist) _kmodctl_offer "--hard --off --dry-run --reason $everywhere" ;;
+            config-apply) _kmodctl_offer "--dry-run --reason $everywhere" ;;
+            store-import) _kmodctl_offer "--version --description --shadow --sign $everywhere" ;;
+            store-activate|store-deactivate) _kmodctl_offer "--load --kernel $everywhere" ;;
             *) _kmodctl_offer "$everywhere" ;;
         esac
         return
     fi
     case $command:$arguments in
-        load:0|show:0|why:0) _kmodctl_offer "$(_kmodctl_available)" ;;
+        load:0|show:0|why:0|config-show:0|config-autoload:0|config-options:0|config-blacklist:0) _kmodctl_offer "$(_kmodctl_available)" ;;
         unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
         notify:0) _kmodctl_offer 'status list add remove enable disable test reload' ;;
         token:0) _kmodctl_offer 'create list revoke' ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
-        batch:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
+        batch:0|store-import:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     esac
 }
 

@@ -32,6 +32,11 @@ function __kmodctl_has
     contains -- "$words[1]" $argv
 end
 
+function __kmodctl_config
+    set -l words (__kmodctl_words)
+    test "$words[1]" = config; and contains -- "$words[2]" $argv
+end
+
 function __kmodctl_parameters
     set -l words (__kmodctl_words)
     test "$words[1]" = set; and test (count $words) -eq 2
@@ -64,6 +69,21 @@ complete -c kmodctl -n '__kmodctl_has token' -l scope -x -a 'read load unload se
 complete -c kmodctl -n '__kmodctl_has token' -l module -x -a '(__kmodctl_available)' -d 'May change'
 complete -c kmodctl -n '__kmodctl_has token' -l expires -x -a '12h 30d 90d 1y' -d 'After'
 complete -c kmodctl -n '__kmodctl_has token' -l file -r -F -d 'File of tokens'
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a config -d 'Rules about modules'
+set -l config 'test "$(__kmodctl_words)" = config'
+complete -c kmodctl -n $config -a show -d 'Show every rule'
+complete -c kmodctl -n $config -a autoload -d 'Load at every boot'
+complete -c kmodctl -n $config -a options -d 'Parameters it is loaded with'
+complete -c kmodctl -n $config -a blacklist -d 'Keep from being loaded'
+complete -c kmodctl -n $config -a drift -d 'Show what is not as wanted'
+complete -c kmodctl -n $config -a apply -d 'Make it as wanted'
+complete -c kmodctl -n $config -a reload -d 'Read the files again'
+complete -c kmodctl -n '__kmodctl_config show autoload options blacklist; and test (count (__kmodctl_words)) -eq 2' -a '(__kmodctl_available)'
+complete -c kmodctl -n '__kmodctl_config show' -l findings -d 'Only what is wrong'
+complete -c kmodctl -n '__kmodctl_config blacklist' -l hard -d 'By its name too'
+complete -c kmodctl -n '__kmodctl_config autoload options blacklist' -l off -d 'Take the rule away'
+complete -c kmodctl -n '__kmodctl_config autoload options blacklist apply' -l dry-run -d 'Change nothing'
+complete -c kmodctl -n '__kmodctl_config autoload options blacklist apply' -l reason -x -d 'One line for the journal'
 for first in 'test (count (__kmodctl_words)) -eq 0' 'test "$(__kmodctl_words)" = plan'
     complete -c kmodctl -n $first -a load -d 'Load a module'
     complete -c kmodctl -n $first -a unload -d 'Unload a module'
@@ -93,3 +113,22 @@ complete -c kmodctl -n '__kmodctl_has batch' -l no-atomic -d 'Each change stands
 complete -c kmodctl -n '__kmodctl_has log' -s f -l follow -d 'Keep showing'
 complete -c kmodctl -n '__kmodctl_has log' -l since -x -a '1h 1d 1w today yesterday' -d 'From then on'
 complete -c kmodctl -n '__kmodctl_has log' -s n -l lines -x -d 'At most'
+
+function __kmodctl_store
+    set -l words (__kmodctl_words)
+    test "$words[1]" = store; and contains -- "$words[2]" $argv
+end
+complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a store -d 'Custom modules'
+set -l store 'test "$(__kmodctl_words)" = store'
+complete -c kmodctl -n $store -a list -d 'Show every version'
+complete -c kmodctl -n $store -a import -d 'Take a file into the store'
+complete -c kmodctl -n $store -a activate -d 'Bring a version into force'
+complete -c kmodctl -n $store -a deactivate -d 'Give the own one back'
+complete -c kmodctl -n $store -a remove -d 'Remove a version'
+complete -c kmodctl -n '__kmodctl_store import' -F
+complete -c kmodctl -n '__kmodctl_store import' -l version -x -d 'Default: its own'
+complete -c kmodctl -n '__kmodctl_store import' -l description -x -d 'One line about it'
+complete -c kmodctl -n '__kmodctl_store import' -l shadow -d 'Before one of the kernel'
+complete -c kmodctl -n '__kmodctl_store import' -l sign -r -d 'Sign it first: KEY CERT'
+complete -c kmodctl -n '__kmodctl_store activate deactivate' -l load -d 'Load or reload it'
+complete -c kmodctl -n '__kmodctl_store activate deactivate' -l kernel -x -d 'Default: the running one'

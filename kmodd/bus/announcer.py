@@ -22,6 +22,9 @@ from kmodd.core.api import (
     ModuleAdded,
     ModuleChanged,
     ModuleRemoved,
+    StepFailed,
+    StepStarted,
+    StepSucceeded,
 )
 
 MODULES = f"{ROOT}/module"
@@ -69,6 +72,8 @@ class Announcer:
     def on_event(self, event: Event) -> None:
         """Take an event of core."""
         self.generation += 1
+        if isinstance(event, StepStarted | StepSucceeded | StepFailed):
+            return  # core's own affair, and in the middle of a call's way
         self._events.append(event)
         self._schedule()
 
@@ -127,7 +132,7 @@ class Announcer:
                 self._removed(target, _JOB)
                 self._signal(ROOT, _MANAGER, "JobFinished", target.path, action, module, result)
             case _:
-                pass  # steps are core's own affair
+                pass  # nothing else is told
 
     def _target(self, prefix: str, label: str) -> Target:
         return Target(self._reading.tree.path(prefix, label), label)

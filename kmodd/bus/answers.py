@@ -12,10 +12,12 @@ from kmodd.bus.encoder import encode
 class Answers:
     """The last answers of one member, by what was asked."""
 
-    def __init__(self, signature: str, size: int = 16) -> None:
-        """`signature` is the reply's; at most `size` answers are kept."""
+    def __init__(self, signature: str, size: int = 16, size_bytes: int = 8 << 20) -> None:
+        """`signature` is the reply's; at most `size` answers of `size_bytes` together are kept, those last asked for."""
         self._signature = signature
         self._size = size
+        self._size_bytes = size_bytes
+        self._bytes = 0
         self._kept: OrderedDict[Hashable, tuple[Any, Body]] = OrderedDict()
 
     def get(self, asked: Hashable, made_of: object, make: Callable[[], Any]) -> Body:
@@ -25,8 +27,12 @@ class Answers:
             self._kept.move_to_end(asked)
             return kept[1]
         body = Body(encode(self._signature, (make(),)))
+        if kept is not None:
+            self._bytes -= len(kept[1].data)
+        self._bytes += len(body.data)
         self._kept[asked] = made_of, body
         self._kept.move_to_end(asked)
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+        while len(self._kept) > self._size or self._bytes > self._size_bytes:
+            _, (_, old) = self._kept.popitem(last=False)
+            self._bytes -= len(old.data)
         return body

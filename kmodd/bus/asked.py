@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 
 from kmodd.model import Operation, Plan, StepAction, Verb
+from kmodd.names import kernel_arguments
 
 LOAD = "org.kmodd1.load"
 UNLOAD = "org.kmodd1.unload"
@@ -42,4 +43,5 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
 
 def _parameters(operation: Operation, *, qualified: bool) -> list[str]:
     prefix = f"{operation.module}." if qualified else ""
-    return [f"{prefix}{name}={value}" for name, value in operation.parameters]
+    # Quoted as for the kernel: `a="1 b=2"` is one parameter, and a rule that allows `a=1 b=2` must not take it for two.
+    return [kernel_arguments({f"{prefix}{name}": value}) for name, value in operation.parameters]

@@ -2,15 +2,17 @@
 """Ties every member of the contract to the handler of the same name, and stops the daemon when one is missing or left over.
 
 An interface's members are the public methods of one class: `SetParameter` is `set_parameter`, the property `LoadedCount`
-is `loaded_count`. Where there are many objects of a kind, the first argument is the `Target`.
+is `loaded_count`; a word that Python keeps for itself gets a `_` (`Import` is `import_`). Where there are many objects of a
+kind, the first argument is the `Target`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any, Protocol
 
-from kmodd.bus.call import Call
+from kmodd.bus.call import Call, Refusal
 from kmodd.bus.contract import Contract, ContractError, Interface, Method, Property
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -29,7 +31,7 @@ class BoundMethod:
     """A method with its handler."""
 
     row: Method
-    handler: Callable[..., Call]
+    handler: Callable[..., Call | Refusal]
     targeted: bool
     """The handler wants the `Target` first."""
 
@@ -54,7 +56,8 @@ class BoundInterface:
 
 def snake_case(name: str) -> str:
     """`GetMachineId` → `get_machine_id`, `LoadDurationUSec` → `load_duration_usec`."""
-    return _WORD.sub("_", name.replace("USec", "Usec")).lower()
+    word = _WORD.sub("_", name.replace("USec", "Usec")).lower()
+    return f"{word}_" if iskeyword(word) else word
 
 
 def bind(contract: Contract, implementations: Iterable[Members]) -> Mapping[str, BoundInterface]:

@@ -42,6 +42,22 @@ class Call:
     """Unique name of whoever needs no authorisation; looked at only where the row says so."""
     cancellable: bool = False
     """It only reads: it is cancelled when its caller leaves the bus."""
+    prepare: "Callable[[Caller], Awaitable[Call]] | None" = None
+    """Finds out, without any right, what `details` need: the call it answers is authorised and run in place of this one. It is
+    cancelled when its caller leaves the bus."""
+    abandon: Callable[[], None] = field(default=lambda: None)
+    """Called at the end, whatever it was: drops what `prepare` made and nobody wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that cannot succeed, whoever asks: nobody is asked to authorise it.
+
+    A member returns it in place of a `Call` where the error has to be told by somebody who knows the caller. Whatever comes
+    of it, the caller gets an error.
+    """
+
+    error: Callable[[Caller], Awaitable[Exception]]
 
 
 class StandardError(Exception):

@@ -40,6 +40,11 @@ class Method:
     arguments: tuple[str, ...]
     """Names of the arguments, for messages."""
 
+    @property
+    def descriptors(self) -> int:
+        """How many file descriptors it takes."""
+        return self.takes.count("h")
+
 
 @dataclass(frozen=True, slots=True)
 class Property:
@@ -114,6 +119,8 @@ def _method(interface: str, element: ET.Element) -> Method:
         raise ContractError(f"{interface}.{name} names an action that is not ours")
     arguments = tuple(arg.get("name", "") for arg in element.findall("arg") if arg.get("direction") == "in")
     takes, answers = _signature(element, "in"), _signature(element, "out")
+    if public and "h" in takes:
+        raise ContractError(f"{interface}.{name} takes a descriptor, and so it cannot be public")
     return Method(interface, name, takes, answers, named, public, per_operation, owner, arguments)
 
 

@@ -14,7 +14,7 @@ from kmodd.errors import InvalidArgs
 from kmodd.names import ARRAY_MAX, BATCH_MAX, STRING_MAX
 
 _VARIANTS = BASIC | {"as", "a{ss}"}
-_FIXED = {"n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q", "d": "d"}
+_FIXED = {"n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q", "d": "d", "h": "I"}
 _LITTLE = {code: Struct("<" + letter) for code, letter in _FIXED.items()}
 _BIG = {code: Struct(">" + letter) for code, letter in _FIXED.items()}
 
@@ -22,7 +22,7 @@ _BIG = {code: Struct(">" + letter) for code, letter in _FIXED.items()}
 def decode(signature: str, body: bytes, *, little: bool = True) -> list[Any]:
     """Unmarshal a body of our own signature; InvalidArgs when it breaks a limit.
 
-    Structs become tuples, dictionaries dicts, variants (signature, value).
+    Structs become tuples, dictionaries dicts, variants (signature, value), descriptors their number among the message's.
     """
     reader = _Reader(body, little)
     try:

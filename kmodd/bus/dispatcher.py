@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Answers every method call: the one way from the bus to the code.
 
+Descriptors belong to the dispatcher: those of a call whose row takes none are closed before anything else, the others when
+the call has been answered or its caller is gone.
+
 For each call, in this order: find object and member, compare signatures, read the arguments within limits, count it against
 its user's quota, let the member's handler validate (it raises, or answers a frozen `Call`), ask the authority for the
 actions in the member's row and in the `Call`, run the `Call`, marshal the answer. The row comes from the XML; a member
@@ -9,15 +12,15 @@ table in `kmodd.errors`; what is not in the table is our bug, and goes to the jo
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutine
 from typing import Any, Protocol
 
 from kmodd.bus import frame as frames
 from kmodd.bus.binding import BoundInterface, BoundMethod
-from kmodd.bus.call import Body, Call, StandardError, Target
+from kmodd.bus.call import Body, Call, Refusal, StandardError, Target
 from kmodd.bus.callers import Callers, Client
-from kmodd.bus.contract import Interface
+from kmodd.bus.contract import Interface, Method
 from kmodd.bus.decoder import decode
 from kmodd.bus.encoder import encode
 from kmodd.bus.frame import Frame
@@ -32,6 +35,10 @@ from kmodd.model import Caller
 _PEER = "org.freedesktop.DBus.Peer"
 _HELD_MAX = 128
 """Calls kept for a connection while the bus is asked who it is: as many as the system bus lets it have unanswered."""
+_CARRYING_MAX = 128
+"""Calls with descriptors at once, over all connections..."""
+_CARRYING_EACH = 8
+"""...and of one connection."""
 _HELD_BYTES = 16 << 20
 """Bytes of the bodies of all calls kept so; whose they are is not known yet."""
 
@@ -79,6 +86,8 @@ class Dispatcher:
         self._turns = Turns(quota, self._serve, lambda: wire.backlog)
         self._held: dict[Client, list[Frame]] = {}
         self._held_bytes = 0
+        self._carrying: list[Frame] = []
+        """Calls that came with descriptors they may keep."""
         self._tasks: set[asyncio.Task[None]] = set()
         callers.on_gone = self._gone
 
@@ -92,7 +101,10 @@ class Dispatcher:
     def on_call(self, frame: Frame) -> None:
         """Take a method call from the transport."""
         if not frame.sender:
+            frame.close()
             return  # the bus always says who; anything else is no bus
+        if frame.files:
+            self._keep_or_close(frame)
         client = self._callers.find(frame.sender)
         try:
             if client is None:
@@ -104,6 +116,21 @@ class Dispatcher:
                 self._turns.add(frame, client)
         except LimitsExceeded as error:
             self._fail(frame, error)
+
+    def _keep_or_close(self, frame: Frame) -> None:
+        """Close descriptors that no row asks for, or that are too many; what is then refused is told later."""
+        rows = [
+            bound.methods[frame.member].row
+            for name, bound in self._interfaces.items()
+            if frame.interface in {"", name} and frame.member in bound.methods
+        ]
+        self._carrying = [one for one in self._carrying if one.files]
+        each = sum(one.sender == frame.sender for one in self._carrying)
+        wanted = any(row.descriptors == len(frame.files) and row.takes == frame.signature for row in rows)
+        if wanted and each < _CARRYING_EACH and len(self._carrying) < _CARRYING_MAX:
+            self._carrying.append(frame)
+        else:
+            frame.close()
 
     def _hold(self, frame: Frame, held: list[Frame]) -> None:
         if len(held) >= _HELD_MAX or self._held_bytes + len(frame.body) > _HELD_BYTES:
@@ -133,6 +160,10 @@ class Dispatcher:
         self._release(client)
         for task in client.tasks:
             task.cancel()
+        # Nobody reads them any more: a call that goes on has been prepared, and waiting ones are never served.
+        for frame in self._carrying:
+            if frame.sender == client.sender:
+                frame.close()
         self._departed(client.sender)
 
     # --- a call's turn ----------------------------------------------------------------------------------------------
@@ -145,10 +176,13 @@ class Dispatcher:
             row = method.row
             arguments = _arguments(frame, method)
             if not row.public:
-                slot = self._quota.operation(client.uid)
+                slot = (self._quota.file if row.descriptors else self._quota.operation)(client.uid)
             call = method.handler(target, *arguments) if method.targeted else method.handler(*arguments)
             caller = self._callers.caller(client, interactive=frame.interactive, audited=not row.public)
-            if row.public:
+            if isinstance(call, Refusal):
+                result = call.error(caller)
+                work = self._refuse(frame, result)
+            elif row.public:
                 result = call.run(caller)
                 if not isawaitable(result):
                     self._answer(frame, method, result)
@@ -161,9 +195,12 @@ class Dispatcher:
                 slot.release()
             self._fail(frame, error)
             return
-        self._start(work, result, client, slot, cancellable=not row.public or call.cancellable)
+        cancellable = isinstance(call, Refusal) or not row.public or call.cancellable
+        self._start(work, frame, result, client, slot, cancellable=cancellable)
 
-    def _start(self, work: Any, inner: Any, client: Client, slot: Slot | None, *, cancellable: bool) -> None:
+    def _start(
+        self, work: Any, frame: Frame, inner: Any, client: Client, slot: Slot | None, *, cancellable: bool
+    ) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         if cancellable:
@@ -173,6 +210,7 @@ class Dispatcher:
         def ended(_: "asyncio.Task[None]") -> None:
             self._tasks.discard(task)
             client.tasks.discard(task)
+            frame.close()
             if slot is not None:
                 slot.release()
             if iscoroutine(inner):
@@ -181,8 +219,17 @@ class Dispatcher:
 
         task.add_done_callback(ended)
 
+    async def _refuse(self, frame: Frame, error: Awaitable[Exception]) -> None:
+        try:
+            self._fail(frame, await error)
+        except Exception as bug:  # noqa: BLE001 - see _serve
+            self._fail(frame, bug)
+
     async def _authorize(self, frame: Frame, method: BoundMethod, call: Call, caller: Caller, client: Client) -> None:
         try:
+            if call.prepare is not None:
+                call = await call.prepare(caller)
+                frame.close()
             await self._gate.pass_through(method.row, call, caller)
             if client.gone:
                 return
@@ -195,6 +242,8 @@ class Dispatcher:
             self._answer(frame, method, await result if isawaitable(result) else result)
         except Exception as error:  # noqa: BLE001 - see _serve
             self._fail(frame, error)
+        finally:
+            call.abandon()
 
     async def _finish(self, frame: Frame, method: BoundMethod, result: Any, client: Client) -> None:
         try:
@@ -245,6 +294,7 @@ class Dispatcher:
             self._wire.send(frames.reply(self._wire.next_serial(), frame, signature, data))
 
     def _fail(self, frame: Frame, error: Exception) -> None:
+        frame.close()
         if isinstance(error, StandardError):
             what, name, message = "refused", error.name, error.message
         elif isinstance(error, KmoddError) and not isinstance(error, Failed):
@@ -273,4 +323,17 @@ def _arguments(frame: Frame, method: BoundMethod) -> list[Any]:
     if frame.signature != row.takes:
         wanted = f"({row.takes}: {', '.join(row.arguments)})" if row.takes else "no arguments"
         raise InvalidArgs(f"{row.name} takes {wanted}")
-    return decode(row.takes, frame.body, little=frame.little) if row.takes else []
+    values = decode(row.takes, frame.body, little=frame.little) if row.takes else []
+    return _with_files(frame, row, values) if row.descriptors else values
+
+
+def _with_files(frame: Frame, row: Method, values: list[Any]) -> list[Any]:
+    """The values with descriptors in place of their numbers; they stay the frame's."""
+    if len(frame.files) != row.descriptors:
+        if frame.descriptors == row.descriptors:
+            raise LimitsExceeded("too many calls with descriptors are waiting for an answer")
+        raise InvalidArgs(f"{row.name} takes {row.descriptors} file descriptor")
+    typed = list(zip(split(row.takes), values, strict=True))
+    if any(type_ == "h" and value >= len(frame.files) for type_, value in typed):
+        raise InvalidArgs("the message is malformed")
+    return [frame.files[value] if type_ == "h" else value for type_, value in typed]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Message headers: reads those of incoming messages without looking at their bodies, writes those of ours."""
 
+import os
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -54,6 +55,14 @@ class Frame:
     """Its body was longer than BODY_MAX and was thrown away."""
     data: bytes = b""
     """The whole message, kept of replies and signals only."""
+    files: tuple[int, ...] = ()
+    """Descriptors that came with it, ours until `close`; only of a method call, and only when all of them arrived."""
+
+    def close(self) -> None:
+        """Close the descriptors; again is nothing."""
+        files, self.files = self.files, ()
+        for descriptor in files:
+            os.close(descriptor)
 
     @property
     def wants_reply(self) -> bool:

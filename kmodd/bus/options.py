@@ -6,6 +6,8 @@ from typing import Any
 
 from kmodd.errors import InvalidArgs
 from kmodd.model import Operation, Request, Verb
+from kmodd.model.configuration import RuleAction, RuleChange
+from kmodd.model.tunables import Tunables
 from kmodd.names import (
     BATCH_MAX,
     Alias,
@@ -33,11 +35,12 @@ BATCH = {"atomic": "b", "dry-run": "b", "reason": "s", "on-behalf-of": "s"}
 PLAN = {"atomic": "b", "override-policy": "b", "dependents": "b", "unused-dependencies": "b"}
 LIST = {"state": "s", "match": "s"}
 HISTORY = {"module": "s", "since": "t", "limit": "u", "on-behalf-of": "s"}
+CHANGE = {"dry-run": "b", "reason": "s"}
+BLACKLIST = {"hard": "b", "dry-run": "b", "reason": "s"}
+APPLY = {"dry-run": "b", "reason": "s"}
 
-TIMEOUT = 30
-TIMEOUT_MAX = 600
+DEFAULTS = Tunables()
 HISTORY_LIMIT = 100
-HISTORY_LIMIT_MAX = 1000
 
 
 def parse(options: Wire, allowed: Mapping[str, str]) -> dict[str, Any]:
@@ -62,14 +65,14 @@ def number(values: Mapping[str, Any], name: str, default: int, highest: int) -> 
     return int(value)
 
 
-def load(module: str, parameters: Mapping[str, str], options: Wire) -> Request:
+def load(module: str, parameters: Mapping[str, str], options: Wire, tunables: Tunables = DEFAULTS) -> Request:
     """What `Load` asks."""
     values = parse(options, LOAD)
     operation = Operation(Verb.LOAD, parse_module_or_alias(module), tuple(parse_parameters(parameters).items()))
-    return _request((operation,), values)
+    return _request((operation,), values, tunables)
 
 
-def unload(module: str, options: Wire) -> Request:
+def unload(module: str, options: Wire, tunables: Tunables = DEFAULTS) -> Request:
     """What `Unload` asks."""
     values = parse(options, UNLOAD)
     operation = Operation(
@@ -78,20 +81,22 @@ def unload(module: str, options: Wire) -> Request:
         dependents=values.get("dependents", False),
         unused_dependencies=values.get("unused-dependencies", False),
     )
-    return _request((operation,), values)
+    return _request((operation,), values, tunables)
 
 
-def reload(module: str, parameters: Mapping[str, str], options: Wire) -> Request:
+def reload(module: str, parameters: Mapping[str, str], options: Wire, tunables: Tunables = DEFAULTS) -> Request:
     """What `Reload` asks."""
     values = parse(options, LOAD)
     operation = Operation(Verb.RELOAD, parse_module(module), tuple(parse_parameters(parameters).items()))
-    return _request((operation,), values)
+    return _request((operation,), values, tunables)
 
 
-def batch(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire) -> Request:
+def batch(
+    operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire, tunables: Tunables = DEFAULTS
+) -> Request:
     """What `Batch` asks."""
     values = parse(options, BATCH)
-    return _request(tuple(_operation(*one) for one in _some(operations)), values)
+    return _request(tuple(_operation(*one) for one in _some(operations)), values, tunables)
 
 
 def plan(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire) -> Request:
@@ -106,6 +111,36 @@ def plan(operations: Sequence[tuple[str, str, Mapping[str, str]]], options: Wire
         for one in _some(operations)
     )
     return _request(parsed, {**values, "dry-run": True})
+
+
+def rule_change(action: RuleAction, module: str, options: Wire, parameters: Mapping[str, str]) -> RuleChange:
+    """What `SetAutoload` and `SetOptions` ask."""
+    values = parse(options, CHANGE)
+    if parameters and action is RuleAction.DISABLE_AUTOLOAD:
+        raise InvalidArgs("what is not loaded at boot takes no parameters", argument="parameters")
+    return _rule_change(action, module, values, tuple(parse_parameters(parameters).items()))
+
+
+def blacklist(module: str, options: Wire, *, blacklisted: bool) -> RuleChange:
+    """What `SetBlacklisted` asks."""
+    values = parse(options, BLACKLIST)
+    hard = values.get("hard", False)
+    if hard and not blacklisted:
+        raise InvalidArgs("the option hard is for blacklisting", argument="options")
+    action = RuleAction.BLACKLIST_HARD if hard else RuleAction.BLACKLIST if blacklisted else RuleAction.UNBLACKLIST
+    return _rule_change(action, module, values, ())
+
+
+def _rule_change(
+    action: RuleAction, module: str, values: Mapping[str, Any], parameters: tuple[tuple[str, str], ...]
+) -> RuleChange:
+    return RuleChange(
+        action,
+        parse_module(module),
+        parameters,
+        reason=parse_reason(values.get("reason", "")),
+        dry_run=values.get("dry-run", False),
+    )
 
 
 def _some(
@@ -135,13 +170,13 @@ def _operation(
     return Operation(kind, name, dependents=dependents, unused_dependencies=unused_dependencies)
 
 
-def _request(operations: tuple[Operation, ...], values: Mapping[str, Any]) -> Request:
+def _request(operations: tuple[Operation, ...], values: Mapping[str, Any], tunables: Tunables = DEFAULTS) -> Request:
     return Request(
         operations,
         atomic=values.get("atomic", True),
         dry_run=values.get("dry-run", False),
         reason=parse_reason(values.get("reason", "")),
-        timeout=float(number(values, "timeout", TIMEOUT, TIMEOUT_MAX)),
+        timeout=float(number(values, "timeout", tunables.timeout, tunables.timeout_max)),
         override_policy=values.get("override-policy", False),
         on_behalf_of=parse_on_behalf_of(values.get("on-behalf-of", "")),
     )

@@ -47,7 +47,8 @@ class Polkit:
         """Seconds polkit has for its answer, without and with a password prompt."""
         self._bus = bus
         self._timeout = timeout
-        self._prompt_timeout = prompt_timeout
+        self.prompt_timeout = prompt_timeout
+        """May be changed; counts for the next prompt."""
         self._serial = count(1)
         self._withdrawals: set[asyncio.Task[None]] = set()
 
@@ -58,7 +59,7 @@ class Polkit:
         if caller.uid is None:
             raise AccessDenied("it cannot be told who is asking")
         cancellation = f"kmodd-{next(self._serial)}"
-        timeout = self._prompt_timeout if caller.interactive else self._timeout
+        timeout = self.prompt_timeout if caller.interactive else self._timeout
         answered = False
         try:
             answer = await self._bus.call(

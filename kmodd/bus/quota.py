@@ -2,7 +2,7 @@
 """What one user may have under way at once."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kmodd.errors import LimitsExceeded
 
@@ -13,6 +13,8 @@ class Limits:
 
     operations: int = 4
     """Calls that need authorisation, under way at once."""
+    imports: int = 8
+    """Calls that bring a file, under way at once; they do not count as operations."""
     prompts: int = 2
     """Password prompts at once."""
     waiting: int = 8192
@@ -29,7 +31,7 @@ class Limits:
 
 
 USER = Limits()
-ROOT = Limits(operations=64, waiting_bytes=16 << 20, waiting_per_connection=2048, running=128)
+ROOT = Limits(operations=64, imports=32, waiting_bytes=16 << 20, waiting_per_connection=2048, running=128)
 """Root's limits are higher, but finite: a loop gone wrong is a loop gone wrong."""
 
 Key = int | None
@@ -62,6 +64,7 @@ class Quota:
         self._user = user
         self._root = root
         self._operations: Counter[Key] = Counter()
+        self._imports: Counter[Key] = Counter()
         self._prompts: Counter[Key] = Counter()
 
     def limits(self, uid: Key) -> Limits:
@@ -75,6 +78,13 @@ class Quota:
             raise LimitsExceeded(f"this user has {limit} operations under way already")
         return Slot(self._operations, uid)
 
+    def file(self, uid: Key) -> Slot:
+        """One more call of this user that brings a file, or LimitsExceeded."""
+        limit = self.limits(uid).imports
+        if self._imports[uid] >= limit:
+            raise LimitsExceeded(f"this user has {limit} imports under way already")
+        return Slot(self._imports, uid)
+
     def prompt(self, uid: Key) -> Slot:
         """One more password prompt for this user, or LimitsExceeded."""
         limit = self.limits(uid).prompts
@@ -82,7 +92,12 @@ class Quota:
             raise LimitsExceeded(f"this user has {limit} password prompts open already")
         return Slot(self._prompts, uid)
 
+    def change(self, *, operations: int, prompts: int) -> None:
+        """Change the numbers for an ordinary user; root has sixteen times as many operations. What is under way goes on."""
+        self._user = replace(self._user, operations=operations, prompts=prompts)
+        self._root = replace(self._root, operations=16 * operations, prompts=prompts)
+
     @property
     def idle(self) -> bool:
         """Nothing is counted."""
-        return not self._operations and not self._prompts
+        return not self._operations and not self._imports and not self._prompts

@@ -33,6 +33,8 @@ def step(one: Step) -> Row:
         "because": ("s", one.because),
         "operation": ("u", one.operation),
     }
+    if one.optional:
+        row["optional"] = ("b", True)
     if one.error is not None:
         row["error"] = ("s", one.error.name())
         row["message"] = ("s", one.error.message)

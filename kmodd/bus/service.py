@@ -13,12 +13,14 @@ from kmodd.bus.contract import Contract
 from kmodd.bus.dispatcher import Dispatcher
 from kmodd.bus.frame import Frame
 from kmodd.bus.gate import Count, Gate
+from kmodd.bus.interfaces.configuration import ConfigurationInterface
 from kmodd.bus.interfaces.job import JobInterface
 from kmodd.bus.interfaces.manager import ManagerInterface
 from kmodd.bus.interfaces.module import ModuleInterface
 from kmodd.bus.interfaces.object_manager import ObjectManagerInterface
 from kmodd.bus.interfaces.parts import Jobs, Parts
 from kmodd.bus.interfaces.standard import IntrospectableInterface, PeerInterface, PropertiesInterface
+from kmodd.bus.interfaces.store import StoreInterface
 from kmodd.bus.introspection import Introspection
 from kmodd.bus.quota import Quota
 from kmodd.bus.reading import Reading
@@ -64,6 +66,8 @@ class Service:
                 ManagerInterface(parts),
                 ModuleInterface(parts),
                 JobInterface(parts),
+                ConfigurationInterface(parts),
+                StoreInterface(parts),
                 # Nothing tells when somebody writes a parameter below /sys: what is kept is at most a second old.
                 ObjectManagerInterface(
                     reading, lambda: (parts.loaded.raw(), announcer.generation, int(time.monotonic()))

@@ -32,6 +32,8 @@ MESSAGE_MAX = 128 << 20
 OUTBOX_MAX = 64 << 20
 """Bytes waiting to be written; the bus reads as fast as it can, so more means that it has stopped."""
 _READ = 64 * 1024
+DESCRIPTORS_MAX = 16
+"""Descriptors of one message; the system bus lets no more through either."""
 _DESCRIPTORS = socket.CMSG_SPACE(253 * array("i").itemsize)  # SCM_MAX_FD of the kernel
 _SIGNATURES_MAX = 256
 
@@ -52,14 +54,14 @@ class RemoteError(Exception):
 class Transport:
     """One connection to a message bus.
 
-    `on_call` gets every method call, `on_signal` every signal of the bus itself; both run on the loop and must not block or
-    raise. `on_drained` is called when everything queued was written. `on_lost` is called once when the connection ends
-    without `close()`: the process has to end then.
+    `on_call` gets every method call, and owns the descriptors that came with it; `on_signal` gets every signal of the bus
+    itself. Both run on the loop and must not block or raise. `on_drained` is called when everything queued was written.
+    `on_lost` is called once when the connection ends without `close()`: the process has to end then.
     """
 
     def __init__(self, address: str | None = None) -> None:
         """`address` is a bus address; None is the system bus."""
-        self.on_call: Callable[[Frame], None] = lambda _: None
+        self.on_call: Callable[[Frame], None] = Frame.close
         self.on_signal: Callable[[Frame], None] = lambda _: None
         self.on_drained: Callable[[], None] = lambda: None
         self.on_lost: Callable[[BaseException | None], None] = lambda _: None
@@ -81,6 +83,11 @@ class Transport:
     def connected(self) -> bool:
         """Messages can be sent."""
         return bool(self._bus.connected)
+
+    @property
+    def arrivals(self) -> int:
+        """Rises whenever bytes are received."""
+        return self._bus.arrivals
 
     @property
     def backlog(self) -> int:
@@ -180,7 +187,12 @@ class _Connection(MessageBus):
         self.outbox = _Outbox(self)
         self._writer: Any = self.outbox
         self._buffer = bytearray()
+        self._start = 0
+        """Where in everything ever received the buffer begins."""
+        self._files: deque[tuple[int, array[int]]] = deque()
+        """Descriptors that came, each with the place in the stream up to which was read when they came."""
         self._skip = 0
+        self.arrivals = 0
 
     async def _auth_readline(self) -> str:
         # dbus-next's own spins without ever yielding when the bus hangs up during authentication.
@@ -198,6 +210,7 @@ class _Connection(MessageBus):
     def hang_up(self) -> None:
         self._user_disconnect = True
         self._finalize(None)
+        self._close_files(None)
         self._stream.close()
         self._sock.close()
 
@@ -233,11 +246,12 @@ class _Connection(MessageBus):
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array("i")
                 received.frombytes(content[: len(content) - len(content) % received.itemsize])
-                # No method takes a descriptor, whatever came along is not ours to keep.
-                for descriptor in received:
-                    os.close(descriptor)
+                # They belong to the message that contains the last byte read with them: the bus sends them with a message's
+                # first byte, and a read ends where a write with descriptors ended (unix(7), SCM_RIGHTS).
+                self._files.append((self._start + len(self._buffer) + len(data), received))
         if not data:
             raise EOFError("the bus closed the connection")
+        self.arrivals += 1
         return bytes(data)
 
     def _split(self) -> None:
@@ -248,6 +262,7 @@ class _Connection(MessageBus):
                 step = min(self._skip, len(buffer) - position)
                 position += step
                 self._skip -= step
+                self._close_files(self._start + position)
                 if self._skip:
                     break
             if len(buffer) - position < 16:
@@ -269,8 +284,25 @@ class _Connection(MessageBus):
             frame.oversized = oversized
             if oversized:
                 self._skip = body
+            files = self._take_files(self._start + position + self._skip)
+            if frame.kind == Kind.METHOD_CALL and not oversized and len(files) == frame.descriptors <= DESCRIPTORS_MAX:
+                frame.files = tuple(files)
+            else:
+                _close_all(files)
             self._deliver(frame, data)
+        self._start += position
         del buffer[:position]
+
+    def _take_files(self, end: int) -> list[int]:
+        """Descriptors of what lies before this place in the stream."""
+        taken: list[int] = []
+        while self._files and self._files[0][0] <= end:
+            taken += self._files.popleft()[1]
+        return taken
+
+    def _close_files(self, end: int | None) -> None:
+        """Close the descriptors of what lies before this place, or all."""
+        _close_all(self._take_files(MESSAGE_MAX + self._start + len(self._buffer) if end is None else end))
 
     def _deliver(self, frame: Frame, data: bytes) -> None:
         if frame.kind == Kind.METHOD_CALL:
@@ -283,6 +315,11 @@ class _Connection(MessageBus):
             handler = self._method_return_handlers.pop(frame.reply_serial, None)
             if handler is not None:
                 handler(*_reply(frame, data))
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _reply(frame: Frame, data: bytes) -> tuple[Any, Exception | None]:

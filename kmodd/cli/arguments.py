@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 
 from kmodd import VERSION
+from kmodd.cli import config_arguments, store_arguments
 
 _EPILOG = """\
 Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the way, 6 disabled by policy, 7 limit,
@@ -133,6 +134,12 @@ class _Grammar:
         log.add_argument("--since", metavar="TIME", default="", help="such as '1h', 'today', '2024-05-01 12:00'")
         log.add_argument("-n", "--lines", type=int, default=100, metavar="N", help="at most so many (default: 100)")
         self._add(self._commands, "monitor", "monitor", "show what happens to modules as it happens")
+        store_arguments.define(
+            self._add(self._commands, "store", "store_list", "keep custom modules in versions"), self._common
+        )
+        config_arguments.define(
+            self._add(self._commands, "config", "config_show", "show and change the rules about modules"), self._common
+        )
         self._add(self._commands, "reset-failed", "reset", "forget a failed or stuck operation", "module")
         self._notify()
 

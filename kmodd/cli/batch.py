@@ -40,8 +40,7 @@ async def run(session: Session, arguments: Namespace) -> int:
     if session.json:
         session.document([_document(operation, row) for operation, row in zip(operations, rows, strict=True)])
     else:
-        sentences = await _sentences(results, session.client)
-        session.screen.show(lines(operations, results, sentences, session.screen))
+        session.screen.show(lines(operations, results, await sentences(results, session.client), session.screen))
     return next((result.error.exit_code for result in results if result.error is not None), 0)
 
 
@@ -61,7 +60,7 @@ def _document(operation: Operation, row: Sequence[object]) -> dict[str, object]:
     return {"action": operation[0], "module": module, "result": result, "error": error, "touched": touched}
 
 
-async def _sentences(results: Sequence[OperationResult], client: Client) -> dict[str, str]:
+async def sentences(results: Sequence[OperationResult], client: Client) -> dict[str, str]:
     """The sentence of each failure, which the answer of `Batch` leaves to `Explain`."""
     found: dict[str, str] = {}
     for result in results:
@@ -77,7 +76,7 @@ async def _sentences(results: Sequence[OperationResult], client: Client) -> dict
 
 
 def lines(
-    operations: Sequence[Operation], results: Sequence[OperationResult], sentences: dict[str, str], screen: Screen
+    operations: Sequence[Operation], results: Sequence[OperationResult], said: dict[str, str], screen: Screen
 ) -> list[str]:
     """One line for each operation, and what it came to."""
     paint, glyphs = screen.paint, screen.glyphs
@@ -93,7 +92,7 @@ def lines(
     for (verb, module, _), result in zip(operations, results, strict=True):
         name = clean(module)
         padding = " " * (width - columns(name))
-        outcome = _outcome(result, sentences.get(result.module, ""), screen)
+        outcome = _outcome(result, said.get(result.module, ""), screen)
         text.append(f"{marks[result.result]} {verb:<6}  {paint.name(name)}{padding}  {outcome}".rstrip())
     counts = Counter(result.result for result in results)
     summary = ", ".join(f"{counts[kind]} {word}" for kind, word in _WORDS.items() if counts[kind])

@@ -44,7 +44,7 @@ def _step(found: Step, screen: Screen, width: int) -> list[str]:
     paint, glyphs = screen.paint, screen.glyphs
     name = clean(found.module)
     padding = " " * (width - columns(name))
-    because = clean(found.because)
+    because = clean(found.because) + (", may fail" if found.optional else "")
     if found.error is not None:
         head = (
             f"  {paint.bad(glyphs.no)} {found.action.value} {paint.name(name)}{padding}  {paint.bad(found.error.title)}"

@@ -8,9 +8,9 @@ with its tokens. Root writes the file, the gateway reads it.
 import grp
 import re
 from argparse import Namespace
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kmodd import tokens
 from kmodd.cli.screen import Screen
@@ -18,6 +18,9 @@ from kmodd.cli.table import Column, render
 from kmodd.cli.text import clean
 from kmodd.errors import AccessDenied, Conflict, Evidence, InvalidArgs, NotPermitted
 from kmodd.tokens import Token, TokenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SPAN = re.compile(r"(\d{1,5})\s*([smhdwy])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 365 * 86_400}

@@ -5,13 +5,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-# Turns of the event loop: in the first the caller's task wakes up and hands its reply to the transport, in the second
-# the transport finds its socket writable and sends it, in the third it is certainly gone.
-TURNS = 3
+DELAY = 0.02
+"""Seconds. Counting turns of the loop does not do: when the answer is written depends on how many tasks it goes through,
+and a load that follows at once is not to pay for the records of the one before."""
 
 
 class Afterwards:
-    """Runs callbacks in order, a few turns of the event loop later; without a loop at once."""
+    """Runs callbacks in order, a little later and one in each turn of the event loop; without a loop at once."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
@@ -27,15 +27,16 @@ class Afterwards:
             return
         self._waiting.append(callback)
         if len(self._waiting) == 1:
-            self._turn(loop, TURNS)
+            loop.call_later(DELAY, self._next, loop)
 
     def flush(self) -> None:
         """Run all that waits now."""
         while self._waiting:
             self._waiting.popleft()()
 
-    def _turn(self, loop: asyncio.AbstractEventLoop, left: int) -> None:
-        if left:
-            loop.call_soon(self._turn, loop, left - 1)
-        else:
-            self.flush()
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waiting:
+            callback = self._waiting.popleft()
+            if self._waiting:
+                loop.call_soon(self._next, loop)
+            callback()

@@ -124,6 +124,14 @@ class HealthChanged:
     status: HealthStatus
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigurationChanged:
+    """kmodd wrote its own rules about a module."""
+
+    module: ModuleName
+    files: tuple[str, ...]
+
+
 Event = (
     ModuleAdded
     | ModuleRemoved
@@ -136,6 +144,7 @@ Event = (
     | StepSucceeded
     | StepFailed
     | HealthChanged
+    | ConfigurationChanged
 )
 
 

@@ -13,6 +13,9 @@ from kmodd.errors import Conflict, Evidence, KmoddError
 from kmodd.kernel.ports import Kernel
 from kmodd.model import Outcome, State, Step, StepAction
 
+_TRIES = 3
+"""Calls for one insertion where others insert and remove the same module all the while."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
@@ -27,13 +30,23 @@ class CallResult:
 class KernelCalls:
     """Makes steps real."""
 
-    def __init__(self, kernel: Kernel, *, capable: Callable[[], bool] = lambda: True) -> None:
-        """`capable` tells whether kmodd holds CAP_SYS_MODULE; it is asked only after an EPERM."""
+    def __init__(self, kernel: Kernel, *, capable: Callable[[int], bool] = lambda worker: True) -> None:
+        """`capable` tells whether a worker, by process number, holds CAP_SYS_MODULE; it is asked only after an EPERM."""
         self._kernel = kernel
         self._capable = capable
 
     async def make(self, step: Step, timeout: float, given: tuple[str, ...] = ()) -> CallResult:
         """Take the step; `given` names the parameters that the caller, not the configuration, wants set."""
+        for tries_left in reversed(range(_TRIES)):
+            called = await self._try(step, timeout, given, last=not tries_left)
+            if called is not None:
+                return called
+        raise AssertionError("the last try answers")
+
+    async def _try(
+        self, step: Step, timeout: float, given: tuple[str, ...], *, last: bool = False
+    ) -> CallResult | None:
+        """Make the call; None when it met somebody else's on the same module, and may be made again."""
         mark = self._kernel.log.mark()
         try:
             if step.action is StepAction.INSERT:
@@ -46,6 +59,8 @@ class KernelCalls:
                 error = _ignored_parameters(step) if given else None
                 return CallResult(outcome, changed=False, error=error)
             evidence = await self._gather(step, outcome, mark.lines(), given)
+            if _was_crossed(evidence) and not last:
+                return None
             return CallResult(outcome, changed=False, error=diagnose(evidence))
         finally:
             mark.close()
@@ -65,7 +80,7 @@ class KernelCalls:
         module = self._kernel.loaded.read(step.module)
         busy = step.action is StepAction.REMOVE and outcome.errno in (codes.EAGAIN, codes.EBUSY)
         users = await asyncio.to_thread(self._kernel.usage.users, step.module) if busy and module is not None else ()
-        signed, missing = self._judge_file(step)
+        signed, missing, fault = self._judge_file(step)
         return StepEvidence(
             step=step,
             outcome=outcome,
@@ -77,17 +92,29 @@ class KernelCalls:
             given=given,
             signed=signed,
             file_missing=missing,
-            capable=self._capable() if outcome.errno == codes.EPERM else True,
+            file_fault=fault,
+            capable=self._capable(outcome.worker) if outcome.errno == codes.EPERM else True,
         )
 
-    def _judge_file(self, step: Step) -> tuple[bool, bool]:
+    def _judge_file(self, step: Step) -> tuple[bool, bool, str]:
+        """Whether the file is signed, whether it is missing, and what is wrong with it."""
         if step.action is StepAction.REMOVE:
-            return True, False
+            return True, False, ""
         try:
-            return self._kernel.index.info(step.module).signed, False
+            return self._kernel.index.info(step.module).signed, False, ""
         except KmoddError as error:
-            # NoSuchModule: no file. BadModule: one that cannot be parsed, which the kernel's lines tell better.
-            return False, error.name() == "NoSuchModule"
+            # NoSuchModule: the index has no such file any more. BadModule: gone, or one that cannot be parsed, which the
+            # kernel's lines tell better where there are any.
+            return False, error.name() == "NoSuchModule" or error.evidence.errno == codes.ENOENT, error.message
+
+
+def _was_crossed(evidence: StepEvidence) -> bool:
+    """Tell whether the module was there, or going, when the kernel looked for one of its name, and is gone now.
+
+    An init() that answers EEXIST or EBUSY of its own, without a word, looks the same the first time.
+    """
+    inserting = evidence.step.action is StepAction.INSERT and evidence.outcome.kind == "done"
+    return inserting and evidence.errno in (codes.EEXIST, codes.EBUSY) and not evidence.init_lines
 
 
 def _ignored_parameters(step: Step) -> Conflict:

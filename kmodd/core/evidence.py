@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from kmodd.errors import Evidence
 from kmodd.model import KernelFacts, LoadedModule, Outcome, Rule, Step, User
 
-LOG_LINES = 40
-"""Lines of the kernel's that are kept."""
+LOG_LINES = 32
+"""Lines of the kernel's that are kept; the journal takes no more of one record."""
+_TAINTS = ("taints kernel", "tainting kernel", "module license")
+"""What check_modinfo, module_sig_check and set_license log while a module is loaded (kernel/module/main.c)."""
+_OOPS = ("BUG: ", "Oops", "general protection fault", "kernel BUG at", "Unable to handle kernel", "invalid opcode")
+"""How a report of an oops begins (arch/x86/mm/fault.c, arch/x86/kernel/traps.c, arch/arm64/mm/fault.c)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,10 @@ class StepEvidence:
     """The file carries a signature, whatever it is worth."""
     file_missing: bool = False
     """The index names a file that cannot be read."""
+    file_fault: str = ""
+    """A sentence on what is wrong with the file, where it cannot be parsed."""
     capable: bool = True
-    """kmodd holds CAP_SYS_MODULE."""
+    """The worker that made the call holds CAP_SYS_MODULE."""
 
     @property
     def errno(self) -> int:
@@ -52,6 +58,19 @@ class StepEvidence:
         names = (self.step.module, self.step.module.replace("_", "-"))
         return tuple(line for line in self.log if line.partition(":")[0].split(" ")[-1] in names)
 
+    @property
+    def init_lines(self) -> tuple[str, ...]:
+        """The module's own words: what the loader says of every unsigned or foreign module is left out."""
+        return tuple(line for line in self.own_lines if not any(word in line for word in _TAINTS))
+
+    @property
+    def kept_lines(self) -> tuple[str, ...]:
+        """The lines that say most: an oops from where it begins, otherwise the last ones."""
+        begins = next((n for n, line in enumerate(self.log) if any(word in line for word in _OOPS)), None)
+        if begins is None:
+            return self.log[-LOG_LINES:]
+        return self.log[begins : begins + LOG_LINES]
+
     def line(self, *words: str) -> str:
         """The first line that contains all these words; empty when there is none."""
         return next((line for line in self.log if all(word in line for word in words)), "")
@@ -62,7 +81,7 @@ class StepEvidence:
         """Put the evidence into the shape that errors carry."""
         return Evidence(
             errno=self.errno or None,
-            kernel_log=self.log[-LOG_LINES:],
+            kernel_log=self.kept_lines,
             hint=hint,
             holders=tuple(self.module.holders) if self.module is not None else (),
             users=tuple((user.kind, user.name, user.detail) for user in self.users),

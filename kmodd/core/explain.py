@@ -3,11 +3,12 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from kmodd.core.near import did_you_mean
 from kmodd.core.policy import Policy, command_line_rule, where
 from kmodd.core.registry import Registry
-from kmodd.errors import Busy, Conflict, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
+from kmodd.errors import Busy, Conflict, Crashed, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex, Usage
 from kmodd.model import Explanation, Failure, KernelFacts, LoadedModule, ModuleInfo, Rule, State, User
 from kmodd.names import Alias, ModuleName
@@ -36,7 +37,10 @@ class Explainer:
         policy: Policy,
         registry: Registry,
         failure: FailureLookup,
+        refresh: Callable[[], object] | None = None,
     ) -> None:
+        """`refresh` makes the index notice changed files before it is asked for a description; the index's own if None."""
+        self._refresh = refresh or index.refresh
         self._loaded = loaded
         self._index = index
         self._usage = usage
@@ -55,6 +59,9 @@ class Explainer:
         if module is not None:
             return self._explain_loaded(module, found, facts)
         failure = self._failure(name)
+        if failure is not None and failure.stuck:
+            # It failed in the end, which the kernel announces to nobody but the caller, and he is gone.
+            failure = replace(failure, stuck=False)
         if self._index.is_builtin(name) or self._loaded.is_builtin(name):
             return Explanation(
                 name,
@@ -87,11 +94,23 @@ class Explainer:
         )
 
     def describe(self, name: ModuleName | Alias) -> ModuleInfo:
-        """Static facts of a module, or of the one an alias stands for.
+        """Static facts of a module, or of the one an alias stands for: as `find`, and BadModule."""
+        return self.info(self.find(name))
 
-        NoSuchModule, Conflict (the alias stands for several), ModuleTreeMissing, BadModule.
+    def info(self, name: ModuleName) -> ModuleInfo:
+        """Static facts of a module that was found."""
+        return self._index.info(name)
+
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same."""
+        return self._index.stamp(name)
+
+    def find(self, name: ModuleName | Alias) -> ModuleName:
+        """The module of this name, or the one an alias stands for.
+
+        NoSuchModule, Conflict (the alias stands for several), ModuleTreeMissing.
         """
-        self._index.refresh()
+        self._refresh()
         names = self._index.resolve(name)
         if not names:
             facts = self._facts.read()
@@ -100,7 +119,7 @@ class Explainer:
             raise NoSuchModule(self._absence(name, facts), module=name)
         if len(names) > 1:
             raise Conflict(f"{name} stands for several modules: {', '.join(sorted(names))}.", module=name)
-        return self._index.info(names[0])
+        return names[0]
 
     def writable(self, name: ModuleName) -> frozenset[str]:
         """Parameters of a module that can be written now; empty for what is not there."""
@@ -148,6 +167,9 @@ class Explainer:
 
     def _removal_blockers(self, module: LoadedModule, users: list[User], facts: KernelFacts) -> list[str]:
         if module.state in _PENDING:
+            failure = self._failure(module.name)
+            if failure is not None and failure.error == Crashed.name():
+                return [f"{failure.message}."]
             return [_PENDING[module.state]]
         blockers = []
         if facts.modules_disabled:
@@ -202,7 +224,7 @@ class Explainer:
         if rule is not None:
             return rule, True
         rules = self._policy.load_rules(name) if self._index.exists(name) else self._index.rules(name)
-        rules = tuple(rule for rule in rules if rule.kind in {"blacklist", "install"})
+        rules = tuple(rule for rule in rules if rule.kind in {"blacklist", "install", "alias"})
         return (rules[0], True) if rules else (None, False)
 
     def _absence(self, name: str, facts: KernelFacts) -> str:

@@ -3,13 +3,13 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from kmodd.errors import Evidence
-from kmodd.model import Failure
+from kmodd.model import Failure, OperationResult
 from kmodd.names import ModuleName, canonical, is_module_name
 
 REMEMBERED = 256
@@ -52,6 +52,16 @@ class Failures:
             if oldest is not None:
                 del self._failures[oldest.module]
         self._write()
+
+    def share(self, results: Sequence[OperationResult], targets: Sequence[Sequence[ModuleName]]) -> None:
+        """Let what was asked for (`targets`, for each result) have the failure of the dependency that it failed for."""
+        for result, names in zip(results, targets, strict=True):
+            cause = self._failures.get(ModuleName(result.error.module)) if result.error is not None else None
+            if cause is None or result.error is None or cause.error != result.error.name():
+                continue
+            for name in names:
+                if name != cause.module:
+                    self.remember(replace(cause, module=name, stuck=False))
 
     def let_go(self, name: ModuleName) -> bool:
         """Note that the kernel let go of a stuck module; False when it was not stuck."""

@@ -2,7 +2,7 @@
 """How the machine's modules and kmodd itself are: ok, degraded or failing, and why."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kmodd.core.api import (
     Audit,
@@ -18,6 +18,7 @@ from kmodd.core.api import (
 )
 from kmodd.core.health_checks import CHECKS, Vitals
 from kmodd.core.listing import Listing
+from kmodd.core.operations import STUCK_MAX
 from kmodd.core.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.kernel.ports import Facts, LoadedModules
@@ -26,6 +27,9 @@ from kmodd.names import ModuleName
 
 SETTLE = 0.1
 """Seconds between an event that may change the status and looking: replies go first, and a burst costs one look."""
+
+LEISURE = 1.0
+"""Seconds after what went well. It changes the status rarely, and a look costs as much as a load."""
 
 PATIENCE_USEC = 30_000_000
 """A module that is coming or going for longer hangs; the slowest drivers take some seconds."""
@@ -51,6 +55,7 @@ class HealthMonitor:
         failures: Callable[[], tuple[Failure, ...]],
         abandoned: Callable[[], int],
         trouble: Callable[[], str],
+        stuck_max: Callable[[], int] = lambda: STUCK_MAX,
     ) -> None:
         """`trouble` is what the daemon's last check of itself found, empty when it was well."""
         self._loaded = loaded
@@ -64,6 +69,9 @@ class HealthMonitor:
         self._failures = failures
         self._abandoned = abandoned
         self._trouble = trouble
+        self._stuck_max = stuck_max
+        self.further: tuple[Callable[[], Iterable[HealthCheck]], ...] = ()
+        """What other parts look at; their findings come after those of `CHECKS`."""
         self._pending_since: dict[ModuleName, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._status = HealthStatus.OK
@@ -100,9 +108,11 @@ class HealthMonitor:
             forbidden=self._forbidden(list(modules)),
             abandoned=self._abandoned(),
             overflows=self._registry.overflows,
+            stuck_max=self._stuck_max(),
             trouble=self._trouble(),
         )
         checks = tuple(finding for check in CHECKS for finding in check(vitals))
+        checks += tuple(finding for look in self.further for finding in look())
         status = max((finding.status for finding in checks), key=_RANK.__getitem__)
         if status is not self._status:
             self._status = status
@@ -113,8 +123,15 @@ class HealthMonitor:
 
     def look_soon(self) -> None:
         """Something may have changed: look when what is under way has been answered."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SETTLE, self._look)
+        self._look_within(SETTLE)
+
+    def _look_within(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + delay:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(delay, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -122,8 +139,10 @@ class HealthMonitor:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case ModuleAdded() | ModuleRemoved() | StepSucceeded() | StepFailed():
+            case StepFailed():
                 self.look_soon()
+            case ModuleAdded() | ModuleRemoved() | StepSucceeded():
+                self._look_within(LEISURE)
             case ManagerChanged(properties) if set(properties) - {"Health", "LoadedCount"}:
                 self.look_soon()
             case _:

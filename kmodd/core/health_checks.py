@@ -32,6 +32,8 @@ class Vitals:
     abandoned: int
     """Calls still in the kernel that nobody waits for."""
     overflows: int
+    stuck_max: int = STUCK_MAX
+    """So many of them, and nothing new is begun."""
     trouble: str = ""
     """What the daemon's own check of itself found; empty when it is well."""
 
@@ -134,12 +136,12 @@ def check_hung(vitals: Vitals) -> Iterator[HealthCheck]:
         )
     if not vitals.hung:
         yield HealthCheck("stuck-module", _OK, "No module is stuck.")
-    if vitals.abandoned >= STUCK_MAX:
+    if vitals.abandoned >= vitals.stuck_max:
         message = f"{vitals.abandoned} calls hang in the kernel: no further load or unload is accepted."
         yield HealthCheck("stuck-calls", _FAILING, message, "", "reboot")
     elif vitals.abandoned:
         message = f"{_count(vitals.abandoned, 'call')} into the kernel did not come back."
-        yield HealthCheck("stuck-calls", _DEGRADED, message, "", f"at {STUCK_MAX} no more are accepted")
+        yield HealthCheck("stuck-calls", _DEGRADED, message, "", f"at {vitals.stuck_max} no more are accepted")
     else:
         yield HealthCheck("stuck-calls", _OK, "No call hangs in the kernel.")
 

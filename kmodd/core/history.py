@@ -2,6 +2,7 @@
 """The answer to `GetHistory`: what was done, by whom, why and with which result."""
 
 import asyncio
+from collections.abc import Callable
 
 from kmodd.core.api import HistoryReader
 from kmodd.errors import Busy, InvalidArgs
@@ -15,14 +16,16 @@ READS = 4
 class History:
     """Reads records back without holding up the daemon."""
 
-    def __init__(self, reader: HistoryReader) -> None:
+    def __init__(self, reader: HistoryReader, *, limit_max: Callable[[], int] = lambda: LIMIT_MAX) -> None:
+        """`limit_max` answers how many records one reading may ask for."""
         self._reader = reader
+        self._limit_max = limit_max
         self._reading = 0
 
     async def read(self, query: HistoryQuery) -> list[HistoryEntry]:
         """Newest last; InvalidArgs for an impossible query, Busy when too many are under way."""
-        if not 1 <= query.limit <= LIMIT_MAX:
-            raise InvalidArgs(f"limit is 1 to {LIMIT_MAX}", argument="limit")
+        if not 1 <= query.limit <= self._limit_max():
+            raise InvalidArgs(f"limit is 1 to {self._limit_max()}", argument="limit")
         if query.since < 0:
             raise InvalidArgs("since is a time in microseconds since 1970", argument="since")
         if self._reading >= READS:

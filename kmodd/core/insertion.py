@@ -65,6 +65,7 @@ class Insertion:
                 raise Builtin(
                     f"{name} is built into the kernel, its parameters are set on the kernel command line only",
                     module=name,
+                    evidence=Evidence(hint=f"add {name}.NAME=VALUE to the boot loader's configuration"),
                 )
             return
         if self._is_live(name):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kmodd.core.evidence import StepEvidence
-from kmodd.core.insertion import modules_disabled
+from kmodd.core.insertion import busy, modules_disabled
 from kmodd.core.policy import command_line_rule
 from kmodd.errors import (
     BadModule,
@@ -29,6 +29,7 @@ from kmodd.errors import (
     UnknownSymbol,
     WrongKernel,
 )
+from kmodd.model import State
 
 Cause = Callable[[StepEvidence], KmoddError | None]
 
@@ -53,9 +54,9 @@ def no_capability(e: StepEvidence) -> KmoddError | None:
     if e.capable:
         return None
     return NotPermitted(
-        f"kmodd may not load {e.step.module}: it runs without CAP_SYS_MODULE",
+        f"kmodd may not load {e.step.module}: its worker runs without CAP_SYS_MODULE",
         module=e.step.module,
-        evidence=e.facts_for("systemctl show kmodd --property=CapabilityBoundingSet; it needs CAP_SYS_MODULE"),
+        evidence=e.facts_for("systemctl cat kmodd-worker@.service: CapabilityBoundingSet= has to name CAP_SYS_MODULE"),
     )
 
 
@@ -192,12 +193,20 @@ _ELF = (
 
 def bad_file(e: StepEvidence) -> KmoddError | None:
     """elf_validity_check() and what follows it: told apart by the kernel's own line."""
-    what = next((text for words, text in _ELF if e.line(*words)), "is not one the kernel can use")
+    what = next((text for words, text in _ELF if e.line(*words)), "")
+    if not what and e.init_lines:
+        return None  # init() answers it, and has said why
+    sentence = f"the file of {e.step.module} {what or 'is not one the kernel can use'}"
     return BadModule(
-        f"the file of {e.step.module} {what}",
+        (not what and e.file_fault) or sentence,
         module=e.step.module,
         evidence=e.facts_for("reinstall the package the file comes from: dpkg --search, then apt install --reinstall"),
     )
+
+
+def bad_file_without_a_word(e: StepEvidence) -> KmoddError | None:
+    """kernel_read_file() answers EINVAL for an empty file, and logs nothing."""
+    return bad_file(e) if e.file_fault and not e.log else None
 
 
 def file_missing(e: StepEvidence) -> KmoddError | None:
@@ -233,6 +242,15 @@ def dependency_hangs(e: StepEvidence) -> KmoddError | None:
         module=e.step.module,
         evidence=e.facts_for(f"kmodctl why {found[1]}"),
     )
+
+
+def held_by_others(e: StepEvidence) -> KmoddError | None:
+    """add_unformed_module(): EEXIST for one that is live, EBUSY for one that is going."""
+    if e.module is None or e.module.state is State.LIVE:
+        return None
+    error = busy(e.step.module, e.module.state)
+    error.evidence = e.facts_for(error.evidence.hint)
+    return error
 
 
 def unknown_symbol(e: StepEvidence) -> KmoddError | None:
@@ -354,10 +372,11 @@ LOAD_TABLE: Mapping[int, tuple[Cause, ...]] = {
     codes.ENOEXEC: (wrong_version, duplicate_symbol, bad_file),
     codes.ETXTBSY: (file_busy,),
     codes.ENOENT: (unknown_symbol, file_missing, firmware_missing),
-    codes.EINVAL: (bad_parameter, wrong_version, unknown_symbol, built_in_already),
+    codes.EINVAL: (bad_parameter, wrong_version, unknown_symbol, built_in_already, bad_file_without_a_word),
     codes.ERANGE: (bad_parameter,),
     codes.ENOSPC: (bad_parameter,),
-    codes.EBUSY: (dependency_hangs,),
+    codes.EBUSY: (dependency_hangs, held_by_others),
+    codes.EEXIST: (held_by_others,),
     codes.ENODEV: (no_device,),
     codes.ENXIO: (no_device,),
     codes.EOPNOTSUPP: (no_device,),

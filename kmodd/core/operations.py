@@ -21,13 +21,14 @@ from kmodd.core.calls import CallResult, KernelCalls
 from kmodd.core.draft import Flight
 from kmodd.core.execution import Execution
 from kmodd.core.failures import Failures
+from kmodd.core.freshness import FreshPlans
 from kmodd.core.insertion import stuck as stuck_error
 from kmodd.core.jobs import Jobs
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.planner import Planner
-from kmodd.core.records import failure_record, released_record, request_action, result_records
+from kmodd.core.records import failure_record, foretold, released_record, request_action, result_records
 from kmodd.core.rollback import LiveParameters
-from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck
+from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck, TimedOut
 from kmodd.kernel.ports import Kernel
 from kmodd.model import (
     Caller,
@@ -46,7 +47,7 @@ from kmodd.model import (
 from kmodd.names import ModuleName
 
 STUCK_MAX = 4
-"""Calls that may be stuck in the kernel at once; beyond that nothing new is begun."""
+"""Calls that may be stuck in the kernel at once, unless it is set otherwise."""
 _HALF_WAY = (State.COMING, State.GOING)
 
 
@@ -64,9 +65,13 @@ class Operations:
         audit: Audit,
         events: Events,
         clock: Clock,
-        capable: Callable[[], bool] = lambda: True,
+        capable: Callable[[int], bool] = lambda worker: True,
+        stuck_max: Callable[[], int] = lambda: STUCK_MAX,
     ) -> None:
-        """`capable` tells whether kmodd holds CAP_SYS_MODULE; it is asked only to explain a refusal."""
+        """`capable` tells whether a worker (by process number) holds CAP_SYS_MODULE; asked only to explain a refusal.
+
+        `stuck_max` answers how many calls may be stuck in the kernel at once; beyond that nothing new is begun.
+        """
         self._planner = planner
         self._kernel = kernel
         self._locks = locks
@@ -75,9 +80,11 @@ class Operations:
         self._audit = audit
         self._clock = clock
         self._events = events
+        self._stuck_max = stuck_max
         self._calls = KernelCalls(kernel, capable=capable)
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
+        self._fresh = FreshPlans(clock)
         self._under_way: dict[asyncio.Task[tuple[OperationResult, ...]], Execution] = {}
         self._held: dict[int, set[ModuleName]] = {}
         """Modules that each job has stuck in the kernel."""
@@ -85,7 +92,7 @@ class Operations:
 
     def plan(self, request: Request) -> Plan:
         """Plan against what is loaded and what is under way now; what is wrong is on the steps."""
-        return self._planner.plan(request, lambda name: self._flight(name, 0))
+        return self._fresh.note(self._planner.plan(request, lambda name: self._flight(name, 0)))
 
     async def run(self, plan: Plan, caller: Caller) -> tuple[ModuleName, ...]:
         """Execute a plan of one operation; answers the modules touched, raises its error."""
@@ -103,7 +110,7 @@ class Operations:
         done is undone.
         """
         if plan.request.dry_run:
-            return _foretold(plan)
+            return foretold(plan)
         number = self._jobs.add(request_action(plan), _modules_named(plan), caller.sender)
         taken = self._locks.take_now(plan.modules, number)
         if taken is None:
@@ -129,6 +136,10 @@ class Operations:
             with suppress(KmoddError, asyncio.CancelledError):
                 task.result()
             raise
+
+    def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
+        """With which parameters a module is loaded now, as far as that can be told."""
+        return self._live.remember(name).parameters
 
     def reset_failed(self, name: ModuleName, caller: Caller | None = None) -> None:
         """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""
@@ -222,9 +233,12 @@ class Operations:
         begun = self._clock()
         outcome = "Failed"
         try:
-            fresh = self._planner.plan(plan.request, lambda name: self._flight(name, number))
+            # Root is never asked for anything, so nothing was waited for; the plans of all others are made again.
+            young = caller.uid == 0 and self._fresh.take(plan)
+            fresh = plan if young else self._planner.plan(plan.request, lambda name: self._flight(name, number))
             self._check(plan, fresh)
             results = await execution.run(fresh)
+            self._failures.share(results, fresh.targets)
             outcome = next((result.error.name() for result in results if result.error is not None), "done")
             took = self._clock() - begun
             self._afterwards.soon(lambda: self._tell_results(fresh, caller, number, results, took))
@@ -236,6 +250,7 @@ class Operations:
             return results
         finally:
             held = self._held.get(number, set())
+            self._fresh.changed()
             self._locks.release([name for name in taken if name not in held], number)
             if not held:
                 self._jobs.finish(number, outcome)
@@ -249,12 +264,16 @@ class Operations:
                 module=_modules_named(plan),
             )
         begins = any(step.error is None for step in fresh.steps)
-        if begins and max(self._kernel.executor.abandoned, len(self._held)) >= STUCK_MAX:
+        if begins and max(self._kernel.executor.abandoned, self._hanging()) >= self._stuck_max():
             raise LimitsExceeded(
-                f"{STUCK_MAX} operations are stuck in the kernel, nothing new is begun until one of them ends",
+                f"{self._stuck_max()} operations are stuck in the kernel, nothing new is begun until one of them ends",
                 module=_modules_named(plan),
                 evidence=Evidence(hint="kmodctl status; a reboot is near"),
             )
+
+    def _hanging(self) -> int:
+        # What another daemon before this one had under way counts, but not what crashed: that holds no worker any more.
+        return sum(one.error == TimedOut.name() and self._is_half_way(one.module) for one in self._failures.stuck)
 
     def _flight(self, name: ModuleName, number: int) -> Flight:
         if self._locks.is_stuck(name):
@@ -281,13 +300,12 @@ class Operations:
 
     def _observe(self, number: int, step: Step, called: CallResult, by: LoadedBy) -> None:
         name = step.module
-        if called.error is None:
+        if called.error is None and step.because != "undone":  # bringing it back does not make good what failed
             self._failures.forget(name)
-            return
-        stuck = called.outcome.kind == "timed-out"
-        if step.optional and called.outcome.kind == "done":
+        if called.error is None or (step.optional and called.outcome.kind == "done"):
             # A soft dependency without its hardware, a dependency that turned out to be in use: nothing failed.
             return
+        stuck = called.outcome.kind == "timed-out"
         self._failures.remember(
             Failure(
                 module=name,
@@ -327,12 +345,12 @@ class Operations:
 
     def _on_event(self, event: Event) -> None:
         """What this process did not begin (another program's load, one from before a restart) ends by an event."""
+        self._fresh.changed()
         if not isinstance(event, ModuleAdded | ModuleRemoved):
             return
-        name = event.name
-        if isinstance(event, ModuleRemoved) and self._kernel.loaded.read(name) is None:
-            self._live.removed(name)
-        failure = self._failures.get(name)
+        if isinstance(event, ModuleRemoved) and self._kernel.loaded.read(event.name) is None:
+            self._live.removed(event.name)
+        failure = self._failures.get(name := event.name)
         if failure is None or not failure.stuck or self._locks.is_stuck(name) or self._is_half_way(name):
             return
         if failure.error == Stuck.name():
@@ -379,17 +397,3 @@ class _Watch:
 def _modules_named(plan: Plan) -> str:
     named = [name for names in plan.targets for name in names]
     return " ".join(dict.fromkeys(named)) or " ".join(operation.module for operation in plan.request.operations)
-
-
-def _foretold(plan: Plan) -> tuple[OperationResult, ...]:
-    results = []
-    for number, operation in enumerate(plan.request.operations):
-        label = " ".join(plan.targets[number]) or operation.module
-        steps = [step for step in plan.steps if step.operation == number]
-        error = next((step.error for step in steps if step.error is not None), None)
-        touched = tuple(dict.fromkeys(step.module for step in steps))
-        if error is not None:
-            results.append(OperationResult(label, Result.FAILED, error))
-        else:
-            results.append(OperationResult(label, Result.CHANGED if steps else Result.UNCHANGED, touched=touched))
-    return tuple(results)

@@ -61,6 +61,7 @@ class Planner:
             targets.append(names)
             try:
                 if not names:
+                    self._policy.check_alias(operation.module)
                     raise insertion.missing(operation.module)
                 _plan_one(operation, names, insertion, removal, attempt)
             except KmoddError as error:

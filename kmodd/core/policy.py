@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the administrator has ruled about a module: modprobe.d and the kernel command line.
 
-`blacklist M`, `install M /bin/false` and `module_blacklist=` say no; every other `install` or `remove` line runs a shell
-command, which kmodd refuses to do.
+`blacklist M`, `install M /bin/false`, `alias M off` and `module_blacklist=` say no; every other `install` or `remove` line
+runs a shell command, which kmodd refuses to do.
 """
 
 from fnmatch import fnmatchcase
 
-from kmodd.errors import DisabledByPolicy, Evidence
+from kmodd.errors import BadModule, DisabledByPolicy, Evidence
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Rule
 from kmodd.names import ModuleName, canonical
@@ -23,6 +23,7 @@ class Policy:
         self._index = index
         self._seen: tuple[Rule, ...] | None = None
         self._by_alias: tuple[Rule, ...] = ()
+        self._off: tuple[Rule, ...] = ()
 
     def check_load(
         self, module: ModuleName, command_line: str, *, asked: str = "", needed_by: str = "", override: bool = False
@@ -34,20 +35,32 @@ class Policy:
         """
         blocked = command_line_rule(module, command_line)
         if blocked is not None:
-            raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by)
+            hint = "remove it from module_blacklist= in the boot loader's configuration"
+            raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by, hint=hint)
         aside = []
         for rule in self.load_rules(module, asked):
-            if rule.kind == "install" and rule.value.strip() not in _DENIALS:
+            if rule.kind == "install" and not is_denial(rule):
                 raise _disabled(module, rule, "an install line runs a shell command, which kmodd never does", needed_by)
             if rule.kind == "install":
                 # Written to keep it out by name too, as `blacklist` does not: whoever means otherwise edits the file.
                 raise _disabled(module, rule, "an install line disables it", needed_by)
+            if rule.kind == "alias":
+                if needed_by:
+                    # modprobe looks up aliases of what it was asked for only, never of dependencies.
+                    continue
+                raise _disabled(module, rule, "an alias line switches it off", "")
             if not override:
                 raise _disabled(
                     module, rule, "it is blacklisted", needed_by, hint="an administrator may use override-policy"
                 )
             aside.append(rule)
         return tuple(aside)
+
+    def check_alias(self, asked: str) -> None:
+        """Raise DisabledByPolicy when an alias that leads to no module was switched off (`alias net-pf-10 off`)."""
+        name = canonical(asked)
+        for rule in self._off_rules(name):
+            raise _disabled(name, rule, "an alias line switches it off", "")
 
     def check_unload(self, module: ModuleName) -> None:
         """Raise DisabledByPolicy when a `remove` line wants a shell command run."""
@@ -56,16 +69,28 @@ class Policy:
                 raise _disabled(module, rule, "a remove line runs a shell command, which kmodd never does", "")
 
     def load_rules(self, module: ModuleName, asked: str = "") -> tuple[Rule, ...]:
-        """Every `blacklist` and `install` line about the module, the name it was asked by, and its aliases."""
+        """Every `blacklist`, `install` and `alias … off` line about the module, the name it was asked by, and its aliases."""
         found = [rule for rule in self._index.rules(module) if rule.kind in ("blacklist", "install")]
         named = canonical(asked)
         if asked and named != module:
             found += [rule for rule in self._index.rules(named) if rule.kind in ("blacklist", "install")]
         alias_rules = self._alias_rules()
         if alias_rules:
-            aliases = [alias.replace("-", "_") for alias in self._index.info(module).aliases]
+            aliases = [alias.replace("-", "_") for alias in self._aliases(module)]
             found += [rule for rule in alias_rules if any(fnmatchcase(rule.module, alias) for alias in aliases)]
+        found += self._off_rules(module)
         return tuple(dict.fromkeys(found))
+
+    def _aliases(self, module: ModuleName) -> tuple[str, ...]:
+        try:
+            return self._index.info(module).aliases
+        except BadModule:
+            # A file that cannot be read is no question of policy: the kernel refuses it, and says what is wrong with it.
+            return ()
+
+    def _off_rules(self, name: str) -> list[Rule]:
+        self._alias_rules()
+        return [rule for rule in self._off if fnmatchcase(name, rule.module)]
 
     def _alias_rules(self) -> tuple[Rule, ...]:
         # Rules whose name is no module's, so it can only be an alias. Sorting them out is repeated only when the index
@@ -79,6 +104,9 @@ class Policy:
                 and not self._index.exists(ModuleName(rule.module))
                 and "*" not in rule.module
             )
+            # modprobe finds no module of that name, which is what people write it for.
+            off = () if self._index.exists(ModuleName("off")) else rules
+            self._off = tuple(rule for rule in off if rule.kind == "alias" and rule.value == "off")
             self._seen = rules
         return self._by_alias
 
@@ -96,6 +124,11 @@ def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:
         return None
     text = f"module_blacklist={names}"
     return Rule("module_blacklist", module, names, COMMAND_LINE, 1, text)
+
+
+def is_denial(rule: Rule) -> bool:
+    """Tell whether an `install` line runs nothing but /bin/false or /bin/true, and so keeps the module out."""
+    return rule.value.strip() in _DENIALS
 
 
 def where(rule: Rule) -> str:

@@ -73,6 +73,13 @@ def failure_record(
         extra["TOUCHED"] = " ".join(error.touched)
     if error.evidence.holders:
         extra["HOLDERS"] = " ".join(error.evidence.holders)
+    if error.evidence.users:
+        shown = [
+            f"{kind} {name} ({detail})" if detail else f"{kind} {name}" for kind, name, detail in error.evidence.users
+        ]
+        extra["USERS"] = "; ".join(shown)
+    if error.evidence.rule and error.evidence.file:
+        extra["RULE"] = f"{error.evidence.file}:{error.evidence.line}: {error.evidence.rule}"
     return replace(
         _about(plan, caller, job),
         event=event,
@@ -168,3 +175,18 @@ def _about(plan: Plan, caller: Caller, job: int) -> Record:
         reason=plan.request.reason,
         job=str(job) if job else "",
     )
+
+
+def foretold(plan: Plan) -> tuple[OperationResult, ...]:
+    """The results of a dry run."""
+    results = []
+    for number, operation in enumerate(plan.request.operations):
+        label = " ".join(plan.targets[number]) or operation.module
+        steps = [step for step in plan.steps if step.operation == number]
+        error = next((step.error for step in steps if step.error is not None), None)
+        touched = tuple(dict.fromkeys(step.module for step in steps))
+        if error is not None:
+            results.append(OperationResult(label, Result.FAILED, error))
+        else:
+            results.append(OperationResult(label, Result.CHANGED if steps else Result.UNCHANGED, touched=touched))
+    return tuple(results)

@@ -22,7 +22,7 @@ from kmodd.kernel.ports import Facts, LoadedModules, UeventSource
 from kmodd.model import KernelFacts, LoadedBy, LoadedModule, Origin, Record, State, StepAction, Uevent
 from kmodd.names import ModuleName
 
-SETTLE = 0.02
+SETTLE = 0.05
 """Seconds between the first event of a burst and looking at /proc/modules.
 
 A load of our own causes an event in the same moment in which its reply is due: looking at once would put the reading,

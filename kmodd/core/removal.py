@@ -7,7 +7,7 @@ from kmodd.core.draft import Draft, Flight
 from kmodd.core.insertion import busy, modules_disabled, stuck
 from kmodd.core.policy import Policy
 from kmodd.core.usage import in_use, not_removable, unloading_not_built_in
-from kmodd.errors import Builtin, KmoddError
+from kmodd.errors import Builtin, Evidence, KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import KernelFacts, LoadedModule, State, Step, StepAction, User
 from kmodd.names import ModuleName
@@ -51,7 +51,11 @@ class Removal:
         """Plan what it takes to have the module gone; nothing when it is not loaded."""
         if self._draft.get(name) is None:
             if self._index.is_builtin(name) or self._loaded.is_builtin(name):
-                raise Builtin(f"{name} is built into the kernel and cannot be unloaded", module=name)
+                raise Builtin(
+                    f"{name} is built into the kernel and cannot be unloaded",
+                    module=name,
+                    evidence=Evidence(hint="what is part of the kernel image goes with a kernel built without it only"),
+                )
             if self._flight(name) is Flight.STUCK:
                 raise stuck(name)
             return

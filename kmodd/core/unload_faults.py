@@ -22,9 +22,9 @@ def no_capability(e: StepEvidence) -> KmoddError | None:
     if e.capable:
         return None
     return NotPermitted(
-        f"kmodd may not unload {e.step.module}: it runs without CAP_SYS_MODULE",
+        f"kmodd may not unload {e.step.module}: its worker runs without CAP_SYS_MODULE",
         module=e.step.module,
-        evidence=e.facts_for("systemctl show kmodd --property=CapabilityBoundingSet; it needs CAP_SYS_MODULE"),
+        evidence=e.facts_for("systemctl cat kmodd-worker@.service: CapabilityBoundingSet= has to name CAP_SYS_MODULE"),
     )
 
 

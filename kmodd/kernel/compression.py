@@ -5,16 +5,28 @@ Most machines have plain files: the decompressors are imported when the first co
 """
 
 import ctypes
+from collections.abc import Callable, Iterator
+from io import BytesIO
 
 MAXIMUM = 256 << 20
 """Bytes a module may have when unpacked: more than ten times the largest of Linux. A bomb stops here."""
 
 GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"
 _STEP = 1 << 20
+_PIECE = 1 << 16
+_XZ_MEMORY = 128 << 20
+"""Bytes a dictionary may want; the kernel's own decompressor takes far less."""
+
+Read = Callable[[int], bytes]
+"""The next bytes, at most so many; empty at the end."""
 
 
 class Damaged(ValueError):
-    """The data does not unpack, ends early, or unpacks to more than MAXIMUM."""
+    """The data does not unpack, or ends early."""
+
+
+class TooLarge(Damaged):
+    """The data unpacks to more than allowed."""
 
 
 class Unsupported(ValueError):
@@ -28,41 +40,57 @@ def is_compressed(start: bytes) -> bool:
 
 def decompress(data: bytes, maximum: int = MAXIMUM) -> bytes:
     """Unpack a whole file of any of the three formats; Damaged, Unsupported."""
-    if data.startswith(ZSTD):
-        return _zstd(data, maximum)
-    if data.startswith(XZ):
-        return _xz(data, maximum)
-    return _gzip(data, maximum)
+    return b"".join(unpack(BytesIO(data).read, data[:6], maximum))
 
 
-def _gzip(data: bytes, maximum: int) -> bytes:
+def unpack(read: Read, start: bytes, maximum: int = MAXIMUM) -> Iterator[bytes]:
+    """Unpack what `read` gives piece by piece, in little memory; `start` are its first six bytes. Damaged, Unsupported."""
+    unpacker = _zstd if start.startswith(ZSTD) else _xz if start.startswith(XZ) else _gzip
+    total = 0
+    for piece in unpacker(read):
+        total += len(piece)
+        if total > maximum:
+            raise TooLarge("unpacks to more than a module can have")
+        yield piece
+
+
+def _gzip(read: Read) -> Iterator[bytes]:
     import zlib
 
     stream = zlib.decompressobj(wbits=31)
-    try:
-        plain = stream.decompress(data, maximum + 1)
-    except zlib.error as error:
-        raise Damaged(str(error)) from error
-    return _checked(plain, maximum, ended=stream.eof)
+    data = read(_PIECE)
+    while not stream.eof:
+        try:
+            plain = stream.decompress(data, _STEP)
+        except zlib.error as error:
+            raise Damaged(str(error)) from error
+        if plain:
+            yield plain
+        data = stream.unconsumed_tail
+        # A full step may have left output behind that needs no further input.
+        if not data and len(plain) < _STEP and not stream.eof:
+            data = _more(read)
 
 
-def _xz(data: bytes, maximum: int) -> bytes:
+def _xz(read: Read) -> Iterator[bytes]:
     import lzma
 
-    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAXIMUM)
-    try:
-        plain = stream.decompress(data, maximum + 1)
-    except (lzma.LZMAError, EOFError) as error:
-        raise Damaged(str(error)) from error
-    return _checked(plain, maximum, ended=stream.eof)
+    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    while not stream.eof:
+        data = _more(read) if stream.needs_input else b""
+        try:
+            plain = stream.decompress(data, _STEP)
+        except (lzma.LZMAError, EOFError) as error:
+            raise Damaged(str(error)) from error
+        if plain:
+            yield plain
 
 
-def _checked(plain: bytes, maximum: int, *, ended: bool) -> bytes:
-    if len(plain) > maximum:
-        raise Damaged("unpacks to more than a module can have")
-    if not ended:
+def _more(read: Read) -> bytes:
+    data = read(_PIECE)
+    if not data:
         raise Damaged("ends early")
-    return plain
+    return data
 
 
 class _Buffer(ctypes.Structure):
@@ -70,7 +98,7 @@ class _Buffer(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("position", ctypes.c_size_t))
 
 
-def _zstd(data: bytes, maximum: int) -> bytes:
+def _zstd(read: Read) -> Iterator[bytes]:
     # libkmod is linked with libzstd wherever modules are compressed with it; Python has its own only since 3.14.
     try:
         library = ctypes.CDLL("libzstd.so.1")
@@ -85,20 +113,24 @@ def _zstd(data: bytes, maximum: int) -> bytes:
     if stream is None:
         raise MemoryError("ZSTD_createDStream failed")
     space = ctypes.create_string_buffer(_STEP)
+    data = read(_PIECE)
     source = _Buffer(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data), 0)
-    plain = bytearray()
     try:
         while True:
             target = _Buffer(ctypes.cast(space, ctypes.c_void_p), _STEP, 0)
             expected = step(stream, ctypes.byref(target), ctypes.byref(source))
             if library.ZSTD_isError(expected):
                 raise Damaged("zstd data is damaged")
-            plain += memoryview(space)[: target.position]
-            if len(plain) > maximum:
-                raise Damaged("unpacks to more than a module can have")
-            if expected == 0 and source.position == len(data):
-                return bytes(plain)
-            if target.position == 0 and source.position == len(data):
+            if target.position:
+                yield bytes(memoryview(space)[: target.position])
+            # A full step may have left output behind that needs no further input, unless the frame is at its end (0).
+            if source.position < source.size or (target.position == _STEP and expected != 0):
+                continue
+            data = read(_PIECE)
+            if not data:
+                if expected == 0:
+                    return
                 raise Damaged("ends early")
+            source = _Buffer(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data), 0)
     finally:
         library.ZSTD_freeDStream(stream)

@@ -20,6 +20,9 @@ _BLOCK_NAMES = {
     "sr": "sr_mod",
     "virtblk": "virtio_blk",
 }
+_BLOCK_NAME_MAX = 15
+"""Letters that /proc/devices keeps of a block driver's name (struct blk_major_name in block/genhd.c)."""
+_MODULES_MAX = 1 << 20
 _MD_LEVEL = re.compile(r"[a-z0-9]+")
 
 
@@ -61,6 +64,8 @@ class DeviceOwners:
         yield from self._of_host(disk)
         if name := self._majors["block"].get(major):
             yield _BLOCK_NAMES.get(name, name)
+            if len(name) == _BLOCK_NAME_MAX:
+                yield from (module for module in self._loaded if module.startswith(canonical(name)))
         yield from self._resolve(f"block-major-{major}-{minor}")
         # Behind device-mapper and md stands the target's or the level's module as well.
         uuid = read_text(disk / "dm/uuid") or ""
@@ -100,6 +105,12 @@ class DeviceOwners:
             if number.isdecimal():
                 table[int(number)] = name.strip()
         return tables
+
+    @cached_property
+    def _loaded(self) -> tuple[str, ...]:
+        """Names of the loaded modules."""
+        lines = (read_text(self._root / "proc/modules", _MODULES_MAX) or "").splitlines()
+        return tuple(line.partition(" ")[0] for line in lines)
 
     @cached_property
     def _misc(self) -> dict[int, str]:

@@ -17,6 +17,7 @@ from kmodd.model import Outcome
 from kmodd.names import ModuleName
 
 _UNTOLD_MAX = 16
+_CAP_SYS_MODULE = 16  # include/uapi/linux/capability.h
 
 
 def worker_program() -> tuple[str, ...]:
@@ -62,6 +63,15 @@ class WorkerPool:
     def pids(self) -> tuple[int, ...]:
         """Every worker that can hold memory or a module: idle, busy, abandoned."""
         return tuple(process.pid for process in (*self._idle, *self._calls, *self._abandoned))
+
+    def is_capable(self, worker: int) -> bool:
+        """Tell whether a worker holds CAP_SYS_MODULE; true when that cannot be told any more."""
+        try:
+            status = Path(f"/proc/{worker}/status").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return True
+        line = next((line for line in status.splitlines() if line.startswith("CapEff:")), "CapEff: ffffffffffffffff")
+        return bool(int(line.split()[1], 16) >> _CAP_SYS_MODULE & 1)
 
     async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
         """Insert the file with the kernel's argument string, waiting at most `timeout` seconds."""

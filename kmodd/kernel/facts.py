@@ -45,20 +45,27 @@ class ProcFacts:
         self._enforcement = str(root / "sys/module/module/parameters/sig_enforce")
         self._switch = str(root / "proc/sys/kernel/modules_disabled")
         self._secure_boot_file = str(root / _SECURE_BOOT)
-        self._command_line = str(root / "proc/cmdline")
+        self._command_line_file = str(root / "proc/cmdline")
+        # These two cannot change while a kernel runs.
+        self._command_line: str | None = None
+        self._secure_boot: bool | None = None
         self._index = str(root / "lib/modules" / self._release / "modules.dep.bin")
 
     def read(self) -> KernelFacts:
         """Now. A file that is missing means the kernel lacks the feature: no lockdown, no enforcement, no Secure Boot."""
+        if self._command_line is None:
+            self._command_line = read_text(self._command_line_file)
+        if self._secure_boot is None:
+            self._secure_boot = self._read_secure_boot()
         taint = read_text(self._taint) or ""
         return KernelFacts(
             release=self._release,
             lockdown=self._lockdown(),
             signature_enforced=read_text(self._enforcement) in {"Y", "1"},
             modules_disabled=read_text(self._switch) == "1",
-            secure_boot=self._secure_boot(),
+            secure_boot=self._secure_boot,
             taint=int(taint) if taint.isdecimal() else 0,
-            command_line=read_text(self._command_line) or "",
+            command_line=self._command_line or "",
             tree_present=os.path.isfile(self._index),  # noqa: PTH113 - see above
         )
 
@@ -73,7 +80,7 @@ class ProcFacts:
         chosen = _CHOSEN.search(read_text(self._lockdown_file) or "")
         return chosen[1] if chosen else "none"
 
-    def _secure_boot(self) -> bool:
+    def _read_secure_boot(self) -> bool:
         # Four bytes of attributes, then the value.
         content = read_bytes(self._secure_boot_file, 64) or b""
         return len(content) == 5 and content[4] == 1

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from kmodd.errors import Evidence, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.command_line import command_line_rules
+from kmodd.kernel.configuration_folders import ConfigurationFolders
 from kmodd.kernel.indexfile import is_sound
 from kmodd.kernel.libkmod import INDEX_BUILTIN, INDEX_DEP, Context, load_library
 from kmodd.kernel.modinfo import parse_modinfo
-from kmodd.kernel.modprobe_d import DIRECTORIES, configuration_files, read_rules
+from kmodd.kernel.modprobe_d import DIRECTORIES, read_rules
 from kmodd.kernel.modulefile import ModuleFile
 from kmodd.kernel.rulebook import Rulebook
 from kmodd.kernel.signature import read_signature
@@ -32,8 +33,9 @@ _INDEXES = (
 )
 _BUILTIN_MODINFO = "modules.builtin.modinfo"
 
-_RESOLVED_MAX = 1024
-_INFO_MAX = 128
+_RESOLVED_MAX = 4096
+"""More than the modules of any distribution's kernel: whoever asks for all of them in turn finds them here again."""
+_INFO_MAX = 32
 """Facts kept of so many files; those of a thousand modules would take some megabytes and are read in 0.1 ms each."""
 
 _Stamp = tuple[int, int, int, int] | None
@@ -62,6 +64,7 @@ class LibkmodIndex:
         self._tree_text = str(self._tree)
         self._release = release
         self._directories = [root / name for name in DIRECTORIES] if config_dirs is None else list(config_dirs)
+        self._folders = ConfigurationFolders(self._tree, self._directories)
         self._command_line = command_line_rules(command_line)
         self._index_paths = [str(self._tree / name) for name in (*_INDEXES, _BUILTIN_MODINFO)]
         self._tree_stamps: list[_Stamp] = []
@@ -92,12 +95,11 @@ class LibkmodIndex:
     def refresh(self) -> bool:
         """Notice changed indexes and configuration files; True when anything was read again.
 
-        Costs one stat for each index and configuration file and one listing for each configuration folder: a folder's
-        time stamp is too coarse to tell two changes within a few milliseconds apart.
+        Costs a stat or two for each index, configuration file and configuration folder.
         """
         # Stamps are taken before anything is read: what changes meanwhile is seen the next time.
         tree = [_stamp(path) for path in self._index_paths]
-        files = configuration_files(self._tree, self._directories)
+        files = self._folders.files()
         configuration = [(path, _stamp(path)) for path in files]
         tree_changed, configuration_changed = tree != self._tree_stamps, configuration != self._configuration_stamps
         if not (tree_changed or configuration_changed):
@@ -192,6 +194,11 @@ class LibkmodIndex:
     def weakdeps(self, name: ModuleName) -> tuple[str, ...]:
         """Weak dependencies as libkmod resolves them; empty before kmod 33."""
         return () if self._context is None else tuple(self._context.weakdeps(name))
+
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same: the file, or the facts of what is built in."""
+        path = self.path(name)
+        return (self._lines[name], _stamp(path)) if path else (name, self._tree_stamps[-1:])
 
     def info(self, name: ModuleName) -> ModuleInfo:
         """Static facts from the file, or from modules.builtin.modinfo; NoSuchModule, BadModule, ModuleTreeMissing."""

@@ -9,8 +9,7 @@ ends a file vanishes.
 
 import os
 import re
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from kmodd.model import Rule
@@ -29,32 +28,9 @@ _LOGICAL_LINE = re.compile(rb"(?:[^\\\n]|\\(?:.|\Z))*", re.DOTALL)
 _BACKSLASH = re.compile(rb"\\(.|\Z)", re.DOTALL)
 
 
-def configuration_files(tree: Path, directories: Sequence[Path]) -> list[str]:
-    """List the files in force in the order they are read: by file name, bytewise, whatever folder they stand in.
-
-    A dangling link masks as well as a link to /dev/null does; a folder does not.
-    """
-    # Plain texts all through: this is done for every plan, and a Path costs more than the call into the kernel.
-    found: dict[bytes, bytes] = {DEPMOD_SOFTDEPS.encode(): os.fsencode(tree / DEPMOD_SOFTDEPS)}
-    for directory in directories:
-        folder = os.fsencode(directory)
-        try:
-            names = os.listdir(folder)  # noqa: PTH208 - bytes, as libkmod sorts them
-        except OSError:
-            continue  # libkmod goes on as well: most of these folders do not exist on most machines
-        for name in names:
-            if name not in found and _is_configuration(path := folder + b"/" + name, name):
-                found[name] = path
-    return [os.fsdecode(found[name]) for name in sorted(found)]
-
-
-def _is_configuration(path: bytes, name: bytes) -> bool:
-    if name.startswith(b".") or len(name) < 6 or not name.endswith((b".conf", b".alias")):
-        return False
-    try:
-        return not stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - see above
-    except OSError:
-        return True
+def is_configuration_name(name: bytes) -> bool:
+    """Tell whether libkmod reads a file of this name."""
+    return not name.startswith(b".") and len(name) >= 6 and name.endswith((b".conf", b".alias"))
 
 
 def read_rules(file: str | Path) -> list[Rule]:

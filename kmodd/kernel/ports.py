@@ -6,6 +6,7 @@ small files of /proc and /sys, or from libkmod's mapped indexes, and take well u
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from kmodd.model import (
@@ -18,6 +19,8 @@ from kmodd.model import (
     Uevent,
     User,
 )
+from kmodd.model.configuration import OwnFile, RuleFiles
+from kmodd.model.store import Examination, StoredModule
 from kmodd.names import Alias, ModuleName
 
 
@@ -50,6 +53,9 @@ class ModuleIndex(Protocol):
 
     def info(self, name: ModuleName) -> ModuleInfo:
         """Static facts from the file; NoSuchModule, BadModule."""
+
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same, and is cheaper; for answers that are kept."""
 
     def rules(self, name: ModuleName) -> tuple[Rule, ...]:
         """Lines of modprobe.d about it in force: blacklist, install, remove, options, softdep; files in reading order."""
@@ -94,6 +100,9 @@ class Executor(Protocol):
 
     def start(self) -> None:
         """Be ready for the first order; OSError when no worker can be had."""
+
+    def is_capable(self, worker: int) -> bool:
+        """The worker process may make these calls; asked after an EPERM."""
 
     async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
         """finit_module (decompressing where the kernel cannot)."""
@@ -156,6 +165,32 @@ class UeventSource(Protocol):
         """Close the socket."""
 
 
+class ChangedMeanwhileError(Exception):
+    """A file is not what was read before: somebody else wrote it."""
+
+
+class Configuration(Protocol):
+    """modprobe.d and modules-load.d as files. Every method reads or writes a disk: call it in a thread."""
+
+    def files(self) -> RuleFiles:
+        """Every file with its lines, in force or masked."""
+
+    def read(self, file: OwnFile) -> bytes | None:
+        """One of kmodd's own files; None when there is none, OSError for what is no regular file."""
+
+    def write(self, file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
+        """Replace all of `expected` by `text` (None: no file) or nothing; ChangedMeanwhileError, OSError."""
+
+    def remember(self, file: OwnFile, text: bytes) -> None:
+        """Keep a copy of what was written; OSError."""
+
+    def remembered(self, file: OwnFile) -> bytes | None:
+        """The copy, None when there is none."""
+
+    def parse(self, file: OwnFile, text: bytes) -> tuple[Rule, ...]:
+        """Read a text as whoever reads the file does."""
+
+
 class Kernel(Protocol):
     """Everything together, as the composition root hands it to core."""
 
@@ -163,6 +198,8 @@ class Kernel(Protocol):
     def index(self) -> ModuleIndex: ...
     @property
     def loaded(self) -> LoadedModules: ...
+    @property
+    def configuration(self) -> Configuration: ...
     @property
     def executor(self) -> Executor: ...
     @property
@@ -175,3 +212,104 @@ class Kernel(Protocol):
     def uevents(self) -> UeventSource: ...
     @property
     def simulated(self) -> bool: ...
+
+
+class Spool(Protocol):
+    """Two files of an import, open for reading and writing."""
+
+    @property
+    def copy(self) -> int: ...
+    @property
+    def plain(self) -> int: ...
+    @property
+    def copy_path(self) -> Path: ...
+    @property
+    def plain_path(self) -> Path: ...
+
+    def close(self) -> None:
+        """Close both."""
+
+    def remove(self) -> None:
+        """Remove what is left of them."""
+
+
+class StoreFolder(Protocol):
+    """The store's own files. Blocking; OSError is the disk's."""
+
+    def prepare(self) -> None:
+        """Make it, and clear away what a crash left half done."""
+
+    def spool(self) -> Spool:
+        """Files for a new import."""
+
+    def digest(self, path: Path) -> tuple[str, int]:
+        """(SHA-256, size in bytes) of a file."""
+
+    def stamp(self, path: Path) -> tuple[int, ...] | None:
+        """What changes when the file does; None where there is none."""
+
+    def entries(self) -> list[StoredModule]:
+        """Every version."""
+
+    def add(self, file: Path, entry: StoredModule) -> None:
+        """Take a spooled file over."""
+
+    def remove(self, entry: StoredModule) -> None:
+        """Remove a version."""
+
+    def path(self, entry: StoredModule) -> Path:
+        """A version's file."""
+
+    def set_active(self, name: ModuleName, kernel: str, sha256: str) -> None:
+        """Say which version is active, or none."""
+
+    def begin_change(self, name: ModuleName, kernel: str) -> None:
+        """The module tree is about to differ from what is active."""
+
+    def end_change(self, name: ModuleName, kernel: str) -> None:
+        """The module tree is as is active."""
+
+    def changes(self) -> list[tuple[ModuleName, str]]:
+        """Changes that were interrupted."""
+
+
+class Trees(Protocol):
+    """Kernels' module trees, and our folder in them. Blocking; OSError is the disk's."""
+
+    def kernels(self) -> tuple[str, ...]:
+        """Releases that have one."""
+
+    def folder(self, kernel: str) -> Path:
+        """The tree of a kernel."""
+
+    def path(self, name: ModuleName, kernel: str) -> Path:
+        """Where our file of this name belongs."""
+
+    def put(self, name: ModuleName, kernel: str, source: Path) -> None:
+        """Put a copy of the file there."""
+
+    def take_away(self, name: ModuleName, kernel: str) -> None:
+        """Remove our file of this name."""
+
+    def indexed(self, name: ModuleName, kernel: str) -> str:
+        """The file modprobe would take, below the tree; empty for none."""
+
+    def is_ours(self, path: str) -> bool:
+        """An indexed file is one of ours."""
+
+    def another(self, name: ModuleName, kernel: str) -> str:
+        """A module of this name that is not ours: its path, `built-in`, or empty."""
+
+
+class IndexMaker(Protocol):
+    """depmod."""
+
+    async def refresh(self, tree: Path) -> None:
+        """Make a tree's index anew; IndexNotMadeError, OSError."""
+
+
+class FileExaminer(Protocol):
+    """Examines strangers' files in processes without rights."""
+
+    async def examine(self, source: int, copy: int, plain: int, *, maximum: int, unpacked: int) -> Examination:
+        """Copy `source` to `copy`, unpack it to `plain`, examine it."""

@@ -7,8 +7,8 @@ from kmodd.kernel.modulefile import ModuleFile
 
 MAGIC = b"~Module signature appended~\n"
 # struct module_signature of include/linux/module_signature.h: algo, hash, id_type, signer_len, key_id_len, pad, sig_len.
-_HEADER = struct.Struct(">BBBBB3xI")
-_PKCS7 = 2
+SIGNATURE_HEADER = struct.Struct(">BBBBB3xI")
+PKCS7 = 2
 _COMMON_NAME = b"\x55\x04\x03"  # 2.5.4.3
 
 _SEQUENCE, _SET, _INTEGER = 0x30, 0x31, 0x02
@@ -17,10 +17,10 @@ _SEQUENCE, _SET, _INTEGER = 0x30, 0x31, 0x02
 def read_signature(file: ModuleFile) -> tuple[bool, str]:
     """Answer (signed, signer); the signer is empty when the signature does not say it in a way that can be read."""
     trailer = file.trailer()
-    if len(trailer) != _HEADER.size + len(MAGIC) or not trailer.endswith(MAGIC):
+    if len(trailer) != SIGNATURE_HEADER.size + len(MAGIC) or not trailer.endswith(MAGIC):
         return False, ""
-    _, _, kind, signer_length, key_length, length = _HEADER.unpack_from(trailer)
-    if kind == _PKCS7:
+    _, _, kind, signer_length, key_length, length = SIGNATURE_HEADER.unpack_from(trailer)
+    if kind == PKCS7:
         return True, pkcs7_signer(file.before_trailer(length))
     # Before Linux 4.3: the signer's name, the key's identifier and the signature follow each other.
     names = file.before_trailer(signer_length + key_length + length)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kmodd.kernel.simulated_catalogue import INITIALLY_LOADED, catalogue, rules
+from kmodd.kernel.simulated_configuration import SimulatedConfiguration
 from kmodd.kernel.simulated_executor import SimulatedExecutor
 from kmodd.kernel.simulated_index import SimulatedIndex
 from kmodd.kernel.simulated_machine import SimulatedMachine
@@ -53,7 +54,9 @@ class SimulatedKernel:
             rules_in_force = rules() if rules_in_force is None else rules_in_force
             loaded = INITIALLY_LOADED if loaded is None else loaded
         self.machine = SimulatedMachine(modules, facts)
-        self.index = SimulatedIndex(self.machine.modules, rules_in_force or ())
+        others = tuple(rules_in_force or ())
+        self.index = SimulatedIndex(self.machine.modules, others)
+        self.configuration = SimulatedConfiguration(others, self.index.change_rules)
         self.loaded = SimulatedLoadedModules(self.machine)
         self.executor = SimulatedExecutor(self.machine, pace)
         self.log = SimulatedKernelLog(self.machine)

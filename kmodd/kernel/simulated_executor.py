@@ -53,6 +53,11 @@ class SimulatedExecutor:
         elif worker in self._late:
             asyncio.get_running_loop().call_soon(callback, self._late[worker])
 
+    def is_capable(self, worker: int) -> bool:
+        """Always: nothing here asks for a capability."""
+        del worker
+        return True
+
     @property
     def abandoned(self) -> int:
         """See Executor."""

@@ -87,6 +87,10 @@ class SimulatedIndex:
         module = self._modules.get(name)
         return module.weakdeps if module is not None else ()
 
+    def stamp(self, name: ModuleName) -> object:
+        """See ModuleIndex."""
+        return self._modules.get(name)
+
     def info(self, name: ModuleName) -> ModuleInfo:
         """See ModuleIndex."""
         module = self._modules.get(name)

@@ -5,14 +5,41 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Protocol
-
-import pyudev
 
 from kmodd.model import Uevent
 from kmodd.names import canonical, is_module_name
+
+_LIBRARIES = {"udev": "libudev.so.1", "c": "libc.so.6"}
+"""What pyudev loads, by the names that their interfaces are bound to."""
+
+
+@contextmanager
+def _libraries_known() -> Iterator[None]:
+    """Tell pyudev, while it is imported, where its libraries are.
+
+    It would ask ctypes.util, which runs ldconfig to know (at every start, from a daemon that runs nothing else) and
+    brings half a megabyte of tempfile, shutil and their like.
+    """
+    known = sys.modules.get("ctypes.util")
+    answers = ModuleType("ctypes.util")
+    vars(answers)["find_library"] = _LIBRARIES.get
+    sys.modules["ctypes.util"] = answers
+    try:
+        yield
+    finally:
+        if known is None:
+            del sys.modules["ctypes.util"]
+        else:
+            sys.modules["ctypes.util"] = known
+
+
+with _libraries_known():
+    import pyudev
 
 RECEIVE_BUFFER = 8 << 20
 """Bytes; room for some ten thousand events while the loop is busy."""

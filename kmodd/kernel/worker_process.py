@@ -10,8 +10,6 @@ from contextlib import suppress
 
 from kmodd.kernel.worker import READY, SOCKET
 
-_ANSWER_MAX = 64
-
 
 class WorkerProcess:
     """One worker, from its start until it is reaped.
@@ -23,6 +21,9 @@ class WorkerProcess:
 
     OSError from the constructor when no process can be started; nothing is left open then.
     """
+
+    answer_max = 64
+    """Bytes of one answer."""
 
     def __init__(
         self,
@@ -67,19 +68,22 @@ class WorkerProcess:
 
     def _receive(self, channel: socket.socket) -> bytes:
         """The next message; BlockingIOError when there is none yet."""
-        return channel.recv(_ANSWER_MAX)
+        return channel.recv(self.answer_max)
 
     def _has_ended(self) -> bool:
         """Its pidfd says so: take the zombie away."""
         pid, _ = os.waitpid(self.pid, os.WNOHANG)
         return pid != 0
 
-    def send(self, order: bytes) -> bool:
-        """Hand over an order; False when the process is gone and has certainly not seen it."""
+    def send(self, order: bytes, files: Sequence[int] = ()) -> bool:
+        """Hand over an order, with descriptors; False when the process is gone and has certainly not seen it."""
         if self._socket is None:
             return False
         try:
-            self._socket.send(order)
+            if files:
+                socket.send_fds(self._socket, [order], files)
+            else:
+                self._socket.send(order)
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from kmodd.kernel.worker_process import WorkerProcess
 
-_MESSAGE_MAX = 64
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
@@ -45,7 +44,7 @@ class WorkerUnit(WorkerProcess):
         return channel
 
     def _receive(self, channel: socket.socket) -> bytes:
-        message, ancillary, _, _ = channel.recvmsg(_MESSAGE_MAX, socket.CMSG_SPACE(_CREDENTIALS.size))
+        message, ancillary, _, _ = channel.recvmsg(self.answer_max, socket.CMSG_SPACE(_CREDENTIALS.size))
         if message and self._pidfd < 0:
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):

@@ -11,7 +11,7 @@ POLICY = ET.parse(ROOT / "polkit/org.kmodd1.policy").getroot()  # noqa: S314 - o
 BUS = ET.parse(ROOT / "dbus/org.kmodd1.conf").getroot()  # noqa: S314 - our own file
 ACTION = "org.kmodd1.Action"
 # Named by the contract, asked for by parts that are no method of this API: an option of Load, and other programs.
-WITHOUT_METHOD = {"override-policy", "configure", "import-module", "activate-module", "manage-notifications"}
+WITHOUT_METHOD = {"override-policy", "manage-notifications"}
 KEPT = {"load", "unload", "set-parameter"}
 STANDARD = {f"org.freedesktop.DBus.{name}" for name in ("ObjectManager", "Properties", "Introspectable", "Peer")}
 

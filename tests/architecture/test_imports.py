@@ -14,9 +14,11 @@ SHARED = ("kmodd.names", "kmodd.model", "kmodd.errors")
 CLIENT_SIDE = (
     "kmodd.client",
     "kmodd.client_answers",
+    "kmodd.client_configuration",
     "kmodd.client_evidence",
     "kmodd.client_hints",
     "kmodd.client_notifier",
+    "kmodd.client_store",
     "kmodd.client_transport",
 )
 # The longest prefix of a file's module that stands here says what it may import of kmodd.
@@ -37,6 +39,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
     "kmodd.journal": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
     "kmodd.journal_fields": SHARED,
+    "kmodd.known_wishes": SHARED,
+    "kmodd.machine": (*SHARED, "kmodd.settings", "kmodd.kernel"),
+    "kmodd.custom": (*SHARED, "kmodd.settings", "kmodd.kernel", "kmodd.core"),
+    "kmodd.wanted": (*SHARED, "kmodd.kernel", "kmodd.core", "kmodd.known_wishes"),
     "kmodd.daemon": ("kmodd",),
     "kmodd": (),
 }

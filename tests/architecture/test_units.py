@@ -9,7 +9,7 @@ import pytest
 
 from tests.architecture.installation import make
 
-SERVICES = ["kmodd.service", "kmodd-worker@.service"]
+SERVICES = ["kmodd.service", "kmodd-worker@.service", "kmodd-parser@.service"]
 HIGHEST_EXPOSURE = 20  # tenths
 UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service"]
 HIGHEST_UNPRIVILEGED = 15

@@ -15,16 +15,20 @@ from kmodd.bus.polkit import Polkit
 from kmodd.bus.quota import Quota
 from kmodd.bus.service import Service
 from kmodd.bus.transport import Transport
+from kmodd.core.configuration import Configuration
 from kmodd.core.explain import Explainer
 from kmodd.core.failures import Failures
 from kmodd.core.jobs import Jobs
 from kmodd.core.listing import Listing
 from kmodd.core.locks import ModuleLocks
+from kmodd.core.nothing_desired import NothingDesired
 from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
+from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
+from kmodd.custom import CustomModules
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import (
     Caller,
@@ -39,6 +43,7 @@ from kmodd.model import (
     Record,
     Request,
 )
+from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
 from tests.unit.fakes import Hub, Journal, Ticks
@@ -88,6 +93,7 @@ class Bench:
     hub: Hub
     quota: Quota
     counts: Counter[str]
+    custom: CustomModules
     bugs: list[str] = field(default_factory=list)
     users: dict[str, int | None] = field(default_factory=dict)
     """User ids by unique name; who is not in it is root."""
@@ -155,8 +161,19 @@ async def bench(
         def health() -> Health:
             return Health(HealthStatus.OK, (HEALTH,), kernel.facts.read(), ())
 
+        place = folder / "machine"
+        tree = place / "lib/modules" / kernel.facts.read().release
+        (tree / "kernel").mkdir(parents=True, exist_ok=True)
+        for name in ("modules.dep", "modules.order", "modules.builtin"):
+            (tree / name).touch()
+        custom = CustomModules(
+            place, place / "store", kernel,
+            operations=operations, events=hub, audit=journal, clock=Ticks(), tunables=Tunables,
+        )  # fmt: skip
+        custom.start()
         parts = Parts(
             operations=deeds,
+            refusals=Refusals(kernel, journal, Ticks()),
             parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded, index=kernel.index, usage=kernel.usage, facts=kernel.facts,
@@ -167,6 +184,12 @@ async def bench(
             jobs=jobs,
             loaded=kernel.loaded,
             index=kernel.index,
+            configuration=Configuration(
+                kernel.configuration, kernel.index, kernel.facts, policy, audit=journal, events=hub, clock=Ticks()
+            ),
+            desired=NothingDesired(kernel.index),
+            store=custom.store,
+            activation=custom.activation,
             health=health,
             health_status=lambda: HealthStatus.OK,
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],
@@ -202,10 +225,12 @@ async def bench(
                 hub,
                 quota,
                 counts,
+                custom,
                 bugs,
                 users,
             )
         await operations.close()
+        await custom.close()
         stop()
         uevents.cancel()
         await asyncio.gather(uevents, return_exceptions=True)

@@ -16,6 +16,7 @@ import pytest
 from dbus_next import Message, MessageFlag, MessageType, Variant
 from dbus_next.signature import SignatureTree
 
+from kmodd.core.registry import SETTLE
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import MANAGER, NAME, PATH, ROOT, Client, Reply
 
@@ -250,12 +251,12 @@ async def test_three_hundred_signals_in_a_burst_arrive(service: Bench, user: Cli
             if service.kernel.loaded.read(name) is None:
                 with suppress(OSError):  # some of the catalogue's fail on purpose
                     service.kernel.modprobe(name)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(3 * SETTLE)
         for name in reversed([one for one in service.registry.names() if one in names]):
             if service.kernel.loaded.read(name) is not None and not service.kernel.loaded.read(name).holders:  # type: ignore[union-attr]
                 with suppress(OSError):
                     service.kernel.rmmod(name)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(3 * SETTLE)
     await service.settled()
     await user.get("Version")
     assert len(user.heard("ModuleAdded")) + len(user.heard("ModuleRemoved")) >= 300

@@ -16,7 +16,7 @@ from kmodd.bus.encoder import encode
 from kmodd.bus.signature import split
 from kmodd.errors import InvalidArgs
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "s": TEXT,
     "b": st.booleans(),

@@ -124,6 +124,11 @@ def test_completion_has_every_command_and_option(file: str) -> None:
         ("kmodctl list --state b", "builtin"),
         ("kmodctl set vfat d", "debug"),
         ("kmodctl load vfat x", ""),
+        ("kmodctl con", "config"),
+        ("kmodctl config au", "autoload"),
+        ("kmodctl config blacklist v", "vfat virtio"),
+        ("kmodctl config blacklist vfat --h", "--hard --help"),
+        ("kmodctl config show --f", "--findings"),
     ],
 )
 def test_bash_completion(line: str, offered: str) -> None:

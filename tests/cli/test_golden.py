@@ -140,6 +140,8 @@ def test_batch() -> None:
     ("name", "data"), [("NoDevice", samples.I6300), ("InUse", samples.VFAT), ("DisabledByPolicy", samples.PCSPKR)]
 )
 def test_failure(name: str, data: dict[str, object]) -> None:
-    error = error_named(name, f"{data['name']} says no.", module=str(data["name"]))
-    error.evidence = merge(error, explanation(data))
+    told = explanation(data)
+    sentence = told.failure.message if told.failure is not None else f"{data['name']} says no."
+    error = error_named(name, sentence, module=str(data["name"]))
+    error.evidence = merge(error, told)
     assert_golden(f"failure-{name}.txt", failure.lines(error, screen(80)))

@@ -2,7 +2,7 @@
 """Makes the smallest files that depmod, libkmod and kmodd take for modules."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 SIGNATURE_MAGIC = b"~Module signature appended~\n"
 ELF_HEADER = 64
@@ -19,8 +19,13 @@ def module_file(
     modinfo: bool = True,
     exports: Iterable[str] = (),
     imports: Iterable[str] = (),
+    this_module: str = "",
+    versions: Mapping[str, int] | None = None,
 ) -> bytes:
-    """Build an ELF object with a .modinfo section, and a symbol table when it exports or imports symbols."""
+    """Build an ELF object with a .modinfo section, and a symbol table when it exports or imports symbols.
+
+    `this_module` is the name in its struct module, `versions` are checksums of symbols it uses.
+    """
     order = ">" if big_endian else "<"
     info = b"".join((text if isinstance(text, bytes) else text.encode()) + b"\0" for text in strings)
     texts = b"\0"
@@ -36,6 +41,15 @@ def module_file(
         sections.append((b".modinfo", 1, info, 0, 0))
     if exported:
         sections.append((b"__ksymtab_strings", 1, exported, 0, 0))
+    if this_module:
+        start = bytes(24 if bits == 64 else 12)
+        sections.append(
+            (b".gnu.linkonce.this_module", 1, start + this_module.encode().ljust(56, b"\0") + bytes(64), 0, 0)
+        )
+    if versions is not None:
+        word = order + ("Q" if bits == 64 else "I")
+        rows = [(struct.pack(word, value) + name.encode()).ljust(64, b"\0") for name, value in versions.items()]
+        sections.append((b"__versions", 1, b"".join(rows), 0, 0))
     if bits == 64:
         sections.append((b".strtab", 3, texts, 0, 0))
         sections.append((b".symtab", 2, symbols, len(sections), 24))

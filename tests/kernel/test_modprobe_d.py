@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel.command_line import command_line_rules
+from kmodd.kernel.configuration_folders import ConfigurationFolders
 from kmodd.kernel.modprobe_d import (
-    configuration_files,
     logical_lines,
     normalise,
     parse_rules,
@@ -167,7 +167,10 @@ def test_a_dangling_link_masks(tmp_path: Path) -> None:
 
 def test_a_fifo_in_a_folder_does_not_stop_the_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.conf")
-    assert configuration_files(tmp_path, [tmp_path]) == [str(tmp_path / "a.conf"), str(tmp_path / "modules.softdep")]
+    assert ConfigurationFolders(tmp_path, [tmp_path]).files() == [
+        str(tmp_path / "a.conf"),
+        str(tmp_path / "modules.softdep"),
+    ]
     assert read_rules(tmp_path / "a.conf") == []
 
 

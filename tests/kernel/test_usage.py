@@ -152,6 +152,15 @@ def test_block_device_mounted_swapped_and_part_of_another(root: FakeRoot) -> Non
     ]
 
 
+def test_driver_of_a_block_device_whose_name_the_kernel_cut(root: FakeRoot) -> None:
+    root.put("proc/devices", "Character devices:\n  1 mem\n\nBlock devices:\n253 kmodd_test_bloc\n")
+    root.put("proc/modules", "kmodd_test_blockdev 16384 1 - Live 0x0\nloop 40960 0 - Live 0x0\n")
+    root.put("sys/block/disk0/dev", "253:0\n")
+    root.process(1, "/sbin/init", mountinfo=mount("/mnt", "ext4", "/dev/disk0", "253:0"))
+    assert root.users("kmodd_test_blockdev") == [User("block", "/dev/disk0", "mounted at /mnt")]
+    assert root.users("loop") == []
+
+
 def test_unused_block_device_holds_nothing(root: FakeRoot) -> None:
     root.put("sys/block/nbd0/dev", "43:0\n")
     assert root.users("nbd") == []

@@ -43,7 +43,7 @@ static int __init blockdev_init(void)
 	memory = vzalloc(SIZE);
 	if (!memory)
 		return -ENOMEM;
-	major = register_blkdev(0, "kmodd_test_blk");
+	major = register_blkdev(0, "kmodd_test_blockdev");
 	if (major < 0) {
 		result = major;
 		goto free_memory;
@@ -63,7 +63,7 @@ static int __init blockdev_init(void)
 		return 0;
 	put_disk(disk);
 unregister:
-	unregister_blkdev(major, "kmodd_test_blk");
+	unregister_blkdev(major, "kmodd_test_blockdev");
 free_memory:
 	vfree(memory);
 	return result;
@@ -73,7 +73,7 @@ static void __exit blockdev_exit(void)
 {
 	del_gendisk(disk);
 	put_disk(disk);
-	unregister_blkdev(major, "kmodd_test_blk");
+	unregister_blkdev(major, "kmodd_test_blockdev");
 	vfree(memory);
 }
 

@@ -70,15 +70,22 @@ def test_reload_keeps_the_process(vm: Machine) -> None:
     assert serves(vm)
 
 
+def _restart_seconds(vm: Machine, unit: str) -> float:
+    started = time.monotonic()
+    vm.run(["systemctl", "restart", unit], timeout=60, check=True)
+    return time.monotonic() - started
+
+
 def test_restart_is_quick_while_a_worker_hangs_in_the_kernel(vm: Machine) -> None:
+    ordinary = _restart_seconds(vm, "kmodd.service")
     load = vm.start(f"{CALL} Load 'sa{{ss}}a{{sv}}' kmodd_test_init_wait 0 0")
     wait_until(lambda: vm.run(["test", "-e", RELEASE]).code == 0, "its init function runs")
     hung = [pid for pid in workers(vm) if "D" in vm.run(["ps", "-o", "stat=", "-p", str(pid)]).stdout]
     assert len(hung) == 1
     try:
-        started = time.monotonic()
-        vm.run(["systemctl", "restart", "kmodd.service"], timeout=60, check=True)
-        assert time.monotonic() - started < 10
+        # The restart itself takes what an ordinary one takes: under emulation on a busy machine that alone can be seconds.
+        taken = _restart_seconds(vm, "kmodd.service")
+        assert taken < 10 or taken < ordinary + 3, f"{taken:.1f} s, and {ordinary:.1f} s with nothing hanging"
         assert serves(vm)
         assert load.wait(30).code != 0
         assert hung[0] in workers(vm)
@@ -161,22 +168,19 @@ def test_sandbox_lets_through_all_that_is_needed(vm: Machine) -> None:
 
 
 def test_process_of_another_user_is_named(vm: Machine) -> None:
-    vm.run(["modprobe", "uinput"], check=True)
-    vm.run(["chmod", "0666", "/dev/uinput"], check=True)
-    held = vm.start("exec 7<>/dev/uinput; echo open; sleep 300", user="alice")
+    vm.run("modprobe kmodd_test_chardev && chmod 0666 /dev/kmodd_test_chardev", check=True)
+    held = vm.start("exec 7</dev/kmodd_test_chardev; echo open; sleep 300", user="alice")
     held.wait_for_output("open")
     try:
-        assert '"process"' in vm.check(f"{CALL} Explain s uinput")
+        assert '"process"' in vm.check(f"{CALL} Explain s kmodd_test_chardev")
     finally:
         held.kill()
 
 
 def test_live_parameter_is_written_through_the_read_only_sys(vm: Machine) -> None:
     vm.run(["modprobe", "kmodd_test_params"], check=True)
-    name = vm.check("find /sys/module/kmodd_test_params/parameters -perm -0200 -name '*int*' | head -n 1").strip()
-    parameter = name.rsplit("/", 1)[1]
-    vm.run(f"{CALL} SetParameter sss kmodd_test_params {parameter} 7", check=True)
-    assert vm.read_file(name).strip() == b"7"
+    vm.run(f"{CALL} SetParameter sss kmodd_test_params an_int 7", check=True)
+    assert vm.read_file("/sys/module/kmodd_test_params/parameters/an_int") == b"7\n"
 
 
 def test_memory(vm: Machine) -> None:

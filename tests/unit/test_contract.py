@@ -11,17 +11,21 @@ import pytest
 from kmodd.bus.binding import bind, snake_case
 from kmodd.bus.call import Call
 from kmodd.bus.contract import Contract, ContractError
+from kmodd.bus.interfaces.configuration import ConfigurationInterface
 from kmodd.bus.interfaces.job import JobInterface
 from kmodd.bus.interfaces.manager import ManagerInterface
 from kmodd.bus.interfaces.module import ModuleInterface
 from kmodd.bus.interfaces.object_manager import ObjectManagerInterface
 from kmodd.bus.interfaces.standard import IntrospectableInterface, PeerInterface, PropertiesInterface
+from kmodd.bus.interfaces.store import StoreInterface
 
 TEXT = (Path(__file__).resolve().parents[2] / "dbus/org.kmodd1.xml").read_text()
 CLASSES: tuple[Any, ...] = (
     ManagerInterface,
     ModuleInterface,
     JobInterface,
+    ConfigurationInterface,
+    StoreInterface,
     ObjectManagerInterface,
     PropertiesInterface,
     IntrospectableInterface,

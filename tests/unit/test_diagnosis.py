@@ -218,7 +218,7 @@ def test_bad_value_from_configuration_names_the_line() -> None:
 
 def test_only_the_last_lines_are_kept() -> None:
     found = load(errno.EIO, *(f"dummy: {i}" for i in range(100)))
-    assert (len(found.evidence.kernel_log), found.evidence.kernel_log[-1]) == (40, "dummy: 99")
+    assert (len(found.evidence.kernel_log), found.evidence.kernel_log[-1]) == (32, "dummy: 99")
 
 
 # --- unload ------------------------------------------------------------------------------------------------------------
@@ -307,3 +307,29 @@ def test_crashed_and_left_half_loaded() -> None:
 def test_crashed_without_a_trace() -> None:
     found = diagnose(replace(UNLOAD, outcome=Outcome("crashed")))
     assert found.message == "the exit of dummy crashed the kernel"
+
+
+def test_of_an_oops_the_beginning_is_kept() -> None:
+    lines = [
+        "noise",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000000",
+        *(f"RAX: {i}" for i in range(90)),
+    ]
+    found = load(errno.EIO, *lines).evidence.kernel_log
+    assert (len(found), found[0], found[-1]) == (32, lines[1], "RAX: 30")
+
+
+def test_empty_file_of_which_the_kernel_says_nothing() -> None:
+    found = load(errno.EINVAL, file_fault="the file of module dummy is empty")
+    assert (type(found), found.message) == (BadModule, "the file of module dummy is empty")
+    assert isinstance(load(errno.EINVAL), InitFailed)
+    assert isinstance(
+        load(errno.EINVAL, "dummy: I do not want", file_fault="the file of module dummy is odd"), InitFailed
+    )
+
+
+def test_init_that_answers_what_the_loader_could_have() -> None:
+    taint = "dummy: loading out-of-tree module taints kernel."
+    assert isinstance(load(errno.ENOEXEC, taint, "dummy: not today"), InitFailed)
+    assert isinstance(load(errno.ENOEXEC, taint), BadModule)
+    assert isinstance(load(errno.ENOEXEC, "dummy: not today", "Invalid ELF header magic: != ELF"), BadModule)

@@ -14,6 +14,7 @@ from kmodd.core.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.errors import Busy, Conflict, Evidence, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.kernel.simulated_modules import Fault, FaultKind
 from kmodd.model import Explanation, Failure, LoadedBy, Record, Rule, State, StepAction, User
 from kmodd.names import ModuleName
 
@@ -205,3 +206,19 @@ async def test_searches_are_shared_and_limited(monkeypatch: pytest.MonkeyPatch) 
     assert [type(answer) for answer in answers[:-1]] == [Explanation] * SEARCHES
     assert sorted(searched) == sorted(names), "the fifth shared the first one's search"
     assert (await bench.explain("crc16")).state is State.LIVE
+
+
+async def test_what_failed_in_the_end_is_stuck_no_more() -> None:
+    failure = Failure(M("dummy"), "load", "TimedOut", "the init of dummy has not come back", Evidence(), 1, stuck=True)
+    answer = await Bench({"dummy": failure}).explain("dummy")
+    assert answer.failure is not None
+    assert (answer.state, answer.failure.error, answer.failure.stuck) == (State.AVAILABLE, "TimedOut", False)
+
+
+async def test_a_module_that_crashed_does_not_come_back() -> None:
+    failure = Failure(M("dummy"), "load", "Crashed", "the init of dummy crashed the kernel", Evidence(), 1, stuck=True)
+    bench = Bench({"dummy": failure})
+    bench.kernel.fail_next("dummy", Fault(FaultKind.HANG))
+    bench.kernel.machine.start_insert(bench.kernel.index.path(M("dummy")), "")
+    answer = await bench.explain("dummy")
+    assert (answer.state, answer.blockers) == (State.COMING, ("the init of dummy crashed the kernel.",))

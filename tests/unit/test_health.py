@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kmodd.core.api import Event, HealthChanged, ManagerChanged, StepFailed
+from kmodd.core.api import Event, HealthChanged, ManagerChanged, ModuleAdded, StepFailed
 from kmodd.core.events import EventHub
 from kmodd.core.health import PATIENCE_USEC, HealthMonitor
 from kmodd.core.listing import Listing
@@ -208,6 +208,24 @@ async def test_events_make_it_look_once_and_stopping_ends_that(ward: Ward, monke
     stop()
     await asyncio.sleep(0.03)
     assert ward.monitor.status is FAILING
+
+
+async def test_what_went_well_is_looked_at_when_there_is_time(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmodd.core.health.SETTLE", 0.01)
+    monkeypatch.setattr("kmodd.core.health.LEISURE", 0.1)
+    stop = ward.monitor.start()
+    ward.trouble = "x"
+    ward.hub.publish(ModuleAdded(M("loop")))
+    await asyncio.sleep(0.03)
+    assert ward.monitor.status is OK
+    await asyncio.sleep(0.12)
+    assert ward.monitor.status is FAILING
+    ward.trouble = ""
+    ward.hub.publish(ModuleAdded(M("loop")))
+    ward.monitor.look_soon()
+    await asyncio.sleep(0.03)
+    assert ward.monitor.status is OK, "trouble is not kept waiting by what went well before it"
+    stop()
 
 
 def test_lost_events_are_worth_a_line(ward: Ward) -> None:

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from kmodd.core.afterwards import Afterwards
+from kmodd.core.afterwards import DELAY, Afterwards
 from kmodd.core.api import JobAdded, JobChanged, JobFinished
 from kmodd.core.jobs import Jobs, JobState
 from kmodd.errors import Busy, Stuck
@@ -79,8 +79,7 @@ async def test_watchers_are_told_after_the_caller_in_order(jobs: Jobs, hub: Hub)
     number = jobs.add("load", "a", ":1.2")
     jobs.finish(number, "done")
     assert (hub.published, jobs.all()) == ([], ())
-    for _ in range(6):
-        await asyncio.sleep(0)
+    await asyncio.sleep(2 * DELAY)
     assert [type(event) for event in hub.published] == [JobAdded, JobFinished]
 
 
@@ -91,9 +90,18 @@ async def test_afterwards_keeps_the_order_and_forgets_nothing() -> None:
     assert done == []
     afterwards.flush()
     assert done == [0, 1, 2]
-    for _ in range(6):
-        await asyncio.sleep(0)
-    afterwards.soon(lambda: done.append(3))
-    for _ in range(6):
-        await asyncio.sleep(0)
-    assert done == [0, 1, 2, 3]
+    await asyncio.sleep(2 * DELAY)
+    for i in range(3, 6):
+        afterwards.soon(lambda i=i: done.append(i))  # type: ignore[misc]
+    await asyncio.sleep(2 * DELAY)
+    assert done == [0, 1, 2, 3, 4, 5]
+
+
+async def test_afterwards_leaves_room_between_one_and_the_next() -> None:
+    afterwards, done = Afterwards(), list[str]()
+    loop = asyncio.get_running_loop()
+    afterwards.soon(lambda: loop.call_soon(done.append, "somebody's call"))  # type: ignore[arg-type]
+    afterwards.soon(lambda: done.append("first"))
+    afterwards.soon(lambda: done.append("second"))
+    await asyncio.sleep(2 * DELAY)
+    assert done == ["first", "somebody's call", "second"]

@@ -3,9 +3,12 @@
 
 import re
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from kmodd.core.api import JobFinished, ModuleAdded, StepFailed, StepSucceeded
 from kmodd.core.events import EventHub
-from kmodd.core.metrics import BUCKETS, MODULES_MAX, Metrics
+from kmodd.core.metrics import Metrics
+from kmodd.core.metrics_modules import BUCKETS, HISTOGRAMS_MAX, MODULES_MAX
 from kmodd.core.registry import Registry
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import HealthStatus, LoadedBy, Record, StepAction
@@ -27,9 +30,10 @@ class Counted:
             registry=registry,
             events=self.hub,
             version="1.2",
-            jobs=lambda: 3,
+            jobs=lambda: ["waiting", "running", "waiting"],
             abandoned=lambda: 1,
             health=lambda: HealthStatus.DEGRADED,
+            clock=lambda: 5_000_000,
         )
 
     def record(self, record: Record) -> None:
@@ -51,8 +55,9 @@ def test_operations_and_calls_are_counted_by_what_became_of_them() -> None:
     counted.hub.publish(StepFailed(M("i8k"), StepAction.INSERT, "NoDevice", 1))
     assert counted.values("kmodd_operations_total") == {("unload", "done"): 2, ("unload", "InUse"): 1}
     assert counted.values("kmodd_kernel_calls_total") == {("insert", "ok"): 1, ("insert", "NoDevice"): 1}
-    assert counted.values("kmodd_module_failures_total") == {("i8k", "insert"): 1}
-    assert counted.values("kmodd_module_last_load_duration_seconds") == {("loop",): 0.02}
+    assert counted.values("kmodd_module_failures_total") == {("i8k", "insert", "NoDevice"): 1}
+    assert counted.values("kmodd_module_load_duration_seconds_sum") == {("loop",): 0.02}
+    assert counted.values("kmodd_module_load_duration_seconds_bucket")["loop", "0.025"] == 1
 
 
 def test_durations_are_a_cumulative_histogram() -> None:
@@ -79,28 +84,44 @@ def test_gauges_are_read_when_asked() -> None:
     assert counted.values("kmodd_module_loads_total") == {("vfat",): 1}
     assert counted.values("kmodd_modules_loaded")[()] == len(counted.kernel.loaded.snapshot())
     assert counted.values("kmodd_health_status") == {("ok",): 0, ("degraded",): 1, ("failing",): 0}
-    assert counted.values("kmodd_jobs") == {(): 3}
+    assert counted.values("kmodd_jobs") == {("waiting",): 2, ("running",): 1, ("stuck",): 0}
+    assert counted.values("kmodd_module_last_change_timestamp_seconds") == {("vfat",): 5}
+    assert counted.values("kmodd_module_state")["fat", "live"] == 1
     assert counted.values("kmodd_stuck_calls") == {(): 1}
     assert ("1.2", counted.kernel.facts.read().release) in counted.values("kmodd_build_info")
 
 
 def test_denials_and_requests() -> None:
     counted = Counted()
-    counted.metrics.count_denial("org.kmodd1.load")
+    counted.metrics.count("denied", "Load")
     counted.metrics.count("limited", "Load")
-    assert counted.values("kmodd_denials_total") == {("org.kmodd1.load",): 1}
-    assert counted.values("kmodd_requests_total") == {("limited", "Load"): 1}
+    assert counted.values("kmodd_denials_total") == {("Load",): 1}
+    assert counted.values("kmodd_requests_total") == {("limited", "Load"): 1, ("denied", "Load"): 1}
+
+
+def busy() -> Counted:
+    """Metrics with a sample of every kind."""
+    counted = Counted()
+    counted.kernel.modprobe("vfat")
+    for module in ("loop", "vfat"):
+        counted.hub.publish(ModuleAdded(M(module)))
+        counted.hub.publish(StepSucceeded(M(module), StepAction.INSERT, BY, 20_000))
+        counted.hub.publish(StepSucceeded(M(module), StepAction.REMOVE, BY, 20_000))
+        counted.hub.publish(StepFailed(M(module), StepAction.INSERT, "NoDevice", 1))
+    counted.hub.publish(JobFinished(1, ":1.1", "unload", "loop", "done"))
+    counted.metrics.count("denied", "Load")
+    return counted
+
+
+def family(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
 def test_names_types_and_order_are_as_prometheus_wants_them() -> None:
-    counted = Counted()
-    counted.kernel.modprobe("vfat")
-    counted.hub.publish(StepSucceeded(M("loop"), StepAction.REMOVE, BY, 20_000))
-    counted.hub.publish(JobFinished(1, ":1.1", "unload", "loop", "done"))
-    samples = counted.metrics.read()
-    names = [sample.name for sample in samples]
+    samples = busy().metrics.read()
+    names = [family(sample.name) for sample in samples]
     assert [name for i, name in enumerate(names) if name in names[:i] and names[i - 1] != name] == [], (
-        "a name comes in one run"
+        "a family comes in one run"
     )
     assert len({(sample.name, sample.labels) for sample in samples}) == len(samples)
     for sample in samples:
@@ -109,11 +130,34 @@ def test_names_types_and_order_are_as_prometheus_wants_them() -> None:
         assert sample.type == ("counter" if counts else "gauge"), sample.name
 
 
+def test_prometheus_own_parser_reads_them() -> None:
+    lines: list[str] = []
+    for sample in busy().metrics.read():
+        kind = "histogram" if family(sample.name) != sample.name else sample.type
+        # The exposition format names a counter's family without its suffix only in OpenMetrics; here with it.
+        declared = f"# TYPE {family(sample.name)} {kind}"
+        if declared not in lines:
+            lines.append(declared)
+        labels = ",".join(f'{key}="{value}"' for key, value in sample.labels)
+        lines.append(f"{sample.name}{{{labels}}} {sample.value}")
+    families = {each.name: each for each in text_string_to_metric_families("\n".join(lines) + "\n")}
+    assert families["kmodd_module_load_duration_seconds"].type == "histogram"
+    assert families["kmodd_kernel_call_duration_seconds"].type == "histogram"
+    assert families["kmodd_module_failures"].type == "counter"
+    assert sum(len(each.samples) for each in families.values()) == len([line for line in lines if line[0] != "#"])
+    for each in families.values():
+        if each.type == "histogram":
+            buckets = [sample.value for sample in each.samples if sample.labels.get("le") == "+Inf"]
+            assert buckets == [sample.value for sample in each.samples if sample.name.endswith("_count")]
+
+
 def test_names_that_callers_make_up_cannot_fill_the_memory() -> None:
     counted = Counted()
     for number in range(MODULES_MAX + 10):
         counted.hub.publish(StepFailed(M(f"m{number}"), StepAction.INSERT, "NoDevice", 1))
+        counted.hub.publish(StepSucceeded(M(f"m{number}"), StepAction.INSERT, BY, 1))
     assert len(counted.values("kmodd_module_failures_total")) == MODULES_MAX
+    assert len(counted.values("kmodd_module_load_duration_seconds_count")) == HISTOGRAMS_MAX
 
 
 def test_after_stop_nothing_is_counted() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from kmodd.core.afterwards import DELAY
 from kmodd.core.api import JobAdded, JobChanged, JobFinished
 from kmodd.core.failures import Failures
 from kmodd.core.jobs import Jobs
@@ -77,8 +78,7 @@ def bench() -> Bench:
 
 
 async def settle() -> None:
-    for _ in range(8):
-        await asyncio.sleep(0)
+    await asyncio.sleep(2 * DELAY)
 
 
 # --- what one operation does ---------------------------------------------------------------------------------------------

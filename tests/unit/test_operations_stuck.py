@@ -186,9 +186,10 @@ async def test_exit_that_crashes(bench: Bench) -> None:
 # --- a restart -------------------------------------------------------------------------------------------------------------
 
 
-def half_loaded() -> SimulatedKernel:
+def half_loaded(*names: str) -> SimulatedKernel:
     kernel = machine(*MODULES)
-    kernel.machine.start_insert(kernel.index.path(HANGING), "")
+    for name in names or (HANGING,):
+        kernel.machine.start_insert(kernel.index.path(ModuleName(name)), "")
     return kernel
 
 
@@ -209,6 +210,19 @@ async def test_restart_knows_again_what_is_stuck(tmp_path: Path) -> None:
     assert second.journal.events[-1] == "operation.released"
     assert second.failures.stuck == ()
     await second.run(unload("hang"))
+
+
+async def test_restart_does_not_raise_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "failures.json"
+    first = make_bench(machine(*MODULES), Failures(path))
+    for i in range(4):
+        await give_up(first, f"hang{i}")
+    # The kernel's hung calls are nobody's any more: another daemon has no worker of them.
+    second = make_bench(half_loaded(*(f"hang{i}" for i in range(4))), Failures(path))
+    second.operations.recover()
+    with pytest.raises(LimitsExceeded):
+        await second.run(load("other"))
+    assert not second.kernel.executor.abandoned
 
 
 def test_restart_finds_what_nobody_remembered() -> None:

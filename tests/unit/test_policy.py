@@ -112,3 +112,31 @@ def test_rules_that_change_are_seen() -> None:
     kernel.index.change_rules((rule("blacklist", "net_pf_10"),))
     with pytest.raises(DisabledByPolicy):
         judge.check_load(M, "")
+
+
+def test_module_switched_off_by_an_alias() -> None:
+    with pytest.raises(DisabledByPolicy, match="an alias line switches it off") as caught:
+        policy(rule("alias", "vfat", "off", line=3)).check_load(M, "", asked="vfat", override=True)
+    assert (caught.value.evidence.line, caught.value.evidence.rule) == (3, "alias vfat off")
+
+
+def test_alias_switched_off_leaves_the_module_usable_by_name() -> None:
+    judged = policy(rule("alias", "net_pf_*", "off"))
+    assert judged.check_load(M, "", asked="vfat") == ()
+    with pytest.raises(DisabledByPolicy, match="net_pf_10 cannot be used"):
+        judged.check_alias("net-pf-10")
+
+
+def test_module_switched_off_by_an_alias_is_loaded_as_a_dependency_as_by_modprobe() -> None:
+    assert policy(rule("alias", "vfat", "off")).check_load(M, "", needed_by="other") == ()
+
+
+def test_alias_for_another_module_is_no_objection() -> None:
+    judged = policy(rule("alias", "vfat", "msdos"))
+    assert judged.check_load(M, "", asked="vfat") == ()
+    judged.check_alias("vfat")
+
+
+def test_module_called_off_is_a_module() -> None:
+    kernel = machine(SimulatedModule("off"), SimulatedModule("vfat"), rules=[rule("alias", "vfat", "off")])
+    assert Policy(kernel.index).check_load(M, "", asked="vfat") == ()

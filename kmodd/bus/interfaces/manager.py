@@ -9,10 +9,11 @@ from typing import Any
 from kmodd import VERSION
 from kmodd.bus import asked, options, rows
 from kmodd.bus.answers import Answers
-from kmodd.bus.call import Body, Call
+from kmodd.bus.call import Body, Call, Refusal
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.model import Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
 from kmodd.names import (
+    kernel_arguments,
     parse_module,
     parse_module_or_alias,
     parse_on_behalf_of,
@@ -31,21 +32,26 @@ class ManagerInterface:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._lists = Answers("aa{sv}")
-        self._descriptions = Answers("a{sv}", size=64)
+        # All of a distribution's thousands of modules take one to four megabytes; a thousand are most often below one.
+        self._descriptions = Answers("a{sv}", size=8192, size_bytes=2 << 20)
 
     # --- what changes the kernel --------------------------------------------------------------------------------------
 
-    def load(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call:
-        return self._single(options.load(module, parameters, wire), "load", StepAction.INSERT)
+    def load(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
+        return self._single(options.load(module, parameters, wire, self._parts.tunables()), "load", StepAction.INSERT)
 
-    def unload(self, module: str, wire: options.Wire) -> Call:
-        return self._single(options.unload(module, wire), "unload", StepAction.REMOVE)
+    def unload(self, module: str, wire: options.Wire) -> Call | Refusal:
+        return self._single(options.unload(module, wire, self._parts.tunables()), "unload", StepAction.REMOVE)
 
-    def reload(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call:
-        return self._single(options.reload(module, parameters, wire), "reload", StepAction.INSERT)
+    def reload(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
+        return self._single(
+            options.reload(module, parameters, wire, self._parts.tunables()), "reload", StepAction.INSERT
+        )
 
-    def batch(self, operations: Operations, wire: options.Wire) -> Call:
-        plan = self._feasible(options.batch(operations, wire))
+    def batch(self, operations: Operations, wire: options.Wire) -> Call | Refusal:
+        plan = self._parts.operations.plan(options.batch(operations, wire, self._parts.tunables()))
+        if _is_futile(plan):
+            return self._refusal(plan)
 
         async def run(caller: Caller) -> list[tuple[str, str, str, tuple[str, ...]]]:
             return [rows.result(one) for one in await self._parts.operations.execute(plan, _told(plan, caller))]
@@ -56,7 +62,12 @@ class ManagerInterface:
         name = parse_module(module)
         key, text = parse_parameter_name(parameter), parse_parameter_value(value)
         prepared = self._parts.parameters.prepare(name, key, text)
-        details = {"module": name, "modules": name, "parameters": f"{key}={text}", "action": "set-parameter"}
+        details = {
+            "module": name,
+            "modules": name,
+            "parameters": kernel_arguments({key: text}),
+            "action": "set-parameter",
+        }
         return Call(lambda caller: self._parts.parameters.write(prepared, caller), details)
 
     def reset_failed(self, module: str) -> Call:
@@ -64,15 +75,13 @@ class ManagerInterface:
         details = {"module": name, "modules": name, "action": "reset-failed"}
         return Call(lambda caller: self._parts.operations.reset_failed(name, caller), details)
 
-    def _feasible(self, request: Request) -> Plan:
-        """Plan it; what is known to fail fails before anyone is asked for a password."""
-        plan = self._parts.operations.plan(request)
-        if plan.error is not None and (request.atomic or len(request.operations) == 1):
-            raise plan.error
-        return plan
+    def _refusal(self, plan: Plan) -> Refusal:
+        return Refusal(lambda caller: self._parts.refusals.tell(plan, _told(plan, caller)))
 
-    def _single(self, request: Request, action: str, told: StepAction) -> Call:
-        plan = self._feasible(request)
+    def _single(self, request: Request, action: str, told: StepAction) -> Call | Refusal:
+        plan = self._parts.operations.plan(request)
+        if _is_futile(plan):
+            return self._refusal(plan)
 
         async def run(caller: Caller) -> list[str]:
             (result,) = await self._parts.operations.execute(plan, _told(plan, caller))
@@ -98,9 +107,11 @@ class ManagerInterface:
         name = parse_module_or_alias(module)
 
         def run(_: Caller) -> Body:
-            info = self._parts.explainer.describe(name)
-            writable = self._parts.explainer.writable(info.name)
-            return self._descriptions.get(name, (info, writable), lambda: rows.description(info, writable))
+            explainer = self._parts.explainer
+            found = explainer.find(name)
+            writable = explainer.writable(found)
+            made_of = explainer.stamp(found), writable
+            return self._descriptions.get(found, made_of, lambda: rows.description(explainer.info(found), writable))
 
         return Call(run)
 
@@ -133,10 +144,11 @@ class ManagerInterface:
 
     def get_history(self, wire: options.Wire) -> Call:
         values = options.parse(wire, options.HISTORY)
+        highest = self._parts.tunables().history_limit_max
         query = HistoryQuery(
             module=parse_module(values["module"]) if "module" in values else None,
             since=values.get("since", 0),
-            limit=options.number(values, "limit", options.HISTORY_LIMIT, options.HISTORY_LIMIT_MAX),
+            limit=options.number(values, "limit", min(options.HISTORY_LIMIT, highest), highest),
         )
 
         async def run(_: Caller) -> list[rows.Row]:
@@ -177,6 +189,11 @@ class ManagerInterface:
 def _told(plan: Plan, caller: Caller) -> Caller:
     """The caller, with whom it says to speak for; nothing is decided by that."""
     return replace(caller, on_behalf_of=plan.request.on_behalf_of) if plan.request.on_behalf_of else caller
+
+
+def _is_futile(plan: Plan) -> bool:
+    """What is known to fail fails before anyone is asked for a password."""
+    return plan.error is not None and (plan.request.atomic or len(plan.request.operations) == 1)
 
 
 def _touched(plan: Plan, result: OperationResult, told: StepAction) -> list[str]:

@@ -7,7 +7,7 @@ from kmodd.bus.call import StandardError, Target
 from kmodd.bus.interfaces.parts import Parts
 from kmodd.core.registry import origin
 from kmodd.errors import KmoddError
-from kmodd.model import LoadedModule, ModuleInfo
+from kmodd.model import LoadedModule, ModuleInfo, Origin
 from kmodd.names import ModuleName
 
 
@@ -65,7 +65,8 @@ class ModuleInterface:
         return self._parts.registry.presence(ModuleName(target.label)).load_duration_usec
 
     def origin(self, target: Target) -> str:
-        return origin(self._now(target)).value
+        module = self._now(target)
+        return (Origin.STORE if self._parts.activation.is_origin_of(module) else origin(module)).value
 
     def _now(self, target: Target) -> LoadedModule:
         module = self._parts.loaded.read(ModuleName(target.label))

@@ -5,8 +5,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kmodd.core.activation import Activation
 from kmodd.core.listing import ListedModule
 from kmodd.core.registry import Presence
+from kmodd.core.store import Store
+from kmodd.errors import KmoddError
 from kmodd.model import (
     Caller,
     Explanation,
@@ -22,6 +25,8 @@ from kmodd.model import (
     Plan,
     Request,
 )
+from kmodd.model.configuration import Drift, RuleChange, ShownRule
+from kmodd.model.tunables import Tunables
 from kmodd.names import Alias, ModuleName
 
 
@@ -36,6 +41,13 @@ class Operations(Protocol):
 
     def reset_failed(self, module: ModuleName, caller: Caller) -> None:
         """Forget a failure."""
+
+
+class Refusals(Protocol):
+    """Tells why a plan cannot be carried out."""
+
+    async def tell(self, plan: Plan, caller: Caller) -> KmoddError:
+        """The plan's error, complete; recorded."""
 
 
 class Parameters(Protocol):
@@ -54,8 +66,14 @@ class Explainer(Protocol):
     async def explain(self, name: ModuleName) -> Explanation:
         """Any name."""
 
-    def describe(self, name: ModuleName | Alias) -> ModuleInfo:
-        """Static facts."""
+    def find(self, name: ModuleName | Alias) -> ModuleName:
+        """The module of this name or alias."""
+
+    def stamp(self, name: ModuleName) -> object:
+        """Compares equal as long as `info` answers the same."""
+
+    def info(self, name: ModuleName) -> ModuleInfo:
+        """Static facts of a module that was found."""
 
     def writable(self, name: ModuleName) -> frozenset[str]:
         """Parameters that can be written now."""
@@ -159,11 +177,41 @@ class Index(Protocol):
         """Static facts."""
 
 
+class Configuration(Protocol):
+    """modprobe.d and modules-load.d: what is in force, and kmodd's own files."""
+
+    def check(self, change: RuleChange) -> None:
+        """Raise what public facts say already: no such module, no such parameter."""
+
+    async def write(self, change: RuleChange, caller: Caller) -> None:
+        """Bring kmodd's own file in line, or (for a dry run) see whether it could be."""
+
+    async def show(self) -> Sequence[ShownRule]:
+        """Every rule, in reading order."""
+
+
+class Desired(Protocol):
+    """The wanted state against the real one."""
+
+    async def drift(self) -> Sequence[Drift]:
+        """Every difference."""
+
+    def plan(self, *, dry_run: bool, reason: str) -> Plan:
+        """The steps that would bring the machine to it, as one atomic batch."""
+
+    async def apply(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        """Carry it out; one result for each operation."""
+
+    async def reload(self, caller: Caller) -> None:
+        """Read the files again; Conflict names a bad one, and the old settings stay."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Everything the interfaces delegate to."""
 
     operations: Operations
+    refusals: Refusals
     parameters: Parameters
     explainer: Explainer
     listing: Listing
@@ -171,6 +219,10 @@ class Parts:
     jobs: Jobs
     loaded: Loaded
     index: Index
+    configuration: Configuration
+    desired: Desired
+    store: Store
+    activation: Activation
     health: Callable[[], Health | Awaitable[Health]]
     """Every check, now."""
     health_status: Callable[[], HealthStatus]
@@ -178,3 +230,5 @@ class Parts:
     metrics: Callable[[], Iterable[Metric]]
     history: Callable[[HistoryQuery], Awaitable[Sequence[HistoryEntry]]]
     machine_id: Callable[[], str]
+    tunables: Callable[[], Tunables] = Tunables
+    """The daemon's settings in force."""

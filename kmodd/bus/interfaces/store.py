@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""org.kmodd1.Store."""
+
+from kmodd.bus import asked, options, rows
+from kmodd.bus.call import Call
+from kmodd.bus.interfaces.parts import Parts
+from kmodd.core.store import ImportOptions
+from kmodd.model import Caller
+from kmodd.model.store import StoredModule
+from kmodd.names import parse_description, parse_module, parse_release, parse_version
+
+IMPORT = {"version": "s", "description": "s", "shadow": "b"}
+SWITCH = {"load": "b", "kernel": "s"}
+
+
+class StoreInterface:
+    """Members of org.kmodd1.Store; see dbus/org.kmodd1.xml for what each means."""
+
+    interface = "org.kmodd1.Store"
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    # `import` is a word of the language; the binding knows.
+    def import_(self, file: int, wire: options.Wire) -> Call:
+        values = options.parse(wire, IMPORT)
+        wanted = ImportOptions(
+            version=parse_version(values["version"]) if values.get("version") else "",
+            description=parse_description(values.get("description", "")),
+            shadow=values.get("shadow", False),
+        )
+        store = self._parts.store
+
+        async def prepare(caller: Caller) -> Call:
+            pending = await store.examine(file, wanted, caller)
+
+            async def run(caller: Caller) -> tuple[str, str, str]:
+                entry = await store.commit(pending, caller)
+                return entry.name, entry.version, entry.sha256
+
+            return Call(run, _details(pending.entry, "import"), abandon=lambda: store.abandon(pending))
+
+        def refuse(_: Caller) -> None:
+            raise AssertionError("an import is prepared before it is run")
+
+        return Call(refuse, prepare=prepare)
+
+    def list(self) -> Call:
+        return Call(lambda _: [_row(entry) for entry in self._parts.store.all()])
+
+    def activate(self, name: str, version: str, wire: options.Wire) -> Call:
+        values = options.parse(wire, SWITCH)
+        kernel = parse_release(values["kernel"]) if "kernel" in values else ""
+        entry = self._parts.store.catalogue.one(parse_module(name), parse_version(version), kernel)
+        load = values.get("load", False)
+
+        async def run(caller: Caller) -> tuple[str, ...]:
+            return await self._parts.activation.activate(entry, caller, load=load)
+
+        return Call(run, _details(entry, "activate"), (asked.LOAD, asked.UNLOAD) if load else ())
+
+    def deactivate(self, name: str, wire: options.Wire) -> Call:
+        values = options.parse(wire, SWITCH)
+        module = parse_module(name)
+        kernel = parse_release(values["kernel"]) if "kernel" in values else ""
+        entry = self._parts.activation.active(module, kernel)
+        load = values.get("load", False)
+
+        async def run(caller: Caller) -> tuple[str, ...]:
+            return () if entry is None else await self._parts.activation.deactivate(entry, caller, load=load)
+
+        details = {"module": module, "modules": module, "action": "deactivate"}
+        if entry is not None:
+            details = _details(entry, "deactivate")
+        return Call(run, details, (asked.LOAD, asked.UNLOAD) if load else ())
+
+    def remove(self, name: str, version: str) -> Call:
+        entries = self._parts.store.removable(parse_module(name), parse_version(version))
+
+        async def run(caller: Caller) -> None:
+            await self._parts.store.remove(entries, caller)
+
+        return Call(run, _details(entries[0], "remove"))
+
+
+def _details(entry: StoredModule, action: str) -> dict[str, str]:
+    return {
+        "module": entry.name,
+        "modules": entry.name,
+        "version": entry.version,
+        "kernel": entry.kernel,
+        "sha256": entry.sha256,
+        "action": action,
+    }
+
+
+def _row(entry: StoredModule) -> rows.Row:
+    row: rows.Row = {
+        "name": ("s", entry.name),
+        "version": ("s", entry.version),
+        "kernel": ("s", entry.kernel),
+        "sha256": ("s", entry.sha256),
+        "size": ("t", entry.size),
+        "description": ("s", entry.description),
+        "signed": ("b", entry.signed),
+        "signer": ("s", entry.signer),
+        "vermagic": ("s", entry.vermagic),
+        "imported-at": ("t", entry.imported_at),
+        "active": ("b", entry.active),
+    }
+    if entry.uid is not None:
+        row["uid"] = ("u", entry.uid)
+    return row

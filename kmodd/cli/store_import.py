@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kmodctl store import`."""
+
+import os
+from argparse import Namespace
+
+from kmodd.cli.session import Session
+from kmodd.cli.text import clean
+from kmodd.client_store import Store
+from kmodd.errors import InvalidArgs
+
+
+async def run(session: Session, arguments: Namespace) -> int:
+    """Sign the file if so wished, and hand it over."""
+    try:
+        # O_NONBLOCK: a FIFO would wait for a writer here; the daemon says that it wants a file.
+        file = os.open(arguments.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise InvalidArgs(f"{clean(arguments.file)} cannot be read: {error.strerror}") from error
+    try:
+        if arguments.sign:
+            from kmodd.cli.store_signing import signed  # subprocess, only where it is needed
+
+            plain, file = file, -1
+            file = signed(plain, *arguments.sign)
+        session.authorize()
+        imported = await Store(session.client).import_file(
+            file, version=arguments.version, description=arguments.description, shadow=arguments.shadow
+        )
+    finally:
+        if file >= 0:
+            os.close(file)
+    if session.json:
+        session.document({"name": imported.name, "version": imported.version, "sha256": imported.sha256})
+        return 0
+    paint, glyphs = session.screen.paint, session.screen.glyphs
+    name, version = clean(imported.name), clean(imported.version)
+    session.screen.tell(f"{paint.good(glyphs.yes)} imported {paint.name(name)} {version}")
+    session.screen.tell(paint.dim(f"  kmodctl store activate {name} {version} brings it into force"))
+    return 0

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Signs a module as the kernel's build does: with its sign-file where that is installed, otherwise with openssl.
+
+The format is that of scripts/sign-file.c: the module, a detached CMS signature without attributes and certificates in DER,
+struct module_signature, and a mark. A passphrase is asked for by the program that needs the key; kmodctl never sees it.
+"""
+
+import gzip
+import lzma
+import os
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kmodd.errors import InvalidArgs
+
+HASH = "sha256"
+MARK = b"~Module signature appended~\n"
+_PKCS7 = 2
+_TRAILER = struct.Struct(">BBBBB3xI")
+_SIGN_FILE = (
+    "/lib/modules/*/build/scripts/sign-file",
+    "/usr/lib/linux-kbuild-*/scripts/sign-file",
+    "/usr/src/linux-headers-*/scripts/sign-file",
+    "/usr/src/kernels/*/scripts/sign-file",
+)
+
+
+def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIGN_FILE) -> int:
+    """A new descriptor of the signed module; `file` is closed. InvalidArgs says what is wrong with file, key or program."""
+    with os.fdopen(file, "rb") as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
+        folder = Path(name)
+        plain = folder / "module.ko"
+        plain.write_bytes(_unpacked(source.read()))
+        for what, path in (("key", key), ("certificate", certificate)):
+            if not Path(path).is_file() and not path.startswith("pkcs11:"):
+                raise InvalidArgs(f"the {what} to sign with is not there")
+        found = sorted(
+            str(path)
+            for pattern in programs
+            for path in Path("/").glob(pattern.lstrip("/"))
+            if os.access(path, os.X_OK)
+        )
+        if found:
+            _run([found[-1], HASH, key, certificate, str(plain)])
+            content = plain.read_bytes()
+        else:
+            content = plain.read_bytes() + _with_openssl(plain, key, certificate, folder)
+        result = os.memfd_create("module", os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(result), "wb") as target:
+            target.write(content)
+        return result
+
+
+def _with_openssl(plain: Path, key: str, certificate: str, folder: Path) -> bytes:
+    pem = folder / "certificate.pem"
+    if Path(certificate).read_bytes().startswith(b"-----BEGIN"):
+        pem = Path(certificate)
+    else:  # as mokutil wants it
+        _run(["openssl", "x509", "-inform", "DER", "-in", certificate, "-out", str(pem)])
+    signature = folder / "signature"
+    form = ["-binary", "-noattr", "-nosmimecap", "-nocerts", "-md", HASH, "-outform", "DER"]
+    files = ["-signer", str(pem), "-inkey", key, "-in", str(plain), "-out", str(signature)]
+    _run(["openssl", "cms", "-sign", *form, *files])
+    data = signature.read_bytes()
+    return data + _TRAILER.pack(0, 0, _PKCS7, 0, 0, len(data)) + MARK
+
+
+def _run(command: list[str]) -> None:
+    program = command[0].rpartition("/")[2]
+    try:
+        done = subprocess.run(command, check=False)
+    except OSError as error:
+        raise InvalidArgs(f"the module cannot be signed: there is no {program}, nor the kernel's sign-file") from error
+    if done.returncode != 0:
+        raise InvalidArgs(f"the module cannot be signed: {program} failed")
+
+
+def _unpacked(content: bytes) -> bytes:
+    """The module itself: the signature is of what the kernel loads."""
+    try:
+        if content.startswith(b"\x1f\x8b"):
+            return gzip.decompress(content)
+        if content.startswith(b"\xfd7zXZ\0"):
+            return lzma.decompress(content)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise InvalidArgs("the file does not unpack") from error
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
+        done = subprocess.run(["zstd", "-dcq"], input=content, stdout=subprocess.PIPE, check=False)
+        if done.returncode != 0:
+            raise InvalidArgs("the file does not unpack")
+        return done.stdout
+    if content.endswith(MARK):
+        raise InvalidArgs("the module is signed already")
+    return content

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kmodctl store activate` and `deactivate`."""
+
+from argparse import Namespace
+
+from kmodd.cli.session import Session
+from kmodd.cli.text import clean
+from kmodd.client_store import Store
+
+
+async def run(session: Session, arguments: Namespace) -> int:
+    """Bring a version into force, or take it out."""
+    store = Store(session.client)
+    session.authorize()
+    name = clean(arguments.module)
+    if arguments.verb == "activate":
+        touched = await store.activate(
+            arguments.module, arguments.version, load=arguments.load, kernel=arguments.kernel
+        )
+        said = f"version {clean(arguments.version)} of {session.screen.paint.name(name)} is active"
+    else:
+        touched = await store.deactivate(arguments.module, load=arguments.load, kernel=arguments.kernel)
+        said = f"no version of {session.screen.paint.name(name)} from the store is active"
+    if session.json:
+        session.document({"module": arguments.module, "reloaded": list(touched)})
+    else:
+        paint, glyphs = session.screen.paint, session.screen.glyphs
+        loaded = f", loaded anew: {clean(' '.join(touched))}" if touched else ""
+        session.screen.tell(f"{paint.good(glyphs.yes)} {said}{loaded}")
+    return 0

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The administrator's rules about modules: tells all of them, and keeps kmodd's own files."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+from kmodd.core import own_files
+from kmodd.core.api import Audit, Clock, ConfigurationChanged, Events
+from kmodd.core.arguments import split_options
+from kmodd.core.file_faults import edited, foreign, refusal
+from kmodd.core.insertion import check_parameters, tree_missing
+from kmodd.core.near import did_you_mean
+from kmodd.core.own_changes import Amendment, amend, files_of
+from kmodd.core.policy import COMMAND_LINE, Policy, is_denial
+from kmodd.core.rules import OwnState, judge
+from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
+from kmodd.kernel.ports import ChangedMeanwhileError, Facts, ModuleIndex
+from kmodd.kernel.ports import Configuration as Folders
+from kmodd.model import Caller, Record, Rule
+from kmodd.model.configuration import OwnFile, RuleAction, RuleChange, RuleFiles, ShownRule
+from kmodd.names import ModuleName
+
+FILE_MAX = 256 * 1024
+"""Bytes of one of our files."""
+
+_DONE = {
+    RuleAction.ENABLE_AUTOLOAD: "is loaded at every boot from now on",
+    RuleAction.DISABLE_AUTOLOAD: "is no longer loaded at boot by kmodd's file",
+    RuleAction.SET_OPTIONS: "has other options from its next load on",
+    RuleAction.BLACKLIST: "is blacklisted",
+    RuleAction.BLACKLIST_HARD: "is blacklisted, by name too",
+    RuleAction.UNBLACKLIST: "is no longer blacklisted by kmodd's file",
+}
+
+
+class Configuration:
+    """One writer at a time; what is read and written is read and written in a thread."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        index: ModuleIndex,
+        facts: Facts,
+        policy: Policy,
+        *,
+        audit: Audit,
+        events: Events,
+        clock: Clock,
+    ) -> None:
+        self._folders = folders
+        self._index = index
+        self._facts = facts
+        self._policy = policy
+        self._audit = audit
+        self._events = events
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- kmodd's own files --------------------------------------------------------------------------------------------
+
+    def check(self, change: RuleChange) -> None:
+        """Raise what public facts say already, before anybody is asked for a password.
+
+        NoSuchModule, ModuleTreeMissing, Builtin, UnknownParameter, BadParameter, DisabledByPolicy, Conflict.
+        """
+        self._index.refresh()
+        name = change.module
+        match change.action:
+            case RuleAction.ENABLE_AUTOLOAD:
+                self._check_exists(name)
+                self._policy.check_load(name, self._facts.read().command_line)
+            case RuleAction.SET_OPTIONS if change.parameters:
+                self._check_exists(name)
+            case RuleAction.BLACKLIST | RuleAction.BLACKLIST_HARD if self._index.is_builtin(name):
+                raise Builtin(f"{name} is built into the kernel, where blacklisting changes nothing", module=name)
+            case RuleAction.BLACKLIST_HARD:
+                self._check_first_install(name)
+        if change.parameters:
+            if self._index.is_builtin(name):
+                raise Builtin(
+                    f"{name} is built into the kernel, its parameters are set on the kernel command line only",
+                    module=name,
+                )
+            check_parameters(self._index.info(name), change.parameters)
+            self._check_last_options(change)
+
+    async def write(self, change: RuleChange, caller: Caller) -> None:
+        """Bring our files in line. Besides the errors of `check`, which is asked again: Conflict, NotPermitted, LimitsExceeded.
+
+        A change that was begun is finished, also when the caller leaves.
+        """
+        task = asyncio.get_running_loop().create_task(self._locked(change, caller))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _locked(self, change: RuleChange, caller: Caller) -> None:
+        async with self._lock:
+            begun = self._clock()
+            try:
+                self.check(change)
+                written = await asyncio.to_thread(self._write, change)
+            except KmoddError as error:
+                self._record(change, caller, begun, (), error)
+                raise
+            if change.dry_run:
+                return
+            if written:
+                self._index.refresh()
+            self._record(change, caller, begun, written, None)
+            if written:
+                self._events.publish(ConfigurationChanged(change.module, written))
+
+    def _write(self, change: RuleChange) -> tuple[str, ...]:
+        """Answer the files that changed (or would). All of them are sound before the first is written."""
+        amendments = [one for file in files_of(change) if (one := self._amend(file, change)) is not None]
+        if not change.dry_run:
+            done: list[Amendment] = []
+            for one in amendments:
+                try:
+                    self._replace(one.file, one.new, one.old)
+                except KmoddError:
+                    for other in done:
+                        # The fault that is told is the first one.
+                        with suppress(KmoddError):
+                            self._replace(other.file, other.old, other.new)
+                    raise
+                done.append(one)
+        return tuple(one.file for one in amendments)
+
+    def _amend(self, file: OwnFile, change: RuleChange) -> Amendment | None:
+        old = self._read(file)
+        entries = {} if old is None else own_files.parse(file, old, self._folders.parse(file, old))
+        wanted = amend(file, entries, change)
+        if wanted == entries:
+            return None
+        new = own_files.render(file, wanted)
+        if new is None:
+            return Amendment(file, old, new)
+        if len(new) > FILE_MAX:
+            raise LimitsExceeded(f"{file} would be larger than {FILE_MAX // 1024} KiB", module=change.module)
+        # What modprobe and systemd-modules-load would make of it has to be what was meant.
+        rules = self._folders.parse(file, new)
+        if not own_files.is_harmless(rules) or own_files.parse(file, new, rules) != wanted:
+            raise Failed(f"the new text of {file} does not read back as it was meant")
+        return Amendment(file, old, new)
+
+    def _read(self, file: OwnFile) -> bytes | None:
+        try:
+            text = self._folders.read(file)
+        except OSError as error:
+            raise refusal(file, error) from error
+        if text is not None and not own_files.is_ours(text):
+            raise foreign(file)
+        if text is not None and not own_files.is_intact(text):
+            raise edited(file, self._difference(file, text))
+        return text
+
+    def _difference(self, file: OwnFile, text: bytes) -> tuple[str, ...]:
+        written = self._folders.remembered(file)
+        return () if written is None else own_files.difference(written, text)
+
+    def _replace(self, file: OwnFile, new: bytes | None, old: bytes | None) -> None:
+        try:
+            self._folders.write(file, new, expected=old)
+        except ChangedMeanwhileError as error:
+            raise Conflict(
+                f"{file} was written by somebody else at the same moment",
+                evidence=Evidence(file=file, hint="look at it, then ask again"),
+            ) from error
+        except OSError as error:
+            raise refusal(file, error) from error
+        # The copy only serves to show an edit: the change stands without it.
+        with suppress(OSError):
+            self._folders.remember(file, new or b"")
+
+    def _check_exists(self, name: ModuleName) -> None:
+        if self._index.exists(name):
+            return
+        facts = self._facts.read()
+        if not facts.tree_present:
+            raise tree_missing(name, facts.release)
+        raise NoSuchModule(
+            f"there is no module {name} for kernel {facts.release}",
+            module=name,
+            evidence=Evidence(hint=did_you_mean(name, self._index.available()) or "kmodctl list --available"),
+        )
+
+    def _check_first_install(self, name: ModuleName) -> None:
+        """Of several `install` lines the first acts: one that is read before ours and does not refuse would undo it."""
+        first = next((rule for rule in self._index.rules(name) if rule.kind == "install"), None)
+        if first is not None and first.file != OwnFile.BLACKLIST and not is_denial(first):
+            raise Conflict(
+                f"an install line in {first.file}, line {first.line}, has the last word about loading {name} by name",
+                module=name,
+                evidence=Evidence(
+                    file=first.file, line=first.line, rule=first.text, hint=f"remove it from {first.file}"
+                ),
+            )
+
+    def _check_last_options(self, change: RuleChange) -> None:
+        """Of several values the kernel keeps the last: one that is read after ours would undo it.
+
+        Distributions do that, such as systemd's own `options dummy numdummies=0`.
+        """
+        wanted = dict(change.parameters)
+        for rule in self._index.rules(change.module):
+            if rule.kind != "options" or not _is_read_after(rule, OwnFile.OPTIONS):
+                continue
+            for parameter, value in split_options(rule.value):
+                if wanted.get(parameter, value) != value:
+                    place = rule.file if rule.file == COMMAND_LINE else f"{rule.file}, line {rule.line},"
+                    raise Conflict(
+                        f"{place} gives parameter {parameter} of {change.module} another value and has the last word",
+                        module=change.module,
+                        argument=parameter,
+                        evidence=Evidence(
+                            file=rule.file,
+                            line=rule.line,
+                            rule=rule.text,
+                            parameter=parameter,
+                            hint=f"change it there, or mask it by a file of the same name in /etc/modprobe.d: {rule.file}",
+                        ),
+                    )
+
+    def _record(
+        self, change: RuleChange, caller: Caller, begun: int, written: Sequence[str], error: KmoddError | None
+    ) -> None:
+        event, message, result = "configuration.changed", f"{change.module} {_DONE[change.action]}", "changed"
+        if error is not None:
+            event, message, result = "operation.failed", error.message, "failed"
+        elif not written:
+            event, message, result = (
+                "operation.unchanged",
+                f"{change.module} {_DONE[change.action]} already",
+                "unchanged",
+            )
+        extra = {"FILE": " ".join(written) or (error.evidence.file if error is not None else "")}
+        if change.parameters:
+            extra["PARAMETERS"] = " ".join(f"{name}={value}" for name, value in change.parameters)
+        record = Record(
+            event,
+            message,
+            module=change.module,
+            action=change.action,
+            result=result,
+            error=error.name() if error is not None else "",
+            uid=caller.uid,
+            sender=caller.sender,
+            exe=caller.exe,
+            on_behalf_of=caller.on_behalf_of,
+            reason=change.reason,
+            duration_usec=self._clock() - begun,
+            errno=error.evidence.errno if error is not None else None,
+            hint=error.evidence.hint if error is not None else "",
+            priority=6 if error is None else 4,
+            extra={name: value for name, value in extra.items() if value},
+        )
+        self._audit.record(record)
+
+    # --- everybody's files --------------------------------------------------------------------------------------------
+
+    async def show(self) -> Sequence[ShownRule]:
+        """Every rule in reading order, modules-load.d first, the kernel's command line last."""
+        files, own = await asyncio.to_thread(self._look)
+        self._index.refresh()
+        return judge(files, own, self._index, self._policy, self._facts.read())
+
+    def _look(self) -> tuple[RuleFiles, dict[str, OwnState]]:
+        return self._folders.files(), {file: self._state(file) for file in OwnFile}
+
+    def _state(self, file: OwnFile) -> OwnState:
+        try:
+            text = self._folders.read(file)
+        except OSError:
+            return OwnState(present=True)
+        if text is None or not own_files.is_ours(text):
+            return OwnState(present=text is not None)
+        if own_files.is_intact(text):
+            return OwnState(present=True, ours=True)
+        return OwnState(present=True, ours=True, edited=True, difference=self._difference(file, text))
+
+
+def _is_read_after(rule: Rule, file: OwnFile) -> bool:
+    """Files are read by their names, whatever folder they stand in; the kernel's command line comes last."""
+    name, own = rule.file.rpartition("/")[2], file.rpartition("/")[2]
+    return rule.file == COMMAND_LINE or name.encode() > own.encode()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which rules are in force, what they mask, and what is wrong with them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from kmodd.core.arguments import split_options
+from kmodd.core.checks import ALWAYS_KNOWN
+from kmodd.core.near import did_you_mean
+from kmodd.core.policy import Policy, is_denial
+from kmodd.errors import KmoddError
+from kmodd.kernel.ports import ModuleIndex
+from kmodd.model import KernelFacts, Rule
+from kmodd.model.configuration import Finding, RuleFile, RuleFiles, ShownRule
+from kmodd.names import ModuleName, parse_module_or_alias
+
+_FIRST_ACTS = frozenset({"install", "remove", "softdep"})
+"""Of several such lines about one module libkmod obeys the first (kmod_module_get_softdeps and the like, kmod 30)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnState:
+    """What is known of one of kmodd's own files."""
+
+    present: bool = False
+    ours: bool = False
+    edited: bool = False
+    difference: tuple[str, ...] = ()
+
+
+def judge(
+    files: RuleFiles, own: Mapping[str, OwnState], index: ModuleIndex, policy: Policy, facts: KernelFacts
+) -> list[ShownRule]:
+    """Every rule: modules-load.d, then modprobe.d, then the kernel's command line; each file before those it masks."""
+    shown = [one for file in (*files.autoload, *files.modprobe) for one in _of_file(file, own)]
+    shown += [ShownRule(rule) for rule in files.command_line]
+    return _Judgement(shown, index, policy, facts.command_line).rules()
+
+
+def _of_file(file: RuleFile, own: Mapping[str, OwnState]) -> Iterator[ShownRule]:
+    state = own.get(file.path, OwnState())
+    findings = tuple(_about_own(file.path, state))
+    rules: Iterable[Rule] = file.rules
+    if findings and not file.rules:
+        rules = (Rule("finding", "", "", file.path, 1, ""),)
+    for rule in rules:
+        # What is wrong with a file as a whole stands with its first rule only.
+        yield ShownRule(rule, state.ours, file.masks, file.shadowed_by, findings, file.public)
+        findings = ()
+
+
+def _about_own(path: str, state: OwnState) -> Iterator[Finding]:
+    if state.present and not state.ours:
+        yield Finding("foreign", f"{path} was not written by kmodd, which therefore cannot write its rules there")
+    if state.edited:
+        what = f": {' | '.join(state.difference)}" if state.difference else ""
+        yield Finding("edited", f"{path} was edited since kmodd wrote it, which leaves it alone from then on{what}")
+
+
+class _Judgement:
+    """One look at all rules."""
+
+    def __init__(self, shown: list[ShownRule], index: ModuleIndex, policy: Policy, command_line: str) -> None:
+        self._shown = shown
+        self._index = index
+        self._policy = policy
+        self._command_line = command_line
+        # Rules in force, in the order they are read.
+        self._seen: dict[tuple[str, str, str], Rule] = {}
+        self._first: dict[str, list[Rule]] = {kind: [] for kind in _FIRST_ACTS}
+        self._masked: set[str] = set()
+        self._refused = {one.rule.module for one in shown if self._refuses(one)}
+        self._last_values = self._options()
+
+    def rules(self) -> list[ShownRule]:
+        return [self._judged(one) for one in self._shown]
+
+    def _judged(self, one: ShownRule) -> ShownRule:
+        if one.shadowed_by:
+            return replace(one, findings=(*one.findings, *self._file_masked(one)))
+        findings = list(one.findings)
+        rule, shadow = one.rule, ""
+        if rule.kind in _FIRST_ACTS:
+            earlier = next((each for each in self._first[rule.kind] if fnmatchcase(rule.module, each.module)), None)
+            self._first[rule.kind].append(rule)
+            if earlier is not None:
+                shadow = place(earlier)
+                if rule.kind == "softdep":
+                    findings.append(_softdep_override(rule, earlier))
+        key = (rule.kind, rule.module, rule.value)
+        twin = self._seen.setdefault(key, rule)
+        if twin is not rule and rule.kind != "finding":
+            findings.append(Finding("duplicate", f"the same stands in {place(twin)} already"))
+        findings += self._about(rule)
+        return replace(one, shadowed_by=shadow, findings=tuple(findings))
+
+    def _file_masked(self, one: ShownRule) -> Iterator[Finding]:
+        if one.rule.file not in self._masked:
+            self._masked.add(one.rule.file)
+            mask = [each.rule for each in self._shown if each.rule.file == one.shadowed_by]
+            masked = [each.rule for each in self._shown if each.rule.file == one.rule.file]
+            if [(rule.kind, rule.module, rule.value) for rule in mask] == [
+                (rule.kind, rule.module, rule.value) for rule in masked
+            ]:
+                yield Finding("duplicate", f"{one.shadowed_by} has the same rules and is read in its place")
+            else:
+                yield Finding("shadowed", f"{one.shadowed_by} has the same name and is read in its place")
+
+    def _about(self, rule: Rule) -> Iterator[Finding]:
+        match rule.kind:
+            case "autoload":
+                yield from self._about_autoload(rule)
+            case "options":
+                yield from self._about_options(rule)
+            case "blacklist":
+                yield from self._about_blacklist(rule)
+            case "install" | "remove" if not is_denial(rule):
+                yield Finding("shell-command", f"this {rule.kind} line has modprobe run a shell command as root")
+
+    def _about_autoload(self, rule: Rule) -> Iterator[Finding]:
+        try:
+            modules = self._index.resolve(parse_module_or_alias(rule.module))
+        except KmoddError:
+            modules = ()
+        if not modules:
+            hint = did_you_mean(rule.module, self._index.available())
+            yield Finding("missing-module", f"there is no module {rule.module} to load at boot" + _more(hint))
+        for module in modules:
+            if self._index.is_builtin(module):
+                continue
+            try:
+                self._policy.check_load(module, self._command_line, asked=rule.module)
+            except KmoddError as error:
+                yield Finding("blacklisted", f"it is not loaded at boot: {error.message}")
+
+    def _about_options(self, rule: Rule) -> Iterator[Finding]:
+        name = ModuleName(rule.module)
+        if not self._index.exists(name) or self._index.is_builtin(name):
+            return
+        try:
+            known = {each.name.replace("-", "_") for each in self._index.info(name).parameters}
+        except KmoddError:
+            return  # a damaged file is no matter of this line
+        for parameter, value in split_options(rule.value):
+            if parameter not in known and parameter not in ALWAYS_KNOWN:
+                hint = did_you_mean(parameter, known)
+                yield Finding("unknown-parameter", f"{name} has no parameter {parameter}" + _more(hint))
+            last = self._last_values.get((name, parameter))
+            if last is not None and last[0] is not rule and last[1] != value:
+                yield Finding(
+                    "overridden", f"{place(last[0])} gives {parameter} another value, and the last one counts"
+                )
+
+    def _about_blacklist(self, rule: Rule) -> Iterator[Finding]:
+        name = ModuleName(rule.module)
+        if self._index.is_builtin(name):
+            yield Finding("builtin", f"{name} is built into the kernel, where blacklisting changes nothing")
+        elif self._index.exists(name) and name not in self._refused:
+            yield Finding(
+                "loadable-by-name",
+                f"{name} is still loaded by its name and as a dependency; only an install line with /bin/false keeps it out",
+            )
+
+    def _refuses(self, one: ShownRule) -> bool:
+        if one.shadowed_by:
+            return False
+        rule = one.rule
+        return rule.kind == "module_blacklist" or (rule.kind == "install" and is_denial(rule))
+
+    def _options(self) -> dict[tuple[str, str], tuple[Rule, str]]:
+        """The rule that gives each parameter the value that counts."""
+        return {
+            (one.rule.module, parameter): (one.rule, value)
+            for one in self._shown
+            if one.rule.kind == "options" and not one.shadowed_by
+            for parameter, value in split_options(one.rule.value)
+        }
+
+
+def place(rule: Rule) -> str:
+    """Where a rule stands, as `FILE:LINE`."""
+    return f"{rule.file}:{rule.line}"
+
+
+def _softdep_override(rule: Rule, earlier: Rule) -> Finding:
+    same = "says the same" if earlier.value == rule.value else "differs"
+    return Finding(
+        "softdep-override",
+        f"{place(earlier)} names soft dependencies of {rule.module} first and {same}: this line counts for nothing",
+    )
+
+
+def _more(hint: str) -> str:
+    return f": {hint}" if hint else ""

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Is the initramfs older than what it was made from? Debian's initramfs-tools and dracut.
+
+Times are compared first, which costs some stats. Only when something is newer than the image is the image itself read,
+in a thread of the caller's: a file that was written again with the same content makes nothing stale.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kmodd.kernel.compression import Damaged, Unsupported
+from kmodd.kernel.configuration_folders import ConfigurationFolders
+from kmodd.kernel.cpio import members
+from kmodd.kernel.smallfile import listdir, read_bytes
+from kmodd.model.boot import BootImage
+
+_RULES = ("etc/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
+_TOLD = 8
+"""Differences told one by one."""
+_NAMES = (("boot/initrd.img-{}", "initramfs-tools"), ("boot/initramfs-{}.img", "dracut"))
+_OWN = {"initramfs-tools": ("etc/initramfs-tools/modules",), "dracut": ("etc/dracut.conf", "etc/dracut.conf.d")}
+_COMPRESSED = (".gz", ".xz", ".zst")
+
+
+class Initramfs:
+    """The initramfs of one kernel release below a root folder."""
+
+    def __init__(self, root: Path, release: str) -> None:
+        self._root = root
+        self._release = release
+        self._known: tuple[object, BootImage | None] | None = None
+
+    def stamp(self) -> object:
+        """Changes when anything does that decides; some dozen stats."""
+        return tuple((str(path), _time(path)) for path in (*self._images(), *self._sources()))
+
+    def look(self) -> BootImage | None:
+        """Compare; None where this kernel has no initramfs. May read the image, some hundred milliseconds: use a thread."""
+        stamp = self.stamp()
+        if self._known is None or self._known[0] != stamp:
+            self._known = stamp, self._look()
+        return self._known[1]
+
+    def _images(self) -> list[Path]:
+        return [self._root / name.format(self._release) for name, _ in _NAMES]
+
+    def _sources(self) -> Iterator[Path]:
+        # As libkmod finds them; a tree that is the root's has no modules.softdep.
+        yield from map(Path, ConfigurationFolders(self._root, [self._root / folder for folder in _RULES]).files())
+        for names in _OWN.values():
+            for name in names:
+                path = self._root / name
+                yield path
+                yield from (path / inner for inner in listdir(path))
+        yield self._root / "lib/modules" / self._release / "modules.dep"
+
+    def _look(self) -> BootImage | None:
+        images = ((self._root / name.format(self._release), kind) for name, kind in _NAMES)
+        path, kind = next(((path, kind) for path, kind in images if _time(path)), (None, ""))
+        if path is None:
+            return None
+        made = _time(path)
+        newer = [source for source in self._sources() if _time(source) > made and self._concerns(source, kind)]
+        if not newer and not self._vanished(made):
+            return BootImage(self._release, str(path), kind)
+        try:
+            found = self._contents(path)
+        except (OSError, Damaged, Unsupported):
+            changed = tuple(f"{self._shown(source)} is newer" for source in newer)
+            return BootImage(self._release, str(path), kind, _bounded(changed))
+        differences = (*self._rules(found, kind), *self._modules(found), *self._lists(newer))
+        return BootImage(self._release, str(path), kind, _bounded(differences), by_content=True)
+
+    def _concerns(self, source: Path, kind: str) -> bool:
+        others = [name for other, names in _OWN.items() if other != kind for name in names]
+        return not any(source.is_relative_to(self._root / name) for name in others)
+
+    def _vanished(self, made: int) -> bool:
+        """A folder of rules changed since: perhaps a file was removed, which leaves no file that is newer."""
+        return any(_time(self._root / folder) > made for folder in _RULES)
+
+    def _contents(self, path: Path) -> Mapping[str, tuple[int, str]]:
+        """(size, hash where it is a rules file) of the members that matter, by name."""
+        found: dict[str, tuple[int, str]] = {}
+        for name, size, content in members(path, _is_rules):
+            if _is_rules(name) or (name.endswith((".ko", *(f".ko{end}" for end in _COMPRESSED)))):
+                found[name] = (size, "" if content is None else _hash(content))
+        return found
+
+    def _rules(self, found: Mapping[str, tuple[int, str]], kind: str) -> Iterator[str]:
+        inside = {_below_usr(name): value for name, value in found.items() if _is_rules(name)}
+        if kind == "dracut" and not inside:
+            return  # made for any machine: it has no rules by intention
+        there = set()
+        for folder in _RULES:
+            for name in listdir(self._root / folder):
+                path = self._root / folder / name
+                if not name.endswith(".conf") or name.startswith("."):
+                    continue
+                key = _below_usr(f"{folder}/{name}")
+                if key in there:
+                    continue
+                there.add(key)
+                content = read_bytes(path.resolve()) or b""
+                if key not in inside:
+                    # dracut takes some of them only; what it never had is no difference.
+                    if kind != "dracut":
+                        yield f"it lacks {self._shown(path)}"
+                elif inside[key][1] != _hash(content):
+                    yield f"{self._shown(path)} has changed"
+        yield from (f"it still has /{key}" for key in sorted(inside.keys() - there))
+
+    def _modules(self, found: Mapping[str, tuple[int, str]]) -> Iterator[str]:
+        """Modules whose file on the disk is another one now, told by place and size."""
+        prefix = f"lib/modules/{self._release}/"
+        index = self._index()
+        for name, (size, _) in found.items():
+            place = name.removeprefix("usr/")
+            if not place.startswith(prefix) or not name.endswith(".ko"):
+                continue  # compressed otherwise than on the disk: sizes say nothing
+            inside = place.removeprefix(prefix)
+            module = inside.rpartition("/")[2]
+            now = index.get(module)
+            if now is None:
+                yield f"it has {module}, which is gone"
+            elif now != inside:
+                yield f"it has {module} from {inside}, in force is {now}"
+            elif not now.endswith(_COMPRESSED) and _size(self._root / prefix / now) != size:
+                yield f"{module} has changed"
+
+    def _index(self) -> dict[str, str]:
+        """The file of each module in force, from modules.dep: `NAME.ko` to its path below the tree."""
+        text = read_bytes(self._root / "lib/modules" / self._release / "modules.dep", 16 << 20) or b""
+        found = {}
+        for line in text.decode("utf-8", "replace").splitlines():
+            path = line.partition(":")[0]
+            plain = path
+            for end in _COMPRESSED:
+                plain = plain.removesuffix(end)
+            found[plain.rpartition("/")[2]] = path
+        return found
+
+    def _lists(self, newer: list[Path]) -> Iterator[str]:
+        own = [self._root / name for names in _OWN.values() for name in names]
+        for source in newer:
+            if any(source == path or source.is_relative_to(path) for path in own):
+                yield f"{self._shown(source)} is newer"
+
+    def _shown(self, path: Path) -> str:
+        return "/" + str(path.relative_to(self._root))
+
+
+def _is_rules(name: str) -> bool:
+    return name.endswith(".conf") and name.rpartition("/")[0] in _RULES
+
+
+def _below_usr(name: str) -> str:
+    return name.removeprefix("usr/") if name.startswith("usr/lib/") else name
+
+
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _bounded(texts: tuple[str, ...]) -> tuple[str, ...]:
+    more = len(texts) - _TOLD
+    return texts if more <= 0 else (*texts[:_TOLD], f"and {more} more")

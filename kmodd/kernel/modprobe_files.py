@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration folders as files: what `Show` tells of, and the three that kmodd writes itself."""
+
+import os
+from pathlib import Path
+
+from kmodd.kernel import atomic_file, modprobe_d, modules_load_d
+from kmodd.kernel.command_line import command_line_rules
+from kmodd.kernel.layers import layered
+from kmodd.model import Rule
+from kmodd.model.configuration import OwnFile, RuleFile, RuleFiles
+
+
+class ConfigurationFolders:
+    """`kmodd.kernel.ports.Configuration` below a root folder. Every method reads or writes files: call it in a thread."""
+
+    def __init__(self, root: Path, release: str, *, command_line: str = "", memory: Path | None = None) -> None:
+        """`memory` is a folder of kmodd's own where copies of what was written are kept; None keeps none."""
+        self._root = root
+        self._tree = root / "lib/modules" / release
+        self._command_line = command_line
+        self._memory = memory
+
+    def files(self) -> RuleFiles:
+        """Read every file, those that are masked included."""
+        return RuleFiles(
+            modprobe=tuple(self._modprobe()),
+            autoload=tuple(self._autoload()),
+            command_line=(
+                *modules_load_d.command_line_modules(self._command_line),
+                *command_line_rules(self._command_line),
+            ),
+        )
+
+    def read(self, file: OwnFile) -> bytes | None:
+        """One of our files, None when there is none; OSError for what is no regular file."""
+        return atomic_file.read_file(self._path(file))
+
+    def write(self, file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
+        """Put `text` (None: nothing) in the place of `expected`; ChangedMeanwhileError, OSError."""
+        path = self._path(file)
+        if text is not None:
+            atomic_file.replace_file(path, text, expected=expected)
+        elif expected is not None:
+            atomic_file.remove_file(path, expected=expected)
+
+    def remember(self, file: OwnFile, text: bytes) -> None:
+        """Keep a copy, to show later what an edit changed; OSError."""
+        if self._memory is not None:
+            path = self._memory / Path(file).name
+            atomic_file.replace_file(path, text, expected=atomic_file.read_file(path), mode=0o600)
+
+    def remembered(self, file: OwnFile) -> bytes | None:
+        """The copy, when there is one that can be read."""
+        try:
+            return None if self._memory is None else atomic_file.read_file(self._memory / Path(file).name)
+        except OSError:
+            return None
+
+    def parse(self, file: OwnFile, text: bytes) -> tuple[Rule, ...]:
+        """Read a text as whoever reads the file does."""
+        if file is OwnFile.AUTOLOAD:
+            return tuple(modules_load_d.parse_modules(text, file))
+        return tuple(modprobe_d.parse_rules(text, file))
+
+    def _path(self, file: OwnFile) -> Path:
+        return self._root / file.removeprefix("/")
+
+    def _shown(self, path: str) -> str:
+        """A path as the machine itself calls it."""
+        return path if self._root == Path("/") else "/" + os.path.relpath(path, self._root)
+
+    def _modprobe(self) -> list[RuleFile]:
+        directories = [self._root / name for name in modprobe_d.DIRECTORIES]
+        found = [
+            RuleFile(
+                self._shown(str(one.path)),
+                self._placed(modprobe_d.read_rules(one.path)),
+                self._shown(one.shadowed_by) if one.shadowed_by else "",
+                tuple(map(self._shown, one.masks)),
+                one.public,
+            )
+            for one in layered(directories, modprobe_d.is_configuration_name)
+        ]
+        softdeps = self._tree / modprobe_d.DEPMOD_SOFTDEPS
+        found.append(RuleFile(self._shown(str(softdeps)), self._placed(modprobe_d.read_rules(softdeps))))
+        # Stable: a file stays before those it masks.
+        return sorted(found, key=lambda one: os.fsencode(Path(one.path).name))
+
+    def _autoload(self) -> list[RuleFile]:
+        directories = [self._root / name for name in modules_load_d.DIRECTORIES]
+        return [
+            RuleFile(
+                self._shown(str(one.path)),
+                self._placed(_modules(one.path)),
+                self._shown(one.shadowed_by) if one.shadowed_by else "",
+                tuple(map(self._shown, one.masks)),
+                one.public,
+            )
+            for one in layered(directories, modules_load_d.is_modules_load)
+        ]
+
+    def _placed(self, rules: list[Rule]) -> tuple[Rule, ...]:
+        if self._root == Path("/"):
+            return tuple(rules)
+        return tuple(Rule(one.kind, one.module, one.value, self._shown(one.file), one.line, one.text) for one in rules)
+
+
+def _modules(path: Path) -> list[Rule]:
+    # Only regular files end by themselves; /etc/modules-load.d/modules.conf is a link to /etc/modules on Debian.
+    try:
+        return modules_load_d.parse_modules(path.read_bytes(), str(path)) if path.is_file() else []
+    except OSError:
+        return []

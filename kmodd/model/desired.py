@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What an administrator wants of the machine's modules."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kmodd.names import ModuleName
+
+Parameters = tuple[tuple[str, str], ...]
+
+
+class Presence(StrEnum):
+    """Whether a module is to be there."""
+
+    LOADED = "loaded"
+    ABSENT = "absent"
+    UNSAID = ""
+
+
+class Ban(StrEnum):
+    """How a module is kept out."""
+
+    SOFT = "soft"
+    """`blacklist M`: nothing loads it by an alias; by name it can be loaded."""
+    HARD = "hard"
+    """And `install M /bin/false`: modprobe does not load it by name either."""
+    NONE = "none"
+    """kmodd's own files do not ban it."""
+    UNSAID = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One `[module.NAME]` table."""
+
+    module: ModuleName
+    file: str = ""
+    line: int = 0
+    state: Presence = Presence.UNSAID
+    parameters: Parameters = ()
+    """Given when kmodd loads it, and what the live values are compared with."""
+    options: Parameters | None = None
+    """Written to modprobe.d, for whoever loads it; empty: kmodd's own file has none."""
+    blacklist: Ban = Ban.UNSAID
+    autoload: bool | None = None
+    """Written to modules-load.d, so that systemd loads it early at boot with kmodd or without."""
+    after: tuple[ModuleName, ...] = ()
+    """Loaded when all of these are live."""
+    unload_when_gone: bool = False
+    """Unloaded when one of `after` goes."""
+    alias: str = ""
+    """A pattern; only where a device has a matching alias."""
+    kernel: str = ""
+    """A comparison such as `>=6.1, <7`, or a pattern; only on such a kernel release."""
+    version: str = ""
+    """Version of the module in the store that is to be active."""
+    reason: str = ""
+    retry: bool = True
+    """Try again after a failure when something happens that could help."""
+
+    @property
+    def live(self) -> Parameters:
+        """Parameters as they should be while it is loaded: `parameters` over `options`."""
+        return tuple({**dict(self.options or ()), **dict(self.parameters)}.items())

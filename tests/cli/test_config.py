@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kmodctl config` against the real daemon on a simulated kernel, and how its answers look."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmodd.cli import config_drift, config_show
+from kmodd.cli.exit_codes import ExitCode
+from kmodd.model import Rule
+from kmodd.model.configuration import Drift, Finding, OwnFile, ShownRule
+from tests.cli.private_bus import private_bus
+from tests.cli.runner import Runner, screen
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory, kmodctl: Runner) -> Iterator[Runner]:
+    """kmodctl with a daemon of its own."""
+    with private_bus(tmp_path_factory.mktemp("config")) as address:
+        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as daemon:
+            assert daemon.stderr is not None
+            assert "SIMULATED" in daemon.stderr.readline()
+            kmodctl.address = address
+            deadline = time.monotonic() + 10
+            while kmodctl("status").status == ExitCode.UNAVAILABLE:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield kmodctl
+            daemon.terminate()
+
+
+def ours(run: Runner) -> list[tuple[str, str, str]]:
+    """(kind, module, value) of the rules kmodd wrote."""
+    rows: list[dict[str, Any]] = run("config", "show", "--json").document
+    return [(row["kind"], row["module"], row["value"]) for row in rows if row["ours"]]
+
+
+def test_rules_come_and_go(run: Runner) -> None:
+    assert ours(run) == []
+    ended = run("config", "autoload", "loop", "max_loop=8", "--reason", "disk images")
+    assert (ended.status, ended.err) == (0, "")
+    assert "loop is loaded at boot by /etc/modules-load.d/kmodd.conf" in ended.out
+    assert run("config", "options", "overlay", "redirect_max=64").status == 0
+    assert run("config", "blacklist", "vfat", "--hard").status == 0
+    assert ours(run) == [
+        ("autoload", "loop", ""),
+        ("blacklist", "vfat", ""),
+        ("install", "vfat", "/bin/false"),
+        ("options", "loop", "max_loop=8"),
+        ("options", "overlay", "redirect_max=64"),
+    ]
+    # What was written is in force at once.
+    refused = run("load", "vfat")
+    assert refused.status == ExitCode.POLICY
+    assert run("config", "show", "vfat", "--json").document[0]["file"] == OwnFile.BLACKLIST
+    assert "disk images" in run("log", "loop").out
+    for command in (("autoload", "loop"), ("options", "loop"), ("options", "overlay"), ("blacklist", "vfat")):
+        assert run("config", *command, "--off").status == 0
+    assert ours(run) == []
+
+
+def test_a_dry_run_says_so_and_changes_nothing(run: Runner) -> None:
+    ended = run("config", "blacklist", "loop", "--dry-run")
+    assert "nothing was changed" in ended.out
+    assert run("config", "autoload", "loop", "--dry-run", "--json").document["dry-run"] is True
+    assert ours(run) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("autoload", "lop"), ExitCode.NOT_FOUND, "did you mean loop?"),
+        (("options", "loop", "max_lop=8"), ExitCode.BAD_PARAMETER, "has no parameter max_lop"),
+        (("options", "loop"), ExitCode.USAGE, "--off takes those there are away"),
+        (("autoload", "loop", "max_loop=8", "--off"), ExitCode.USAGE, "--off takes no parameters"),
+        (("blacklist", "loop", "--hard", "--off"), ExitCode.USAGE, "the option hard is for blacklisting"),
+        (("blacklist", "../loop"), ExitCode.USAGE, "a module name is"),
+        (("options", "dummy", "numdummies=2"), ExitCode.IN_THE_WAY, "/usr/lib/modprobe.d/systemd.conf, line 15,"),
+        (("blacklist", "unix"), ExitCode.IN_THE_WAY, "changes nothing"),
+        (("nonsense",), ExitCode.USAGE, "invalid choice"),
+        ((), ExitCode.USAGE, "required"),
+    ],
+)
+def test_what_cannot_be(run: Runner, words: tuple[str, ...], status: int, says: str) -> None:
+    ended = run("config", *words)
+    assert ended.status == status
+    assert says in " ".join(ended.err.split())
+
+
+def test_drift_apply_and_reload_of_a_machine_nobody_wants_anything_of(run: Runner) -> None:
+    assert "as the files want it" in run("config", "drift").out
+    assert run("config", "drift", "--json").document == []
+    assert "nothing to do" in run("config", "apply").out
+    assert run("config", "apply", "--dry-run", "--json").document == []
+    assert "has read its files again" in run("config", "reload").out
+
+
+def test_rules_as_people_read_them() -> None:
+    low = "/usr/lib/modprobe.d/a.conf"
+    rules = [
+        ShownRule(Rule("options", "loop", "max_lop=8", "/etc/modprobe.d/a.conf", 3, ""), masks=(low,),
+                  findings=(Finding("unknown-parameter", "loop has no parameter max_lop: did you mean max_loop?"),)),
+        ShownRule(Rule("blacklist", "dummy", "", "/etc/modprobe.d/a.conf", 12, "")),
+        ShownRule(Rule("options", "loop", "", low, 1, ""), shadowed_by="/etc/modprobe.d/a.conf", public=False),
+        ShownRule(Rule("autoload", "e\x1bvil", "", OwnFile.AUTOLOAD, 5, ""), ours=True),
+        ShownRule(Rule("finding", "", "", OwnFile.OPTIONS, 1, ""), findings=(Finding("foreign", "not kmodd's"),)),
+    ]  # fmt: skip
+    assert config_show.lines(rules, screen(0)) == [
+        "/etc/modprobe.d/a.conf  masks /usr/lib/modprobe.d/a.conf",
+        "   3  options loop max_lop=8",
+        "      ✗ loop has no parameter max_lop: did you mean max_loop?",
+        "  12  blacklist dummy",
+        "",
+        low,
+        "   1  options loop (for root only)  not in force: /etc/modprobe.d/a.conf",
+        "",
+        f"{OwnFile.AUTOLOAD}  written by kmodd",
+        "   5  autoload e\\x1bvil",
+        "",
+        OwnFile.OPTIONS,
+        "      ✗ not kmodd's",
+    ]
+    assert config_show.lines([], screen(0)) == []
+
+
+def test_drift_as_people_read_it() -> None:
+    found = [
+        Drift("loop", "presence", "loaded", "absent", "kmodctl config apply"),
+        Drift("dummy", "parameter", "numdummies=2", "numdummies=1", "kmodctl config apply"),
+    ]
+    assert config_drift.lines(found, screen(0)) == [
+        "MODULE  WHAT       WANTED        IS",
+        "loop    presence   loaded        absent",
+        "dummy   parameter  numdummies=2  numdummies=1",
+        "",
+        "hint: kmodctl config apply",
+    ]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The parser of strangers' files: in its own process, and under mutation."""
+
+import asyncio
+import gzip
+import os
+import random
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kmodd.kernel.module_parser import examine
+from kmodd.kernel.parser_process import ModuleParser, read_examination
+from kmodd.model.store import Examination, FileFault
+from tests.kernel.elf import module_file, pkcs7_message, sign
+
+RELEASE = "6.1.0-9-amd64"
+VERMAGIC = f"vermagic={RELEASE} SMP preempt mod_unload modversions "
+
+
+def module(name: str = "special", **more: object) -> bytes:
+    return module_file(
+        [f"name={name}", "version=1", VERMAGIC, "depends=fat,vfat"], this_module=name,
+        versions={"module_layout": 0x1234, "fat_attach": 7}, imports=["module_layout", "fat_attach"], **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@contextmanager
+def files(folder: Path, content: bytes) -> Iterator[tuple[int, int, int]]:
+    """The three descriptors of an order."""
+    (folder / "source").write_bytes(content)
+    opened = [os.open(folder / "source", os.O_RDONLY)]
+    opened += [os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for name in ("copy", "plain")]
+    try:
+        yield opened[0], opened[1], opened[2]
+    finally:
+        for file in opened:
+            os.close(file)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def look(folder: Path, content: bytes, *, maximum: int = 1 << 20, unpacked: int = 1 << 20) -> Examination:
+    with files(folder, content) as three:
+        return examine(*three, maximum=maximum, unpacked=unpacked, root=folder, release=RELEASE)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A kernel with a module that uses the same symbols."""
+    made = tmp_path / "lib/modules" / RELEASE
+    (made / "kernel").mkdir(parents=True)
+    witness = module_file([VERMAGIC], this_module="vfat", versions={"module_layout": 0x1234, "fat_attach": 7})
+    (made / "kernel/vfat.ko").write_bytes(witness)
+    (made / "modules.dep").write_text("kernel/vfat.ko:\n")
+    (made / "modules.symbols").write_text("alias symbol:fat_attach fat\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/kallsyms").write_text("0000 r __ksymtab_module_layout\n0000 T secret\n")
+    return tmp_path
+
+
+def test_a_module_is_examined(tree: Path) -> None:
+    found = look(tree, sign(module(), pkcs7_message("ACME")))
+    assert not found.fault
+    assert (found.name, found.version, found.depends) == ("special", "1", ("fat", "vfat"))
+    assert (found.signed, found.signer, found.versions, found.unpacked) == (True, "ACME", True, False)
+    assert found.match.tree
+    assert found.match.vermagic == VERMAGIC.partition("=")[2]
+    assert found.match.machine == found.machine
+    assert (found.match.unknown, found.match.mismatched, found.match.unchecked) == ((), (), 0)
+
+
+def test_symbols_are_compared_with_what_the_kernels_own_modules_use(tree: Path) -> None:
+    other = module_file(
+        ["name=x", VERMAGIC],
+        this_module="x",
+        versions={"module_layout": 5, "nobody_knows": 1},
+        imports=["nobody_knows"],
+    )
+    match = look(tree, other).match
+    assert match.mismatched == ("module_layout",)
+    assert match.unknown == ("nobody_knows",)
+    assert match.unchecked == 1
+
+
+def test_another_installed_kernel_is_compared_with_its_own_files(tree: Path) -> None:
+    (tree / "lib/modules/6.2.0").symlink_to(RELEASE)
+    found = look(tree, module_file(["name=x", "vermagic=6.2.0 SMP "], this_module="x", imports=["nobody_knows"]))
+    assert found.match.release == "6.2.0"
+    assert found.match.unknown == ()  # nothing tells the symbols of a kernel that does not run
+
+
+def test_a_kernel_that_hides_its_symbols_cannot_be_compared(tree: Path) -> None:
+    (tree / "proc/kallsyms").write_text("0000 T secret\n")
+    assert look(tree, module_file(["name=x", VERMAGIC], this_module="x", imports=["nobody_knows"])).match.unknown == ()
+
+
+@pytest.mark.parametrize("name", ["../../../etc", "a b", ".", ""])
+def test_a_release_is_never_a_path(tree: Path, name: str) -> None:
+    found = look(tree, module_file(["name=x", f"vermagic={name} SMP"], this_module="x"))
+    assert found.match.release == RELEASE
+
+
+def test_limits_hold_for_what_is_found_and_not_for_what_is_said(tmp_path: Path) -> None:
+    assert look(tmp_path, bytes(2 << 20)).fault == FileFault.TOO_LARGE
+    assert look(tmp_path, gzip.compress(bytes(2 << 20))).fault == FileFault.UNPACKS_TOO_LARGE
+
+
+def test_mutated_files_are_answered_and_nothing_else(tree: Path) -> None:
+    """Ten thousand small damages: an answer each time, and never one that takes long."""
+    whole = sign(module(exports=["a", "b"]), pkcs7_message("ACME"))
+    chance = random.Random(1)  # noqa: S311 - the same damages every time
+    faults = set()
+    with files(tree, whole) as (source, copy, plain):
+        for number in range(10_000):
+            content = bytearray(whole)
+            for _ in range(chance.choice((1, 1, 2, 8))):
+                where = chance.randrange(min(len(content), 64) if number % 3 == 0 else len(content))
+                content[where] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+            if number % 10 == 0:
+                content = content[: chance.randrange(len(content))]
+            if number % 17 == 0:
+                struct.pack_into("<I", content, max(0, len(content) - 32), chance.randrange(1 << 32)) if len(
+                    content
+                ) > 32 else None
+            for file in (copy, plain):
+                os.ftruncate(file, 0)
+                os.lseek(file, 0, os.SEEK_SET)
+            (tree / "source").write_bytes(content)
+            begun = time.monotonic()
+            found = examine(source, copy, plain, maximum=1 << 20, unpacked=1 << 20, root=tree, release=RELEASE)
+            assert time.monotonic() - begun < 2
+            faults.add(found.fault)
+    assert {"", FileFault.NOT_ELF, FileFault.TRUNCATED, FileFault.DAMAGED, FileFault.NOT_A_MODULE} <= faults
+
+
+async def test_the_process_answers_and_is_gone(tree: Path) -> None:
+    with files(tree, module()) as three:
+        found = await ModuleParser(tree, RELEASE).examine(*three, maximum=1 << 20, unpacked=1 << 20)
+    assert found.name == "special"
+
+
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [
+        (("/bin/false",), FileFault.PARSER_DIED),
+        (("/bin/sleep", "60"), FileFault.TIMED_OUT),
+        (("/bin/sh", "-c", "echo '{\"fault\": 3}' >&3"), FileFault.PARSER_DIED),
+    ],
+)
+async def test_a_process_that_dies_hangs_or_lies_is_a_fault(
+    tree: Path, program: tuple[str, ...], fault: FileFault
+) -> None:
+    before = descriptors()
+    with files(tree, module()) as three:
+        found = await ModuleParser(tree, RELEASE, program=program, timeout=0.5).examine(*three, maximum=1, unpacked=1)
+    assert found.fault == fault
+    await asyncio.sleep(0)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b"[" * 60_000, b'{"fault": "x"}', b'{"match": {}, "fault": ""}', b"\xff", b'"' * 999]
+)
+def test_an_odd_answer_is_a_fault(data: bytes) -> None:
+    assert read_examination(data).fault == FileFault.PARSER_DIED

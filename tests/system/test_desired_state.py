@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The wanted state on a real machine: loads by itself, drift, apply, a reboot, and what the next boot will find."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.system.service import main_pid
+from tests.vm.machine import Machine
+
+FOLDER = "/etc/kmodd/modules.d"
+CONFIGURATION = "busctl --json=short call org.kmodd1 /org/kmodd1 org.kmodd1.Configuration"
+MANAGER = "busctl --json=short call org.kmodd1 /org/kmodd1 org.kmodd1.Manager"
+MODULES = "good params dep_c dep_b dep_a soft soft_pre soft_post slow alias_twin"
+
+
+@pytest.fixture(autouse=True)
+def _clean(vm: Machine) -> Iterator[None]:
+    """Each test starts with nothing wanted and none of the test modules loaded."""
+    reset(vm)
+    yield
+    assert "Traceback" not in vm.journal("-u", "kmodd*")
+
+
+def reset(vm: Machine) -> None:
+    vm.check(
+        f"rm -rf {FOLDER} /etc/kmodd/kmodd.toml /etc/modprobe.d/kmodd-* /etc/modules-load.d/kmodd.conf; mkdir -p {FOLDER}"
+    )
+    vm.check(f"systemctl reload kmodd; for m in {MODULES}; do rmmod kmodd_test_$m 2>/dev/null; done; true")
+
+
+def want(vm: Machine, text: str, *, reload: bool = True) -> None:
+    vm.write_file(f"{FOLDER}/test.toml", text)
+    if reload:
+        vm.check("systemctl reload kmodd")
+
+
+def is_loaded(vm: Machine, name: str) -> bool:
+    return vm.run(f"grep -q '^kmodd_test_{name} ' /proc/modules").code == 0
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 15.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def rows(vm: Machine, command: str) -> list[dict[str, Any]]:
+    (data,) = json.loads(vm.check(command))["data"]
+    return [{key: value["data"] for key, value in row.items()} for row in data]
+
+
+def drift(vm: Machine) -> set[tuple[str, str]]:
+    return {(row["module"], row["kind"]) for row in rows(vm, f"{CONFIGURATION} GetDrift")}
+
+
+def apply(vm: Machine) -> dict[str, str]:
+    (data,) = json.loads(vm.check(f"{CONFIGURATION} Apply 'a{{sv}}' 0"))["data"]
+    return {module: result for module, result, _, _ in data}
+
+
+def health(vm: Machine, name: str) -> list[dict[str, Any]]:
+    (data,) = json.loads(vm.check(f"{MANAGER} GetHealth"))["data"]
+    found = [{key: value["data"] for key, value in row.items()} for row in data["checks"]["data"]]
+    return [check for check in found if check["name"] == name]
+
+
+def test_a_module_follows_those_it_comes_after(vm: Machine) -> None:
+    want(
+        vm,
+        '[module.kmodd_test_good]\nstate = "loaded"\nafter = ["kmodd_test_dep_a", "kmodd-test-soft-pre"]\n'
+        "unload-when-gone = true\n",
+    )
+    vm.check("modprobe kmodd_test_dep_a")
+    time.sleep(1)
+    assert not is_loaded(vm, "good")
+    assert drift(vm) == set()
+    vm.check("modprobe kmodd_test_soft_pre")
+    assert until(lambda: is_loaded(vm, "good"))
+    vm.check("rmmod kmodd_test_dep_a")
+    assert until(lambda: not is_loaded(vm, "good"))
+    vm.check("modprobe kmodd_test_dep_a")
+    assert until(lambda: is_loaded(vm, "good"))
+
+
+def test_conditions_on_kernel_and_hardware(vm: Machine) -> None:
+    want(
+        vm,
+        '[module.kmodd_test_good]\nstate = "loaded"\nwhen = { kernel = ">=99" }\n'
+        '[module.kmodd_test_dep_a]\nstate = "loaded"\nwhen = { kernel = ">=6.1", alias = "cpu:type:*" }\n'
+        '[module.kmodd_test_slow]\nstate = "loaded"\nwhen = { alias = "pci:v0000dead*" }\n',
+    )
+    assert drift(vm) == {("kmodd_test_dep_a", "presence")}
+    assert apply(vm) == {"kmodd_test_dep_a": "changed"}
+
+
+def test_drift_and_apply_of_everything(vm: Machine) -> None:
+    vm.check("modprobe kmodd_test_params")
+    want(
+        vm,
+        '[module.kmodd_test_params]\nstate = "loaded"\nparameters = { level = 6 }\noptions = { level = 6 }\n'
+        "autoload = true\n"
+        '[module.kmodd_test_slow]\nblacklist = "hard"\n'
+        '[module.kmodd_test_good]\nstate = "loaded"\nblacklist = "soft"\n',
+    )
+    assert drift(vm) == {
+        ("kmodd_test_params", "parameter"),
+        ("kmodd_test_params", "options"),
+        ("kmodd_test_params", "autoload"),
+        ("kmodd_test_slow", "blacklist"),
+        ("kmodd_test_good", "blacklist"),
+        ("kmodd_test_good", "presence"),
+    }
+    assert health(vm, "drift")[0]["status"] == "degraded"
+    assert set(apply(vm).values()) == {"changed"}
+    assert drift(vm) == set()
+    assert vm.check("cat /sys/module/kmodd_test_params/parameters/level") == "6\n"
+    assert vm.run("modprobe kmodd_test_slow").code != 0
+    assert apply(vm) == {}
+    assert health(vm, "drift")[0]["status"] == "ok"
+
+
+def test_bad_files_leave_the_old_settings_in_force(vm: Machine) -> None:
+    want(vm, '[module.kmodd_test_good]\nstate = "loaded"\nafter = ["kmodd_test_dep_a"]\n')
+    pid = main_pid(vm)
+    want(vm, '[module.kmodd_test_good]\nstate = "loaded"\nafte = []\n', reload=False)
+    refused = vm.run(f"{CONFIGURATION} Reload")
+    assert refused.code != 0
+    assert f"{FOLDER}/test.toml, line 3: there is no setting afte" in refused.stderr
+    assert "did you mean after?" in refused.stderr
+    vm.check("systemctl reload kmodd")
+    assert health(vm, "settings")[0]["status"] == "degraded"
+    assert f"{FOLDER}/test.toml, line 3" in vm.journal("-u", "kmodd", "-p", "err")
+    vm.check("modprobe kmodd_test_dep_a")
+    assert until(lambda: is_loaded(vm, "good")), "the wishes from before hold"
+    for garbage in ("\\0\\0", "[[[[", "x = '" + "y" * 4000, '[module.a]\\nafter=["b"]\\n[module.b]\\nafter=["a"]\\n'):
+        vm.check(f"printf '%b' {json.dumps(garbage)!r} > {FOLDER}/test.toml; systemctl reload kmodd; true")
+        assert health(vm, "settings")
+    assert main_pid(vm) == pid
+
+
+def test_daemon_settings_are_taken_over_while_it_runs(vm: Machine) -> None:
+    vm.write_file("/etc/kmodd/kmodd.toml", "[operations]\ntimeout-max = 60\n")
+    vm.check("systemctl reload kmodd")
+    refused = vm.run(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 61")
+    assert "from 1 to 60" in refused.stderr
+    vm.check(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 60")
+
+
+def test_after_a_reboot_the_machine_is_as_it_was_meant_to_be(fresh_vm: Machine) -> None:
+    vm = fresh_vm
+    vm.check(f"mkdir -p {FOLDER}")
+    want(
+        vm,
+        '[module.kmodd_test_fail]\nstate = "loaded"\n'
+        '[module.no_such_module]\nstate = "loaded"\n'
+        '[module.kmodd_test_params]\nstate = "loaded"\nparameters = { level = 6 }\n'
+        "[module.kmodd_test_dep_a]\nautoload = true\n"
+        '[module.kmodd_test_good]\nstate = "loaded"\nafter = ["kmodd_test_dep_a", "kmodd_test_params"]\n'
+        '[module.loop]\nstate = "absent"\n',
+    )
+    apply(vm)
+    vm.check("echo loop > /etc/modules-load.d/other.conf; sync")
+    vm.reboot()
+    assert until(lambda: is_loaded(vm, "good"), seconds=60)
+    assert vm.check("cat /sys/module/kmodd_test_params/parameters/level") == "6\n"
+    assert until(lambda: vm.run("grep -q '^loop ' /proc/modules").code != 0)
+    assert is_loaded(vm, "dep_a")
+    failed = {check["module"] for check in health(vm, "desired-state") if check["status"] == "degraded"}
+    assert failed == {"kmodd_test_fail", "no_such_module"}
+    vm.check("rmmod kmodd_test_good; systemctl restart kmodd")
+    time.sleep(2)
+    assert not is_loaded(vm, "good"), "a restart of the daemon is no boot"
+
+
+def test_what_the_next_boot_will_find(fresh_vm: Machine) -> None:
+    vm = fresh_vm
+    release = vm.check("uname -r").strip()
+    assert health(vm, "newer-kernel") == []
+    vm.check(f"cp -a /lib/modules/{release} /lib/modules/99.{release}")
+    (newer,) = health(vm, "newer-kernel")
+    assert f"99.{release}" in newer["message"]
+    # A small image in the form of Debian's: mkinitramfs itself takes minutes under emulation.
+    vm.check(
+        "set -e; cd $(mktemp -d); mkdir -p etc/modprobe.d usr/lib/modprobe.d;"
+        " cp /etc/modprobe.d/*.conf etc/modprobe.d/ 2>/dev/null || true;"
+        " cp /lib/modprobe.d/*.conf usr/lib/modprobe.d/ 2>/dev/null || true;"
+        f" find . | cpio -o -H newc 2>/dev/null | xz --check=crc32 > /boot/initrd.img-{release}"
+    )
+    assert until(lambda: "up to date" in health(vm, "initramfs")[0]["message"])
+    vm.check(f"{CONFIGURATION} SetBlacklisted 'sba{{sv}}' pcspkr true 0")
+    assert until(lambda: health(vm, "initramfs")[0]["status"] == "degraded")
+    (finding,) = health(vm, "initramfs")
+    assert "by its contents" in finding["message"]
+    assert "it lacks /etc/modprobe.d/kmodd-blacklist.conf" in finding["message"]
+    assert finding["hint"] == f"update-initramfs -u -k {release}"
+    (row,) = rows(vm, f"{CONFIGURATION} GetDrift")
+    assert (row["kind"], row["hint"]) == ("initramfs", finding["hint"])
+    vm.check(f"mv /lib/modules/{release} /lib/modules/gone; systemctl reload kmodd")
+    (tree,) = health(vm, "module-tree")
+    assert tree["status"] == "failing"

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Switching versions: what fails is undone, what a crash cut short is undone at the next start, and health sees the rest."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from kmodd.core.activation import Activation
+from kmodd.core.store_catalogue import StoreCatalogue
+from kmodd.core.store_health import StoreWatch
+from kmodd.errors import BadSignature, Conflict, KmoddError, LimitsExceeded, NoSuchVersion
+from kmodd.kernel.module_tree import ModuleTree
+from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.kernel.simulated_modules import RELEASE
+from kmodd.kernel.store_files import StoreFiles
+from kmodd.model import Caller, OperationResult, Plan, Request, Result
+from kmodd.model.store import IndexNotMadeError, StoredModule
+from kmodd.names import ModuleName
+from tests.unit.fakes import Hub, Journal
+
+NAME = ModuleName("dummy")
+CALLER = Caller(":1.7", 0)
+
+
+class Crash(BaseException):
+    """The daemon is gone."""
+
+
+class FakeDepmod:
+    """Writes the index that depmod would, or fails."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.runs = 0
+
+    async def refresh(self, tree: Path) -> None:
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        ours = sorted(str(path.relative_to(tree)) for path in (tree / "updates").rglob("*.ko"))
+        own = ["kernel/dummy.ko"] if not ours else []
+        (tree / "modules.dep").write_text("".join(f"{path}:\n" for path in [*ours, *own]))
+
+
+class FakeReloader:
+    """Notes what is loaded, or refuses."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, dict[str, str]]] = []
+        self.error: KmoddError | None = None
+
+    def plan(self, request: Request) -> Plan:
+        return Plan(request, ((NAME,),), ())
+
+    async def execute(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        (operation,) = plan.request.operations
+        self.done.append((operation.verb.value, dict(operation.parameters)))
+        if self.error is not None:
+            return (OperationResult(NAME, Result.FAILED, self.error),)
+        return (OperationResult(NAME, Result.CHANGED, touched=(NAME,)),)
+
+    def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
+        return (("numdummies", "3"), ("gone", "1"))
+
+
+class Stage:
+    """Everything, on a folder."""
+
+    def __init__(self, folder: Path, *, loaded: bool = False) -> None:
+        self.kernel = SimulatedKernel(pace=0.0, loaded=["dummy"] if loaded else [])
+        self.folder = folder
+        self.files = StoreFiles(folder / "store")
+        self.trees = ModuleTree(folder)
+        self.tree = folder / "lib/modules" / RELEASE
+        (self.tree / "kernel").mkdir(parents=True, exist_ok=True)
+        (self.tree / "modules.order").write_text("kernel/dummy.ko\n")
+        if not (self.tree / "modules.dep").exists():
+            (self.tree / "modules.dep").write_text("kernel/dummy.ko:\n")
+        self.files.prepare()
+        self.catalogue = StoreCatalogue(RELEASE)
+        self.catalogue.fill(self.files.entries())
+        self.depmod, self.reloader, self.journal = FakeDepmod(), FakeReloader(), Journal()
+        self.activation = Activation(
+            self.files, self.trees, self.depmod, self.catalogue, index=self.kernel.index, loaded=self.kernel.loaded,
+            operations=self.reloader, lock=asyncio.Lock(), audit=self.journal, events=Hub(),
+        )  # fmt: skip
+        self.watch = StoreWatch(self.files, self.trees, self.catalogue)
+
+    def add(self, version: str, kernel: str = RELEASE) -> StoredModule:
+        content = f"{version} {kernel}".encode()
+        entry = StoredModule(NAME, version, kernel, hashlib.sha256(content).hexdigest(), len(content))
+        (self.folder / "spooled").write_bytes(content)
+        self.files.add(self.folder / "spooled", entry)
+        self.catalogue.put(entry)
+        return entry
+
+    @property
+    def state(self) -> tuple[str, str, list[str], bool]:
+        """(content of the file in the tree, what the index takes, active versions, a change is under way)."""
+        path = self.trees.path(NAME, RELEASE)
+        return (
+            path.read_text() if path.exists() else "",
+            self.trees.indexed(NAME, RELEASE),
+            [entry.version for entry in self.files.entries() if entry.active],
+            bool(self.files.changes()),
+        )
+
+    def names(self) -> list[str]:
+        return [check.name for check in self.watch.findings()]
+
+
+NONE: tuple[str, str, list[str], bool] = ("", "kernel/dummy.ko", [], False)
+FIRST = (f"1 {RELEASE}", "updates/kmodd/dummy.ko", ["1"], False)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path, loaded=True)
+
+
+async def test_a_reload_keeps_the_parameters_that_the_version_still_has(stage: Stage) -> None:
+    assert await stage.activation.activate(stage.add("1"), CALLER, load=True) == (NAME,)
+    assert stage.reloader.done == [("reload", {"numdummies": "3"})]
+    assert stage.state == FIRST
+    assert stage.journal.events == ["store.activated"]
+
+
+async def test_what_is_active_already_is_left_alone(stage: Stage) -> None:
+    entry = stage.add("1")
+    await stage.activation.activate(entry, CALLER, load=False)
+    assert await stage.activation.activate(entry, CALLER, load=True) == ()
+    assert stage.depmod.runs == 1
+    assert stage.journal.events[-1] == "operation.unchanged"
+
+
+async def test_a_version_that_does_not_load_leaves_the_former_one(stage: Stage) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    stage.reloader.error = BadSignature("no", module=NAME)
+    with pytest.raises(BadSignature):
+        await stage.activation.activate(stage.add("2"), CALLER, load=True)
+    assert stage.state == FIRST
+    assert stage.journal.events[-1] == "operation.failed"
+
+
+async def test_what_the_failure_left_unloaded_is_loaded_again(stage: Stage) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    real = stage.reloader.execute
+
+    async def lose(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        stage.kernel.rmmod("dummy")
+        stage.reloader.error = BadSignature("no", module=NAME)
+        result = await real(plan, caller)
+        stage.reloader.error = None
+        stage.reloader.execute = real  # type: ignore[method-assign]
+        return result
+
+    stage.reloader.execute = lose  # type: ignore[method-assign]
+    with pytest.raises(BadSignature):
+        await stage.activation.activate(stage.add("2"), CALLER, load=True)
+    assert [verb for verb, _ in stage.reloader.done] == ["reload", "load"]
+
+
+@pytest.mark.parametrize(
+    ("error", "typed"),
+    [
+        (IndexNotMadeError("depmod failed with status 1"), Conflict),
+        (OSError(28, "full"), LimitsExceeded),
+        (OSError(30, "read-only"), Conflict),
+    ],
+)
+@pytest.mark.parametrize("former", [True, False])
+async def test_a_step_that_fails_is_undone(
+    stage: Stage, error: Exception, typed: type[KmoddError], *, former: bool
+) -> None:
+    if former:
+        await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    stage.depmod.error = error
+    with pytest.raises(typed):
+        await stage.activation.activate(stage.add("2"), CALLER, load=False)
+    stage.depmod.error = None
+    await stage.activation.recover()
+    assert stage.state == (FIRST if former else NONE)
+
+
+STEPS = ["begin_change", "put", "take_away", "refresh", "indexed", "set_active", "end_change"]
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("former", [True, False])
+@pytest.mark.parametrize("wanted", ["activate", "deactivate"])
+async def test_a_crash_at_any_step_is_undone_or_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, wanted: str, *, former: bool, after: bool
+) -> None:
+    stage = Stage(tmp_path)
+    first, second = stage.add("1"), stage.add("2")
+    if former or wanted == "deactivate":
+        await stage.activation.activate(first, CALLER, load=False)
+    before = stage.state
+    owner = next(one for one in (stage.files, stage.trees, stage.depmod) if hasattr(one, step))
+    real = getattr(owner, step)
+
+    def crash(*arguments: object) -> object:
+        if after:
+            real(*arguments)
+        raise Crash
+
+    async def crash_later(*arguments: object) -> None:
+        if after:
+            await real(*arguments)
+        raise Crash
+
+    monkeypatch.setattr(owner, step, crash_later if step == "refresh" else crash)
+    try:
+        if wanted == "activate":
+            await stage.activation.activate(second, CALLER, load=False)
+        else:
+            await stage.activation.deactivate(first, CALLER, load=False)
+        crashed = False
+    except Crash:
+        crashed = True
+    again = Stage(tmp_path)
+    await again.activation.recover()
+    done = (f"2 {RELEASE}", "updates/kmodd/dummy.ko", ["2"], False) if wanted == "activate" else NONE
+    assert again.state in (before, done)
+    assert crashed or again.state == done
+
+
+async def test_a_stored_file_that_was_changed_is_not_activated(stage: Stage) -> None:
+    entry = stage.add("1")
+    await stage.watch.read()
+    assert stage.names() == ["store"]
+    stage.files.path(entry).write_text("something else")
+    with pytest.raises(Conflict, match="not what was imported"):
+        await stage.activation.activate(entry, CALLER, load=False)
+    assert stage.state == NONE
+    await stage.watch.read()
+    assert stage.names() == ["store-file-changed"]
+    await stage.watch.close()
+
+
+async def test_health_names_a_later_kernel_without_a_version(stage: Stage) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    for release in ("5.0.0", "9.9.9"):
+        tree = stage.folder / "lib/modules" / release
+        (tree / "kernel").mkdir(parents=True)
+        (tree / "modules.dep").touch()
+    await stage.watch.read()
+    (found,) = stage.watch.findings()
+    assert found.name == "store-version-missing"
+    assert "9.9.9" in found.message
+    assert found.module == NAME
+    other = stage.add("1", "9.9.9")
+    assert "kmodctl store activate dummy 1 --kernel 9.9.9" in next(iter(stage.watch.findings())).hint
+    await stage.activation.activate(other, CALLER, load=True)
+    assert not stage.reloader.done  # that kernel does not run
+    await stage.watch.read()
+    assert stage.names() == ["store"]
+    await stage.watch.close()
+
+
+async def test_a_version_is_found_for_its_kernel(stage: Stage) -> None:
+    here, there, only = stage.add("1"), stage.add("1", "9.9.9"), stage.add("2", "9.9.9")
+    one = stage.catalogue.one
+    assert one(NAME, "1") == here
+    assert one(NAME, "1", "9.9.9") == there
+    assert one(NAME, "2") == only
+    for version, kernel in (("3", ""), ("2", RELEASE)):
+        with pytest.raises(NoSuchVersion):
+            one(NAME, version, kernel)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Marshalled answers are kept by what they were made of, up to a number and a size."""
+
+from kmodd.bus.answers import Answers
+
+
+class Made:
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+        self.texts: list[str] = []
+
+    def ask(self, asked: str, made_of: object, text: str = "x") -> bytes:
+        def make() -> str:
+            self.texts.append(text)
+            return text
+
+        return self.answers.get(asked, made_of, make).data
+
+
+def test_answer_is_made_once_of_equal_things() -> None:
+    made = Made(Answers("s"))
+    assert made.ask("a", (1, frozenset({"n"}))) is made.ask("a", (1, frozenset({"n"})))
+    assert made.texts == ["x"]
+
+
+def test_answer_is_made_again_of_something_else() -> None:
+    made = Made(Answers("s"))
+    assert made.ask("a", 1, "old") != made.ask("a", 2, "new")
+    assert made.ask("a", 2) == made.ask("a", 2)
+    assert made.texts == ["old", "new"]
+
+
+def test_what_was_asked_for_last_is_kept_when_there_are_too_many() -> None:
+    made = Made(Answers("s", size=2))
+    for asked in ("a", "b", "a", "c"):
+        made.ask(asked, 1, asked)
+    made.ask("a", 1, "a")
+    assert made.texts == ["a", "b", "c"]
+    made.ask("b", 1, "b")
+    assert made.texts == ["a", "b", "c", "b"]
+
+
+def test_what_is_kept_is_bounded_in_bytes() -> None:
+    made = Made(Answers("s", size=1000, size_bytes=1000))
+    for turn in range(50):
+        made.ask("same", turn, "y" * 400)
+    for number in range(50):
+        made.ask(str(number), 1, "z" * 100)
+    kept = made.answers._kept.values()
+    assert 800 < sum(len(body.data) for _, body in kept) == made.answers._bytes <= 1000
+    assert len(made.ask("huge", 1, "h" * 5000)) > 5000
+    assert made.answers._bytes == 0

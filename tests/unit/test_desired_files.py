@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The files of modules.d and kmodd.toml: what they may say, and how they say what is wrong."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kmodd.core.conditions import kernel_fits, unmet
+from kmodd.core.desired import DesiredState
+from kmodd.core.desired_files import KEYS, read_wishes
+from kmodd.core.tunables import read_tunables
+from kmodd.errors import Conflict
+from kmodd.kernel.toml_file import parse_document
+from kmodd.model.desired import Ban, Presence, Wish
+from kmodd.model.document import Document
+from kmodd.model.tunables import Tunables
+from kmodd.names import ModuleName
+from tests.unit.fakes import Journal
+
+FULL = """\
+[module.kmodd-test]
+state = "loaded"
+parameters = { number = 3, fast = true, list = [1, 2], text = "two words" }
+options = { number = 3 }
+blacklist = "soft"
+autoload = false
+after = ["dep-a", "dep_b"]
+unload-when-gone = true
+when = { alias = "pci:v00008086*", kernel = ">=6.1" }
+version = "1.2-3"
+reason = "because"
+retry = false
+"""
+
+
+def wishes(*texts: str) -> Mapping[ModuleName, Wish]:
+    return read_wishes(parse_document(text, f"/etc/kmodd/modules.d/{i}.toml") for i, text in enumerate(texts))
+
+
+def test_every_setting() -> None:
+    (wish,) = wishes(FULL).values()
+    assert wish == Wish(
+        module=ModuleName("kmodd_test"),
+        file="/etc/kmodd/modules.d/0.toml",
+        line=1,
+        state=Presence.LOADED,
+        parameters=(("number", "3"), ("fast", "1"), ("list", "1,2"), ("text", "two words")),
+        options=(("number", "3"),),
+        blacklist=Ban.SOFT,
+        autoload=False,
+        after=(ModuleName("dep_a"), ModuleName("dep_b")),
+        unload_when_gone=True,
+        alias="pci:v00008086*",
+        kernel=">=6.1",
+        version="1.2-3",
+        reason="because",
+        retry=False,
+    )
+    assert all(key in FULL for key in KEYS)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (
+            '[module.a]\nstate = "loaded"\nparamters = {}',
+            3,
+            "no setting paramters in [module.a]; did you mean parameters?",
+        ),
+        ("[modul.a]", 1, "no setting modul; did you mean module?"),
+        ("[module.a]\n\nzzz = 1", 3, "there are: state, parameters"),
+        ('[module.a]\nstate = "there"', 2, "state is one of loaded, absent"),
+        ("[module.a]\nstate = 1", 2, "state is a text"),
+        ('[module.a]\nwhen = { kernal = "6" }', 2, "did you mean kernel?"),
+        ('[module.a]\nwhen = { kernel = "> 6 ; rm" }', 2, "kernel is a comparison"),
+        ('[module.a]\nwhen = { alias = "a b" }', 2, "alias is a pattern"),
+        ('[module.a]\nstate = "loaded"\nparameters = { x = 1.5 }', 3, "x is a text, a whole number"),
+        ('[module.a]\noptions = { x = "a\\"b" }', 2, "quote"),
+        ('[module.a]\noptions = { x = "a\\nb" }', 2, "control characters"),
+        ('[module.a]\noptions = { x = 1, "y y" = 2 }', 2, "a parameter name is"),
+        ('[module."../x"]', 1, "no name of a module"),
+        ("[module]\na = 1", 2, "a is a table"),
+        ('[module.a]\nstate = "absent"\nafter = ["b"]', 3, 'needs state = "loaded"'),
+        ('[module.a]\nstate = "loaded"\nblacklist = "hard"', 3, "cannot be wanted and be kept out"),
+        ('[module.a]\nstate = "loaded"\nunload-when-gone = true', 3, "there are none"),
+        ('[module.a]\nblacklist = "hard"\nautoload = true', 3, "kept out"),
+        ('[module.a]\nstate = "loaded"\nafter = ["a"]', 3, "cannot come after itself"),
+        ('[module.a]\nreason = "x\\ty"', 2, "one line"),
+        ("[module.a-b]\n[module.a_b]", 2, "a_b is described already in /etc/kmodd/modules.d/0.toml, line 1"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_line(text: str, line: int, words: str) -> None:
+    with pytest.raises(Conflict) as caught:
+        wishes(text)
+    assert caught.value.message.startswith(f"/etc/kmodd/modules.d/0.toml, line {line}: ")
+    assert words in caught.value.message
+    assert caught.value.evidence.line == line
+
+
+def test_one_module_in_two_files_is_refused() -> None:
+    with pytest.raises(
+        Conflict, match=r"1\.toml, line 2: a is described already in /etc/kmodd/modules\.d/0\.toml, line 1"
+    ):
+        wishes("[module.a]", "#\n[module.a]")
+
+
+def wanted(name: str, *after: str) -> str:
+    return f'[module.{name}]\nstate = "loaded"\nafter = {list(after)}\n'
+
+
+def test_loops_are_found_over_files() -> None:
+    with pytest.raises(
+        Conflict, match=r"line 3: (a after c after b after a|b after a after c after b|c after b after a after c):"
+    ):
+        wishes(wanted("x", "a"), wanted("a", "c"), wanted("b", "a"), wanted("c", "b"))
+    assert len(wishes(wanted("a", "b", "c"), wanted("b", "c"), wanted("c"))) == 3, "a diamond is no loop"
+
+
+def test_a_long_chain_is_no_loop() -> None:
+    chain = "".join(wanted(f"m{i}", f"m{i + 1}") for i in range(1000))
+    assert len(wishes(chain)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("condition", "release", "fits"),
+    [
+        (">=6.1", "6.1.0-18-cloud-amd64", True),
+        (">=6.1", "5.10.0", False),
+        (">=6.1, <7", "6.12.3", True),
+        (">=6.1,<6.10", "6.12.3", False),
+        ("==6.1", "6.1.55", True),
+        ("!=6.1", "6.1.55", False),
+        (">6.1", "6.1.55", False),
+        (">6.1.4", "6.1.55", True),
+        ("6.1.*-cloud-amd64", "6.1.0-18-cloud-amd64", True),
+        ("6.1.*-cloud-amd64", "6.1.0-18-amd64", False),
+        (">=1", "next", False),
+    ],
+)
+def test_kernel_conditions(condition: str, release: str, fits: bool) -> None:
+    assert kernel_fits(condition, release) is fits
+
+
+def test_devices_are_looked_for_only_when_asked() -> None:
+    def never() -> list[str]:
+        raise AssertionError
+
+    assert unmet(Wish(ModuleName("a")), "6.1", never) == ""
+    wish = Wish(ModuleName("a"), alias="pci:v*d0001*")
+    assert unmet(wish, "6.1", lambda: ["usb:v1", "pci:v8086d0001sv"]) == ""
+    assert "pci:v*d0001*" in unmet(wish, "6.1", lambda: ["usb:v1"])
+
+
+def test_daemon_settings() -> None:
+    assert read_tunables([]) == Tunables()
+    first = "[operations]\ntimeout = 10\nper-user = 8\n[store]\nfile-max = '16M'\n"
+    found = read_tunables([parse_document(first, "a"), parse_document("[operations]\ntimeout = 20\n", "b")])
+    assert (found.timeout, found.operations_per_user, found.store_file_max) == (20, 8, 16 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[operation]", 1, "did you mean operations?"),
+        ("[operations]\ntimeout = 0", 2, "timeout is a whole number from 1 to 3600"),
+        ("[operations]\ntimeout = true", 2, "timeout is a whole number"),
+        ("[operations]\ntimeout-max = 20", 2, "timeout is at most timeout-max"),
+        ("[store]\nfile-max = '64X'", 2, "file-max is a size such as 64M"),
+        ("[log]\nlevel = 'loud'", 2, "level is one of error, warning, notice, info"),
+        ("[desired-state]\nreconcile = 'yes'", 2, "reconcile is true or false"),
+    ],
+)
+def test_wrong_daemon_settings(text: str, line: int, words: str) -> None:
+    with pytest.raises(Conflict) as caught:
+        read_tunables([parse_document(text, "kmodd.toml")])
+    assert caught.value.message.startswith(f"kmodd.toml, line {line}: ")
+    assert words in caught.value.message
+
+
+class Text:
+    """Documents from memory."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        self._read = ""
+
+    def changed(self) -> bool:
+        return self.text != self._read
+
+    def read(self) -> list[Document]:
+        self._read = self.text
+        return [parse_document(self.text, "f.toml")]
+
+
+def desired(modules: Text, journal: Journal) -> DesiredState:
+    return DesiredState(modules, Text(), release="6.1.0", aliases=list, audit=journal)
+
+
+def test_a_bad_file_leaves_the_old_wishes_in_force_and_is_told_once() -> None:
+    modules, journal = Text(FULL), Journal()
+    state = desired(modules, journal)
+    assert state.refresh()
+    before = state.wishes
+    modules.text = FULL + "[module.b]\nstat = 1\n"
+    assert not state.refresh()
+    assert state.wishes is before
+    assert state.fault is not None
+    assert "did you mean state?" in state.fault.message
+    with pytest.raises(Conflict):
+        state.reload()
+    assert journal.events == ["configuration.refused"]
+    modules.text = FULL
+    assert state.refresh() is False, "the same as before"
+    assert state.wishes == before
+    assert desired(modules, journal).fault is None
+
+
+@given(st.data())
+@example(None)
+def test_no_mutated_file_does_harm(data: st.DataObject | None) -> None:
+    text = FULL
+    if data is not None:
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(text)))
+            end = min(len(text), at + data.draw(st.integers(0, 30)))
+            piece = st.one_of(
+                st.sampled_from([*KEYS, "true", "{}", "[]", "9" * 5000, '"\\u202e"']), st.text(max_size=5)
+            )
+            text = text[:at] + data.draw(piece) + text[end:]
+    modules, journal = Text(FULL), Journal()
+    state = desired(modules, journal)
+    state.reload()
+    before = state.wishes
+    modules.text = text
+    state.refresh()
+    if state.fault is not None:
+        assert state.wishes is before
+        assert state.fault.message.isprintable()
+        assert len(state.fault.message) < 500
+    for wish in state.wishes.values():
+        assert all(key.isprintable() and value.isprintable() for key, value in wish.live)

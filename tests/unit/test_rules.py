@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which rule is in force, what keeps others from it, and what is wrong with them."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from kmodd.core.policy import Policy
+from kmodd.core.rules import OwnState, judge
+from kmodd.kernel.modprobe_d import parse_rules
+from kmodd.kernel.modules_load_d import parse_modules
+from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.model import Rule
+from kmodd.model.configuration import RuleFile, RuleFiles, ShownRule
+from tests.unit.fakes import facts
+
+A, B = "/etc/modprobe.d/a.conf", "/etc/modprobe.d/b.conf"
+LOAD = "/etc/modules-load.d/a.conf"
+
+
+def modprobe(path: str, text: str, *, shadowed_by: str = "", masks: tuple[str, ...] = ()) -> RuleFile:
+    return RuleFile(path, tuple(parse_rules(text.encode(), path)), shadowed_by, masks)
+
+
+def shown(
+    *files: RuleFile, autoload: str = "", command_line: Iterable[Rule] = (), own: dict[str, OwnState] | None = None
+) -> list[ShownRule]:
+    rules = [rule for file in files if not file.shadowed_by for rule in file.rules]
+    kernel = SimulatedKernel(rules_in_force=rules, loaded=())
+    at_boot = (RuleFile(LOAD, tuple(parse_modules(autoload.encode(), LOAD))),) if autoload else ()
+    everything = RuleFiles(files, at_boot, tuple(command_line))
+    return judge(everything, own or {}, kernel.index, Policy(kernel.index), facts())
+
+
+def kinds(one: ShownRule) -> list[str]:
+    return [finding.kind for finding in one.findings]
+
+
+def test_a_plain_machine_has_no_findings() -> None:
+    rows = shown(
+        modprobe(A, "options loop max_loop=8\nsoftdep vfat pre: loop\nalias net-pf-5 off\n"), autoload="loop\n"
+    )
+    assert [(row.rule.kind, row.rule.module, row.rule.file, row.rule.line) for row in rows] == [
+        ("autoload", "loop", LOAD, 1),
+        ("options", "loop", A, 1),
+        ("softdep", "vfat", A, 2),
+        ("alias", "net_pf_5", A, 3),
+    ]
+    assert not any(row.findings or row.shadowed_by for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "says"),
+    [
+        ("options loop max_lop=8", "unknown-parameter", "did you mean max_loop?"),
+        ("blacklist loop", "loadable-by-name", "/bin/false"),
+        ("install loop /sbin/modprobe --ignore-install loop", "shell-command", "as root"),
+        ("remove loop /bin/sh -c true", "shell-command", "remove line"),
+    ],
+)
+def test_faults_of_one_line(line: str, kind: str, says: str) -> None:
+    (row,) = shown(modprobe(A, line + "\n"))
+    assert kinds(row) == [kind]
+    assert says in row.findings[0].message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "install loop /bin/false",
+        "install loop /bin/true",
+        "options loop dyndbg=+p",
+        "options nosuch a=1",
+        "blacklist nosuch",
+    ],
+)
+def test_lines_with_nothing_wrong(line: str) -> None:
+    (row,) = shown(modprobe(A, line + "\n"))
+    assert row.findings == ()
+
+
+def test_a_blacklist_with_a_refusing_install_line_protects() -> None:
+    rows = shown(modprobe(A, "blacklist loop\ninstall loop /bin/false\n"))
+    assert not any(row.findings for row in rows)
+
+
+def test_the_first_softdep_line_counts() -> None:
+    first, second = shown(modprobe(A, "softdep vfat pre: loop\n"), modprobe(B, "softdep vfat pre: dummy\n"))
+    assert (first.shadowed_by, kinds(first)) == ("", [])
+    assert (second.shadowed_by, kinds(second)) == (f"{A}:1", ["softdep-override"])
+
+
+def test_a_pattern_that_comes_first_counts_too() -> None:
+    _, second = shown(modprobe(A, "install vfa* /bin/false\ninstall vfat /bin/true\n"))
+    assert second.shadowed_by == f"{A}:1"
+
+
+def test_of_options_the_last_value_counts() -> None:
+    first, second = shown(modprobe(A, "options loop max_loop=8\n"), modprobe(B, "options loop max_loop=9\n"))
+    assert kinds(first) == ["overridden"]
+    assert f"{B}:1" in first.findings[0].message
+    assert kinds(second) == []
+
+
+def test_the_same_line_twice() -> None:
+    first, second = shown(modprobe(A, "options loop max_loop=8\n"), modprobe(B, "options loop max_loop=8\n"))
+    assert (kinds(first), kinds(second)) == ([], ["duplicate"])
+
+
+def test_a_masked_file_is_told_once() -> None:
+    low = "/usr/lib/modprobe.d/a.conf"
+    rows = shown(
+        modprobe(A, "options loop max_loop=8\n", masks=(low,)),
+        modprobe(low, "options loop max_loop=9\nblacklist loop\n", shadowed_by=A),
+    )
+    assert rows[0].masks == (low,)
+    assert rows[0].findings == ()
+    assert [row.shadowed_by for row in rows[1:]] == [A, A]
+    assert [kinds(row) for row in rows[1:]] == [["shadowed"], []]
+
+
+def test_a_masked_file_that_says_the_same_is_a_duplicate() -> None:
+    low = "/usr/lib/modprobe.d/a.conf"
+    _, row = shown(
+        modprobe(A, "options loop max_loop=8\n", masks=(low,)),
+        modprobe(low, "options loop max_loop=8\n", shadowed_by=A),
+    )
+    assert kinds(row) == ["duplicate"]
+
+
+def test_autoload_of_what_does_not_exist() -> None:
+    (row,) = shown(autoload="lop\n")
+    assert kinds(row) == ["missing-module"]
+    assert "did you mean loop?" in row.findings[0].message
+
+
+def test_autoload_of_what_is_blacklisted() -> None:
+    row, _ = shown(modprobe(A, "blacklist loop\n"), autoload="loop\n")
+    assert kinds(row) == ["blacklisted"]
+    assert f"{A}, line 1" in row.findings[0].message
+
+
+def test_a_line_that_is_no_name_is_a_missing_module() -> None:
+    (row,) = shown(autoload="loop # comment\n")
+    assert kinds(row) == ["missing-module"]
+
+
+def test_files_of_ours() -> None:
+    ours = "/etc/modprobe.d/kmodd-options.conf"
+    file = modprobe(ours, "options loop max_loop=8\noptions dummy numdummies=1\n")
+    first, second = shown(file, own={ours: OwnState(present=True, ours=True, edited=True, difference=("+x",))})
+    assert first.ours
+    assert second.ours
+    assert (kinds(first), kinds(second)) == (["edited"], [])
+    assert "+x" in first.findings[0].message
+
+
+def test_a_file_without_rules_has_a_row_when_something_is_wrong_with_it() -> None:
+    ours = "/etc/modprobe.d/kmodd-options.conf"
+    (row,) = shown(modprobe(ours, "# mine\n"), own={ours: OwnState(present=True)})
+    assert (row.rule.kind, row.rule.module, row.ours, kinds(row)) == ("finding", "", False, ["foreign"])
+    assert shown(modprobe(ours, "# mine\n"), own={}) == []
+
+
+def test_what_the_command_line_says_stands_last() -> None:
+    rows = shown(
+        modprobe(A, "blacklist loop\n"),
+        command_line=[Rule("module_blacklist", "loop", "", "/proc/cmdline", 1, "module_blacklist=loop")],
+    )
+    assert rows[1].rule.file == "/proc/cmdline"
+    assert rows[0].findings == ()
+
+
+def test_blacklisting_what_is_built_in() -> None:
+    (row,) = shown(modprobe(A, "blacklist unix\n"))
+    assert kinds(row) == ["builtin"]
