@@ -51,6 +51,14 @@ MESSAGE_IDS: Mapping[str, str] = {
     "gateway.operation": "4011ad673826bd5325a08994e15f148a",
     "gateway.refused": "50c103679b3983948e13fd532cfe677e",
     "gateway.trouble": "e616c27853b238ac8ad8147c7667c28f",
+    "notifier.started": "92750b99505c424bb11bdd22f3047938",
+    "notifier.trouble": "3b7342223b154bd29581bb49d0ccb1b1",
+    "notifier.delayed": "7e55d361854041b1a65e290a0c51ace4",
+    "notifier.recovered": "d11a2ac74d124e79b101ddf5e8cbd86c",
+    "notifier.disabled": "9d5cf4a246d24dcfbbf1975ec8c2f202",
+    "notifier.dropped": "fb30c000d1354a10a69d817bfa4f8f4f",
+    "notifier.managed": "81a8d746c5ea48368cc56a2bbcaaddb3",
+    "notifier.refused": "bd8f7bb7127147749930c263fda55aeb",
     "journal.dropped": "e40c385361814eed937612baebbeb76e",
 }
 """The stable identifier of each kind of event; systemd/kmodd.catalog explains every one of them."""

@@ -72,7 +72,7 @@ class Intake:
                 time=now,
                 kind=kind,
                 severity="warning",
-                event="module.unsigned" if kind == "unsigned" else f"{kind}.found",
+                event=f"{kind}.found",
                 message=sentence,
                 module=module,
             )
@@ -88,7 +88,7 @@ class Intake:
             time=now,
             kind="test",
             severity="info",
-            event="notifier.test",
+            event="notification.test",
             message=f"this is a test of kmodd's notifications on {host}",
         )
         self._outbox.take([], None, [(notice, [endpoint])], now)

@@ -86,9 +86,10 @@ class Watcher:
             self._say("kmodd is not running")
             return 0
         try:
-            found = await self._history()
             await self._unsigned()
             await self._drift()
+            # Last: once the history has a cursor, everything has been looked at for the first time.
+            found = await self._history()
         except KmoddError as error:
             if not self._transport.connected:
                 raise
@@ -99,7 +100,7 @@ class Watcher:
             self._say(f"the queue cannot be written: {error}")
             return 0
         if self.trouble:
-            self._logger.info("notifier.watching", message="kmodd answers again")
+            self._logger.info("notifier.recovered", message="kmodd answers again")
         self.trouble = ""
         return found
 

@@ -65,7 +65,7 @@ def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
         running.stop()
     for request in server.requests:
         document = json.loads(request.body)
-        assert (document["type"], document["data"]["modules"]) == ("module.unsigned", ["nvidia"])
+        assert (document["type"], document["data"]["modules"]) == ("unsigned.found", ["nvidia"])
     assert len({request.id for request in server.requests}) == len(server.requests) == 2
 
 
