@@ -23,6 +23,8 @@ its own: what polkit does not allow that user, no token can do. See kmodd-gatewa
 TAGS = [
     {"name": "changes", "description": "What changes the machine."},
     {"name": "reading", "description": "What only reads."},
+    {"name": "configuration", "description": "The administrator's rules, and the wanted state."},
+    {"name": "store", "description": "Custom modules."},
     {"name": "events", "description": "What happens, as it happens."},
 ]
 

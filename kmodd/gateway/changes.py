@@ -36,7 +36,7 @@ Operation = tuple[str, str, dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Intent:
+class Intent:
     """What is about to be done, for the journal and the evidence."""
 
     action: str
@@ -64,7 +64,7 @@ class Changes:
         options = self._options(who, asked.reason, dry_run=asked.dry_run, timeout=asked.timeout)
         if asked.override_policy:
             options["override-policy"] = True
-        async with self._doing(who, _Intent(action, name, asked.reason)) as client:
+        async with self.doing(who, Intent(action, name, asked.reason)) as client:
             await self._confine(client, who, [(action, name, parameters)], override_policy=asked.override_policy)
             inserted = await client.data(action.capitalize(), name, parameters, options=options)
         return _told(name, "inserted", inserted, f"{action}ed", dry_run=asked.dry_run)
@@ -74,7 +74,7 @@ class Changes:
         name = parse_module(module)
         also = {"dependents": asked.dependents, "unused-dependencies": asked.unused_dependencies}
         options = self._options(who, asked.reason, dry_run=asked.dry_run, timeout=asked.timeout) | also
-        async with self._doing(who, _Intent("unload", name, asked.reason)) as client:
+        async with self.doing(who, Intent("unload", name, asked.reason)) as client:
             await self._confine(client, who, [("unload", name, {})], **also)
             removed = await client.data("Unload", name, options=options)
         return _told(name, "removed", removed, "unloaded", dry_run=asked.dry_run)
@@ -85,15 +85,11 @@ class Changes:
         for action, _, _ in operations:
             require_action(who, action)
         options = self._options(who, asked.reason, dry_run=asked.dry_run) | {"atomic": asked.atomic}
-        intent = _Intent("batch", " ".join(dict.fromkeys(name for _, name, _ in operations)), asked.reason)
-        async with self._doing(who, intent) as client:
+        intent = Intent("batch", " ".join(dict.fromkeys(name for _, name, _ in operations)), asked.reason)
+        async with self.doing(who, intent) as client:
             await self._confine(client, who, operations)
             rows = await client.data("Batch", operations, options=options)
-        fields = ("module", "result", "error", "touched")
-        results = [dict(zip(fields, row, strict=True)) for row in rows]
-        for result in results:
-            result["error"] = result["error"].rpartition(".")[2]
-        return {"results": results}
+        return results(rows)
 
     async def plan(self, asked: PlanRequest) -> dict[str, Any]:
         """The steps a batch would take; changes nothing."""
@@ -116,7 +112,7 @@ class Changes:
         """Write a live parameter; what the kernel holds now."""
         name, key, text = parse_module(module), parse_parameter_name(parameter), parse_parameter_value(value)
         who.require_modules([name])
-        async with self._doing(who, _Intent("set-parameter", name)) as client:
+        async with self.doing(who, Intent("set-parameter", name)) as client:
             held = await client.set_parameter(name, key, text)
         return {"module": name, "parameter": key, "value": held}
 
@@ -124,7 +120,7 @@ class Changes:
         """Forget a failed operation."""
         name = parse_module(module)
         who.require_modules([name])
-        async with self._doing(who, _Intent("reset-failed", name)) as client:
+        async with self.doing(who, Intent("reset-failed", name)) as client:
             await client.reset_failed(name)
         return {"message": f"Nothing failed is remembered of module {name} any more", "module": name}
 
@@ -170,7 +166,8 @@ class Changes:
             self._turns.release()
 
     @asynccontextmanager
-    async def _doing(self, who: Principal, intent: _Intent) -> AsyncIterator[Client]:
+    async def doing(self, who: Principal, intent: Intent) -> AsyncIterator[Client]:
+        """A change under way: waits for its turn, is written down, and fails with evidence."""
         started = self._clock()
         try:
             async with self._turn():
@@ -196,7 +193,7 @@ class Changes:
         except (TimeoutError, KmoddError):
             return  # what is known already is answered
 
-    def _write(self, who: Principal, intent: _Intent, started: float, error: KmoddError | None) -> None:
+    def _write(self, who: Principal, intent: Intent, started: float, error: KmoddError | None) -> None:
         result = "failed" if error else "done"
         self._record(
             Record(
@@ -224,6 +221,14 @@ def parse_operations(asked: Sequence[OperationRequest]) -> list[Operation]:
         )
         for one in asked
     ]
+
+
+def results(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What `Batch` and `Apply` answer."""
+    found = [dict(zip(("module", "result", "error", "touched"), row, strict=True)) for row in rows]
+    for one in found:
+        one["error"] = one["error"].rpartition(".")[2]
+    return {"results": found}
 
 
 def require_action(who: Principal, action: str) -> None:

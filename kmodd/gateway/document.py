@@ -17,7 +17,7 @@ _WITH_TOKEN = {
     500: "a bug of kmodd's",
     503: "kmodd is away, or too many connections",
 }
-_WITH_BODY = {408: "the body took too long", 413: "the body is too long", 415: "the body is not JSON"}
+_WITH_BODY = {408: "the body took too long", 413: "the body is too long", 415: "the body is of another type"}
 _BY_NAME = {error.name(): error for error in ERRORS.values()}
 _PLAIN = {"/metrics": TYPE.partition(";")[0], "/v1/events": "text/event-stream"}
 _PARAMETERS = {"module": "loop", "parameter": "max_part", "name": "loop_custom", "version": "1.2"}
@@ -65,7 +65,10 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path":
             parameter["example"] = _PARAMETERS[parameter["name"]]
-    if body is not None:
+    if body == "a file":
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        operation["requestBody"] = {"required": True, "content": {"application/octet-stream": binary}}
+    elif body is not None:
         operation["requestBody"]["content"]["application/json"]["example"] = body
     if scope:
         operation["security"] = [{"bearer": []}]

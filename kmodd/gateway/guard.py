@@ -96,7 +96,7 @@ class Guard:
             scope[PRINCIPAL] = await self._admit(scope)
         elif scope["method"] not in {"GET", "HEAD"}:
             raise HttpProblem(405, "this can only be read", {"Allow": "GET"})
-        is_upload = path.startswith(UPLOAD) and scope["method"] == "POST" and _first(headers, b"content-type") != JSON
+        is_upload = path == UPLOAD and scope["method"] == "POST"
         length = self._check_body(headers, is_upload=is_upload)
         if is_upload:
             await self._app(scope, _Bounded(receive, self._limits.upload, self._limits.upload_timeout), answer)
@@ -147,11 +147,13 @@ class Guard:
         most = self._limits.upload if is_upload else self._limits.body
         if length is not None and length > most:
             raise HttpProblem(413, f"a body is at most {most} bytes here", {"Connection": "close"})
-        if length != 0 and not is_upload:
+        if length != 0:
+            wanted = OCTETS if is_upload else JSON
             kind, _, parameters = (_first(headers, b"content-type") or b"").partition(b";")
             charset = parameters.strip().lower().replace(b'"', b"")
-            if kind.strip().lower() != JSON or charset not in {b"", b"charset=utf-8"}:
-                raise HttpProblem(415, "a body is application/json here", {"Accept-Post": "application/json"})
+            if kind.strip().lower() != wanted or charset not in {b"", b"charset=utf-8"}:
+                name = wanted.decode()
+                raise HttpProblem(415, f"a body is {name} here", {"Accept-Post": name})
         return length
 
     async def _read(self, receive: Receive) -> bytes:
@@ -178,6 +180,7 @@ class Guard:
 
 
 JSON = b"application/json"
+OCTETS = b"application/octet-stream"
 
 
 class _Answer:

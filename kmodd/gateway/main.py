@@ -19,8 +19,10 @@ from kmodd.gateway import (
     application,
     pages,
     routes_changes,
+    routes_config,
     routes_events,
     routes_reading,
+    routes_store,
     server,
     sockets,
 )
@@ -115,6 +117,8 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
             routes_changes.router(changes),
             routes_reading.router(reading, changes, link),
             routes_events.router(hub, counts, authentication, settings.limits),
+            routes_config.router(changes, link),
+            routes_store.router(changes, link),
             pages.router(pages.read(pages.STATIC)),
         ]
     )

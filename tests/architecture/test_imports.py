@@ -55,7 +55,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "ctypes": ("kmodd.kernel",),
     "fastapi": ("kmodd.gateway",),
     "jwt": ("kmodd.gateway.issuer",),
-    "pydantic": ("kmodd.gateway.models",),
+    "pydantic": ("kmodd.gateway.models", "kmodd.gateway.models_rules"),
     "starlette": ("kmodd.gateway",),
     "uvicorn": ("kmodd.gateway.server",),
 }

@@ -35,6 +35,18 @@ OPERATIONS = [
     ("GET", "/v1/health"),
     ("GET", "/v1/history"),
     ("GET", "/metrics"),
+    ("GET", "/v1/config"),
+    ("GET", "/v1/config/drift"),
+    ("PUT", "/v1/config/modules/{module}/autoload"),
+    ("PUT", "/v1/config/modules/{module}/options"),
+    ("PUT", "/v1/config/modules/{module}/blacklist"),
+    ("POST", "/v1/config/apply"),
+    ("POST", "/v1/config/reload"),
+    ("GET", "/v1/store"),
+    ("POST", "/v1/store"),
+    ("POST", "/v1/store/{name}/{version}/activate"),
+    ("POST", "/v1/store/{name}/deactivate"),
+    ("DELETE", "/v1/store/{name}/{version}"),
 ]
 
 
