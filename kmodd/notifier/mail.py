@@ -99,9 +99,7 @@ def deliver(smtp: Smtp, recipients: Sequence[str], message: EmailMessage) -> int
         # A name that is not resolved has a negative number and a text of its own.
         number = error.errno or 0
         why = os.strerror(number) if number > 0 else error.strerror or "no answer in time"
-        raise MailError(
-            f"no connection to the mail server: {why}"
-        ) from None
+        raise MailError(f"no connection to the mail server: {why}") from None
 
 
 def _connect(smtp: Smtp) -> "smtplib.SMTP":

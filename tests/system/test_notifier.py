@@ -103,7 +103,8 @@ def test_nobody_else_takes_its_name(notifying: Machine) -> None:
         answer = notifying.run(
             "busctl call org.freedesktop.DBus / org.freedesktop.DBus RequestName su org.kmodd1.Notifier 3", user=user
         )
-        assert "not allowed to own" in answer.stderr, user
+        assert "denied" in answer.stderr, user
+    assert status(notifying)["trouble"] == ""
 
 
 def test_it_is_small_and_shut_in(notifying: Machine) -> None:
