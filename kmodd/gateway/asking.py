@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from kmodd.errors import InvalidArgs
 from kmodd.gateway.guard import PRINCIPAL
 from kmodd.gateway.principal import Principal
 
@@ -17,9 +18,19 @@ def needs(scope: str) -> Any:
     async def check(request: Request) -> Principal:
         principal: Principal = request.scope[PRINCIPAL]
         principal.require(scope)
+        if request.scope["query_string"]:
+            _check_query(request)
         return principal
 
     return Depends(check)
+
+
+def _check_query(request: Request) -> None:
+    # A parameter nobody knows is a mistake, as an unknown option is on the bus: `?stat=all` must not mean `loaded`.
+    dependant = request.scope["route"].dependant
+    known = {field.alias for field in dependant.query_params}
+    if set(request.query_params) - known:
+        raise InvalidArgs(f"there is no such query parameter; there are: {', '.join(sorted(known)) or 'none'}")
 
 
 def told(scope: str, *errors: str, example: Any = None, body: Any = None) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_a_damaged_file_lets_nobody_in(served: Gateway) -> None:
 
 
 def test_no_secret_is_written_anywhere(served: Gateway) -> None:
-    served.ask("GET", f"/v1/modules?token={served.token}")
+    assert served.ask("GET", f"/v1/modules?token={served.token}").status == 400
     served.ask("POST", f"/module/load/{served.token[:50]}")
     written = (
         served.log.read_text() + (served.folder / "tokens").read_text() + served.ask("GET", "/metrics").body.decode()
