@@ -37,6 +37,7 @@ class DaemonLink:
         self._publish = publish
         self._clock = clock
         self._client: Client | None = None
+        self._first = asyncio.Event()
         self._health: tuple[float, str] | None = None
         self._asking: asyncio.Task[str] | None = None
         self.generation = 0
@@ -65,6 +66,7 @@ class DaemonLink:
             try:
                 async with await self._connect() as client, client.signals() as signals:
                     self._client, pause = client, PAUSE
+                    self._first.set()
                     self._said("daemon", {"state": "connected"})
                     async for signal in signals:
                         self._on_signal(signal)
@@ -77,6 +79,12 @@ class DaemonLink:
                     self._said("daemon", {"state": "disconnected"})
             await asyncio.sleep(pause)
             pause = min(pause * 2, PAUSE_MAX)
+
+    async def wait(self, seconds: float) -> None:
+        """Return with the first connection, or after so many seconds: who was started by a request can answer it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._first.wait()
 
     async def health(self) -> str:
         """The daemon's status in a word, at most a second old, or Unavailable within two seconds."""

@@ -49,6 +49,8 @@ kmodd-gateway serves kmodd over HTTP; systemd starts it. See kmodd-gateway(8).
 """
 EX_CONFIG = 78
 """Exit status for a configuration error (sysexits.h): systemd does not start it again for that."""
+FIRST = 3.0
+"""Seconds to wait for the system bus before the first request is answered."""
 FRESH = 0.1
 """Seconds an answer that many ask for is kept."""
 
@@ -135,6 +137,7 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
     counts.connections = lambda: serving.open_connections
     linking = asyncio.create_task(link.run())
     try:
+        await link.wait(FIRST)
         await serving.serve(sockets=found)
     finally:
         linking.cancel()
