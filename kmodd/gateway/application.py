@@ -25,6 +25,7 @@ TAGS = [
     {"name": "reading", "description": "What only reads."},
     {"name": "configuration", "description": "The administrator's rules, and the wanted state."},
     {"name": "store", "description": "Custom modules."},
+    {"name": "webhooks", "description": "Who is told of what happens; needs kmodd-notifier."},
     {"name": "events", "description": "What happens, as it happens."},
 ]
 

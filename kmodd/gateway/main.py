@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kmodd import VERSION
 from kmodd.client import Client
+from kmodd.client_notifier import NotifierClient
 from kmodd.gateway import (
     application,
     pages,
@@ -23,6 +24,7 @@ from kmodd.gateway import (
     routes_events,
     routes_reading,
     routes_store,
+    routes_webhooks,
     server,
     sockets,
 )
@@ -121,6 +123,7 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
             routes_events.router(hub, counts, authentication, settings.limits),
             routes_config.router(changes, link),
             routes_store.router(changes, link),
+            routes_webhooks.router(lambda: NotifierClient.connect(bus or None), JournalAudit(log).record),
             pages.router(pages.read(pages.STATIC)),
         ]
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What requests and answers about configuration and store look like."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool
 
@@ -74,3 +74,34 @@ class Reloaded(BaseModel):
     message: str
     module: str
     reloaded: list[str]
+
+
+class WebhookRequest(BaseModel, extra="forbid"):
+    """A webhook and what it is told of."""
+
+    name: Text
+    url: Text = Field(description="https; it is a secret, and never shown again.")
+    events: list[Text] = Field(default_factory=list, description="Only these; all when left out.")
+    modules: list[Text] = Field(default_factory=list, description="Only these; patterns with `*`.")
+    severity: Literal["info", "notice", "warning", "error"] = "info"
+    format: Literal["json", "chat"] = "json"
+
+
+class Webhooks(BaseModel):
+    """Every webhook."""
+
+    webhooks: list[dict[str, Any]]
+
+
+class WebhookKey(BaseModel):
+    """A webhook was added."""
+
+    name: str
+    key: str
+
+
+class WebhookTest(BaseModel):
+    """A test was queued."""
+
+    name: str
+    id: str = Field(description="As in the header `webhook-id`.")

@@ -67,3 +67,22 @@ def test_a_file_too_long_is_refused_unread(served: Gateway) -> None:
         head = f"POST /v1/store HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n"
         sock.sendall(f"{head}Content-Type: application/octet-stream\r\nContent-Length: {65 << 20}\r\n\r\n".encode())
         assert b" 413 " in sock.recv(4096).splitlines()[0]
+
+
+def test_without_a_notifier_webhooks_are_not_available(served: Gateway) -> None:
+    body = {"name": "ops", "url": "https://hooks.example.org/secret-path"}
+    for method, path, sent in [
+        ("GET", "/v1/webhooks", None),
+        ("POST", "/v1/webhooks", body),
+        ("POST", "/v1/webhooks/ops/test", None),
+        ("DELETE", "/v1/webhooks/ops", None),
+    ]:
+        answer = served.ask(method, path, sent)
+        assert (answer.status, answer.document["type"]) == (503, "urn:kmodd:error:Unavailable"), path
+        if method != "GET":
+            reader = served.make_token(f"hooks-{method}-{len(path)}", "read", "configure")
+            assert served.ask(method, path, sent, token=reader).status == 403
+    assert served.ask("POST", "/v1/webhooks", {**body, "name": "a\x00"}).status == 400
+    assert served.ask("DELETE", "/v1/webhooks/a%00b").status == 400
+    assert "secret-path" not in served.log.read_text()
+    assert "add-webhook ops" in served.log.read_text()
