@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kmodd.errors import INTERNAL, Failed
+from kmodd.errors import INTERNAL, Failed, InvalidArgs
 from kmodd.gateway.authentication import Authentication, Refused
 from kmodd.gateway.counts import Counts
 from kmodd.gateway.principal import Principal
@@ -79,6 +79,8 @@ class Guard:
             await self._serve(scope, receive, answer)
         except HttpProblem as problem:
             await of_http(problem)(scope, receive, answer)
+        except InvalidArgs as error:
+            await of_error(error)(scope, receive, answer)
         # A bug of ours ends one request, not the process; whoever asked learns that it was one.
         except Exception as error:  # noqa: BLE001
             self._report(f"{scope['method']} of {_route(scope)}", error)
@@ -104,6 +106,9 @@ class Guard:
             await self._app(scope, receive, answer)
         else:
             body = await self._read(receive)
+            # pydantic 1 would take a list of pairs for an object.
+            if body.strip()[:1] not in {b"{", b"n"}:
+                raise InvalidArgs("the body is a JSON object")
             await self._app(scope, _Whole(receive, body), answer)
 
     def _is_host_known(self, headers: Headers) -> bool:

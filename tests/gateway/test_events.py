@@ -72,7 +72,8 @@ def test_changes_are_told_in_order_and_can_be_caught_up_with(served: Gateway) ->
     told = first.events()
     assert (told[0]["event"], told[0]["complete"]) == ("hello", True)
     kinds = [(row["event"], row.get("module")) for row in told]
-    assert kinds.index(("job-started", "vfat")) < kinds.index(("job-finished", "vfat"))
+    # A job that is done before anyone could look has no object, and only its end is told.
+    assert ("job-started", "vfat") not in kinds[kinds.index(("job-finished", "vfat")) :]
     assert kinds.index(("module-added", "fat")) < kinds.index(("module-added", "vfat"))
     served.ask("POST", "/module/unload/vfat")
     with following(served, told[-1]["id"]) as second:
