@@ -79,6 +79,16 @@ async def test_batch_answers_each_operation(root: Client) -> None:
     ] == "unchanged"
 
 
+async def test_a_job_that_is_over_in_a_moment_is_told_by_its_end_alone(service: Bench, root: Client) -> None:
+    await root.listen()
+    await root.call("Load", "sa{ss}a{sv}", "dummy", {}, {})
+    await asyncio.sleep(0.2)
+    await service.settled()
+    assert [body[1:] for body in root.heard("JobFinished")] == [["load", "dummy", "done"]]
+    told = [body[0] for name in ("InterfacesAdded", "InterfacesRemoved") for body in root.heard(name)]
+    assert not [path for path in told if "/job/" in path]
+
+
 async def test_objects_come_and_go_with_modules(service: Bench, root: Client) -> None:
     await root.listen()
     await root.call("Load", "sa{ss}a{sv}", "dummy", {}, {})
