@@ -167,7 +167,9 @@ def test_health_tells_of_kernels_without_a_version_and_of_changed_files(vm: Mach
 
 def test_a_full_disk_is_an_error_and_no_more(vm: Machine) -> None:
     vm.check(
-        "systemctl stop kmodd && mount -t tmpfs -o size=64k,mode=700 tmpfs /var/lib/kmodd/store && systemctl start kmodd"
+        "systemctl stop kmodd && mount -t tmpfs -o size=64k,mode=700 tmpfs /var/lib/kmodd/store && systemctl start kmodd; "
+        "head -c 1M /dev/zero > /var/lib/kmodd/store/.full; df /var/lib/kmodd/store | grep -q 100%",
+        timeout=90,
     )
     try:
         assert "no room left" in refused(vm, "import", f"{FILES}/{GOOD}.ko")
