@@ -73,16 +73,25 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 PKGDIR = $(PREFIX)/lib/kmodd
 MANIFEST = $(PKGDIR)/directories
 UNITDIR = $(PREFIX)/lib/systemd/system
+USERUNITDIR = $(PREFIX)/lib/systemd/user
+SYSUSERSDIR = $(PREFIX)/lib/sysusers.d
 CATALOGDIR = $(PREFIX)/lib/systemd/catalog
 MANDIR = $(PREFIX)/share/man
+DOCDIR = $(PREFIX)/share/doc/kmodd
 BASHDIR = $(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(PREFIX)/share/zsh/site-functions
 FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 
 RUNTIME_PACKAGES = python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog libkmod2 dbus polkitd udev
-PROGRAMS = kmodd kmodctl
-UNITS = $(patsubst systemd/%.in,%,$(wildcard systemd/*.in))
-MODULES = $(shell find kmodd -name '*.py')
+PROGRAMS = kmodd kmodctl kmodd-notifier
+# Of a logged-in user; everything else is the system's.
+USERUNITS = kmodd-desktop-notify.service
+# Of the HTTP gateway, which wants libraries that nothing else needs: make install-gateway.
+GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
+GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-jwt python3-cryptography
+GATEWAYDOCS = docs/grafana.json docs/alerts.yml polkit/examples/50-kmodd-gateway-modules.rules
+UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
+MODULES = $(shell find kmodd -name '*.py' -o -path 'kmodd/gateway/static/*')
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
 # There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
 LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
@@ -90,11 +99,19 @@ LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
+	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
+	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.Notifier.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.Notifier.conf \
+	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules $(MANDIR)/man5/notify.toml.5.gz $(MANDIR)/man8/kmodd-notifier.8.gz \
 	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz \
 	$(MANDIR)/man5/kmodd.toml.5.gz $(MANDIR)/man5/kmodd-modules.d.5.gz $(MANDIR)/man8/kmodd.8.gz \
 	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish
 
-.PHONY: install-deps install-check install uninstall
+INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWAYUNITS)) $(SYSUSERSDIR)/kmodd-gateway.conf \
+	$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules \
+	$(MANDIR)/man8/kmodd-gateway.8.gz $(MANDIR)/man5/kmodd-gateway.toml.5.gz \
+	$(addprefix $(DOCDIR)/,$(notdir $(GATEWAYDOCS)))
+
+.PHONY: install-deps install-check install install-gateway-deps install-gateway uninstall
 install-deps: ## install the Debian packages kmodd needs to run
 	apt-get update
 	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES)
@@ -108,20 +125,28 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED)))
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
 	@for file in $(MODULES); do install -D -m 0644 $$file $(DESTDIR)$(PKGDIR)/$$file || exit 1; done
-	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(PKGDIR)/dbus/org.kmodd1.xml
+	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/dbus dbus/org.kmodd1.xml dbus/org.kmodd1.Notifier.xml
 	@$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
-	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
+	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(USERUNITDIR)
 	@for name in $(PROGRAMS); do $(FILL_IN) bin/$$name.in > $(DESTDIR)$(PREFIX)/bin/$$name || exit 1; done
 	@chmod 0755 $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
 	@for unit in $(UNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
 	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	@for unit in $(USERUNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(USERUNITDIR)/$$unit || exit 1; done
+	@chmod 0644 $(addprefix $(DESTDIR)$(USERUNITDIR)/,$(USERUNITS))
+	@install -D -m 0644 systemd/kmodd-notifier.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-notifier.conf
 	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
+	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces dbus/org.kmodd1.Notifier.xml
+	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system.d dbus/org.kmodd1.Notifier.conf
+	@install -D -m 0644 polkit/kmodd-notifier.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules
 	@install -D -m 0644 dbus/org.kmodd1.conf $(DESTDIR)$(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf
 	@install -D -m 0644 dbus/org.kmodd1.service $(DESTDIR)$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service
 	@install -D -m 0644 polkit/org.kmodd1.policy $(DESTDIR)$(SHAREDIR)/polkit-1/actions/org.kmodd1.policy
 	@mkdir -p $(addprefix $(DESTDIR)$(MANDIR)/,man1 man5 man8)
 	@gzip -9nc docs/kmodctl.1 > $(DESTDIR)$(MANDIR)/man1/kmodctl.1.gz
+	@gzip -9nc docs/kmodd-notifier.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-notifier.8.gz
+	@gzip -9nc docs/notify.toml.5 > $(DESTDIR)$(MANDIR)/man5/notify.toml.5.gz
 	@gzip -9nc docs/kmodd.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd.toml.5.gz
 	@gzip -9nc docs/kmodd-modules.d.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-modules.d.5.gz
 	@gzip -9nc docs/kmodd.8 > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
@@ -133,10 +158,32 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@! { $(LIVE); } || install/after-install
 	@echo "kmodd is installed in $(DESTDIR)$(PREFIX)"
 
+install-gateway-deps: ## install the Debian packages the HTTP gateway needs
+	apt-get update
+	apt-get install -y --no-install-recommends $(GATEWAY_PACKAGES)
+
+install-gateway: install ## install kmodd and its HTTP gateway; an administrator makes a token and starts it
+	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I -c 'import fastapi, uvicorn' 2>/dev/null || { \
+		echo "The gateway cannot run here yet. As root: make install-gateway-deps" >&2; exit 1; }
+	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_GATEWAY)))
+	@mkdir -p $(sort $(dir $(addprefix $(DESTDIR),$(INSTALLED_GATEWAY))))
+	@$(FILL_IN) bin/kmodd-gateway.in > $(DESTDIR)$(PREFIX)/bin/kmodd-gateway
+	@chmod 0755 $(DESTDIR)$(PREFIX)/bin/kmodd-gateway
+	@for unit in $(GATEWAYUNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
+	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(GATEWAYUNITS))
+	@install -m 0644 systemd/kmodd-gateway.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-gateway.conf
+	@install -m 0644 polkit/kmodd-gateway.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules
+	@gzip -9nc docs/kmodd-gateway.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-gateway.8.gz
+	@gzip -9nc docs/kmodd-gateway.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-gateway.toml.5.gz
+	@install -m 0644 -t $(DESTDIR)$(DOCDIR) $(GATEWAYDOCS)
+	@! { $(LIVE); } || install/after-install-gateway
+	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
+
 uninstall: ## stop kmodd and remove everything that install and the daemon brought, its state included
-	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service 2>/dev/null || true
+	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service \
+		kmodd-gateway.socket kmodd-gateway.service 2>/dev/null || true
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
-	@rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY))
 	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \
 		[ ! -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory; done
 	@! { $(LIVE); } || install/after-uninstall

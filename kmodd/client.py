@@ -59,6 +59,7 @@ _SIGNATURES = {
 _OPTIONS = {
     "dry-run": "b",
     "reason": "s",
+    "on-behalf-of": "s",
     "timeout": "u",
     "override-policy": "b",
     "dependents": "b",
@@ -80,6 +81,7 @@ class LoadOptions(TypedDict, total=False):
     reason: str
     timeout: int
     override_policy: bool
+    on_behalf_of: str
 
 
 class UnloadOptions(TypedDict, total=False):
@@ -90,6 +92,7 @@ class UnloadOptions(TypedDict, total=False):
     dry_run: bool
     reason: str
     timeout: int
+    on_behalf_of: str
 
 
 class BatchOptions(TypedDict, total=False):
@@ -98,6 +101,7 @@ class BatchOptions(TypedDict, total=False):
     atomic: bool
     dry_run: bool
     reason: str
+    on_behalf_of: str
 
 
 class PlanOptions(TypedDict, total=False):
@@ -137,6 +141,11 @@ class Client:
     async def close(self) -> None:
         """Close the connection. Calls under way end with `Unavailable`."""
         await self._transport.close()
+
+    @property
+    def transport(self) -> Transport:
+        """The connection, for clients of kmodd's other services to share."""
+        return self._transport
 
     @property
     def unique_name(self) -> str:

@@ -20,7 +20,7 @@ from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_next.aio import MessageBus
 from dbus_next.errors import AuthError, DBusError, InvalidAddressError
 
-from kmodd.errors import ERRORS, Failed, KmoddError, Unavailable
+from kmodd.errors import ERRORS, Failed, KmoddError, NotLoaded, Unavailable
 
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 CONNECT_TIMEOUT = 10.0
@@ -66,6 +66,9 @@ def error_from_reply(name: str, text: str) -> KmoddError:
         return unavailable(_GONE[name])
     if name.startswith(_SPAWN):
         return unavailable("kmodd could not be started")
+    if name == "org.freedesktop.DBus.Error.UnknownObject":
+        # The only objects that come and go are modules and jobs.
+        return NotLoaded("there is no such object: it is gone, or not there yet")
     return ERRORS.get(name, Failed)(text or name)
 
 
@@ -242,6 +245,11 @@ class Transport:
     def unique_name(self) -> str:
         """Our own name on the bus."""
         return str(self._connection.unique_name)
+
+    @property
+    def connection(self) -> MessageBus:
+        """The library's own connection, for who also answers calls on it."""
+        return self._connection
 
     @property
     def connected(self) -> bool:

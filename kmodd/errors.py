@@ -92,6 +92,10 @@ class NoSuchVersion(_NotFound):
     title = "no such version"
 
 
+class NoSuchEndpoint(_NotFound):
+    title = "no such endpoint for notifications"
+
+
 class NotLoaded(_NotFound):
     title = "module is not loaded"
 

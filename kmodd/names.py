@@ -22,6 +22,8 @@ ALIAS_MAX = 512
 STRING_MAX = 4096
 """Bytes of one string argument, as UTF-8."""
 ARRAY_MAX = 64
+ON_BEHALF_OF_MAX = 256
+"""Bytes of the name of somebody a caller speaks for."""
 BATCH_MAX = 256
 PARAMETER_VALUE_MAX = 1024
 """Bytes of one parameter's value (param_set_charp in kernel/params.c refuses more)."""
@@ -151,6 +153,15 @@ def parse_reason(text: str) -> str:
         raise InvalidArgs("a reason is at most 1024 bytes", argument="reason")
     if not _is_printable(text):
         raise InvalidArgs("a reason is one line without control characters", argument="reason")
+    return text
+
+
+def parse_on_behalf_of(text: str) -> str:
+    """Parse whom a caller says to speak for: one line of at most 256 bytes."""
+    if len(text.encode("utf-8", "surrogatepass")) > ON_BEHALF_OF_MAX:
+        raise InvalidArgs(f"on-behalf-of is at most {ON_BEHALF_OF_MAX} bytes", argument="on-behalf-of")
+    if not _is_printable(text):
+        raise InvalidArgs("on-behalf-of is one line without control characters", argument="on-behalf-of")
     return text
 
 

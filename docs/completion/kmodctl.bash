@@ -25,7 +25,7 @@ _kmodctl_offer() {
 _kmodctl() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local everywhere='--json --no-pager --no-ask-password --session --bus --help'
-    local commands='list show why load unload reload batch plan set status log monitor reset-failed config store'
+    local commands='list show why load unload reload batch plan set status log monitor reset-failed config store notify token'
     local changes='--dry-run --reason --timeout'
     local command='' group='' module='' arguments=0 index word
     COMPREPLY=()
@@ -35,6 +35,8 @@ _kmodctl() {
         case $word in
             --bus|--reason|--timeout|--state|--since|-n|--lines|--version|--description|--kernel) ((index++)) ;;
             --sign) ((index += 2)) ;;
+            --scope|--expires|--file) ((index++)) ;;
+            --event|--error|--module|--uid|--severity|--format|--digest|--per-hour) ((index++)) ;;
             -*) ;;
             plan) [[ -z $command ]] && { commands='load unload reload batch'; changes=''; } || ((arguments++)) ;;
             store)
@@ -62,9 +64,16 @@ _kmodctl() {
     case $previous in
         --state) _kmodctl_offer 'loaded available builtin all'; return ;;
         --since) _kmodctl_offer '1h 1d 1w today yesterday'; return ;;
+        --event) _kmodctl_offer 'load unload failure crash stuck health drift unsigned store denied'; return ;;
+        --severity) _kmodctl_offer 'info notice warning error'; return ;;
+        --scope) _kmodctl_offer 'read load unload set-parameter configure import admin'; return ;;
+        --expires) _kmodctl_offer '12h 30d 90d 1y'; return ;;
+        --file) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        --format) _kmodctl_offer 'json chat'; return ;;
+        --module) _kmodctl_offer "$(_kmodctl_loaded)"; return ;;
         --sign) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         --kernel) _kmodctl_offer "$(command ls /lib/modules 2>/dev/null)"; return ;;
-        --bus|--reason|--timeout|-n|--lines|--version|--description) return ;;
+        --bus|--reason|--timeout|-n|--lines|--version|--description|--error|--uid|--digest|--per-hour) return ;;
     esac
 
     if [[ -z $command ]]; then
@@ -77,6 +86,8 @@ _kmodctl() {
             load|reload) _kmodctl_offer "$changes --override-policy $everywhere" ;;
             unload) _kmodctl_offer "$changes --dependents --unused-dependencies $everywhere" ;;
             batch) _kmodctl_offer "${changes:+--dry-run --reason} --no-atomic $everywhere" ;;
+            notify) _kmodctl_offer "--event --error --module --uid --severity --format --digest --per-hour $everywhere" ;;
+            token) _kmodctl_offer "--scope --module --expires --file $everywhere" ;;
             log) _kmodctl_offer "--follow --since --lines $everywhere" ;;
             config-show) _kmodctl_offer "--findings $everywhere" ;;
             config-autoload|config-options) _kmodctl_offer "--off --dry-run --reason $everywhere" ;;
@@ -91,6 +102,8 @@ _kmodctl() {
     case $command:$arguments in
         load:0|show:0|why:0|config-show:0|config-autoload:0|config-options:0|config-blacklist:0) _kmodctl_offer "$(_kmodctl_available)" ;;
         unload:0|reload:0|set:0|reset-failed:0|log:0|list:0) _kmodctl_offer "$(_kmodctl_loaded)" ;;
+        notify:0) _kmodctl_offer 'status list add remove enable disable test reload' ;;
+        token:0) _kmodctl_offer 'create list revoke' ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
         batch:0|store-import:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     esac

@@ -25,7 +25,7 @@ def actions(plan: Plan) -> tuple[str, ...]:
 
 
 def details(plan: Plan, action: str) -> Mapping[str, str]:
-    """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`."""
+    """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`, `on-behalf-of`."""
     named = sorted({name for names in plan.targets for name in names})
     told = {"modules": " ".join(plan.modules), "action": action}
     if len(named) == 1:
@@ -36,6 +36,8 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     ]
     if parameters:
         told["parameters"] = " ".join(parameters)
+    if plan.request.on_behalf_of:
+        told["on-behalf-of"] = plan.request.on_behalf_of
     return told
 
 

@@ -76,6 +76,7 @@ def _record(
         uid=caller.uid,
         sender=caller.sender,
         exe=caller.exe,
+        on_behalf_of=call.details.get("on-behalf-of", ""),
         priority=4 if error else 6,
         extra={"POLKIT_ACTION": action},
     )

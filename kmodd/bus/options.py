@@ -14,6 +14,7 @@ from kmodd.names import (
     ModuleName,
     parse_module,
     parse_module_or_alias,
+    parse_on_behalf_of,
     parse_parameters,
     parse_reason,
 )
@@ -21,12 +22,19 @@ from kmodd.names import (
 Wire = Mapping[str, tuple[str, Any]]
 """`a{sv}` as the decoder has it."""
 
-LOAD = {"dry-run": "b", "reason": "s", "timeout": "u", "override-policy": "b"}
-UNLOAD = {"dependents": "b", "unused-dependencies": "b", "dry-run": "b", "reason": "s", "timeout": "u"}
-BATCH = {"atomic": "b", "dry-run": "b", "reason": "s"}
+LOAD = {"dry-run": "b", "reason": "s", "timeout": "u", "override-policy": "b", "on-behalf-of": "s"}
+UNLOAD = {
+    "dependents": "b",
+    "unused-dependencies": "b",
+    "dry-run": "b",
+    "reason": "s",
+    "timeout": "u",
+    "on-behalf-of": "s",
+}
+BATCH = {"atomic": "b", "dry-run": "b", "reason": "s", "on-behalf-of": "s"}
 PLAN = {"atomic": "b", "override-policy": "b", "dependents": "b", "unused-dependencies": "b"}
 LIST = {"state": "s", "match": "s"}
-HISTORY = {"module": "s", "since": "t", "limit": "u"}
+HISTORY = {"module": "s", "since": "t", "limit": "u", "on-behalf-of": "s"}
 CHANGE = {"dry-run": "b", "reason": "s"}
 BLACKLIST = {"hard": "b", "dry-run": "b", "reason": "s"}
 APPLY = {"dry-run": "b", "reason": "s"}
@@ -170,4 +178,5 @@ def _request(operations: tuple[Operation, ...], values: Mapping[str, Any], tunab
         reason=parse_reason(values.get("reason", "")),
         timeout=float(number(values, "timeout", tunables.timeout, tunables.timeout_max)),
         override_policy=values.get("override-policy", False),
+        on_behalf_of=parse_on_behalf_of(values.get("on-behalf-of", "")),
     )

@@ -69,6 +69,7 @@ class _Grammar:
         self._changers(verbs, dry_run=False)
         self._batch(verbs, dry_run=False)
         self._others()
+        self._tokens()
 
     def _add(
         self,
@@ -140,6 +141,62 @@ class _Grammar:
             self._add(self._commands, "config", "config_show", "show and change the rules about modules"), self._common
         )
         self._add(self._commands, "reset-failed", "reset", "forget a failed or stuck operation", "module")
+        self._notify()
+
+    def _notify(self) -> None:
+        notify = self._add(self._commands, "notify", "notify", "show and manage who is told what happens")
+        verbs = notify.add_subparsers(title="notifications", metavar="WHAT", required=True)
+        self._add(verbs, "status", "notify", "show how deliveries go")
+        self._add(verbs, "list", "notify", "list endpoints")
+        add = self._add(verbs, "add", "notify_change", "add a webhook or recipients of mail")
+        add.add_argument("name", metavar="NAME", help="its name")
+        add.add_argument(
+            "target", metavar="TARGET", nargs="+", help="a https URL, - to read one from stdin, or e-mail addresses"
+        )
+        add.add_argument("--event", action="append", default=[], metavar="EVENT", help="only these, such as failure")
+        add.add_argument("--error", action="append", default=[], metavar="NAME", help="only failures with these errors")
+        add.add_argument(
+            "--module", action="append", default=[], metavar="GLOB", help="only modules like this", dest="glob"
+        )
+        add.add_argument("--uid", action="append", default=[], type=int, metavar="UID", help="only what they asked for")
+        add.add_argument("--severity", choices=("info", "notice", "warning", "error"), help="at least")
+        add.add_argument("--format", choices=("json", "chat"), help="of a webhook's messages")
+        add.add_argument("--digest", type=int, metavar="SECONDS", help="to collect before a mail")
+        add.add_argument("--per-hour", type=int, metavar="N", help="mails at most")
+        for name, text in (
+            ("remove", "remove an endpoint that was added here"),
+            ("enable", "send to an endpoint again, at once"),
+            ("disable", "send to an endpoint no more"),
+            ("test", "send a test to an endpoint"),
+        ):
+            self._add(verbs, name, "notify_change", text).add_argument("name", metavar="NAME", help="of the endpoint")
+        self._add(verbs, "reload", "notify_change", "read notify.toml again")
+
+    def _tokens(self) -> None:
+        token = self._commands.add_parser(
+            "token", help="make, list and revoke the HTTP gateway's tokens (as root)", allow_abbrev=False
+        )
+        verbs = token.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        create = self._add(verbs, "create", "token", "make a token and print it, once")
+        create.add_argument("name", metavar="NAME", help="whose it is; the journal shows it with every operation")
+        create.add_argument(
+            "--scope",
+            metavar="SCOPE",
+            action="append",
+            required=True,
+            help="what it is good for, repeatable or separated by commas: read, load, unload, set-parameter, configure, "
+            "import, admin",
+        )
+        create.add_argument(
+            "--module", metavar="MODULE", action="append", default=[], help="a module it may change (default: all)"
+        )
+        create.add_argument("--expires", metavar="SPAN", default="90d", help="such as 12h, 90d, 1y (default: 90d)")
+        listing = self._add(verbs, "list", "token", "list tokens; never the secret itself")
+        revoke = self._add(verbs, "revoke", "token", "have a token count no more, at once")
+        revoke.add_argument("token", metavar="ID|NAME", help="its id or name")
+        for verb in (create, listing, revoke):
+            verb.set_defaults(local=True)
+            verb.add_argument("--file", metavar="FILE", default="", help="default: the one the gateway reads")
 
     @staticmethod
     def _parameters(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,12 @@ async def _run(parsed: Namespace, screen: Screen) -> int:
     from kmodd.cli.failure import report
     from kmodd.client import Client
 
+    if getattr(parsed, "local", False):
+        try:
+            done: int = import_module(parsed.run).run_local(screen, parsed)
+        except KmoddError as error:
+            return await report(error, None, screen, module="", json=parsed.json)
+        return done
     client: Client | None = None
     agent = _Agent(parsed, screen)
     try:

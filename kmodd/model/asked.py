@@ -48,6 +48,8 @@ class Request:
     timeout: float = 30.0
     """Seconds for each call into the kernel."""
     override_policy: bool = False
+    on_behalf_of: str = ""
+    """Whom the caller says to speak for: written down and told to polkit's rules, never identity."""
 
 
 @dataclass(frozen=True, slots=True)

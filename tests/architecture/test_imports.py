@@ -15,6 +15,9 @@ CLIENT_SIDE = (
     "kmodd.client",
     "kmodd.client_answers",
     "kmodd.client_configuration",
+    "kmodd.client_evidence",
+    "kmodd.client_hints",
+    "kmodd.client_notifier",
     "kmodd.client_store",
     "kmodd.client_transport",
 )
@@ -27,7 +30,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.core": (*SHARED, "kmodd.kernel.ports", "kmodd.core"),
     "kmodd.bus": (*SHARED, "kmodd.core", "kmodd.bus"),
     "kmodd.client": (*SHARED, *CLIENT_SIDE),
-    "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.cli"),
+    "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.tokens", "kmodd.cli"),
+    "kmodd.gateway": (*SHARED, *CLIENT_SIDE, "kmodd.journal_fields", "kmodd.log", "kmodd.tokens", "kmodd.gateway"),
+    "kmodd.tokens": SHARED,
+    "kmodd.notifier": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.notifier"),
     "kmodd.settings": SHARED,
     "kmodd.watchdog": SHARED,
     "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
@@ -42,11 +48,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 # Each library has one place, so that it can be exchanged there.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "dbus_next": ("kmodd.bus", "kmodd.client_transport"),
+    "dbus_next": ("kmodd.bus", "kmodd.client_transport", "kmodd.notifier.bus_name"),
     "pyudev": ("kmodd.kernel.uevents",),
     "systemd": ("kmodd.log", "kmodd.journal", "kmodd.daemon"),
     "structlog": ("kmodd.log", "kmodd.daemon"),
     "ctypes": ("kmodd.kernel",),
+    "fastapi": ("kmodd.gateway",),
+    "jwt": ("kmodd.gateway.issuer",),
+    "pydantic": ("kmodd.gateway.models", "kmodd.gateway.models_rules"),
+    "starlette": ("kmodd.gateway",),
+    "uvicorn": ("kmodd.gateway.server",),
 }
 # The daemon is small because these stay out of it; the command line may have them.
 HEAVY = (

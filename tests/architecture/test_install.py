@@ -12,28 +12,51 @@ import pytest
 from tests.architecture.installation import ROOT, files, make
 
 INTEGRATION = {
+    "/usr/share/dbus-1/interfaces/org.kmodd1.Notifier.xml",
     "/usr/share/dbus-1/interfaces/org.kmodd1.xml",
     "/usr/share/dbus-1/system-services/org.kmodd1.service",
+    "/usr/share/dbus-1/system.d/org.kmodd1.Notifier.conf",
     "/usr/share/dbus-1/system.d/org.kmodd1.conf",
     "/usr/share/polkit-1/actions/org.kmodd1.policy",
+    "/usr/share/polkit-1/rules.d/50-kmodd-notifier.rules",
 }
 BELOW_PREFIX = {
     "bin/kmodctl",
     "bin/kmodd",
+    "bin/kmodd-notifier",
     "lib/systemd/catalog/kmodd.catalog",
+    "lib/systemd/system/kmodd-notifier.service",
     "lib/systemd/system/kmodd-parser.socket",
     "lib/systemd/system/kmodd-parser@.service",
     "lib/systemd/system/kmodd-worker.socket",
     "lib/systemd/system/kmodd-worker@.service",
     "lib/systemd/system/kmodd.service",
+    "lib/systemd/user/kmodd-desktop-notify.service",
+    "lib/sysusers.d/kmodd-notifier.conf",
     "share/bash-completion/completions/kmodctl",
     "share/fish/vendor_completions.d/kmodctl.fish",
     "share/man/man1/kmodctl.1.gz",
+    "share/man/man5/notify.toml.5.gz",
     "share/man/man5/kmodd-modules.d.5.gz",
     "share/man/man5/kmodd.toml.5.gz",
     "share/man/man5/org.kmodd1.5.gz",
+    "share/man/man8/kmodd-notifier.8.gz",
     "share/man/man8/kmodd.8.gz",
     "share/zsh/site-functions/_kmodctl",
+}
+
+
+# What `make install-gateway` adds.
+OF_THE_GATEWAY = {
+    "bin/kmodd-gateway",
+    "lib/systemd/system/kmodd-gateway.service",
+    "lib/systemd/system/kmodd-gateway.socket",
+    "lib/sysusers.d/kmodd-gateway.conf",
+    "share/doc/kmodd/50-kmodd-gateway-modules.rules",
+    "share/doc/kmodd/alerts.yml",
+    "share/doc/kmodd/grafana.json",
+    "share/man/man5/kmodd-gateway.toml.5.gz",
+    "share/man/man8/kmodd-gateway.8.gz",
 }
 
 
@@ -41,7 +64,7 @@ BELOW_PREFIX = {
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with kmodd installed below /usr/local."""
     destination = tmp_path_factory.mktemp("install")
-    make("install", destination)
+    make("install-gateway", destination)
     return destination
 
 
@@ -56,6 +79,9 @@ def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     assert outside_the_package(files(tmp_path), prefix) == wanted
     texts = [(tmp_path / name[1:]).read_bytes() for name in wanted if not name.endswith(".gz")]
     assert not [text for text in texts if b"@PKGDIR@" in text or b"@BINDIR@" in text or b"@PYTHON@" in text]
+    make("install-gateway", tmp_path, PREFIX=prefix)
+    wanted |= {f"{prefix}/{name}" for name in OF_THE_GATEWAY} | {"/usr/share/polkit-1/rules.d/90-kmodd-gateway.rules"}
+    assert outside_the_package(files(tmp_path), prefix) == wanted
     unit = (tmp_path / f"{prefix[1:]}/lib/systemd/system/kmodd.service").read_text()
     assert f"{prefix}/bin/kmodd\n" in unit
 
@@ -65,7 +91,7 @@ def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
     other = tmp_path / prefix[1:] / "bin/other"
     other.parent.mkdir(parents=True)
     other.write_text("not ours")
-    make("install", tmp_path, PREFIX=prefix)
+    make("install-gateway", tmp_path, PREFIX=prefix)
     make("uninstall", tmp_path, PREFIX=prefix)
     assert files(tmp_path) == {f"{prefix}/bin/other"}
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
@@ -100,7 +126,12 @@ def test_package_is_whole_and_compiled(installed: Path) -> None:
 def test_nobody_but_the_owner_may_write(installed: Path) -> None:
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in installed.rglob("*") if path.is_file()}
     assert not [str(path) for path, mode in modes.items() if mode & 0o022]
-    assert {path.name for path, mode in modes.items() if mode & 0o111} == {"kmodd", "kmodctl"}
+    assert {path.name for path, mode in modes.items() if mode & 0o111} == {
+        "kmodd",
+        "kmodctl",
+        "kmodd-gateway",
+        "kmodd-notifier",
+    }
 
 
 def test_manual_pages_are_whole(installed: Path) -> None:
@@ -112,11 +143,11 @@ def test_manual_pages_are_whole(installed: Path) -> None:
         assert (done.returncode, done.stderr.decode()) == (0, ""), page.name
 
 
-@pytest.mark.parametrize("program", ["kmodd", "kmodctl"])
+@pytest.mark.parametrize("program", ["kmodd", "kmodctl", "kmodd-gateway", "kmodd-notifier"])
 def test_program_runs_from_its_place_alone(tmp_path: Path, program: str) -> None:
     # The paths inside are those of the installed system, so the tree is installed for where it lies.
     prefix = tmp_path / "prefix"
-    make("install", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    make("install-gateway", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
     hostile = tmp_path / "hostile"
     (hostile / "kmodd").mkdir(parents=True)
     (hostile / "kmodd/__init__.py").write_text("raise SystemExit('the wrong package')")

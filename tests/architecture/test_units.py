@@ -11,13 +11,15 @@ from tests.architecture.installation import make
 
 SERVICES = ["kmodd.service", "kmodd-worker@.service", "kmodd-parser@.service"]
 HIGHEST_EXPOSURE = 20  # tenths
+UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service"]
+HIGHEST_UNPRIVILEGED = 15
 
 
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the installed units; what they start lies where they say."""
     prefix = tmp_path_factory.mktemp("units") / "prefix"
-    make("install", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    make("install-gateway", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
     return prefix / "lib/systemd/system"
 
 
@@ -34,6 +36,16 @@ def test_units_are_valid(units: Path) -> None:
 def test_exposure_is_at_most_two(units: Path, service: str) -> None:
     done = analyze("security", "--offline=true", f"--threshold={HIGHEST_EXPOSURE}", str(units / service))
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("service", UNPRIVILEGED)
+def test_exposure_of_the_unprivileged_is_lower(units: Path, service: str) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={HIGHEST_UNPRIVILEGED}", str(units / service))
+    assert done.returncode == 0, done.stdout
+    settings = read(units, service)
+    assert settings["ExecStart"].split()[:2] == ["/usr/bin/python3", "-I"]
+    assert settings["User"] not in ("", "root")
+    assert settings["CapabilityBoundingSet"] == ""
 
 
 def read(units: Path, service: str) -> dict[str, str]:

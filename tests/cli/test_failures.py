@@ -7,7 +7,7 @@ import pytest
 
 from kmodd import errors
 from kmodd.cli.exit_codes import ExitCode
-from kmodd.cli.hints import hint_for
+from kmodd.client_hints import hint_for
 from kmodd.errors import ERRORS, FREEDESKTOP, PREFIX
 from tests.cli.fake_daemon import FakeDaemon, Refusal
 from tests.cli.runner import Runner
@@ -15,7 +15,7 @@ from tests.cli.runner import Runner
 CONTRACT = {
     1: ["Failed"],
     2: ["InvalidArgs"],
-    3: ["NoSuchModule", "NoSuchParameter", "NoSuchVersion", "NotLoaded", "ModuleTreeMissing"],
+    3: ["NoSuchModule", "NoSuchParameter", "NoSuchVersion", "NoSuchEndpoint", "NotLoaded", "ModuleTreeMissing"],
     4: ["AccessDenied", "InteractiveAuthorizationRequired"],
     5: ["InUse", "Builtin", "NotRemovable", "Conflict", "Busy"],
     6: ["DisabledByPolicy"],

@@ -14,6 +14,7 @@ from kmodd.client_answers import (
     operation_result,
     step,
 )
+from kmodd.client_evidence import merge
 from tests.cli import samples
 from tests.cli.runner import assert_golden, screen
 
@@ -142,5 +143,5 @@ def test_failure(name: str, data: dict[str, object]) -> None:
     told = explanation(data)
     sentence = told.failure.message if told.failure is not None else f"{data['name']} says no."
     error = error_named(name, sentence, module=str(data["name"]))
-    error.evidence = failure.merge(error, told)
+    error.evidence = merge(error, told)
     assert_golden(f"failure-{name}.txt", failure.lines(error, screen(80)))

@@ -17,6 +17,7 @@ SUITE = "bookworm"
 PACKAGES = """\
 systemd systemd-sysv libpam-systemd dbus polkitd udev kmod
 python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog
+python3-fastapi python3-uvicorn python3-jwt python3-cryptography
 linux-image-cloud-amd64 initramfs-tools
 libglib2.0-bin python3-gi gir1.2-glib-2.0
 iproute2 make man-db less bash-completion zsh fish procps psmisc e2fsprogs mount util-linux util-linux-extra

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What stands before routing: Host, credentials, rate, type and size of the body. And after it: headers, counts, bugs.
+
+The outermost ASGI application. Nothing behind it sees a request that is not from a known bearer for a known host,
+but for the few public paths, and none reads a body that did not arrive whole, in time and within its size.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kmodd.errors import INTERNAL, Failed, InvalidArgs
+from kmodd.gateway.authentication import Authentication, Refused
+from kmodd.gateway.counts import Counts
+from kmodd.gateway.principal import Principal
+from kmodd.gateway.problem import HttpProblem, of_error, of_http
+from kmodd.gateway.rate import Rate
+from kmodd.gateway.settings import GatewaySettings
+
+PRINCIPAL = "kmodd.principal"
+"""Where routes find the Principal in the scope."""
+CONNECTION = "kmodd.connection"
+"""Where they find the server's side of the connection."""
+PUBLIC = frozenset({"/", "/health", "/docs", "/openapi.json"})
+STATIC = "/static/"
+UPLOAD = "/v1/store"
+SECURITY_HEADERS = (
+    # Inline styles and scripts included: a module's description that becomes markup by mistake still runs nothing.
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Guard:
+    """Lets requests through to the application, or answers them itself."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: GatewaySettings,
+        authentication: Authentication,
+        counts: Counts,
+        clock: Callable[[], float],
+        report: Callable[[str, BaseException], None],
+        refused: Callable[[str, str], None],
+    ) -> None:
+        """`report` writes a bug to the journal; `refused` writes who was not let in: client's address and why."""
+        self._app = app
+        self._hosts = frozenset(settings.hosts)
+        self._limits = settings.limits
+        self._authentication = authentication
+        self._rate = Rate(settings.limits.rate, settings.limits.burst, clock)
+        # Who knows no token is counted by address, and slower: there is nothing to be found by trying.
+        self._strangers = Rate(5.0, 20, clock)
+        self._counts = counts
+        self._clock = clock
+        self._report = report
+        self._refused = refused
+        self._tls = bool(settings.certificate)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return  # lifespan is switched off; websockets are refused by the server, which has no library for them
+        answer = _Answer(send, tls=self._tls)
+        started = self._clock()
+        try:
+            await self._serve(scope, receive, answer)
+        except HttpProblem as problem:
+            await of_http(problem)(scope, receive, answer)
+        except InvalidArgs as error:
+            await of_error(error)(scope, receive, answer)
+        # A bug of ours ends one request, not the process; whoever asked learns that it was one.
+        except Exception as error:  # noqa: BLE001
+            self._report(f"{scope['method']} of {_route(scope)}", error)
+            if not answer.status:
+                await of_error(Failed(INTERNAL))(scope, receive, answer)
+        finally:
+            self._counts.request(scope["method"], _route(scope), answer.status, self._clock() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        headers: Headers = scope["headers"]
+        if not self._is_host_known(headers):
+            raise HttpProblem(421, "this gateway does not serve that host; 'hosts' in gateway.toml names those it does")
+        path: str = scope["path"]
+        if path not in PUBLIC and not path.startswith(STATIC):
+            scope[PRINCIPAL] = await self._admit(scope)
+        elif scope["method"] not in {"GET", "HEAD"}:
+            raise HttpProblem(405, "this can only be read", {"Allow": "GET"})
+        is_upload = path == UPLOAD and scope["method"] == "POST"
+        length = self._check_body(headers, is_upload=is_upload)
+        if is_upload:
+            await self._app(scope, _Bounded(receive, self._limits.upload, self._limits.upload_timeout), answer)
+        elif length == 0:
+            await self._app(scope, receive, answer)
+        else:
+            body = await self._read(receive)
+            # pydantic 1 would take a list of pairs for an object.
+            if body.strip()[:1] not in {b"{", b"n"}:
+                raise InvalidArgs("the body is a JSON object")
+            await self._app(scope, _Whole(receive, body), answer)
+
+    def _is_host_known(self, headers: Headers) -> bool:
+        given = [value for name, value in headers if name == b"host"]
+        if len(given) != 1:
+            return False
+        host = given[0].decode("latin-1").lower()
+        name, _, port = host.rpartition(":")
+        if name and port.isascii() and port.isdecimal() and (not name.startswith("[") or name.endswith("]")):
+            host = name
+        return host in self._hosts
+
+    async def _admit(self, scope: Scope) -> Principal:
+        try:
+            principal = await self._authentication.principal(scope["headers"])
+        except Refused as refused:
+            client = scope.get("client")
+            address = str(client[0]) if client else "unix"
+            self._counts.refused("credentials")
+            wait = self._strangers.take(address)
+            if wait:
+                raise _too_many(wait) from None
+            self._refused(address, str(refused))
+            raise HttpProblem(
+                401,
+                "this needs a valid bearer token in the Authorization header; kmodctl token create makes one",
+                {"WWW-Authenticate": 'Bearer realm="kmodd"'},
+            ) from None
+        if wait := self._rate.take(principal.name):
+            self._counts.refused("rate")
+            raise _too_many(wait)
+        return principal
+
+    def _check_body(self, headers: Headers, *, is_upload: bool) -> int | None:
+        """The length of the body, None when it is not known before."""
+        length: int | None = 0
+        if any(name == b"transfer-encoding" for name, _ in headers):
+            length = None
+        elif (given := _first(headers, b"content-length")) is not None:
+            length = int(given)  # the server has checked that it is a number
+        most = self._limits.upload if is_upload else self._limits.body
+        if length is not None and length > most:
+            raise HttpProblem(413, f"a body is at most {most} bytes here", {"Connection": "close"})
+        if length != 0:
+            wanted = OCTETS if is_upload else JSON
+            kind, _, parameters = (_first(headers, b"content-type") or b"").partition(b";")
+            charset = parameters.strip().lower().replace(b'"', b"")
+            if kind.strip().lower() != wanted or charset not in {b"", b"charset=utf-8"}:
+                name = wanted.decode()
+                raise HttpProblem(415, f"a body is {name} here", {"Accept-Post": name})
+        return length
+
+    async def _read(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise HttpProblem(400, "the connection ended before the body did")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._limits.body:
+                        raise HttpProblem(
+                            413, f"a body is at most {self._limits.body} bytes here", {"Connection": "close"}
+                        )
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise HttpProblem(
+                408, f"the body did not arrive within {self._limits.body_timeout:g} seconds", {"Connection": "close"}
+            ) from None
+
+
+JSON = b"application/json"
+OCTETS = b"application/octet-stream"
+
+
+class _Answer:
+    """`send`, with the headers every response has."""
+
+    def __init__(self, send: Send, *, tls: bool) -> None:
+        self._send = send
+        self._tls = tls
+        self.status = 0
+        """Of the response, 0 before it began."""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+            headers.append((b"date", formatdate(time.time(), usegmt=True).encode()))
+            if not any(name == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"no-store"))
+            if self._tls:
+                headers.append((b"strict-transport-security", b"max-age=31536000"))
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+
+class _Whole:
+    """`receive`, with a body that has arrived."""
+
+    def __init__(self, receive: Receive, body: bytes) -> None:
+        self._receive = receive
+        self._body: bytes | None = body
+
+    async def __call__(self) -> Message:
+        body, self._body = self._body, None
+        return await self._receive() if body is None else {"type": "http.request", "body": body, "more_body": False}
+
+
+class _Bounded:
+    """`receive`, with a body that is read as it arrives, up to a size and a time."""
+
+    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
+        self._receive = receive
+        self._left = most
+        self._most = most
+        self._until = asyncio.get_running_loop().time() + seconds
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        if self._ended:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            raise HttpProblem(408, "the body took too long", {"Connection": "close"}) from None
+        self._ended = not message.get("more_body", False)
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise HttpProblem(413, f"a file is at most {self._most} bytes here", {"Connection": "close"})
+        return message
+
+
+def _too_many(wait: float) -> HttpProblem:
+    return HttpProblem(429, "too many requests with this token", {"Retry-After": str(int(wait) + 1)})
+
+
+def _first(headers: Headers, name: bytes) -> bytes | None:
+    return next((value for given, value in headers if given == name), None)
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern: paths themselves would be labels without end, and could hold anything."""
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "")) or "unknown"

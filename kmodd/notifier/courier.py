@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Takes what waits for one endpoint to it, in order. Each endpoint has its own, so that none waits for another."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+
+from kmodd.log import Logger
+from kmodd.notifier.backoff import EXPIRY, delay
+from kmodd.notifier.outbox import Delivery, Outbox
+from kmodd.notifier.outcome import Channel, Outcome
+
+SLEEP_MAX = 600.0
+"""Seconds after which the clock is looked at again, for it may have been set."""
+DISK_PATIENCE = 30.0
+"""Seconds until a disk that refused is tried again."""
+
+
+class Courier:
+    """One endpoint's deliveries, one attempt at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        channel: Channel,
+        outbox: Outbox,
+        logger: Logger,
+        *,
+        clock: Callable[[], int],
+        random: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self._channel = channel
+        self._outbox = outbox
+        self._logger = logger
+        self._clock = clock
+        self._random = random
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something was queued, or the endpoint's state was changed."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            self._news.clear()
+            try:
+                seconds = self.pause()
+                if seconds == 0:
+                    await self.attempt()
+                    continue
+            except sqlite3.Error as error:
+                # What was sent and could not be noted is sent once more: at least once is what is promised.
+                self._logger.error("notifier.trouble", message=f"the queue cannot be used: {error}")  # noqa: TRY400
+                seconds = DISK_PATIENCE
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    def pause(self) -> float | None:
+        """Seconds until the next attempt; None when there is nothing to do, 0 for now."""
+        state = self._outbox.state(self.name)
+        count, oldest = self._outbox.waiting(self.name)
+        if not count or not state.enabled:
+            return None
+        now = self._clock()
+        # The clock may have been set back since `due` was computed: no wait gets longer than it was meant to be.
+        left = min((state.due - now) / 1_000_000, float(state.wait))
+        if left <= 0:
+            left = self._channel.wait(oldest, self._outbox.sent_since(self.name, now - 3_600_000_000), now)
+        return min(max(left, 0.0), SLEEP_MAX)
+
+    async def attempt(self) -> None:
+        """Send the oldest, and note what came of it."""
+        deliveries = self._outbox.begin(self.name, self._channel.most)
+        if not deliveries:
+            return
+        try:
+            outcome = await self._channel.send(deliveries)
+        # A bug in one channel must stop neither the others nor this one for good; it is told like any other failure.
+        except Exception as error:  # noqa: BLE001
+            outcome = Outcome("retry", f"internal error: {type(error).__name__}")
+        self._note(deliveries, outcome)
+
+    def _note(self, deliveries: Sequence[Delivery], outcome: Outcome) -> None:
+        now = self._clock()
+        before = self._outbox.state(self.name)
+        if outcome.kind == "delivered":
+            self._outbox.finish(self.name, deliveries, now)
+            if outcome.sentence:
+                self._logger.warning("notifier.trouble", message=f"{self.name}: {outcome.sentence}")
+            if before.failures:
+                self._logger.info("notifier.recovered", message=f"{self.name}: delivered again")
+            return
+        if outcome.kind == "gone":
+            self._outbox.enable(self.name, enabled=False, why=outcome.sentence)
+            self._logger.warning("notifier.disabled", message=f"{self.name} is disabled: {outcome.sentence}")
+            return
+        if now - deliveries[0].queued > EXPIRY * 1_000_000:
+            self._outbox.give_up(self.name, deliveries)
+            self._logger.error(
+                "notifier.dropped", message=f"{self.name}: {len(deliveries)} given up after days: {outcome.sentence}"
+            )
+        wait = delay(before.failures + 1, self._random, outcome.retry_after)
+        self._outbox.postpone(self.name, deliveries, outcome.sentence, now + int(wait * 1_000_000), int(wait) + 1)
+        if before.failures == 0:  # the first of a row; status tells of the others
+            self._logger.warning(
+                "notifier.delayed", message=f"{self.name}: {outcome.sentence}; trying again for three days"
+            )

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs a courier for each endpoint of the configuration in force, exchanges that while running, and tells how all is."""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kmodd.errors import Conflict, InvalidArgs, NoSuchEndpoint
+from kmodd.log import Logger
+from kmodd.notifier.configuration import Configuration, Endpoint, Webhook
+from kmodd.notifier.configuration_files import files, read_configuration
+from kmodd.notifier.courier import Courier
+from kmodd.notifier.http_post import Poster
+from kmodd.notifier.intake import Intake
+from kmodd.notifier.mail import MailChannel
+from kmodd.notifier.managed import Managed
+from kmodd.notifier.outbox import Outbox
+from kmodd.notifier.outcome import Channel
+from kmodd.notifier.section import ConfigurationError
+from kmodd.notifier.webhook import WebhookChannel
+
+Values = dict[str, tuple[str, Any]]
+"""Names to (D-Bus signature, value)."""
+Sample = tuple[str, str, dict[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is taken from the machine: its name, time, chance."""
+
+    host: str
+    clock: Callable[[], int]
+    random: Callable[[], float]
+    random_bytes: Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How all is."""
+
+    facts: Values
+    endpoints: tuple[Values, ...]
+
+
+class Operator:
+    """Everything between queue and network."""
+
+    def __init__(
+        self,
+        main_file: Path,
+        folder: Path,
+        outbox: Outbox,
+        logger: Logger,
+        machine: Machine,
+        trouble: Callable[[], str],
+    ) -> None:
+        self._main_file = main_file
+        self._outbox = outbox
+        self._logger = logger
+        self._machine = machine
+        self._trouble = trouble
+        self._managed = Managed(folder, machine.random_bytes)
+        self._configuration = Configuration()
+        self._configuration_error = ""
+        self._couriers: dict[str, tuple[object, Courier, asyncio.Task[None]]] = {}
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self.intake = Intake(outbox, logger, clock=machine.clock, queued=self._wake)
+
+    # --- configuration ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Read the configuration and start; ConfigurationError when it is bad."""
+        self._apply(self._read(self._managed.path))
+
+    def reload(self) -> None:
+        """Read the configuration again; a bad one leaves the old one in force (InvalidArgs says what is wrong)."""
+        try:
+            self._apply(self._read(self._managed.path))
+        except ConfigurationError as error:
+            self._configuration_error = str(error)
+            self._logger.error(  # noqa: TRY400 - the sentence is all there is to know
+                "notifier.trouble", message=f"the configuration is bad, the old one stays in force: {error}"
+            )
+            raise InvalidArgs(str(error)) from None
+
+    async def close(self) -> None:
+        """Stop. What was under way is tried again by the next process."""
+        tasks = [task for _, _, task in self._couriers.values()]
+        self._couriers.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _read(self, managed: Path) -> Configuration:
+        return read_configuration(files(self._main_file, managed))
+
+    def _apply(self, configuration: Configuration) -> None:
+        plans = {
+            name: (endpoint, configuration.smtp, configuration.allow_networks)
+            for name, endpoint in configuration.endpoints.items()
+        }
+        # All channels first: a bad certificate file is found before anything has changed.
+        fresh = {
+            name: self._channel(configuration.endpoints[name], configuration)
+            for name, plan in plans.items()
+            if name not in self._couriers or self._couriers[name][0] != plan
+        }
+        for name in [name for name in self._couriers if name in fresh or name not in plans]:
+            self._couriers.pop(name)[2].cancel()
+        for name, count in self._outbox.forget_others(plans).items():
+            self._logger.warning("notifier.dropped", message=f"{name} is no more: {count} waiting for it were dropped")
+        for name, channel in fresh.items():
+            courier = Courier(
+                name, channel, self._outbox, self._logger, clock=self._machine.clock, random=self._machine.random
+            )
+            self._couriers[name] = (plans[name], courier, asyncio.get_running_loop().create_task(courier.run()))
+        self._configuration, self._configuration_error = configuration, ""
+        self.intake.rules = configuration.rules
+        self.intake.rows, self.intake.bytes = configuration.rows, configuration.bytes
+
+    def _channel(self, endpoint: Endpoint, configuration: Configuration) -> Channel:
+        if isinstance(endpoint, Webhook):
+            poster = Poster(configuration.allow_networks, self._tls(endpoint))
+            return WebhookChannel(endpoint, poster, self._machine.host, self._machine.clock)
+        if configuration.smtp is None:
+            raise ConfigurationError(f"email.{endpoint.name}: there is no mail server")
+        return MailChannel(endpoint, configuration.smtp, self._machine.host, self._machine.clock)
+
+    def _tls(self, webhook: Webhook) -> ssl.SSLContext:
+        # The system's certificates are megabytes once parsed: one context for all.
+        if webhook.ca_file not in self._contexts:
+            try:
+                self._contexts[webhook.ca_file] = ssl.create_default_context(cafile=webhook.ca_file or None)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"webhook.{webhook.name}: ca-file cannot be used: {error.strerror or 'no certificates in it'}"
+                ) from None
+        return self._contexts[webhook.ca_file]
+
+    # --- what is asked over the bus -----------------------------------------------------------------------------------
+
+    def add(self, kind: str, name: str, values: Mapping[str, Any], rule: Mapping[str, Any], key: str = "") -> str:
+        """Add an endpoint; a webhook's signing key."""
+        if name in self._configuration.endpoints:
+            raise Conflict(f"there is an endpoint {name} already")
+        key = self._managed.add(kind, name, values, rule, self._validate, key)
+        self.reload()
+        return key
+
+    def remove(self, name: str) -> None:
+        """Remove an endpoint that was added."""
+        self._managed.remove(name, self._validate)
+        self.reload()
+
+    def enable(self, name: str, *, enabled: bool) -> None:
+        """Send to an endpoint again, or no more."""
+        self._know(name)
+        self._outbox.enable(name, enabled=enabled, why="" if enabled else "disabled by hand")
+        self._wake([name])
+
+    def test(self, name: str) -> str:
+        """Queue a test; its id."""
+        self._know(name)
+        if not self._outbox.state(name).enabled:
+            raise Conflict(f"{name} is disabled; enable it first")
+        return self.intake.test(name, self._machine.host)
+
+    def _know(self, name: str) -> None:
+        if name not in self._configuration.endpoints:
+            raise NoSuchEndpoint(f"there is no endpoint {name}")
+
+    def _validate(self, candidate: Path) -> None:
+        self._read(candidate)
+
+    def _wake(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name in self._couriers:
+                self._couriers[name][1].wake()
+
+    # --- how all is ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """For everyone's eyes: no URL but its host, no addresses, no secret."""
+        managed = self._managed.names()
+        facts: Values = {
+            "configuration": ("s", str(self._main_file)),
+            "configuration-error": ("s", self._configuration_error),
+            "trouble": ("s", self._trouble()),
+            "seen": ("t", max(self._outbox.cursor or 0, 0)),
+            "rules": ("u", len(self._configuration.rules)),
+        }
+        rows = (
+            self._row(name, endpoint, managed=name in managed)
+            for name, endpoint in sorted(self._configuration.endpoints.items())
+        )
+        return Status(facts, tuple(rows))
+
+    def _row(self, name: str, endpoint: Endpoint, *, managed: bool) -> Values:
+        state = self._outbox.state(name)
+        waiting, oldest = self._outbox.waiting(name)
+        webhook = isinstance(endpoint, Webhook)
+        counted = (
+            f"{len(endpoint.to)} recipient{'s' * (len(endpoint.to) > 1)}" if not isinstance(endpoint, Webhook) else ""
+        )
+        return {
+            "name": ("s", name),
+            "channel": ("s", "webhook" if webhook else "email"),
+            "target": ("s", endpoint.url.host if isinstance(endpoint, Webhook) else counted),
+            "managed": ("b", managed),
+            "enabled": ("b", state.enabled),
+            "why": ("s", state.why),
+            "waiting": ("u", waiting),
+            "oldest": ("t", oldest),
+            "failures": ("u", state.failures),
+            "next-attempt": ("t", state.due if waiting and state.enabled else 0),
+            "last-success": ("t", state.last_success),
+            "last-error": ("s", state.last_error),
+            "attempts": ("t", state.attempts),
+            "delivered": ("t", state.delivered),
+            "dropped": ("t", state.dropped),
+        }
+
+    def metrics(self) -> list[Sample]:
+        """The same as numbers, in Prometheus naming."""
+        samples: list[Sample] = [("kmodd_notifier_watching", "gauge", {}, float(not self._trouble()))]
+        for row in self.status().endpoints:
+            labels = {"endpoint": row["name"][1]}
+            for name, kind, key in (
+                ("attempts_total", "counter", "attempts"),
+                ("delivered_total", "counter", "delivered"),
+                ("dropped_total", "counter", "dropped"),
+                ("waiting", "gauge", "waiting"),
+                ("failures", "gauge", "failures"),
+                ("enabled", "gauge", "enabled"),
+            ):
+                samples.append((f"kmodd_notifier_{name}", kind, labels, float(row[key][1])))
+        return samples

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Webhooks as Standard Webhooks 1.0.0 wants them (https://www.standardwebhooks.com), and chat services' own."""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from kmodd import VERSION
+from kmodd.notifier.configuration import Webhook
+from kmodd.notifier.http_post import Poster, PostError, retry_after
+from kmodd.notifier.notice import Notice
+from kmodd.notifier.outbox import Delivery
+from kmodd.notifier.outcome import Outcome
+from kmodd.notifier.wording import chat
+
+GONE = 410
+
+
+def sign(keys: Sequence[bytes], message: str, timestamp: int, body: bytes) -> str:
+    """The header `webhook-signature`: one signature for each key, separated by spaces."""
+    content = f"{message}.{timestamp}.".encode() + body
+    return " ".join("v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode() for key in keys)
+
+
+def payload(notice: Notice, host: str) -> dict[str, Any]:
+    """The JSON document: `type`, `timestamp`, `data`."""
+    data: dict[str, Any] = {"host": host, "kind": notice.kind, "severity": notice.severity, "message": notice.message}
+    data |= {
+        name: value
+        for name, value in (
+            ("modules", list(notice.modules)),
+            ("action", notice.action),
+            ("result", notice.result),
+            ("error", notice.error),
+            ("uid", notice.uid),
+            ("on_behalf_of", notice.on_behalf_of),
+            ("reason", notice.reason),
+            ("errno", notice.errno),
+            ("kernel_log", list(notice.kernel_log)),
+            ("hint", notice.hint),
+        )
+        if value not in ("", None, [])
+    }
+    moment = datetime.fromtimestamp(notice.time / 1_000_000, UTC)
+    return {"type": notice.event, "timestamp": moment.isoformat().replace("+00:00", "Z"), "data": data}
+
+
+class WebhookChannel:
+    """Sends one notice at a time to one URL."""
+
+    most = 1
+
+    def __init__(self, webhook: Webhook, poster: Poster, host: str, clock: Callable[[], int]) -> None:
+        self._webhook = webhook
+        self._poster = poster
+        self._host = host
+        self._clock = clock
+
+    def wait(self, oldest: int, sent: Sequence[int], now: int) -> float:
+        """At once."""
+        return 0.0
+
+    async def send(self, deliveries: Sequence[Delivery]) -> Outcome:
+        """Post it. Whatever is not a 2xx is tried again, but for 410: then nobody wants it any more."""
+        (delivery,) = deliveries
+        notice = delivery.notice
+        document = {"text": chat(notice, self._host)} if self._webhook.format == "chat" else payload(notice, self._host)
+        body = json.dumps(document, separators=(",", ":")).encode()
+        seconds = self._clock() // 1_000_000
+        headers = {"Content-Type": "application/json", "User-Agent": f"kmodd-notifier/{VERSION}"}
+        headers |= {"webhook-id": notice.id, "webhook-timestamp": str(seconds)}
+        if self._webhook.keys:
+            headers["webhook-signature"] = sign(self._webhook.keys, notice.id, seconds, body)
+        try:
+            answer = await self._poster.post(self._webhook.url, headers, body, self._webhook.timeout)
+        except PostError as error:
+            return Outcome("retry", str(error))
+        if 200 <= answer.status < 300:
+            return Outcome("delivered")
+        if answer.status == GONE:
+            return Outcome("gone", "the receiver answered 410: it wants no more")
+        what = ", and redirects are not followed" if 300 <= answer.status < 400 else ""
+        return Outcome(
+            "retry", f"the receiver answered {answer.status}{what}", retry_after(answer.retry_after, seconds)
+        )

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""JWTs of a local OpenID Connect issuer."""
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from kmodd.gateway.authentication import Refused
+from kmodd.gateway.issuer import JwtVerifier
+from kmodd.gateway.keys import PAUSE, STALE, Keys
+from kmodd.gateway.principal import Principal
+from kmodd.gateway.settings import Issuer
+from tests.gateway.processes import gateway
+
+ISSUER = "https://login.example.org"
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+ED = ed25519.Ed25519PrivateKey.generate()
+OTHER = ec.generate_private_key(ec.SECP256R1())
+SETTINGS = Issuer(
+    ISSUER, "kmodd", "https://x/", claim="groups", scopes={"ops": ("read", "load")}, modules=("loop",), skew=10
+)
+
+
+def jwk(key: Any, identifier: str, **more: str) -> dict[str, Any]:
+    """A public key as RFC 7517 spells it."""
+    algorithms = {"RS256": rsa.RSAPrivateKey, "ES256": ec.EllipticCurvePrivateKey, "EdDSA": ed25519.Ed25519PrivateKey}
+    name = next(name for name, kind in algorithms.items() if isinstance(key, kind))
+    algorithm = jwt.get_algorithm_by_name(name)
+    return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": identifier, **more}
+
+
+KEYS = [jwk(RSA, "rsa"), jwk(EC, "ec"), jwk(ED, "ed"), jwk(OTHER, "enc", use="enc")]
+
+
+class Source:
+    """Where keys come from, and how often."""
+
+    def __init__(self, keys: list[dict[str, Any]]) -> None:
+        self.keys = keys
+        self.fetched = 0
+        self.now = 1000.0
+        self.away = False
+
+    def fetch(self, _: str) -> bytes:
+        self.fetched += 1
+        if self.away:
+            raise OSError("away")
+        return json.dumps({"keys": self.keys}).encode()
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source(list(KEYS))
+
+
+@pytest.fixture
+def verifier(source: Source) -> JwtVerifier:
+    return JwtVerifier(SETTINGS, Keys(SETTINGS, source.fetch, lambda: source.now))
+
+
+def sign(
+    key: Any = RSA,
+    algorithm: str = "RS256",
+    kid: str | None = "rsa",
+    *,
+    header: Mapping[str, Any] | None = None,
+    **claims: Any,
+) -> str:
+    """A token as the issuer makes it, with these claims changed; None leaves one out."""
+    now = int(time.time())
+    whole = {"iss": ISSUER, "aud": "kmodd", "sub": "alice", "iat": now, "exp": now + 300, "groups": ["ops"], **claims}
+    told = {**({"kid": kid} if kid else {}), **(header or {})}
+    return jwt.encode({k: v for k, v in whole.items() if v is not None}, key, algorithm=algorithm, headers=told)
+
+
+@pytest.mark.parametrize(("key", "algorithm", "kid"), [(RSA, "RS256", "rsa"), (EC, "ES256", "ec"), (ED, "EdDSA", "ed")])
+async def test_a_good_one_names_its_subject_and_its_scopes(
+    verifier: JwtVerifier, key: Any, algorithm: str, kid: str
+) -> None:
+    found = await verifier.verify(sign(key, algorithm, kid))
+    assert found == Principal("jwt alice of login.example.org", frozenset({"read", "load"}), frozenset({"loop"}))
+
+
+@pytest.mark.parametrize(
+    ("groups", "scopes"),
+    [
+        (["other"], set()),
+        ("ops other", {"read", "load"}),
+        (None, set()),
+        (7, set()),
+        ([["ops"]], set()),
+        ({"ops": 1}, set()),
+    ],
+)
+async def test_scopes_come_from_the_claim(verifier: JwtVerifier, groups: object, scopes: set[str]) -> None:
+    assert (await verifier.verify(sign(groups=groups))).scopes == scopes
+
+
+NOW = int(time.time())
+TABLE = [
+    {"exp": NOW - 60},
+    {"exp": None},
+    {"exp": "tomorrow"},
+    {"nbf": NOW + 600},
+    {"iat": NOW + 600},
+    {"iss": "https://other.example"},
+    {"iss": None},
+    {"aud": "other"},
+    {"aud": None},
+    {"sub": None},
+    {"sub": ""},
+    {"kid": "enc", "key": OTHER, "algorithm": "ES256"},
+    {"kid": "nosuch"},
+    {"kid": None},
+    {"kid": "rsa", "key": rsa.generate_private_key(65537, 2048)},
+    {"algorithm": "RS512"},
+    {"algorithm": "PS256"},
+    {"header": {"crit": ["b64"], "b64": True}},
+]
+
+
+@pytest.mark.parametrize("change", TABLE, ids=str)
+async def test_a_bad_one_is_refused(verifier: JwtVerifier, change: dict[str, Any]) -> None:
+    with pytest.raises(Refused):
+        await verifier.verify(sign(**change))
+
+
+async def test_clocks_may_differ_a_little(verifier: JwtVerifier) -> None:
+    now = int(time.time())
+    await verifier.verify(sign(exp=now - 5))
+    await verifier.verify(sign(nbf=now + 5, iat=now + 5))
+
+
+def part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+
+async def test_a_public_key_is_no_shared_secret(verifier: JwtVerifier) -> None:
+    """CVE-2016-5431 and its many relatives: HS256 with the public key as the secret, or no signature at all."""
+    claims = part(jwt.decode(sign(), options={"verify_signature": False}))
+    for algorithm, kid in [("HS256", "rsa"), ("none", "rsa"), ("None", "rsa"), ("ES256", "rsa"), ("RS256", "ec")]:
+        signed = f"{part({'alg': algorithm, 'kid': kid})}.{claims}"
+        secret = json.dumps(KEYS[0]).encode()
+        mac = base64.urlsafe_b64encode(hmac.digest(secret, signed.encode(), hashlib.sha256)).decode().rstrip("=")
+        for signature in ("", mac):
+            with pytest.raises(Refused):
+                await verifier.verify(f"{signed}.{signature}")
+
+
+@pytest.mark.parametrize(
+    "text", ["..", "a.b.c", "e30.e30.e30", "\u20ac.x.y", f"{part([])}.{part({})}.", f"{part({'alg': []})}..x"]
+)
+async def test_garbage_is_refused(verifier: JwtVerifier, text: str) -> None:
+    with pytest.raises(Refused):
+        await verifier.verify(text)
+
+
+async def test_new_keys_are_fetched_when_a_token_names_one_but_not_all_the_time(
+    verifier: JwtVerifier, source: Source
+) -> None:
+    await verifier.verify(sign())
+    source.keys = [jwk(OTHER, "new")]
+    with pytest.raises(Refused):  # within the pause
+        await verifier.verify(sign(OTHER, "ES256", "new"))
+    assert source.fetched == 1
+    source.now += PAUSE
+    await verifier.verify(sign(OTHER, "ES256", "new"))
+    assert source.fetched == 2
+    for number in range(50):
+        with pytest.raises(Refused):
+            await verifier.verify(sign(OTHER, "ES256", f"made-up-{number}"))
+    assert source.fetched == 2
+    with pytest.raises(Refused):  # the old key is gone with the old set
+        await verifier.verify(sign())
+
+
+async def test_keys_outlive_an_issuer_that_is_away_for_a_while(verifier: JwtVerifier, source: Source) -> None:
+    await verifier.verify(sign())
+    source.away = True
+    source.now += STALE - 1
+    await verifier.verify(sign())
+    source.now += 2
+    with pytest.raises(Refused):
+        await verifier.verify(sign())
+
+
+class _Issuer(BaseHTTPRequestHandler):
+    issuer = ""
+
+    def do_GET(self) -> None:
+        """Discovery and keys."""
+        documents = {
+            "/.well-known/openid-configuration": {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/keys"},
+            "/keys": {"keys": KEYS},
+        }
+        body = json.dumps(documents[self.path]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def local_issuer() -> Iterator[str]:
+    """An issuer on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Issuer) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        server.RequestHandlerClass.issuer = address  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield address
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_gateway_takes_tokens_of_a_local_issuer(simulation: str, tmp_path: Path) -> None:
+    with local_issuer() as address:
+        text = (
+            f'[[issuer]]\nissuer = "{address}"\naudience = "kmodd"\n[issuer.scopes]\n"kmodd:load" = ["load", "read"]\n'
+        )
+        with gateway(tmp_path, simulation, text) as served:
+            token = sign(iss=address, scope="openid kmodd:load")
+            loaded = served.ask("POST", "/module/load/nls_utf8", {"dry_run": True, "reason": "x"}, token=token)
+            assert loaded.status in {200, 404}
+            assert served.ask("GET", "/v1/modules", token=token).status == 200
+            assert served.ask("POST", "/module/unload/loop", token=token).status == 403
+            assert served.ask("GET", "/v1/modules", token=sign(iss=address, scope="openid")).status == 403
+            assert served.ask("GET", "/v1/modules", token=sign(iss=address, exp=NOW - 999)).status == 401
+            log = served.log.read_text()
+            assert "on_behalf_of=jwt alice of 127.0.0.1" in log
+            assert token.split(".")[2] not in log

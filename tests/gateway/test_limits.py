@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a client may cost, and what never gets as far as routing."""
+
+import contextlib
+import json
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kmodd.gateway import settings, sockets
+from kmodd.gateway.rate import Rate
+from kmodd.gateway.settings import ConfigurationError
+from tests.gateway.processes import ROOT, Gateway, gateway, wait_for
+
+LIMITS = """
+[limits]
+rate = 0
+connections = 8
+header-timeout = 0.5
+body-timeout = 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def narrow(simulation: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with little patience."""
+    with gateway(tmp_path_factory.mktemp("narrow"), simulation, LIMITS) as made:
+        yield made
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "127.0.0.1.nip.io:80", "[::2]", "a b"])
+@pytest.mark.parametrize("path", ["/health", "/v1/modules", "/", "/nope"])
+def test_other_hosts_are_misdirected(served: Gateway, host: str, path: str) -> None:
+    assert served.ask("GET", path, headers={"Host": host}).status == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8765", "127.0.0.1:1", "[::1]", "[::1]:8765"])
+def test_our_hosts_are_ours(served: Gateway, host: str) -> None:
+    assert served.ask("GET", "/health", headers={"Host": host}).status == 200
+
+
+def say(gateway: Gateway, data: bytes, *, wait: float = 5.0) -> bytes:
+    """What comes back until the other side closes."""
+    with gateway.socket() as sock:
+        sock.settimeout(wait)
+        sock.sendall(data)
+        received = b""
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while chunk := sock.recv(65536):
+                received += chunk
+    return received
+
+
+def head(gateway: Gateway, line: str, *headers: str) -> bytes:
+    """A request's head with a valid token."""
+    return "\r\n".join([line, "Host: localhost", f"Authorization: Bearer {gateway.token}", *headers, "", ""]).encode()
+
+
+def test_two_hosts_are_none(served: Gateway) -> None:
+    answer = say(served, b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\nConnection: close\r\n\r\n")
+    assert answer.split()[1] in {b"400", b"421"}
+
+
+def test_no_host_is_misdirected(served: Gateway) -> None:
+    assert b" 421 " in say(served, b"GET /health HTTP/1.0\r\n\r\n").splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "", "application/json; charset=utf-16"],
+)
+def test_a_body_is_json(served: Gateway, kind: str) -> None:
+    answer = served.ask("POST", "/module/load/loop", raw=b"{}", headers={"Content-Type": kind})
+    assert answer.status == 415
+
+
+def test_json_with_its_charset_is_json(served: Gateway) -> None:
+    kind = {"Content-Type": 'application/json; charset="UTF-8"'}
+    assert served.ask("POST", "/module/load/loop", raw=b'{"dry_run": true}', headers=kind).status == 200
+
+
+@pytest.mark.parametrize(
+    "raw", [b"{", b"\xff\xfe", b'{"reason": NaN}', b"[" * 60_000, b'{"dry_run": true}{}', b"null x"]
+)
+def test_broken_json_is_the_clients_fault(served: Gateway, raw: bytes) -> None:
+    answer = served.ask("POST", "/module/load/loop", raw=raw)
+    assert (answer.status, answer.document["type"]) == (400, "urn:kmodd:error:InvalidArgs")
+
+
+def test_a_long_body_is_refused_unread(served: Gateway) -> None:
+    answer = say(served, head(served, "POST /module/load/loop HTTP/1.1", "Content-Length: 65537"))
+    assert b" 413 " in answer.splitlines()[0]
+    body = json.dumps({"reason": "x" * 70_000}).encode()
+    chunked = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:40_000], body[40_000:])) + b"0\r\n\r\n"
+    headers = ["Content-Type: application/json", "Transfer-Encoding: chunked"]
+    answer = say(served, head(served, "POST /module/load/loop HTTP/1.1", *headers) + chunked)
+    assert b" 413 " in answer.splitlines()[0]
+
+
+def test_slow_headers_end_the_connection(narrow: Gateway) -> None:
+    started = time.monotonic()
+    assert say(narrow, b"GET /health HTTP/1.1\r\nHost: local") == b""
+    assert time.monotonic() - started < 3
+
+
+def test_silence_ends_the_connection(narrow: Gateway) -> None:
+    assert say(narrow, b"") == b""
+
+
+def test_slow_headers_of_a_second_request_do_so_too(narrow: Gateway) -> None:
+    started = time.monotonic()
+    answer = say(narrow, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health HTTP/1.1\r\nHo")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert time.monotonic() - started < 3
+
+
+def test_a_slow_body_is_told_so(narrow: Gateway) -> None:
+    headers = ["Content-Type: application/json", "Content-Length: 100"]
+    answer = say(narrow, head(narrow, "POST /module/load/loop HTTP/1.1", *headers) + b"{")
+    assert b" 408 " in answer.splitlines()[0]
+
+
+def test_too_many_connections_are_told_so_and_others_go_on(narrow: Gateway) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            one = stack.enter_context(narrow.socket())
+            one.sendall(head(narrow, "GET /v1/modules HTTP/1.1"))
+            assert b" 200 " in one.recv(65536).splitlines()[0]
+        with narrow.socket() as extra:
+            assert b" 503 " in extra.recv(4096).splitlines()[0]
+    wait_for(lambda: narrow.ask("GET", "/health").status == 200)
+
+
+def test_headers_are_bounded(served: Gateway) -> None:
+    long = "X-Long: " + "x" * 200_000
+    assert say(served, head(served, "GET /health HTTP/1.1", long))[9:12] in {b"400", b"431", b""}
+    assert served.ask("GET", "/health").status == 200
+
+
+def test_it_refuses_other_addresses_without_tls(tmp_path: Path) -> None:
+    configuration = tmp_path / "gateway.toml"
+    configuration.write_text(f'listen = ["0.0.0.0:0"]\ntokens = "{tmp_path / "tokens"}"\n')
+    command = [sys.executable, "-m", "kmodd.gateway.main", "--config", str(configuration)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 78
+    assert "set certificate and key" in done.stderr
+
+
+def test_it_serves_them_with_tls(simulation: str, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    tls = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n'
+    with gateway(tmp_path, simulation, tls, ready=False) as made:
+        context = ssl.create_default_context(cafile=str(certificate))
+        with context.wrap_socket(made.socket(), server_hostname="localhost") as sock:
+            sock.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = sock.recv(65536)
+    assert b" 200 " in answer.splitlines()[0]
+    assert b"strict-transport-security: " in answer
+
+
+def test_it_is_started_by_a_socket(simulation: str, tmp_path: Path) -> None:
+    """As systemd does it: descriptor 3, LISTEN_PID, LISTEN_FDS."""
+    with gateway(tmp_path, simulation, ready=False) as first:
+        configuration = tmp_path / "gateway.toml"
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        script = 'exec 3<&"$0"; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        command = ["bash", "-c", script, str(listener.fileno()), sys.executable, "-m", "kmodd.gateway.main",
+                   "--config", str(configuration), "--bus", simulation]  # fmt: skip
+        with subprocess.Popen(
+            command, cwd=ROOT, pass_fds=[listener.fileno()], stderr=subprocess.PIPE, text=True
+        ) as process:
+            listener.close()
+            first.port = port
+            wait_for(lambda: first.ask("GET", "/health", token=None).status == 200)
+            process.terminate()
+            assert process.wait(15) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [("127.0.0.1:0", True), ("127.0.0.2:0", True), ("[::1]:0", True), ("0.0.0.0:0", False), ("[::]:0", False)],
+)
+def test_what_is_this_machine(address: str, *, local: bool) -> None:
+    (one,) = sockets.listen([address])
+    with one:
+        assert sockets.is_local(one) is local
+        if not local:
+            with pytest.raises(ConfigurationError, match="in the clear"):
+                sockets.require_tls([one], tls=False)
+        sockets.require_tls([one], tls=True)
+
+
+def test_a_unix_socket_is_this_machine_and_left_ones_are_replaced(tmp_path: Path) -> None:
+    for _ in range(2):
+        (one,) = sockets.listen([str(tmp_path / "socket")])
+        with one:
+            assert sockets.is_local(one)
+            assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "no setting x"),
+        ("[limits]\nx = 1", "no setting limits.x"),
+        ("[limits]\nconnections = 0", "at least 1"),
+        ("[limits]\nrate = true", "is a number"),
+        ("hosts = 1", "another type"),
+        ("hosts = []", "must name"),
+        ("listen = [1]", "list of texts"),
+        ('[tls]\ncertificate = "/x"', "both a certificate and a key"),
+        ('[[issuer]]\nissuer = "https://x"', "issuer and an audience"),
+        ('[[issuer]]\nissuer = "http://x"\naudience = "a"', "not https"),
+        ('[[issuer]]\nissuer = "http://127.0.0.1.evil"\naudience = "a"', "not https"),
+        ('[[issuer]]\nissuer = "https://x"\naudience = "a"\nalgorithms = ["HS256"]', "no such algorithm: HS256"),
+        ('[[issuer]]\nissuer = "https://x"\naudience = "a"\nalgorithms = ["none"]', "no such algorithm"),
+        ('[[issuer]]\nissuer = "https://x"\naudience = "a"\n[issuer.scopes]\nx = ["root"]', "no such scope: root"),
+        ("[", "Invalid"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        settings.read(file)
+
+
+def test_no_file_means_the_defaults(tmp_path: Path) -> None:
+    assert settings.read(tmp_path / "none") == settings.GatewaySettings()
+
+
+def test_the_rate_fills_again() -> None:
+    now = [0.0]
+    rate = Rate(2.0, 2, lambda: now[0])
+    assert [rate.take("a"), rate.take("a"), rate.take("a"), rate.take("b")] == [0, 0, 0.5, 0]
+    now[0] = 0.5
+    assert rate.take("a") == 0
+    assert rate.take("a") > 0
+    assert Rate(0, 1, lambda: 0.0).take("a") == 0

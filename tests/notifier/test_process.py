@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The notifier as a process beside the real daemon: restarts, kills, bad files, dead hosts, the command line."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from standardwebhooks import Webhook as Verifier
+
+from kmodd.errors import AccessDenied, Conflict, InvalidArgs, NoSuchEndpoint
+from tests.cli.private_bus import private_bus
+from tests.cli.runner import Runner
+from tests.notifier.receiver import Receiver, counting, receiver, wait_until
+from tests.notifier.running import KEY, Stage, stage
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Stage]:
+    with stage(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def kmodctl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, running: Stage) -> Runner:
+    return Runner(running.address, capsys, monkeypatch)
+
+
+def types(found: Receiver) -> list[str]:
+    return [json.loads(request.body)["type"] for request in found.requests]
+
+
+def test_what_happens_is_told_and_verifies(running: Stage) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["load", "unload", "failure"]')
+        running.start()
+        running.load("dummy", "kmodd_test_fail")
+        server.wait_for(3)
+        assert running.stop() == 0
+    assert types(server) == ["module.loaded", "module.unloaded", "operation.failed"]
+    for request in server.requests:
+        Verifier(KEY).verify(request.body, request.headers)
+    failed = json.loads(server.requests[2].body)["data"]
+    assert (failed["error"], failed["errno"], failed["uid"]) == ("InitFailed", 5, os.getuid())
+    assert any("flux capacitor" in line for line in failed["kernel_log"])
+
+
+def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["unsigned"]')
+        running.start()
+        running.daemon(lambda client: client.load("nvidia"))()
+        server.wait_for(1)
+        running.stop()
+        running.start()
+        running.daemon(lambda client: client.load("dummy"))()
+        running.daemon(lambda client: client.unload("nvidia"))()
+        time.sleep(1)
+        running.daemon(lambda client: client.load("nvidia"))()
+        server.wait_for(2)
+        running.stop()
+    for request in server.requests:
+        document = json.loads(request.body)
+        assert (document["type"], document["data"]["modules"]) == ("unsigned.found", ["nvidia"])
+    assert len({request.id for request in server.requests}) == len(server.requests) == 2
+
+
+def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["load", "unload"]')
+        running.start()
+        running.load("dummy")
+        server.wait_for(2)
+        running.stop()
+        running.load("tun", "loop")  # while it is away
+        running.start()
+        server.wait_for(6)
+        running.stop_daemon()
+        wait_until(lambda: "not running" in running.status()["trouble"], "it notices")
+        running.start_daemon()
+        running.load("veth")
+        server.wait_for(8)
+        assert running.status()["trouble"] == ""
+    modules = [json.loads(request.body)["data"]["modules"] for request in server.requests]
+    assert modules == [["dummy"]] * 2 + [["tun"]] * 2 + [["loop"]] * 2 + [["veth"]] * 2
+    assert len({request.id for request in server.requests}) == 8
+
+
+def test_kill_9_at_random_points_loses_nothing(running: Stage) -> None:
+    chance = random.Random(4)  # noqa: S311 - for choosing moments, the same ones each run
+    rounds = 8
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["load", "unload"]')
+        running.start()
+        for _ in range(rounds):
+            running.load("dummy", "tun")
+            time.sleep(chance.uniform(0, 0.5))
+            running.kill()
+            running.start(wait=False)
+            time.sleep(chance.uniform(0, 1.2))
+            running.kill()
+            running.start()
+        wait_until(lambda: len({request.id for request in server.requests}) >= 4 * rounds, "all of it", 30)
+        wait_until(lambda: running.endpoint("a")["waiting"] == 0, "nothing waits")
+    bodies: dict[str, bytes] = {}
+    for request in server.requests:
+        assert bodies.setdefault(request.id, request.body) == request.body, "the same id is the same message"
+    assert len(bodies) == 4 * rounds
+    first = list(dict.fromkeys(request.id for request in server.requests))
+    times = [json.loads(bodies[one])["timestamp"] for one in first]
+    assert times == sorted(times), "in order"
+
+
+def test_a_dead_host_delays_no_other(running: Stage) -> None:
+    with receiver() as server, counting() as silent:
+        running.configure(server.port, silent.port, rule='events = ["load", "unload"]')
+        running.start()
+        began = time.monotonic()
+        running.load("dummy", "tun", "loop")
+        server.wait_for(6)
+        assert time.monotonic() - began < 5
+        assert running.endpoint("b")["waiting"] == 6
+        assert silent.connections == 1
+        running.stop()
+
+
+def test_without_permission_not_a_packet_leaves(running: Stage) -> None:
+    with counting() as inner:
+        running.configure(inner.port)
+        running.config.write_text(running.config.read_text().replace("127.0.0.0/8", "10.0.0.0/8"))
+        running.start()
+        running.load("dummy")
+        wait_until(lambda: running.endpoint("a")["failures"] == 1, "an attempt")
+        assert "not reachable from everywhere" in running.endpoint("a")["last-error"]
+        running.stop()
+    assert inner.connections == 0
+
+
+def test_410_disables_until_it_is_enabled(running: Stage, kmodctl: Runner) -> None:
+    with receiver() as server:
+        server.answers = [(410, {})]
+        running.configure(server.port, rule='events = ["load"]')
+        running.start()
+        running.load("dummy")
+        wait_until(lambda: not running.endpoint("a")["enabled"], "disabled")
+        running.load("tun")
+        time.sleep(1)
+        assert len(server.requests) == 1
+        assert "disabled: the receiver answered 410" in kmodctl("notify", "status").out
+        assert "enable it first" in kmodctl("notify", "test", "a").err
+        assert kmodctl("notify", "enable", "a").status == 0
+        server.wait_for(2)
+        running.stop()
+    assert server.requests[0].id == server.requests[1].id
+
+
+def test_a_bad_file_leaves_the_old_configuration_in_force(running: Stage, kmodctl: Runner) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["load"]')
+        process = running.start()
+        good = running.config.read_text()
+        running.config.write_text(good.replace("[[rule]]", "[[rules]]"))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: running.status()["configuration-error"] != "", "the complaint")
+        assert "did you mean rule?" in running.status()["configuration-error"]
+        assert "old configuration in force" in kmodctl("notify", "status").out
+        assert "did you mean rule?" in kmodctl("notify", "reload").err
+        running.load("dummy")
+        server.wait_for(1)
+        running.config.write_text(good)
+        assert kmodctl("notify", "reload").status == 0
+        assert running.status()["configuration-error"] == ""
+        running.stop()
+        running.config.write_text("x = 1")
+        assert running.start(wait=False).wait(15) == 78
+        running.notifier = None
+
+
+def test_endpoints_come_and_go_by_the_command_line(running: Stage, kmodctl: Runner) -> None:
+    running.configure(more='[smtp]\nhost = "localhost"\nfrom = "kmodd@example.org"\n')
+    running.start()
+    added = kmodctl(
+        "notify", "add", "hook", "-", "--event", "failure", "--module", "snd-*", stdin="https://h.example/secret\n"
+    )
+    key = added.out.splitlines()[-1]
+    assert key.startswith("whsec_")
+    assert kmodctl("notify", "add", "hook", "https://h.example/").status == Conflict.exit_code
+    assert kmodctl("notify", "add", "ops", "root@example.org", "--per-hour", "3", "--severity", "error").status == 0
+    rows = {row["name"]: row for row in kmodctl("notify", "list", "--json").document}
+    assert (rows["hook"]["target"], rows["hook"]["managed"]) == ("h.example", True)
+    assert (rows["ops"]["channel"], rows["ops"]["target"]) == ("email", "1 recipient")
+    assert kmodctl("notify", "disable", "ops").status == 0
+    running.stop()
+    running.start()
+    assert "disabled" in kmodctl("notify", "list").out
+    assert kmodctl("notify", "remove", "hook").status == 0
+    assert kmodctl("notify", "remove", "hook").status == NoSuchEndpoint.exit_code
+    assert not list((running.state / "secrets").iterdir())
+    running.stop()
+    shown = running.log.read_text() + kmodctl("notify", "status").err
+    assert "/secret" not in shown
+    assert key not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("add", "x", "http://h.example/"), "starts with https://"),
+        (("add", "x", "https://a:b@h.example/"), "no user, password"),
+        (("add", "X", "https://h.example/"), "a name is"),
+        (("add", "../x", "https://h.example/"), "a name is"),
+        (("add", "x", "root"), "plain e-mail address"),
+        (("add", "x", "root@example.org"), "there is no mail server"),
+        (("add", "x", "https://h.example/", "--event", "lode"), "did you mean load?"),
+        (("add", "x", "https://h.example/", "--module", "a/b"), "a pattern is"),
+        (("add", "x", "https://h.example/", "--digest", "5"), "not for a webhook"),
+        (("add", "x", "root@example.org", "--format", "chat"), "not for mail"),
+        (("test", "none"), "there is no endpoint none"),
+        (("enable", "none"), "there is no endpoint none"),
+    ],
+)
+def test_refusals(
+    quiet: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    ended = Runner(quiet.address, capsys, monkeypatch)("notify", *words)
+    assert said in ended.err
+    assert ended.status in (2, 3)
+    assert quiet.status()["endpoints"] == []
+    assert not (quiet.state / "managed.new").exists()
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A notifier that tells nobody anything."""
+    with stage(tmp_path_factory.mktemp("quiet")) as made:
+        made.configure()
+        made.start()
+        yield made
+
+
+def test_odd_calls_are_refused(quiet: Stage) -> None:
+    for question, error in (
+        (lambda one: one._call("NoSuch"), InvalidArgs),
+        (lambda one: one._call("Test", "u", 5), InvalidArgs),
+        (lambda one: one._call("Test", "s", "a" * 5000), InvalidArgs),
+        (lambda one: one.add_webhook("x", "https://h.example/", {"key": "whsec_AAAA"}), InvalidArgs),
+        (lambda one: one.add_webhook("x", "https://h.example/", {"digest": 5}), InvalidArgs),
+        (lambda one: one.add_webhook("x", "https://h.example/", {"events": ["übel"]}), InvalidArgs),
+    ):
+        with pytest.raises(error):
+            quiet.ask(question)()
+    assert quiet.status()["endpoints"] == []
+
+
+def test_only_one_has_the_name(quiet: Stage, tmp_path: Path) -> None:
+    with stage(tmp_path) as other:
+        other.address, mine = quiet.address, other.address
+        assert other.start(wait=False).wait(15) == 1
+        other.notifier, other.address = None, mine
+        assert "another notifier is running" in other.log.read_text()
+
+
+def test_idle_it_is_small_and_asleep(quiet: Stage) -> None:
+    assert quiet.notifier is not None
+    proc = Path(f"/proc/{quiet.notifier.pid}")
+
+    def ticks() -> int:
+        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    time.sleep(1)
+    before = ticks()
+    time.sleep(2)
+    assert ticks() - before <= 1
+    resident = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("VmRSS"))
+    assert int(resident.split()[1]) <= 40 * 1024, resident
+
+
+def test_metrics(quiet: Stage) -> None:
+    samples = quiet.ask(lambda one: one.metrics())()
+    assert [(sample.name, sample.value) for sample in samples] == [("kmodd_notifier_watching", 1.0)]
+
+
+def test_losing_the_bus_ends_it(tmp_path: Path) -> None:
+    with private_bus(tmp_path) as address:
+        made = Stage(tmp_path, address)
+        made.configure()
+        made.start_daemon()
+        process = made.start()
+        made.stop_daemon()
+    assert process.wait(15) == 1
+    assert "connection to the bus was lost" in made.log.read_text()
+
+
+def test_the_user_of_another_bus_is_asked(quiet: Stage) -> None:
+    from kmodd.notifier.authority import SameUser
+
+    async def check(one: object) -> int:
+        transport = one._transport  # type: ignore[attr-defined]
+        return await SameUser(transport, os.getuid() + 1).check(transport.unique_name, interactive=False)
+
+    with pytest.raises(AccessDenied):
+        quiet.ask(check)()
