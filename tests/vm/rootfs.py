@@ -17,11 +17,12 @@ SUITE = "bookworm"
 PACKAGES = """\
 systemd systemd-sysv libpam-systemd dbus polkitd udev kmod
 python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog
-python3-fastapi python3-uvicorn python3-jwt python3-cryptography
+python3-fastapi python3-uvicorn python3-jwt python3-cryptography python3-prometheus-client python3-aiosmtpd
 linux-image-cloud-amd64 initramfs-tools
 libglib2.0-bin python3-gi gir1.2-glib-2.0
 iproute2 make man-db less bash-completion zsh fish procps psmisc e2fsprogs mount util-linux util-linux-extra
-xz-utils zstd squashfs-tools strace"""
+xz-utils zstd lz4 lzop bzip2 squashfs-tools strace
+dracut-core ansible-core"""
 # Documentation and translations would double the image; man pages of kmodd come with its own installation.
 EXCLUDED = (
     "/usr/share/doc/*",
@@ -54,6 +55,12 @@ common=$(echo "$release" | sed 's/-cloud-amd64$/-common/')
 series=$(echo "$release" | cut -d. -f1,2)
 apt-get -o APT::Sandbox::User=root download "linux-headers-$release" "linux-headers-$common" "linux-kbuild-$series"
 for deb in *.deb; do dpkg-deb -x "$deb" "$out/headers"; done
+rm *.deb
+# Of the 260 MB of collections in Debian's `ansible`, the one with the modules modprobe and kernel_blacklist.
+apt-get -o APT::Sandbox::User=root download ansible
+general=./usr/lib/python3/dist-packages/ansible_collections/community/general
+dpkg-deb --fsys-tarfile ansible_*.deb | tar -C "$root" -x "$general/meta" "$general/MANIFEST.json" "$general/plugins/module_utils" \
+    "$general/plugins/modules/modprobe.py" "$general/plugins/modules/kernel_blacklist.py"
 cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
 chmod -R a+rX "$out/headers"
 """
