@@ -27,7 +27,7 @@ def block_users(root: Path, name: ModuleName, owners: DeviceOwners, mounts: Moun
             number = read_text(folder / "dev") or ""
             for mount in mounts.all:
                 if number and mount.device == number:
-                    yield User("block", shown(f"/dev/{part}"), shown(f"mounted at {mount.point}"))
+                    yield User("block", shown(f"/dev/{part}"), shown(f"mounted at {mount.point}{mount.elsewhere}"))
             if f"/dev/{part}" in swaps:
                 yield User("block", shown(f"/dev/{part}"), "swap")
             for holder in listdir(folder / "holders"):

@@ -21,11 +21,18 @@ class Mount:
 
     device: str
     """`major:minor`."""
+    root: str
+    """The folder of the file system that is seen there."""
     point: str
     type: str
     source: str
     pid: int
     """The first process found that sees it."""
+
+    @property
+    def elsewhere(self) -> str:
+        """Where to look for it, when the system's own mount namespace does not have it; empty otherwise."""
+        return "" if self.pid == 1 else f", in the mount namespace of pid {self.pid}"
 
 
 class Mounts:
@@ -36,8 +43,12 @@ class Mounts:
 
     @cached_property
     def all(self) -> tuple[Mount, ...]:
-        """Mounts that look the same in several namespaces (each sandboxed service copies the table) are told once."""
+        """Mounts that look the same in several namespaces (each sandboxed service copies the table) are told once.
+
+        So are folders bound onto themselves, as `ReadWritePaths=` and its like do: what they show was there before.
+        """
         found: dict[tuple[str, str, str, str], Mount] = {}
+        at_first: dict[str, list[Mount]] = {}
         seen: set[str] = set()
         for pid in sorted(int(entry) for entry in listdir(self._proc) if entry.isdecimal()):
             namespace = readlink(self._proc / str(pid) / "ns/mnt")
@@ -48,8 +59,12 @@ class Mounts:
             content = read_bytes(self._proc / str(pid) / "mountinfo", _MOUNTINFO_MAX) or b""
             for line in content.decode(errors="replace").splitlines():
                 mount = _parse(line, pid)
-                if mount is not None:
-                    found.setdefault((mount.device, mount.point, mount.type, mount.source), mount)
+                if mount is None or any(_shows(other, mount) for other in at_first.get(mount.device, ())):
+                    continue
+                found.setdefault((mount.device, mount.point, mount.type, mount.source), mount)
+            if not at_first:
+                for mount in found.values():
+                    at_first.setdefault(mount.device, []).append(mount)
         return tuple(found.values())
 
     def users(self, name: ModuleName, resolve_alias: Callable[[str], tuple[str, ...]]) -> Iterator[User]:
@@ -61,8 +76,8 @@ class Mounts:
             if base not in owned:
                 owned[base] = canonical(base) == name or name in resolve_alias(f"fs-{base}")
             if owned[base]:
-                elsewhere = "" if mount.pid == 1 else f", in the mount namespace of pid {mount.pid}"
-                yield User("mount", shown(mount.point), shown(f"type {mount.type}, source {mount.source}{elsewhere}"))
+                detail = f"type {mount.type}, source {mount.source}{mount.elsewhere}"
+                yield User("mount", shown(mount.point), shown(detail))
 
 
 def _parse(line: str, pid: int) -> Mount | None:
@@ -70,7 +85,19 @@ def _parse(line: str, pid: int) -> Mount | None:
     fields, rest = before.split(" "), after.split(" ")
     if not separator or len(fields) < 6 or len(rest) < 2:
         return None
-    return Mount(fields[2], _unescaped(fields[4]), rest[0], _unescaped(rest[1]), pid)
+    return Mount(fields[2], _unescaped(fields[3]), _unescaped(fields[4]), rest[0], _unescaped(rest[1]), pid)
+
+
+def _shows(mount: Mount, other: Mount) -> bool:
+    """`other` is a folder below `mount`, at the very path where `mount` shows it."""
+    below = _relative(mount.root, other.root)
+    return below is not None and below == _relative(mount.point, other.point)
+
+
+def _relative(folder: str, path: str) -> str | None:
+    """The path below the folder without a slash in front, "" for the folder itself, None when it is not below."""
+    folder = folder.rstrip("/")
+    return path[len(folder) :].strip("/") if path == folder or path.startswith(f"{folder}/") else None
 
 
 def _unescaped(text: str) -> str:
