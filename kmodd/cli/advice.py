@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from kmodd.model import Explanation, State, User
 
-_NAMESPACE = re.compile(r"in the mount namespace of pid (\d+)")
+_NAMESPACE = re.compile(r", in the mount namespace of pid (\d+)$")
 _PID = re.compile(r"(?:pid )?(\d+)\b")
+_ORDER = ("mount", "block", "netdev", "process", "device", "loop")
+"""What has to go before what: a file system before the loop device below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ def to_remove(explanation: Explanation, holders: Mapping[str, Explanation]) -> l
     if explanation.state is not State.LIVE or explanation.removable:
         return []
     held = [explanation, *(holders[name] for name in _below(explanation, holders))]
-    users = [user for found in reversed(held) for user in found.users]
+    users = sorted((user for found in reversed(held) for user in found.users), key=_rank)
     steps = list(dict.fromkeys(step for step in map(_free, users) if step is not None))
     if ROOT in steps:
         return [ROOT]
@@ -54,16 +56,18 @@ def _below(explanation: Explanation, holders: Mapping[str, Explanation]) -> list
     return order
 
 
+def _rank(user: User) -> int:
+    return _ORDER.index(user.kind) if user.kind in _ORDER else len(_ORDER)
+
+
 def _free(user: User) -> Advice | None:
     name, detail = shlex.quote(user.name), user.detail
     match user.kind:
         case "mount":
-            elsewhere = _NAMESPACE.search(detail)
-            if elsewhere:
-                return Advice(f"nsenter --mount --target {elsewhere[1]} umount {name}", "or stop what is in there")
-            return ROOT if user.name == "/" else Advice(f"umount {name}")
+            return _unmount(user.name, detail)
         case "loop":
-            return Advice(f"losetup --detach {_device(user.name)}")
+            itself = detail.endswith(", detaches itself")  # with the mount or the process that is told beside it
+            return None if itself else Advice(f"losetup --detach {_device(user.name)}")
         case "process":
             found = _PID.search(detail)
             return Advice(f"kill {found[1]}" if found else "", f"stop {user.name}")
@@ -78,15 +82,21 @@ def _free(user: User) -> Advice | None:
             return None  # a module is freed by --dependents, the kernel by nobody
 
 
+def _unmount(point: str, detail: str) -> Advice:
+    elsewhere = _NAMESPACE.search(detail)
+    if elsewhere:
+        command = f"nsenter --mount --target {elsewhere[1]} umount {shlex.quote(point)}"
+        return Advice(command, "or stop what is in there")
+    return ROOT if point == "/" else Advice(f"umount {shlex.quote(point)}")
+
+
 def _free_block(user: User) -> Advice:
     device = _device(user.name)
     if user.detail == "swap":
         return Advice(f"swapoff {device}")
     point = user.detail.removeprefix("mounted at ")
-    if point == "/":
-        return ROOT
     if point != user.detail:
-        return Advice(f"umount {shlex.quote(point)}")
+        return _unmount(_NAMESPACE.split(point)[0], user.detail)
     return Advice(
         f"lsblk {device}", f"shows what to stop: it is {user.detail}" if user.detail else "shows what to stop"
     )

@@ -33,6 +33,12 @@ def held_by(*users: User) -> list[Advice]:
         ("netdev", "dummy0", "link kind dummy, state down", "ip link delete dummy0"),
         ("netdev", "eth0", "driver e1000, state up", "ip link set eth0 down"),
         ("block", "/dev/vdb1", "mounted at /srv", "umount /srv"),
+        (
+            "block",
+            "/dev/vdb1",
+            "mounted at /a b, in the mount namespace of pid 77",
+            "nsenter --mount --target 77 umount '/a b'",
+        ),
         ("block", "/dev/vdb2", "swap", "swapoff /dev/vdb2"),
         ("block", "/dev/vdb3", "part of /dev/dm-0", "lsblk /dev/vdb3"),
     ],
@@ -41,6 +47,22 @@ def test_what_holds_it_is_freed_first(kind: str, name: str, detail: str, command
     first, last = held_by(User(kind, name, detail))
     assert first.command == command
     assert last == UNLOAD
+
+
+def test_what_is_on_top_is_freed_before_what_it_stands_on() -> None:
+    loop, block = User("loop", "/dev/loop0", "/srv/x.img"), User("block", "/dev/loop0", "mounted at /mnt")
+    process = User("process", "/usr/bin/tail", "pid 7, /dev/loop0")
+    assert [step.command for step in held_by(loop, block, process)] == [
+        "umount /mnt",
+        "kill 7",
+        "losetup --detach /dev/loop0",
+        UNLOAD.command,
+    ]
+
+
+def test_loop_devices_that_detach_themselves_are_left_to_do_so() -> None:
+    loop = User("loop", "/dev/loop0", "/srv/x.img, detaches itself")
+    assert held_by(loop, User("block", "/dev/loop0", "mounted at /mnt")) == [Advice("umount /mnt"), UNLOAD]
 
 
 def test_names_chosen_by_others_cannot_become_commands() -> None:

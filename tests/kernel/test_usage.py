@@ -98,7 +98,12 @@ def test_broken_mountinfo_is_passed_over(root: FakeRoot, text: str) -> None:
 def test_loop_device_with_its_file(root: FakeRoot) -> None:
     root.put("sys/block/loop0/loop/backing_file", "/srv/disk.img\n")
     root.put("sys/block/loop1/size", "0\n")
-    assert root.users("loop") == [User("loop", "/dev/loop0", "/srv/disk.img")]
+    root.put("sys/block/loop2/loop/backing_file", "/srv/mounted.img\n")
+    root.put("sys/block/loop2/loop/autoclear", "1\n")
+    assert root.users("loop") == [
+        User("loop", "/dev/loop0", "/srv/disk.img"),
+        User("loop", "/dev/loop2", "/srv/mounted.img, detaches itself"),
+    ]
     assert root.users("nbd") == []
 
 
