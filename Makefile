@@ -124,9 +124,10 @@ install-check:
 install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, the bus and polkit
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED)))
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
-	@for file in $(MODULES); do install -D -m 0644 $$file $(DESTDIR)$(PKGDIR)/$$file || exit 1; done
+	@$(foreach folder,$(sort $(dir $(MODULES))),install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/$(folder) \
+		$(foreach file,$(MODULES),$(if $(filter $(folder),$(dir $(file))),$(file))) &&) true
 	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/dbus dbus/org.kmodd1.xml dbus/org.kmodd1.Notifier.xml
-	@$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
+	@$(SYSTEM_PYTHON) -m compileall -q -j 0 -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(USERUNITDIR)
 	@for name in $(PROGRAMS); do $(FILL_IN) bin/$$name.in > $(DESTDIR)$(PREFIX)/bin/$$name || exit 1; done
 	@chmod 0755 $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))

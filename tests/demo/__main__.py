@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`make demo`: from nothing to the tour, in a virtual machine that is thrown away afterwards."""
+"""`make demo`: from nothing to the tour, in a virtual machine that is thrown away afterwards.
+
+In a terminal the machine stays until Enter is pressed, and its dashboard with it.
+"""
 
 import argparse
+import contextlib
 import shutil
+import signal
 import sys
 import time
 
 from tests.demo.scenes import TOUR, Line
-from tests.vm import host, snapshot
+from tests.vm import gateway, host
 from tests.vm.machine import Machine
 from tests.vm.progress import say
 
@@ -57,11 +62,13 @@ def main() -> int:
     """0 when every command of the tour ended as it should."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--colour", choices=["auto", "always", "never"], default="auto")
-    colour = parser.parse_args().colour
+    parser.add_argument("--stay", action="store_true", help="keep the machine until interrupted, in no terminal either")
+    arguments = parser.parse_args()
+    colour = arguments.colour
     begin = time.monotonic()
     try:
         host.install_missing()
-        machine = snapshot.start_with_kmodd()
+        machine, address = gateway.start()
     except host.HostError as error:
         print(error, file=sys.stderr)
         return 1
@@ -74,10 +81,24 @@ def main() -> int:
             stage.headline(number, scene.title)
             for line in scene.lines:
                 stage.play(line)
-    for surprise in stage.surprises:
-        print(f"demo: {surprise}", file=sys.stderr)
-    print(f"The tour took {time.monotonic() - begin:.0f} s. `make shell` takes you into such a machine.")
+        for surprise in stage.surprises:
+            print(f"demo: {surprise}", file=sys.stderr)
+        print(f"The tour took {time.monotonic() - begin:.0f} s. `make shell` takes you into such a machine.\n")
+        print(f"Its dashboard: {stage.paint('1', address.url)}\nIts token:     {address.token}", flush=True)
+        _stay(always=arguments.stay)
     return 1 if stage.surprises else 0
+
+
+def _stay(*, always: bool) -> None:
+    """Keep the machine until a person at a terminal presses Enter; without one, until interrupted or not at all."""
+    if not always and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("Both are gone now; in a terminal they stay until Enter is pressed.")
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        if always:
+            print("Interrupt to end the machine.", flush=True)
+            signal.pause()
+        input("Press Enter to end the machine. ")
 
 
 if __name__ == "__main__":

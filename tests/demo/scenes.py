@@ -22,6 +22,17 @@ class Scene:
     setup: tuple[str, ...] = field(default=())
 
 
+CURL = 'curl -s -H "Authorization: Bearer $(cat /root/gateway-token)"'
+
+LAB = """\
+[module.tun]
+state = "loaded"
+reason = "VPN"
+
+[module.loop]
+state = "absent"
+"""
+
 TOUR = (
     Scene(
         "A system service like any other",
@@ -72,6 +83,26 @@ TOUR = (
         ),
     ),
     Scene(
+        "The same over HTTP, for whoever has a token",
+        (
+            Line(f"{CURL} -X POST http://127.0.0.1:8765/module/load/loop; echo"),
+            Line(f"{CURL} -X POST http://127.0.0.1:8765/module/unload/overlay | python3 -m json.tool"),
+            Line("curl -s -X POST http://127.0.0.1:8765/module/load/loop; echo", user="alice"),
+        ),
+    ),
+    Scene(
+        "What the machine should be, and what it is",
+        (
+            Line("cat /etc/kmodd/modules.d/lab.toml"),
+            Line("kmodctl config drift"),
+            Line("kmodctl config apply --dry-run"),
+        ),
+        setup=(
+            f"mkdir -p /etc/kmodd/modules.d && cat > /etc/kmodd/modules.d/lab.toml <<'END'\n{LAB}END",
+            "systemctl reload kmodd",
+        ),
+    ),
+    Scene(
         "A module that hangs in the kernel: the caller is told, the rest goes on",
         (
             Line("kmodctl load kmodd_test_init_wait --timeout 2", code=12),
@@ -92,7 +123,7 @@ TOUR = (
     Scene(
         "Who did what, why, and how it went: modprobe's doings too",
         (
-            Line("modprobe loop && rmmod loop"),
+            Line("modprobe dummy && rmmod dummy"),
             Line("kmodctl log"),
             Line("journalctl -t kmodd -x -n 1 KMODD_EVENT=authorization.denied --no-pager"),
         ),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from tests.vm import host, image, modules, snapshot, terminal
+from tests.vm import gateway, host, image, modules, snapshot, terminal
 from tests.vm.channel import CommandTimeoutError
 from tests.vm.progress import say
 from tests.vm.qemu import GuestDeadError, Options
@@ -111,8 +111,15 @@ def _shell(arguments: argparse.Namespace) -> int:
     if not sys.stdin.isatty():
         print("a shell needs a terminal; `run -- CMD` does not", file=sys.stderr)
         return 2
-    with _machine(arguments) as machine:
+    address = None
+    if arguments.kmodd and not (arguments.cold or arguments.cmdline or arguments.forward):
+        machine, address = gateway.start()
+    else:
+        machine = _machine(arguments)
+    with machine:
         print("This is the test machine. `exit` or Ctrl-] leaves it; it is thrown away then.", file=sys.stderr)
+        if address is not None:
+            print(f"Its dashboard: {address.url}  token: {address.token}", file=sys.stderr)
         terminal.attach(machine, user=arguments.user)
     return 0
 
