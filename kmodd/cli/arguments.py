@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kmodd import VERSION
 from kmodd.cli import config_arguments, store_arguments
+from kmodd.cli.parser import Parser
 
 _EPILOG = """\
 Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the way, 6 disabled by policy, 7 limit,
@@ -17,7 +18,7 @@ Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the w
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; bad usage and --help leave by SystemExit, as argparse does."""
     common = _common()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kmodctl",
         description="Load, unload and explain kernel modules through kmodd.",
         epilog=_EPILOG,

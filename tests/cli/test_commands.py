@@ -187,6 +187,20 @@ def test_every_command_has_help(command: str, kmodctl: Runner) -> None:
     assert ended.out.startswith(f"usage: kmodctl {command}")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("laod", "x"), "'laod' is not known; did you mean load or unload or reload?"),
+        (("config", "aply"), "'aply' is not known; did you mean apply?"),
+        (("zzz",), "'zzz' is not known; it is one of: list, show, why, load"),
+    ],
+)
+def test_mistyped_commands_get_the_nearest_ones(kmodctl: Runner, words: tuple[str, ...], said: str) -> None:
+    ended = kmodctl(*words)
+    assert ended.status == ExitCode.USAGE
+    assert said in ended.err
+
+
 def test_version_and_usage(kmodctl: Runner) -> None:
     assert kmodctl("--version").out == f"kmodctl {VERSION}\n"
     assert all(command in kmodctl("--help").out for command in COMMANDS)

@@ -85,7 +85,7 @@ def test_a_dry_run_says_so_and_changes_nothing(run: Runner) -> None:
         (("blacklist", "../loop"), ExitCode.USAGE, "a module name is"),
         (("options", "dummy", "numdummies=2"), ExitCode.IN_THE_WAY, "/usr/lib/modprobe.d/systemd.conf, line 15,"),
         (("blacklist", "unix"), ExitCode.IN_THE_WAY, "changes nothing"),
-        (("nonsense",), ExitCode.USAGE, "invalid choice"),
+        (("nonsense",), ExitCode.USAGE, "is not known"),
         ((), ExitCode.USAGE, "required"),
     ],
 )
