@@ -55,9 +55,7 @@ def _common() -> argparse.ArgumentParser:
 
 
 class _Grammar:
-    def __init__(
-        self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", common: argparse.ArgumentParser
-    ) -> None:
+    def __init__(self, commands: "argparse._SubParsersAction[Parser]", common: argparse.ArgumentParser) -> None:
         self._commands = commands
         self._common = common
 
@@ -74,7 +72,7 @@ class _Grammar:
 
     def _add(
         self,
-        commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        commands: "argparse._SubParsersAction[Parser]",
         name: str,
         module: str,
         text: str,
@@ -97,7 +95,7 @@ class _Grammar:
         self._add(self._commands, "show", "show", "show what a module is", "module or alias")
         self._add(self._commands, "why", "why", "explain why a module is there, or is not, and what holds it", "module")
 
-    def _changers(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", *, dry_run: bool) -> None:
+    def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
         load = self._add(commands, "load", "change", "load a module with what it needs", "module or alias")
         self._parameters(load)
         self._change_options(load, dry_run=dry_run)
@@ -113,7 +111,7 @@ class _Grammar:
         self._change_options(reload, dry_run=dry_run)
         self._override(reload)
 
-    def _batch(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]", *, dry_run: bool) -> None:
+    def _batch(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
         batch = self._add(commands, "batch", "batch", "do several changes as one: all of them or none")
         batch.add_argument(
             "file", metavar="FILE", help="lines such as 'load dummy numdummies=2', or JSON; - reads stdin"
