@@ -42,9 +42,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def _common() -> argparse.ArgumentParser:
+def _common() -> Parser:
     # Accepted before and after the command; SUPPRESS keeps the second parser from undoing what the first one saw.
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("everywhere")
     group.add_argument("--json", action="store_true", help="print one JSON document, keys as on the bus")
     group.add_argument("--no-pager", action="store_true", help="do not pipe long output into a pager")
@@ -55,7 +55,7 @@ def _common() -> argparse.ArgumentParser:
 
 
 class _Grammar:
-    def __init__(self, commands: "argparse._SubParsersAction[Parser]", common: argparse.ArgumentParser) -> None:
+    def __init__(self, commands: "argparse._SubParsersAction[Parser]", common: Parser) -> None:
         self._commands = commands
         self._common = common
 
@@ -77,7 +77,7 @@ class _Grammar:
         module: str,
         text: str,
         module_help: str = "",
-    ) -> argparse.ArgumentParser:
+    ) -> Parser:
         parser = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", parents=[self._common], allow_abbrev=False
         )
@@ -198,15 +198,15 @@ class _Grammar:
             verb.add_argument("--file", metavar="FILE", default="", help="default: the one the gateway reads")
 
     @staticmethod
-    def _parameters(parser: argparse.ArgumentParser) -> None:
+    def _parameters(parser: Parser) -> None:
         parser.add_argument("parameters", metavar="PARAMETER=VALUE", nargs="*", help="parameters of the module")
 
     @staticmethod
-    def _override(parser: argparse.ArgumentParser) -> None:
+    def _override(parser: Parser) -> None:
         parser.add_argument("--override-policy", action="store_true", help="load although modprobe.d blacklists it")
 
     @staticmethod
-    def _change_options(parser: argparse.ArgumentParser, *, dry_run: bool) -> None:
+    def _change_options(parser: Parser, *, dry_run: bool) -> None:
         parser.set_defaults(dry_run=not dry_run, reason="", timeout=None)
         if dry_run:
             parser.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
