@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from kmodd.errors import AccessDenied, Conflict, InvalidArgs, NoSuchEndpoint
+from kmodd.client import Client
+from kmodd.errors import AccessDenied, Conflict, InvalidArgs, NoSuchEndpoint, UnknownParameter
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 from tests.notifier.receiver import Receiver, counting, receiver, wait_until
@@ -65,8 +66,64 @@ def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
         running.stop()
     for request in server.requests:
         document = json.loads(request.body)
-        assert (document["type"], document["data"]["modules"]) == ("unsigned.found", ["nvidia"])
+        assert (document["type"], document["data"]["modules"]) == ("module.unsigned", ["nvidia"])
     assert len({request.id for request in server.requests}) == len(server.requests) == 2
+
+
+def test_an_unsigned_module_that_came_and_went_while_nobody_looked_is_told(running: Stage) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["unsigned"]')
+        running.start()
+        running.stop()
+        running.daemon(lambda client: client.load("nvidia"))()
+        time.sleep(0.5)  # the daemon looks at what is loaded a moment after the kernel's word
+        running.daemon(lambda client: client.unload("nvidia"))()
+        running.start()
+        server.wait_for(1)
+        running.stop()
+    (request,) = server.requests
+    data = json.loads(request.body)["data"]
+    assert (data["modules"], data["uid"]) == (["nvidia"], os.getuid())
+
+
+def test_what_is_refused_before_there_is_a_job_is_told_at_once(running: Stage) -> None:
+    """There is no signal with what was refused: it is in the history, and a signal without a word says to look there."""
+
+    async def refused(client: Client) -> None:
+        for _ in range(2):
+            with pytest.raises(UnknownParameter):
+                await client.load("dummy", {"nosuch": "1"})
+
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["failure"]\nerrors = ["UnknownParameter"]')
+        running.start()
+        time.sleep(3)  # whatever the start gave reason to look at has been looked at
+        began = time.monotonic()
+        running.daemon(refused)()
+        server.wait_for(2)
+        assert time.monotonic() - began < 15, "the poll is every five minutes"
+        running.stop()
+    assert len({request.id for request in server.requests}) == 2
+    for request in server.requests:
+        data = json.loads(request.body)["data"]
+        assert (data["error"], data["modules"]) == ("UnknownParameter", ["dummy"])
+
+
+def test_a_dead_mail_server_does_not_hold_up_the_end(running: Stage) -> None:
+    with counting() as silent:
+        running.configure(
+            more=f'[smtp]\nhost = "localhost"\nport = {silent.port}\nfrom = "kmodd@example.org"\nsecurity = "none"\n'
+            '[email.ops]\nto = ["root@example.org"]\ndigest = 0\n[[rule]]\nevents = ["load"]\nnotify = ["ops"]\n'
+        )
+        running.start()
+        running.load("dummy")
+        wait_until(lambda: silent.connections > 0, "it waits for a greeting")
+        assert running.notifier is not None
+        running.notifier.terminate()
+        assert running.notifier.wait(8) == 0
+        running.notifier = None
+        running.start()
+        assert running.endpoint("ops")["waiting"] == 1
 
 
 def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
@@ -282,7 +339,10 @@ def test_idle_it_is_small_and_asleep(quiet: Stage) -> None:
 
 def test_metrics(quiet: Stage) -> None:
     samples = quiet.ask(lambda one: one.metrics())()
-    assert [(sample.name, sample.value) for sample in samples] == [("kmodd_notifier_watching", 1.0)]
+    assert [(sample.name, sample.value) for sample in samples] == [
+        ("kmodd_notifier_watching", 1.0),
+        ("kmodd_notifier_refusals_left_out_total", 0.0),
+    ]
 
 
 def test_losing_the_bus_ends_it(tmp_path: Path) -> None:
