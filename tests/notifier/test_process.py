@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The notifier as a process beside the real daemon: restarts, kills, bad files, dead hosts, the command line."""
 
+import asyncio
 import json
 import os
 import random
@@ -8,12 +9,18 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook as Verifier
 
 from kmodd.client import Client
+from kmodd.client_notifier import NotifierClient
 from kmodd.errors import AccessDenied, Conflict, InvalidArgs, NoSuchEndpoint, UnknownParameter
+from kmodd.gateway.counts import Counts
+from kmodd.gateway.reading import Reading
+from kmodd.gateway.shared import SharedAnswers
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 from tests.notifier.receiver import Receiver, counting, receiver, wait_until
@@ -343,6 +350,27 @@ def test_metrics(quiet: Stage) -> None:
         ("kmodd_notifier_watching", 1.0),
         ("kmodd_notifier_refusals_left_out_total", 0.0),
     ]
+
+
+def test_the_gateway_shows_the_queue(quiet: Stage) -> None:
+    """In /metrics, beside the daemon's own; and it starts nobody to look at."""
+
+    async def scrape(name: str) -> str:
+        async with await Client.connect(quiet.address) as client:
+            link: Any = SimpleNamespace(client=client)
+            shared = SharedAnswers(1.0, time.monotonic, lambda: 0)
+
+            async def connect() -> NotifierClient:
+                return await NotifierClient.connect(quiet.address if name == "there" else "unix:path=/nonexistent")
+
+            return (await Reading(link, shared, Counts(), connect).metrics()).decode()
+
+    shown = asyncio.run(scrape("there"))
+    assert "kmodd_notifier_watching 1" in shown
+    assert "kmodd_modules" in shown
+    shown = asyncio.run(scrape("away"))
+    assert "kmodd_notifier" not in shown
+    assert "kmodd_modules" in shown
 
 
 def test_losing_the_bus_ends_it(tmp_path: Path) -> None:
