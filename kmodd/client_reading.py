@@ -24,38 +24,39 @@ Believed = Callable[[str], bool]
 """Tells whether this unique name's signals are wanted."""
 
 
-class CarefulUnmarshaller(Unmarshaller):  # type: ignore[misc] # the library has no types for it
+class CarefulUnmarshaller(Unmarshaller):
     """The library's, with a look at the header before the body."""
 
     believed: Believed
 
     def _unmarshall(self) -> None:
         # As in the library but for `_wanted`.
-        self.offset = 0
-        self.read(16, prefetch=True)
-        self.endian = self.read_byte()
-        if self.endian not in (LITTLE_ENDIAN, BIG_ENDIAN):
+        library: Any = self  # it has no types
+        library.offset = 0
+        library.read(16, prefetch=True)
+        library.endian = library.read_byte()
+        if library.endian not in (LITTLE_ENDIAN, BIG_ENDIAN):
             raise InvalidMessageError("Expecting endianness as the first byte")
-        kind, flags = MessageType(self.read_byte()), MessageFlag(self.read_byte())
-        if self.read_byte() != PROTOCOL_VERSION:
+        kind, flags = MessageType(library.read_byte()), MessageFlag(library.read_byte())
+        if library.read_byte() != PROTOCOL_VERSION:
             raise InvalidMessageError("got unknown protocol version")
-        size, serial, header = self.read_uint32(), self.read_uint32(), self.read_uint32()
-        self.read(header + self._padding(header, 8) + size, prefetch=True)
-        self.offset -= 4  # the array's length is read again with the array
+        size, serial, header = library.read_uint32(), library.read_uint32(), library.read_uint32()
+        library.read(header + library._padding(header, 8) + size, prefetch=True)
+        library.offset -= 4  # the array's length is read again with the array
         fields = {}
-        for number, value in self.read_argument(SignatureTree._get("a(yv)").types[0]):
+        for number, value in library.read_argument(SignatureTree._get("a(yv)").types[0]):
             fields[HeaderField(number).name.lower()] = value.value
-        self.align(8)
+        library.align(8)
         fields.pop("unix_fds", None)
         wanted = bool(size) and self._wanted(kind, size, str(fields.get("sender", "")))
         if len(SignatureTree._cache) > SIGNATURES_MAX:
             SignatureTree._cache.clear()
         signature = SignatureTree._get(fields.pop("signature", "") if wanted else "")
-        body: list[Any] = [self.read_argument(type_) for type_ in signature.types]
+        body: list[Any] = [library.read_argument(type_) for type_ in signature.types]
         self.message = Message(
             message_type=kind,
             flags=flags,
-            unix_fds=self.unix_fds,
+            unix_fds=library.unix_fds,
             signature=signature,
             body=body,
             serial=serial,

@@ -152,7 +152,8 @@ class _Connection(MessageBus):
     """Whose signals are read."""
 
     def _create_unmarshaller(self) -> CarefulUnmarshaller:
-        made = CarefulUnmarshaller(self._stream, self._sock if self._negotiate_unix_fd else None)
+        make: Any = CarefulUnmarshaller  # as the library's, without types
+        made: CarefulUnmarshaller = make(self._stream, self._sock if self._negotiate_unix_fd else None)
         made.believed = self.believes
         return made
 

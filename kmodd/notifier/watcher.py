@@ -25,9 +25,9 @@ POLL = 300.0
 RETRY = 20.0
 """Seconds until the next look after one that failed. Signals do not hasten it: a refusal to read the history is a record, and
 records are signalled."""
-REST = 4.0
+REST = 2.0
 """So many times as long as the last look took nobody looks again: a burst of events costs kmodd as well."""
-REST_MAX = 5.0
+REST_MAX = 2.0
 LIMIT = 250
 """Records of one answer. Each may have 32 lines of the kernel's, and all of an answer is in memory at once."""
 TAINTED = "E"
