@@ -21,6 +21,7 @@ from kmodd.errors import AccessDenied, Conflict, InvalidArgs, NoSuchEndpoint, Un
 from kmodd.gateway.counts import Counts
 from kmodd.gateway.reading import Reading
 from kmodd.gateway.shared import SharedAnswers
+from kmodd.notifier.watcher import LIMIT
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 from tests.notifier.receiver import Receiver, counting, receiver, wait_until
@@ -152,6 +153,20 @@ def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
     modules = [json.loads(request.body)["data"]["modules"] for request in server.requests]
     assert modules == [["dummy"]] * 2 + [["tun"]] * 2 + [["loop"]] * 2 + [["veth"]] * 2
     assert len({request.id for request in server.requests}) == 8
+
+
+def test_an_absence_with_more_than_one_answer_holds_is_told_in_full(running: Stage) -> None:
+    pairs = LIMIT // 2 + 20
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["load", "unload"]')
+        running.start()
+        running.stop()
+        running.load(*["dummy"] * pairs)
+        running.start()
+        server.wait_for(2 * pairs, 60)
+        running.stop()
+    assert types(server) == ["module.loaded", "module.unloaded"] * pairs
+    assert len({request.id for request in server.requests}) == 2 * pairs
 
 
 def test_kill_9_at_random_points_loses_nothing(running: Stage) -> None:
