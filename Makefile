@@ -101,6 +101,7 @@ INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UN
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
 	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.Notifier.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.Notifier.conf \
+	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.Notifier.service \
 	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules $(MANDIR)/man5/notify.toml.5.gz $(MANDIR)/man8/kmodd-notifier.8.gz \
 	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz \
 	$(MANDIR)/man5/kmodd.toml.5.gz $(MANDIR)/man5/kmodd-modules.d.5.gz $(MANDIR)/man8/kmodd.8.gz \
@@ -140,6 +141,7 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces dbus/org.kmodd1.Notifier.xml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system.d dbus/org.kmodd1.Notifier.conf
+	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system-services dbus/org.kmodd1.Notifier.service
 	@install -D -m 0644 polkit/kmodd-notifier.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules
 	@install -D -m 0644 dbus/org.kmodd1.conf $(DESTDIR)$(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf
 	@install -D -m 0644 dbus/org.kmodd1.service $(DESTDIR)$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service

@@ -69,6 +69,7 @@ _OPTIONS = {
     "match": "s",
     "module": "s",
     "since": "t",
+    "oldest": "b",
     "limit": "u",
 }
 _READS = frozenset({"Plan", "Explain", "Describe", "ListModules", "GetHealth", "GetMetrics"})

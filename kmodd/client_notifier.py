@@ -10,7 +10,7 @@ Answers are plain values, keys as on the bus. Errors are classes of `kmodd.error
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from kmodd.client_transport import Transport, unavailable, variant
+from kmodd.client_transport import BUS, Transport, unavailable, variant
 from kmodd.errors import Unavailable
 from kmodd.model import Metric
 
@@ -59,7 +59,12 @@ class NotifierClient:
         return dict(found)
 
     async def metrics(self) -> tuple[Metric, ...]:
-        """Every sample, in Prometheus naming."""
+        """Every sample, in Prometheus naming. Looking at it does not start it: `Unavailable` while it is not running."""
+        (owned,) = await self._transport.call(
+            BUS[1], BUS[2], "NameHasOwner", "s", [NAME], timeout=TIMEOUT, destination=BUS[0]
+        )
+        if not owned:
+            raise unavailable("kmodd-notifier is not running")
         (rows,) = await self._call("GetMetrics")
         return tuple(Metric(name, kind, tuple(sorted(labels.items())), value) for name, kind, labels, value in rows)
 

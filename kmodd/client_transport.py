@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A client's connection to the bus: calls with a deadline, replies as plain values, errors as classes of `kmodd.errors`.
 
-The only file on the client's side that knows dbus-next, so that its maintained fork could take its place. It carries
+The only file on the client's side that knows dbus-next (with client_reading, its part), so that its maintained fork could take
+its place. It carries
 the cures for what version 0.2.3 gets wrong (https://github.com/altdesktop/python-dbus-next/issues/153 and measured):
 a full socket buffer closes the connection, end of file during authentication spins, a call on a lost connection never
 ends, a failed connection leaves its socket open.
@@ -20,6 +21,7 @@ from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_next.aio import MessageBus
 from dbus_next.errors import AuthError, DBusError, InvalidAddressError
 
+from kmodd.client_reading import CarefulUnmarshaller
 from kmodd.errors import ERRORS, Failed, KmoddError, NotLoaded, Unavailable
 
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -146,6 +148,15 @@ class _PatientSocket:
 
 
 class _Connection(MessageBus):
+    believes: Callable[[str], bool] = staticmethod(lambda sender: sender == BUS[0])
+    """Whose signals are read."""
+
+    def _create_unmarshaller(self) -> CarefulUnmarshaller:
+        make: Any = CarefulUnmarshaller  # as the library's, without types
+        made: CarefulUnmarshaller = make(self._stream, self._sock if self._negotiate_unix_fd else None)
+        made.believed = self.believes
+        return made
+
     def _setup_socket(self) -> None:
         # Same as the library's, but nothing stays open when no address answers.
         base: Any = super()
@@ -203,6 +214,7 @@ class Transport:
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._streams: list[SignalStream] = []
         connection.be_patient()
+        connection.believes = self._believes
         connection.add_message_handler(self._on_message)
         connection.on_disconnect(self._on_disconnect)
 
@@ -342,13 +354,17 @@ class Transport:
             return False
         return False
 
+    def _believes(self, sender: str) -> bool:
+        """Anyone may send a signal straight to us; only the bus and the daemon are believed, and read at all."""
+        return sender == BUS[0] or (bool(self._owner) and sender == self._owner)
+
     def _on_signal(self, message: Message) -> None:
         if message.sender == BUS[0]:
             if message.member != "NameOwnerChanged" or message.body[0] != self._destination:
                 return
             self._owner = message.body[2]
-        elif not self._owner or message.sender != self._owner:
-            return  # anyone may send a signal straight to us; only the daemon is believed
+        elif not self._believes(str(message.sender)):
+            return
         signal = Signal(message.path, message.interface, message.member, tuple(plain(value) for value in message.body))
         for stream in self._streams:
             stream.put(signal)

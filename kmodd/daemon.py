@@ -19,6 +19,7 @@ from kmodd.bus.polkit import Polkit
 from kmodd.bus.quota import Quota
 from kmodd.bus.service import Service
 from kmodd.bus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
+from kmodd.core.announced import AnnouncedAudit
 from kmodd.core.api import Audit, Event, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
 from kmodd.core.configuration import Configuration
 from kmodd.core.events import EventHub
@@ -89,10 +90,11 @@ class Daemon:
         self._trouble = ""
         self._status_timer: asyncio.TimerHandle | None = None
         self._kernel = kernel = simulated_kernel() if settings.simulate else real_kernel(settings)
-        self._audit, reader = self._records()
         self._events = events = EventHub(
             lambda _, event, error: self._report(f"a subscriber of {type(event).__name__} failed", error)
         )
+        audit, reader = self._records()
+        self._audit = AnnouncedAudit(audit, events, asyncio.get_running_loop().call_later)
         clock = _clock
         self._registry = registry = Registry(kernel.loaded, kernel.facts, events, self._audit, clock)
         policy = Policy(kernel.index)

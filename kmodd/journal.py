@@ -22,6 +22,12 @@ class Reader(Protocol):
     def seek_tail(self) -> None:
         """Go behind the newest entry."""
 
+    def seek_realtime(self, realtime: int) -> None:
+        """Go before the first entry of this time (microseconds since the epoch) or later."""
+
+    def get_next(self) -> Mapping[str, object]:
+        """The entry after; empty at the end."""
+
     def get_previous(self) -> Mapping[str, object]:
         """The entry before; empty at the beginning."""
 
@@ -40,7 +46,7 @@ class JournalReader:
         self._open = open_reader
 
     def read(self, query: HistoryQuery) -> list[HistoryEntry]:
-        """Newest last. Blocking: it walks back through journal files."""
+        """Newest last. Blocking: it walks through journal files."""
         reader = self._open()
         try:
             reader.add_match(f"_SYSTEMD_UNIT={UNIT}")
@@ -48,18 +54,33 @@ class JournalReader:
             reader.add_match(f"SYSLOG_IDENTIFIER={IDENTIFIER}")
             if query.module is not None:
                 reader.add_match(f"KMODD_MODULE={query.module}")
-            reader.seek_tail()
-            found: list[HistoryEntry] = []
-            while len(found) < query.limit and (fields := reader.get_previous()):
-                time = _microseconds(fields.get("__REALTIME_TIMESTAMP"))
-                if time < query.since:
-                    break
-                if "KMODD_EVENT" in fields:
-                    found.append(from_fields(fields, time))
-            found.reverse()
-            return found
+            return _oldest(reader, query) if query.oldest else _newest(reader, query)
         finally:
             reader.close()
+
+
+def _newest(reader: Reader, query: HistoryQuery) -> list[HistoryEntry]:
+    reader.seek_tail()
+    found: list[HistoryEntry] = []
+    while len(found) < query.limit and (fields := reader.get_previous()):
+        time = _microseconds(fields.get("__REALTIME_TIMESTAMP"))
+        if time < query.since:
+            break
+        if "KMODD_EVENT" in fields:
+            found.append(from_fields(fields, time))
+    found.reverse()
+    return found
+
+
+def _oldest(reader: Reader, query: HistoryQuery) -> list[HistoryEntry]:
+    reader.seek_realtime(query.since)
+    found: list[HistoryEntry] = []
+    while len(found) < query.limit and (fields := reader.get_next()):
+        time = _microseconds(fields.get("__REALTIME_TIMESTAMP"))
+        # Where the clock was set back, the journal is not in the order of time.
+        if time >= query.since and "KMODD_EVENT" in fields:
+            found.append(from_fields(fields, time))
+    return found
 
 
 class MemoryJournal:
@@ -81,7 +102,7 @@ class MemoryJournal:
             for entry in tuple(self._entries)
             if entry.time >= query.since and (query.module is None or query.module in entry.record.module.split())
         ]
-        return found[-query.limit :]
+        return found[: query.limit] if query.oldest else found[-query.limit :]
 
 
 def open_system_reader() -> Reader:

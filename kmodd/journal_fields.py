@@ -22,6 +22,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "parameter.set": "bdf099f4a478465ca28c33208f5e44e1",
     "module.appeared": "9a8fe519e76840fc8354f60590684bb0",
     "module.disappeared": "3253ebd4ee07471badbd0a9d63a6693e",
+    "module.unsigned": "4cc9384570954714935afc1586073dc7",
     "operation.failed": "2c282055a4e84962b9c3a15179c43ac5",
     "operation.stuck": "43eede83190045bc938e3d1122e1d967",
     "operation.crashed": "6866b240ebb34a09adc8486498126956",

@@ -15,6 +15,7 @@ from kmodd.bus.tree import ROOT
 from kmodd.core.api import (
     Event,
     HealthChanged,
+    HistoryChanged,
     JobAdded,
     JobChanged,
     JobFinished,
@@ -69,11 +70,12 @@ class Announcer:
         """Jobs that the bus was told of."""
         self._scheduled = False
         self.generation = 0
-        """Rises with every event, for answers that are kept."""
+        """Rises with every event that may change one of our objects, for answers that are kept."""
 
     def on_event(self, event: Event) -> None:
         """Take an event of core."""
-        self.generation += 1
+        # A record changes nothing that an answer is made of.
+        self.generation += not isinstance(event, HistoryChanged)
         if isinstance(event, StepStarted | StepSucceeded | StepFailed):
             return  # core's own affair, and in the middle of a call's way
         self._events.append(event)
@@ -139,6 +141,8 @@ class Announcer:
                     self._jobs.remove(target)
                     self._removed(target, _JOB)
                 self._signal(ROOT, _MANAGER, "JobFinished", target.path, action, module, result)
+            case HistoryChanged():
+                self._signal(ROOT, _MANAGER, "HistoryChanged")
             case _:
                 pass  # nothing else is told
 

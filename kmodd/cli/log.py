@@ -21,7 +21,8 @@ from kmodd.names import parse_module
 SETTLE = 0.2
 """Seconds the journal is given to have the record of what a signal tells."""
 LINES_MAX = 1000
-_WORTH_READING = ("ModuleAdded", "ModuleRemoved", "JobFinished")
+_WORTH_TELLING = ("ModuleAdded", "ModuleRemoved", "JobFinished")
+_WORTH_READING = (*_WORTH_TELLING, "HistoryChanged")
 
 
 async def run(session: Session, arguments: Namespace) -> int:
@@ -67,7 +68,8 @@ async def _follow(session: Session, stream: SignalStream, options: dict[str, obj
             data = await session.client.data("GetHistory", options=options)
         except (AccessDenied, InteractiveAuthorizationRequired):
             # The permission was for once (polkit's auth_admin), or was withdrawn.
-            _tell_signal(session, signal)
+            if signal.member in _WORTH_TELLING:
+                _tell_signal(session, signal)
             await _follow_signals(session, stream, str(options.get("module", "")))
             return
         shown = _tell(session, data, shown)
@@ -75,7 +77,7 @@ async def _follow(session: Session, stream: SignalStream, options: dict[str, obj
 
 async def _follow_signals(session: Session, stream: SignalStream, module: str) -> None:
     async for signal in stream:
-        if signal.member in _WORTH_READING and (not module or module in signal.arguments):
+        if signal.member in _WORTH_TELLING and (not module or module in signal.arguments):
             _tell_signal(session, signal)
 
 

@@ -83,12 +83,13 @@ def _endpoint(row: Fields, screen: Screen) -> list[str]:
         f"{row.number('delivered')} delivered" + (f", the last {ago(last, now)}" if last else ""),
         f"{waiting} waiting" + (f", the oldest since {moment(row.number('oldest'))}" if waiting else ""),
     ]
+    counts += [paint.bad(f"{row.number('refused')} of them refused")] if row.number("refused") else []
     counts += [paint.bad(f"{row.number('dropped')} dropped")] if row.number("dropped") else []
     text = [
         f"{mark} {paint.bold(clean(row.text('name')))} ({clean(row.text('channel'))}, {clean(row.text('target'))}): {state}",
         f"    {'; '.join(counts)}",
     ]
-    if row.text("last-error") and failures:
+    if row.text("last-error") and waiting:
         text += [f"    {line}" for line in wrap(clean(row.text("last-error")), screen.fits(4) or 10_000)]
     if row.number("next-attempt") > now:
         text.append(paint.dim(f"    next attempt {moment(row.number('next-attempt'))}"))

@@ -132,6 +132,11 @@ class ConfigurationChanged:
     files: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryChanged:
+    """Records were written; which, is for those who may read them."""
+
+
 Event = (
     ModuleAdded
     | ModuleRemoved
@@ -145,6 +150,7 @@ Event = (
     | StepFailed
     | HealthChanged
     | ConfigurationChanged
+    | HistoryChanged
 )
 
 

@@ -200,6 +200,8 @@ class Registry:
             self._presences.pop(name, None)
         if claim is None:
             self._audit.record(_by_others(action, name))
+        if action == "add" and (module := self._modules.get(name)) is not None and "E" in module.taint:
+            self._audit.record(_unsigned(name, claim.by if claim is not None else None))
         self._events.publish(ModuleAdded(name) if action == "add" else ModuleRemoved(name))
 
     def _publish_changes(
@@ -282,6 +284,21 @@ def _differences(before: LoadedModule, after: LoadedModule) -> tuple[tuple[str, 
         ("State", before.state, after.state),
         # The kernel lists holders in no order that means something.
         ("Holders", frozenset(before.holders), frozenset(after.holders)),
+    )
+
+
+def _unsigned(name: ModuleName, by: LoadedBy | None) -> Record:
+    """The kernel took it without a signature it knows (taint E)."""
+    return Record(
+        "module.unsigned",
+        f"Module {name} was loaded without a valid signature.",
+        name,
+        "load",
+        "changed",
+        uid=by.uid if by is not None else None,
+        reason=by.reason if by is not None else "",
+        hint=f"kmodctl show {name}",
+        priority=4,
     )
 
 

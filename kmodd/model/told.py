@@ -122,6 +122,8 @@ class HistoryQuery:
     module: ModuleName | None = None
     since: int = 0
     limit: int = 100
+    oldest: bool = False
+    """The oldest of what there is since then, where that is more than the limit; otherwise the newest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from kmodd.log import Logger
-from kmodd.notifier.backoff import EXPIRY, delay
-from kmodd.notifier.outbox import Delivery, Outbox
+from kmodd.notifier.backoff import EXPIRY, SCHEDULE, delay
+from kmodd.notifier.outbox import DUE_MAX, Delivery, Outbox
 from kmodd.notifier.outcome import Channel, Outcome
 
 SLEEP_MAX = 600.0
@@ -63,19 +63,21 @@ class Courier:
     def pause(self) -> float | None:
         """Seconds until the next attempt; None when there is nothing to do, 0 for now."""
         state = self._outbox.state(self.name)
-        count, oldest = self._outbox.waiting(self.name)
-        if not count or not state.enabled:
+        waiting = self._outbox.waiting(self.name)
+        if not waiting.count or not state.enabled:
             return None
         now = self._clock()
         # The clock may have been set back since `due` was computed: no wait gets longer than it was meant to be.
         left = min((state.due - now) / 1_000_000, float(state.wait))
+        if left <= 0 and now < waiting.due <= now + DUE_MAX:
+            left = (waiting.due - now) / 1_000_000
         if left <= 0:
-            left = self._channel.wait(oldest, self._outbox.sent_since(self.name, now - 3_600_000_000), now)
+            left = self._channel.wait(waiting.oldest, self._outbox.sent_since(self.name, now - 3_600_000_000), now)
         return min(max(left, 0.0), SLEEP_MAX)
 
     async def attempt(self) -> None:
         """Send the oldest, and note what came of it."""
-        deliveries = self._outbox.begin(self.name, self._channel.most)
+        deliveries = self._outbox.begin(self.name, self._channel.most, self._clock())
         if not deliveries:
             return
         try:
@@ -99,14 +101,27 @@ class Courier:
             self._outbox.enable(self.name, enabled=False, why=outcome.sentence)
             self._logger.warning("notifier.disabled", message=f"{self.name} is disabled: {outcome.sentence}")
             return
-        if now - deliveries[0].queued > EXPIRY * 1_000_000:
-            self._outbox.give_up(self.name, deliveries)
-            self._logger.error(
-                "notifier.dropped", message=f"{self.name}: {len(deliveries)} given up after days: {outcome.sentence}"
-            )
+        expired = now - EXPIRY * 1_000_000
+        if outcome.kind == "refused":
+            (delivery,) = deliveries
+            wait = delay(delivery.attempts + 1, self._random)
+            self._outbox.set_aside(self.name, delivery, outcome.sentence, now + int(wait * 1_000_000))
+            if delivery.attempts == 0:
+                self._logger.warning(
+                    "notifier.delayed", message=f"{self.name}: {outcome.sentence}; {delivery.notice.id} is tried again"
+                )
+            self._give_up(expired, outcome.sentence, delivery)
+            return
+        # Not before the schedule was gone through: a machine that slept for days has had no chance yet.
+        if before.failures + 1 >= len(SCHEDULE):
+            self._give_up(expired, outcome.sentence)
         wait = delay(before.failures + 1, self._random, outcome.retry_after)
         self._outbox.postpone(self.name, deliveries, outcome.sentence, now + int(wait * 1_000_000), int(wait) + 1)
         if before.failures == 0:  # the first of a row; status tells of the others
             self._logger.warning(
                 "notifier.delayed", message=f"{self.name}: {outcome.sentence}; trying again for three days"
             )
+
+    def _give_up(self, before: int, sentence: str, only: Delivery | None = None) -> None:
+        if count := self._outbox.give_up(self.name, before, only):
+            self._logger.error("notifier.dropped", message=f"{self.name}: {count} given up after days: {sentence}")

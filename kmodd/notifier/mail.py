@@ -5,6 +5,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -79,10 +80,17 @@ def deliver(smtp: Smtp, recipients: Sequence[str], message: EmailMessage) -> int
     import smtplib
 
     try:
-        with _connect(smtp) as server:
+        server = _connect(smtp)
+        try:
             if smtp.username:
                 server.login(smtp.username, smtp.password)
-            return len(server.send_message(message, smtp.sender, list(recipients)))
+            refused = len(server.send_message(message, smtp.sender, list(recipients)))
+            # The mail is the server's now: whatever it says to a farewell, it must not get it twice.
+            with suppress(smtplib.SMTPException, OSError):
+                server.quit()
+            return refused
+        finally:
+            server.close()
     except smtplib.SMTPAuthenticationError as error:
         raise MailError(f"the mail server does not accept user name and password ({error.smtp_code})") from None
     except smtplib.SMTPRecipientsRefused:

@@ -41,6 +41,14 @@ THREADS = 72
 """One for each endpoint, and some for names that are being resolved: a dead server holds up its own alone."""
 
 
+class Threads(ThreadPoolExecutor):
+    """Threads that nobody waits for at the end: what one of them was sending is sent again by the next process."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 def open_outbox(folder: Path, logger: Logger) -> Outbox:
     """The queue; a file that is none is put aside, for a notifier that never starts again tells nobody anything."""
     path = folder / "queue.sqlite"
@@ -62,7 +70,7 @@ def open_outbox(folder: Path, logger: Logger) -> Outbox:
 async def run(settings: Settings, environment: Mapping[str, str], logger: Logger) -> int:
     """Serve until told to stop; the exit code."""
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(THREADS, "notifier"))
+    loop.set_default_executor(Threads(THREADS, "notifier"))
     supervisor = Supervisor(environment)
     machine = Machine(platform.node(), lambda: time.time_ns() // 1000, random.random, secrets.token_bytes)
     outbox = open_outbox(settings.state, logger)
@@ -154,7 +162,10 @@ def main() -> int:
             read_configuration(files(settings.config))
             return 0
         os.umask(0o077)
-        return asyncio.run(run(settings, os.environ, logger))
+        code = asyncio.run(run(settings, os.environ, logger))
+        sink.flush()
+        # The queue is closed and nothing is left to do; Python would wait for each thread that a dead mail server holds.
+        os._exit(code)
     except ConfigurationError as error:
         logger.error("notifier.trouble", message=f"the configuration is bad: {error}")  # noqa: TRY400
         return BAD_CONFIGURATION

@@ -54,6 +54,8 @@ class Managed:
             values["secret-file"] = str(self._secrets / name)
             self._secrets.mkdir(mode=0o700, exist_ok=True)
             _write(self._secrets / name, key + "\n")
+            # Before the file that names it: after a loss of power there must be no endpoint without its key.
+            _sync(self._secrets)
         found.setdefault(kind, {})[name] = values
         found.setdefault("rule", []).append({"notify": [name], **rule})
         try:

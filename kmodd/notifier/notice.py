@@ -17,6 +17,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "module.appeared": ("load", "info"),
     "module.unloaded": ("unload", "info"),
     "module.disappeared": ("unload", "info"),
+    "module.unsigned": ("unsigned", "warning"),
     "operation.failed": ("failure", "warning"),
     "operation.crashed": ("crash", "error"),
     "operation.stuck": ("stuck", "error"),
@@ -52,6 +53,8 @@ class Notice:
     uid: int | None = None
     on_behalf_of: str = ""
     reason: str = ""
+    job: str = ""
+    """Empty for what was refused before it became an operation."""
     errno: int | None = None
     kernel_log: tuple[str, ...] = ()
     hint: str = ""
@@ -111,6 +114,7 @@ def from_record(row: Mapping[str, Any], key: str) -> Notice | None:
         uid=_number(row, "uid"),
         on_behalf_of=_text(row, "on-behalf-of"),
         reason=_text(row, "reason"),
+        job=_text(row, "job"),
         errno=_number(row, "errno"),
         kernel_log=tuple(str(line) for line in log[:LOG_MAX]) if isinstance(log, list | tuple) else (),
         hint=_text(row, "hint"),

@@ -200,7 +200,7 @@ class Operator:
 
     def _row(self, name: str, endpoint: Endpoint, *, managed: bool) -> Values:
         state = self._outbox.state(name)
-        waiting, oldest = self._outbox.waiting(name)
+        waiting = self._outbox.waiting(name)
         webhook = isinstance(endpoint, Webhook)
         counted = (
             f"{len(endpoint.to)} recipient{'s' * (len(endpoint.to) > 1)}" if not isinstance(endpoint, Webhook) else ""
@@ -212,10 +212,11 @@ class Operator:
             "managed": ("b", managed),
             "enabled": ("b", state.enabled),
             "why": ("s", state.why),
-            "waiting": ("u", waiting),
-            "oldest": ("t", oldest),
+            "waiting": ("u", waiting.count),
+            "refused": ("u", waiting.refused),
+            "oldest": ("t", waiting.oldest),
             "failures": ("u", state.failures),
-            "next-attempt": ("t", state.due if waiting and state.enabled else 0),
+            "next-attempt": ("t", max(state.due, waiting.due) if waiting.count and state.enabled else 0),
             "last-success": ("t", state.last_success),
             "last-error": ("s", state.last_error),
             "attempts": ("t", state.attempts),
@@ -223,9 +224,15 @@ class Operator:
             "dropped": ("t", state.dropped),
         }
 
+    def _age(self, oldest: int) -> float:
+        return max(0, self._machine.clock() - oldest) / 1_000_000 if oldest else 0.0
+
     def metrics(self) -> list[Sample]:
         """The same as numbers, in Prometheus naming."""
-        samples: list[Sample] = [("kmodd_notifier_watching", "gauge", {}, float(not self._trouble()))]
+        samples: list[Sample] = [
+            ("kmodd_notifier_watching", "gauge", {}, float(not self._trouble())),
+            ("kmodd_notifier_refusals_left_out_total", "counter", {}, float(self.intake.left_out)),
+        ]
         for row in self.status().endpoints:
             labels = {"endpoint": row["name"][1]}
             for name, kind, key in (
@@ -233,8 +240,10 @@ class Operator:
                 ("delivered_total", "counter", "delivered"),
                 ("dropped_total", "counter", "dropped"),
                 ("waiting", "gauge", "waiting"),
+                ("refused", "gauge", "refused"),
                 ("failures", "gauge", "failures"),
                 ("enabled", "gauge", "enabled"),
             ):
                 samples.append((f"kmodd_notifier_{name}", kind, labels, float(row[key][1])))
+            samples.append(("kmodd_notifier_oldest_seconds", "gauge", labels, self._age(row["oldest"][1])))
         return samples

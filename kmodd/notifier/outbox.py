@@ -7,14 +7,16 @@ said yes; so it is delivered at least once, with the same id each time.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.notifier.notice import Notice
 
-SEEN_MAX = 5000
-"""Records remembered as seen; more than one answer of GetHistory has."""
+SEEN_MAX = 20_000
+"""Records remembered as seen; more than are read once more after a restart."""
+DUE_MAX = 48 * 3_600_000_000
+"""A delivery of its own time that is due later than so many microseconds from now is due now: the clock was set back."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -22,7 +24,8 @@ CREATE TABLE IF NOT EXISTS seen (number INTEGER PRIMARY KEY AUTOINCREMENT, id TE
 CREATE TABLE IF NOT EXISTS condition (kind TEXT, key TEXT, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS delivery (
     number INTEGER PRIMARY KEY AUTOINCREMENT, endpoint TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL,
-    queued INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, batch TEXT, UNIQUE (endpoint, id));
+    queued INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due INTEGER NOT NULL DEFAULT 0, batch TEXT,
+    UNIQUE (endpoint, id));
 CREATE INDEX IF NOT EXISTS delivery_order ON delivery (endpoint, number);
 CREATE TABLE IF NOT EXISTS endpoint (
     name TEXT PRIMARY KEY, enabled INTEGER NOT NULL DEFAULT 1, why TEXT NOT NULL DEFAULT '',
@@ -44,6 +47,19 @@ class Delivery:
     notice: Notice
     queued: int
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits for an endpoint. Times are microseconds since the epoch, 0 for none."""
+
+    count: int = 0
+    oldest: int = 0
+    """When the oldest was queued."""
+    due: int = 0
+    """When the first may be sent, as far as it is up to the messages; 0 for now."""
+    refused: int = 0
+    """Those that the receiver itself refused; each has a time of its own and delays no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +117,23 @@ class Outbox:
         return wanted - known
 
     def take(
-        self, ids: Sequence[str], cursor: int | None, routed: Sequence[tuple[Notice, Sequence[str]]], now: int
+        self,
+        ids: Sequence[str],
+        cursor: int | None,
+        routed: Sequence[tuple[Notice, Sequence[str]]],
+        now: int,
+        changed: Mapping[tuple[str, str], bool] | None = None,
     ) -> int:
-        """Remember records as seen and queue what they are worth, all or nothing; how many were queued."""
+        """Remember records as seen and queue what they are worth, all or nothing; how many were queued.
+
+        `changed` tells of conditions, by (kind, key), that the records say came (True) or went.
+        """
         with _Transaction(self._db) as db:
+            for condition, there in (changed or {}).items():
+                if there:
+                    db.execute("INSERT OR IGNORE INTO condition VALUES (?, ?)", condition)
+                else:
+                    db.execute("DELETE FROM condition WHERE kind = ? AND key = ?", condition)
             db.executemany("INSERT OR IGNORE INTO seen (id) VALUES (?)", [(one,) for one in ids])
             db.execute("DELETE FROM seen WHERE number <= (SELECT max(number) FROM seen) - ?", (SEEN_MAX,))
             if cursor is not None:
@@ -142,16 +171,19 @@ class Outbox:
 
     # --- what is to be sent -------------------------------------------------------------------------------------------
 
-    def waiting(self, endpoint: str) -> tuple[int, int]:
-        """How many, and when the oldest was queued (0 for none)."""
-        row = self._db.execute("SELECT count(*), min(queued) FROM delivery WHERE endpoint = ?", (endpoint,)).fetchone()
-        return int(row[0]), int(row[1] or 0)
+    def waiting(self, endpoint: str) -> Waiting:
+        """How much waits, and for what."""
+        row = self._db.execute(
+            "SELECT count(*), min(queued), min(due), total(due > 0) FROM delivery WHERE endpoint = ?", (endpoint,)
+        ).fetchone()
+        return Waiting(*(int(value or 0) for value in row))
 
-    def begin(self, endpoint: str, most: int) -> list[Delivery]:
-        """The oldest deliveries, at most so many. What was begun together stays together until it is done."""
+    def begin(self, endpoint: str, most: int, now: int) -> list[Delivery]:
+        """The oldest deliveries that are due, at most so many. What was begun together stays together until it is done."""
         with _Transaction(self._db) as db:
             head = db.execute(
-                "SELECT id, batch FROM delivery WHERE endpoint = ? ORDER BY number LIMIT 1", (endpoint,)
+                "SELECT id, batch FROM delivery WHERE endpoint = ? AND (due <= ? OR due > ?) ORDER BY number LIMIT 1",
+                (endpoint, now, now + DUE_MAX),
             ).fetchone()
             if head is None:
                 return []
@@ -160,8 +192,8 @@ class Outbox:
                 batch = head[0]
                 db.execute(
                     "UPDATE delivery SET batch = ? WHERE number IN "
-                    "(SELECT number FROM delivery WHERE endpoint = ? ORDER BY number LIMIT ?)",
-                    (batch, endpoint, most),
+                    "(SELECT number FROM delivery WHERE endpoint = ? AND (due <= ? OR due > ?) ORDER BY number LIMIT ?)",
+                    (batch, endpoint, now, now + DUE_MAX, most),
                 )
             rows = db.execute(
                 "SELECT number, body, queued, attempts FROM delivery WHERE endpoint = ? AND batch = ? ORDER BY number",
@@ -195,12 +227,27 @@ class Outbox:
                 (error, due, wait, endpoint),
             )
 
-    def give_up(self, endpoint: str, deliveries: Sequence[Delivery]) -> None:
-        """Drop them, and count that."""
+    def set_aside(self, endpoint: str, delivery: Delivery, error: str, due: int) -> None:
+        """The receiver is well and does not take this one: it alone waits until `due`."""
         with _Transaction(self._db) as db:
-            db.executemany("DELETE FROM delivery WHERE number = ?", [(one.number,) for one in deliveries])
+            db.execute("UPDATE delivery SET attempts = attempts + 1, due = ? WHERE number = ?", (due, delivery.number))
             self._know(endpoint)
-            db.execute("UPDATE endpoint SET dropped = dropped + ? WHERE name = ?", (len(deliveries), endpoint))
+            db.execute(
+                "UPDATE endpoint SET failures = 0, due = 0, wait = 0, attempts = attempts + 1, last_error = ? "
+                "WHERE name = ?",
+                (error, endpoint),
+            )
+
+    def give_up(self, endpoint: str, before: int, only: Delivery | None = None) -> int:
+        """Drop what was queued before then, or only one of it, and count that; how many."""
+        with _Transaction(self._db) as db:
+            done = db.execute(
+                "DELETE FROM delivery WHERE endpoint = ? AND queued < ? AND (? IS NULL OR number = ?)",
+                (endpoint, before, only and only.number, only and only.number),
+            )
+            self._know(endpoint)
+            db.execute("UPDATE endpoint SET dropped = dropped + ? WHERE name = ?", (done.rowcount, endpoint))
+            return done.rowcount
 
     def sent_since(self, endpoint: str, time: int) -> list[int]:
         """When something was sent, oldest first."""
@@ -209,25 +256,36 @@ class Outbox:
 
     def shrink(self, rows: int, size: int) -> dict[str, int]:
         """Drop the oldest of whoever has most until so many rows and bytes are left; how many by endpoint."""
-        dropped: dict[str, int] = {}
-        count, total = self._db.execute(f"SELECT count(*), coalesce(sum({_SIZE}), 0) FROM delivery").fetchone()  # noqa: S608 - a constant
         with _Transaction(self._db) as db:
-            while count > rows or total > size:
-                order = "count(*)" if count > rows else f"sum({_SIZE})"
-                endpoint = db.execute(
-                    f"SELECT endpoint FROM delivery GROUP BY endpoint ORDER BY {order} DESC LIMIT 1"  # noqa: S608 - constants
-                ).fetchone()[0]
-                number, freed = db.execute(
-                    f"SELECT number, {_SIZE} FROM delivery WHERE endpoint = ? ORDER BY number LIMIT 1",  # noqa: S608 - a constant
-                    (endpoint,),
-                ).fetchone()
-                db.execute("DELETE FROM delivery WHERE number = ?", (number,))
-                dropped[endpoint] = dropped.get(endpoint, 0) + 1
-                count, total = count - 1, total - freed
-            for endpoint, number in dropped.items():
-                self._know(endpoint)
-                db.execute("UPDATE endpoint SET dropped = dropped + ? WHERE name = ?", (number, endpoint))
-        return dropped
+            held = {
+                name: [count, total]
+                for name, count, total in db.execute(
+                    f"SELECT endpoint, count(*), sum({_SIZE}) FROM delivery GROUP BY endpoint"  # noqa: S608 - a constant
+                )
+            }
+            too_many = sum(count for count, _ in held.values()) - rows
+            too_large = sum(total for _, total in held.values()) - size
+            oldest: dict[str, Iterator[tuple[int, int]]] = {}
+            dropped: dict[str, list[int]] = {}
+            while too_many > 0 or too_large > 0:
+                # Whoever has most of what there is too much of, rows first.
+                name = max(held, key=lambda one: held[one][0 if too_many > 0 else 1])
+                if name not in oldest:
+                    oldest[name] = db.execute(
+                        f"SELECT number, {_SIZE} FROM delivery WHERE endpoint = ? ORDER BY number",  # noqa: S608 - a constant
+                        (name,),
+                    )
+                number, freed = next(oldest[name])
+                dropped.setdefault(name, []).append(number)
+                held[name][0] -= 1
+                held[name][1] -= freed
+                too_many, too_large = too_many - 1, too_large - freed
+            for name, numbers in dropped.items():
+                oldest.pop(name)
+                db.executemany("DELETE FROM delivery WHERE number = ?", [(number,) for number in numbers])
+                self._know(name)
+                db.execute("UPDATE endpoint SET dropped = dropped + ? WHERE name = ?", (len(numbers), name))
+        return {name: len(numbers) for name, numbers in dropped.items()}
 
     # --- endpoints ----------------------------------------------------------------------------------------------------
 

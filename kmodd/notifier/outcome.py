@@ -13,7 +13,8 @@ class Outcome:
     """One attempt's end. The sentence is for status and journal: it holds no URL and no secret."""
 
     kind: str
-    """`delivered`, `retry` or `gone` (the receiver wants no more)."""
+    """`delivered`, `retry`, `refused` (the receiver is well and does not take this very message) or `gone` (it wants no
+    more)."""
     sentence: str = ""
     retry_after: float = 0.0
     """Seconds the receiver asked to be left alone."""

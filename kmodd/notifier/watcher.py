@@ -12,18 +12,25 @@ from typing import Any
 
 from kmodd.client import NAME, PATH, READ_TIMEOUT, Client
 from kmodd.client_transport import BUS, SignalStream, Transport
-from kmodd.errors import KmoddError, Unavailable
+from kmodd.errors import InvalidArgs, KmoddError, Unavailable
 from kmodd.log import Logger
-from kmodd.notifier.intake import Intake
+from kmodd.notifier.intake import UNSIGNED, Intake
 
 SETTLE = 0.3
 """Seconds the journal is given to have the record of what a signal tells, and a burst to become one question."""
 AGAIN = 3.0
 """Seconds until a second look, when the first found nothing."""
 POLL = 300.0
-"""Seconds until a look without a signal: a refusal, for one, has a record and no signal."""
-LIMIT = 1000
-UNSIGNED = "E"
+"""Seconds until a look without a signal: what drifts by an edited file, for one, has none."""
+RETRY = 20.0
+"""Seconds until the next look after one that failed. Signals do not hasten it: a refusal to read the history is a record, and
+records are signalled."""
+REST = 2.0
+"""So many times as long as the last look took nobody looks again: a burst of events costs kmodd as well."""
+REST_MAX = 2.0
+LIMIT = 250
+"""Records of one answer. Each may have 32 lines of the kernel's, and all of an answer is in memory at once."""
+TAINTED = "E"
 """The letter in /proc/modules of a module that was loaded without a valid signature."""
 
 
@@ -36,7 +43,11 @@ class Watcher:
         self._intake = intake
         self._logger = logger
         self._wake = asyncio.Event()
+        self._returned = asyncio.Event()
         self._there = False
+        self._compare = True
+        """What is loaded has to be compared with what was known: no record tells what came while kmodd was away."""
+        self._limit = LIMIT
         self.trouble = ""
         """Why nothing is heard of the daemon, one sentence; empty when all is well."""
 
@@ -62,23 +73,36 @@ class Watcher:
                 if not self._there:
                     self._say("kmodd is not running")
                     continue
+                self._compare = True
+                self._returned.set()
             self._wake.set()
 
     async def _watch(self) -> None:
-        self._wake.set()
-        seconds = POLL
+        loop = asyncio.get_running_loop()
+        seconds = 0.0
         while True:
-            signalled = True
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._wake.wait()
-                await asyncio.sleep(SETTLE)
-            except TimeoutError:
-                signalled = False
-            self._wake.clear()
+            signalled = await self._woken(seconds)
+            began = loop.time()
             found = await self.look()
-            # A signal without a record: the journal may be slow. After that, the poll has it.
-            seconds = AGAIN if signalled and not found else POLL
+            if self.trouble:
+                seconds = RETRY
+            else:
+                # A signal without a record: the journal may be slow. After that, the poll has it.
+                seconds = AGAIN if signalled and not found else POLL
+                await asyncio.sleep(min((loop.time() - began) * REST, REST_MAX))
+
+    async def _woken(self, seconds: float) -> bool:
+        """Wait for news, or so many seconds; tell whether there was a signal."""
+        try:
+            async with asyncio.timeout(seconds):
+                await (self._returned if self.trouble else self._wake).wait()
+            await asyncio.sleep(SETTLE)
+        except TimeoutError:
+            return False
+        finally:
+            self._wake.clear()
+            self._returned.clear()
+        return True
 
     async def look(self) -> int:
         """Take everything that is new; how many records were."""
@@ -86,10 +110,14 @@ class Watcher:
             self._say("kmodd is not running")
             return 0
         try:
-            await self._unsigned()
-            await self._drift()
-            # Last: once the history has a cursor, everything has been looked at for the first time.
+            # Once the history has a cursor, everything has been looked at for the first time. Later the records come first:
+            # they know of a module without a valid signature, and by whom, before the list of modules is looked at.
+            fresh = self._intake.fresh
+            if fresh:
+                await self._conditions()
             found = await self._history()
+            if not fresh:
+                await self._conditions()
         except KmoddError as error:
             if not self._transport.connected:
                 raise
@@ -106,19 +134,41 @@ class Watcher:
 
     async def _history(self) -> int:
         since = self._intake.since()
-        rows = await self._client.data("GetHistory", options={"since": since, "limit": LIMIT})
-        if len(rows) >= LIMIT:
-            self._logger.warning(
-                "notifier.trouble", message=f"only the newest {LIMIT} of what happened meanwhile can be told"
-            )
-        return self._intake.records(rows) if rows else 0
+        rows = await self._records(since, oldest=False)
+        if len(rows) < self._limit:
+            return self._intake.records(rows)
+        # There may be older ones that it had no room for: all of them, from the oldest on.
+        found = 0
+        while True:
+            rows = await self._records(since, oldest=True)
+            found += self._intake.records(rows)
+            if len(rows) < self._limit:
+                return found
+            last = int(rows[-1]["time"])
+            since = last if last > since else since + 1
+
+    async def _records(self, since: int, *, oldest: bool) -> Any:
+        while True:
+            options = {"since": since, "limit": self._limit, "oldest": oldest}
+            try:
+                return await self._client.data("GetHistory", options=options)
+            except InvalidArgs:
+                # kmodd.toml allows fewer (limit-max).
+                if self._limit == 1:
+                    raise
+                self._limit = max(1, self._limit // 2)
+
+    async def _conditions(self) -> None:
+        if self._compare:
+            await self._unsigned()
+            self._compare = False
+        await self._drift()
 
     async def _unsigned(self) -> None:
         rows = await self._client.data("ListModules", options={"state": "loaded"})
-        names = {str(row["name"]) for row in rows if UNSIGNED in str(row.get("taint", ""))}
-        self._intake.conditions(
-            "unsigned", {name: (name, f"{name} was loaded without a valid signature") for name in names}
-        )
+        names = {str(row["name"]) for row in rows if TAINTED in str(row.get("taint", ""))}
+        there = {name: (name, f"Module {name} was loaded without a valid signature.") for name in names}
+        self._intake.conditions(UNSIGNED, "module.unsigned", there)
 
     async def _drift(self) -> None:
         try:
@@ -127,7 +177,7 @@ class Watcher:
             raise
         except KmoddError:
             return  # a daemon without desired state
-        self._intake.conditions("drift", dict(_drifted(row) for row in rows))
+        self._intake.conditions("drift", "drift.found", dict(_drifted(row) for row in rows))
 
     async def _ask_bus(self, member: str) -> Any:
         (answer,) = await self._transport.call(

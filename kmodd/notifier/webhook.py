@@ -18,6 +18,8 @@ from kmodd.notifier.outcome import Outcome
 from kmodd.notifier.wording import chat
 
 GONE = 410
+REFUSED = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
+"""Answers that are about the message, not about the receiver (RFC 9110, RFC 6585): the next message may do better."""
 
 
 def sign(keys: Sequence[bytes], message: str, timestamp: int, body: bytes) -> str:
@@ -65,7 +67,7 @@ class WebhookChannel:
         return 0.0
 
     async def send(self, deliveries: Sequence[Delivery]) -> Outcome:
-        """Post it. Whatever is not a 2xx is tried again, but for 410: then nobody wants it any more."""
+        """Post it. Whatever is not a 2xx is tried again, but for 410: nobody wants it any more."""
         (delivery,) = deliveries
         notice = delivery.notice
         document = {"text": chat(notice, self._host)} if self._webhook.format == "chat" else payload(notice, self._host)
@@ -83,6 +85,8 @@ class WebhookChannel:
             return Outcome("delivered")
         if answer.status == GONE:
             return Outcome("gone", "the receiver answered 410: it wants no more")
+        if answer.status in REFUSED:
+            return Outcome("refused", f"the receiver answered {answer.status}: it does not take this message")
         what = ", and redirects are not followed" if 300 <= answer.status < 400 else ""
         return Outcome(
             "retry", f"the receiver answered {answer.status}{what}", retry_after(answer.retry_after, seconds)

@@ -14,6 +14,7 @@ from tests.architecture.installation import ROOT, files, make
 INTEGRATION = {
     "/usr/share/dbus-1/interfaces/org.kmodd1.Notifier.xml",
     "/usr/share/dbus-1/interfaces/org.kmodd1.xml",
+    "/usr/share/dbus-1/system-services/org.kmodd1.Notifier.service",
     "/usr/share/dbus-1/system-services/org.kmodd1.service",
     "/usr/share/dbus-1/system.d/org.kmodd1.Notifier.conf",
     "/usr/share/dbus-1/system.d/org.kmodd1.conf",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.core.api import HistoryChanged
 from kmodd.names import ModuleName
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import PATH, Client, Reply
@@ -87,6 +88,14 @@ async def test_a_job_that_is_over_in_a_moment_is_told_by_its_end_alone(service: 
     assert [body[1:] for body in root.heard("JobFinished")] == [["load", "dummy", "done"]]
     told = [body[0] for name in ("InterfacesAdded", "InterfacesRemoved") for body in root.heard(name)]
     assert not [path for path in told if "/job/" in path]
+
+
+async def test_the_history_is_told_of_without_a_word_of_it(service: Bench, root: Client) -> None:
+    await root.listen()
+    service.hub.publish(HistoryChanged())
+    await asyncio.sleep(0.05)
+    await service.settled()
+    assert root.heard("HistoryChanged") == [[]]
 
 
 async def test_objects_come_and_go_with_modules(service: Bench, root: Client) -> None:

@@ -111,7 +111,7 @@ async def test_a_hanging_endpoint_delays_no_other(bench: Bench) -> None:
     async with bench.running(bench.courier("dead", dead), bench.courier("well", well)):
         await until(lambda: len(well.sent) == 50)
     assert dead.sent == ["failure 0"]
-    assert bench.outbox.waiting("dead")[0] == 50
+    assert bench.outbox.waiting("dead").count == 50
 
 
 async def test_attempts_follow_the_schedule_over_days(bench: Bench, log: io.StringIO) -> None:
@@ -119,19 +119,74 @@ async def test_attempts_follow_the_schedule_over_days(bench: Bench, log: io.Stri
     courier = bench.courier("a", channel)
     bench.put(1, 2)
     times = []
-    while bench.outbox.waiting("a")[0] == 2:
+    while bench.outbox.waiting("a").count == 2:
         await courier.attempt()
         times.append((bench.clock.now - START) / SECOND)
         wait = bench.outbox.state("a").due - bench.clock.now
-        assert courier.pause() == pytest.approx(min(wait / SECOND, 600), abs=1)
+        if bench.outbox.waiting("a").count:
+            assert courier.pause() == pytest.approx(min(wait / SECOND, 600), abs=1)
         bench.clock.now += wait
     gaps = [round(b - a) for a, b in pairwise(times)]
     assert gaps == [*SCHEDULE, SCHEDULE[-1]]
     assert EXPIRY < times[-1] < EXPIRY + 24 * 3600
     assert set(channel.sent) == {"failure 1"}, "the second waits for the first: order is kept"
-    assert bench.outbox.state("a").dropped == 1
-    assert log.getvalue().count("given up after days") == 1
+    assert bench.outbox.state("a").dropped == 2
+    assert log.getvalue().count("2 given up after days") == 1
     assert log.getvalue().count("trying again") == 1, "one line for a row of failures"
+
+
+async def test_a_message_that_is_refused_delays_no_other(bench: Bench, log: io.StringIO) -> None:
+    """A receiver that is well and takes all but one, for days."""
+
+    class Picky(Scripted):
+        async def send(self, deliveries: Sequence[Delivery]) -> Outcome:
+            await super().send(deliveries)
+            return Outcome("refused", "400") if deliveries[0].notice.message == "failure 1" else Outcome("delivered")
+
+    channel = Picky()
+    courier = bench.courier("a", channel)
+    bench.put(1, 2, 3)
+    times, number = [], 3
+    while bench.outbox.waiting("a").count:
+        while courier.pause() == 0:
+            before = len(channel.sent)
+            await courier.attempt()
+            if channel.sent[before:] == ["failure 1"]:
+                times.append((bench.clock.now - START) // SECOND)
+        number += 1
+        if number < 30:
+            bench.put(number)
+            assert courier.pause() == 0, "the next is sent at once"
+            await courier.attempt()
+        bench.clock.now += max(0, bench.outbox.waiting("a").due - bench.clock.now)
+    gaps = [b - a for a, b in pairwise(times)]
+    assert gaps == [*SCHEDULE, SCHEDULE[-1]][: len(gaps)]
+    assert times[-1] > EXPIRY
+    state = bench.outbox.state("a")
+    assert (state.dropped, state.failures) == (1, 0)
+    assert [one for one in channel.sent if one != "failure 1"][:4] == [f"failure {n}" for n in (2, 3, 4, 5)]
+    assert log.getvalue().count("is tried again") == 1
+
+
+async def test_a_machine_that_slept_for_days_gives_nothing_up_at_once(bench: Bench) -> None:
+    channel = Scripted(*[Outcome("retry", "no network yet")] * 2)
+    courier = bench.courier("a", channel)
+    bench.put(1)
+    bench.clock.now += 7 * 24 * 3600 * SECOND
+    for _ in range(3):
+        await courier.attempt()
+        bench.clock.now += 600 * SECOND
+    assert bench.outbox.state("a").dropped == 0
+    assert bench.outbox.state("a").delivered == 1
+
+
+async def test_all_that_is_too_old_is_given_up_together(bench: Bench) -> None:
+    courier = bench.courier("a", Scripted(*[Outcome("retry", "no")] * 30))
+    bench.put(*range(40))
+    while not bench.outbox.state("a").dropped:
+        await courier.attempt()
+        bench.clock.now += max(0, bench.outbox.state("a").due - bench.clock.now)
+    assert (bench.outbox.state("a").dropped, bench.outbox.waiting("a").count) == (40, 0)
 
 
 async def test_the_waiting_survives_a_restart(bench: Bench) -> None:
@@ -170,7 +225,7 @@ async def test_gone_disables_and_enabling_sends_at_once(bench: Bench, log: io.St
         assert "410" in bench.outbox.state("a").why
         bench.outbox.enable("a", enabled=True)
         courier.wake()
-        await until(lambda: bench.outbox.waiting("a")[0] == 0)
+        await until(lambda: bench.outbox.waiting("a").count == 0)
     assert channel.sent == ["failure 1"] * 2
     assert "a is disabled" in log.getvalue()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Every record is told once, whatever the clock and the daemon do."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from kmodd.log import Logger
-from kmodd.notifier.intake import OVERLAP, Intake
+from kmodd.notifier.flood import PERIOD, TOLD_MAX
+from kmodd.notifier.intake import OVERLAP, OVERLAP_START, Intake
 from kmodd.notifier.notice import from_record
 from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.rules import Rule
@@ -41,7 +43,7 @@ class Bench:
         return self.intake.records(found) if found else 0
 
     def told(self) -> list[str]:
-        return [one.notice.message for one in self.outbox.begin("a", 1000)]
+        return [one.notice.message for one in self.outbox.begin("a", 1000, self.now)]
 
 
 @pytest.fixture
@@ -53,12 +55,28 @@ def bench(tmp_path: Path, logger: Logger) -> Iterator[Bench]:
 
 def test_the_past_before_the_first_start_is_nobodys_news(bench: Bench) -> None:
     bench.happens()
-    bench.now += OVERLAP * 2
-    assert bench.look() == 0
+    bench.now += 1
+    bench.look()
     bench.now += 1
     bench.happens()
     assert bench.look() == 1
     assert bench.told() == ["m1"]
+
+
+def test_a_clock_set_back_while_nobody_was_here_hides_nothing(bench: Bench, logger: Logger) -> None:
+    bench.look()
+    bench.now += 60_000_000
+    bench.happens()
+    bench.look()
+    bench.now -= 120_000_000
+    bench.happens()
+    bench.now += 300_000_000
+    bench.intake = Intake(bench.outbox, logger, clock=lambda: bench.now, queued=bench.woken.extend)
+    bench.intake.rules = (Rule(("a",)),)
+    # In the journal's order, the older time comes last.
+    assert bench.look() == 1
+    assert bench.told() == ["m0", "m1"]
+    assert OVERLAP < 120_000_000 < OVERLAP_START
 
 
 def test_nothing_is_told_twice_nor_lost_over_restarts(bench: Bench, logger: Logger) -> None:
@@ -115,6 +133,7 @@ def test_records_out_of_order_are_found(bench: Bench) -> None:
         ("module.loaded", "", "load", "info"),
         ("module.appeared", "", "load", "info"),
         ("module.disappeared", "", "unload", "info"),
+        ("module.unsigned", "", "unsigned", "warning"),
         ("operation.failed", "", "failure", "warning"),
         ("operation.crashed", "", "crash", "error"),
         ("operation.stuck", "", "stuck", "error"),
@@ -146,15 +165,56 @@ def test_odd_rows_do_no_harm(bench: Bench) -> None:
 
 
 def test_conditions_are_told_when_they_come(bench: Bench) -> None:
-    bench.intake.conditions("unsigned", {"old": ("old", "was there")})
+    def there(**found: str) -> None:
+        bench.intake.conditions("unsigned", "module.unsigned", {name: (name, text) for name, text in found.items()})
+
+    there(old="was there")
     assert bench.told() == []
-    bench.intake.conditions("unsigned", {"old": ("old", "x"), "new": ("new", "new came")})
-    bench.intake.conditions("unsigned", {"old": ("old", "x"), "new": ("new", "new came")})
+    there(old="x", new="new came")
+    there(old="x", new="new came")
     assert bench.told() == ["new came"]
-    bench.intake.conditions("unsigned", {})
+    there()
     bench.now += 1
-    bench.intake.conditions("unsigned", {"new": ("new", "new again")})
-    assert bench.outbox.waiting("a")[0] == 2
+    there(new="new again")
+    assert bench.outbox.waiting("a").count == 2
+
+
+def test_what_a_record_told_of_is_not_told_again_by_the_list_of_modules(bench: Bench) -> None:
+    def there(*names: str) -> None:
+        bench.intake.conditions("unsigned", "module.unsigned", {name: (name, f"list: {name}") for name in names})
+
+    there()
+    bench.look()
+    bench.now += 1
+    bench.happens("module.unsigned", module="nvidia", uid=1000)
+    bench.look()
+    there("nvidia")
+    assert bench.told() == ["m0"]
+    bench.happens("module.disappeared", module="nvidia")
+    bench.look()
+    bench.now += 1
+    there("nvidia")  # it came back while kmodd was away
+    assert bench.outbox.waiting("a").count == 3
+
+
+def test_one_user_cannot_fill_the_queue_with_refusals(bench: Bench, log: io.StringIO) -> None:
+    bench.look()
+    bench.now += 1
+    for n in range(TOLD_MAX * 4):
+        bench.now += 1000
+        bench.happens("authorization.denied" if n % 2 else "operation.failed", uid=1000)
+        bench.happens("operation.failed", uid=0)
+        bench.happens("operation.failed", uid=1000, job="5")
+        bench.happens("authorization.denied", uid=1001 + n)
+    bench.look()
+    assert bench.outbox.waiting("a").count == TOLD_MAX * 13
+    assert bench.intake.left_out == TOLD_MAX * 3
+    assert log.getvalue().count("the others of this minute are not told") == 1
+    bench.now += PERIOD
+    bench.happens("authorization.denied", uid=1000)
+    bench.look()
+    assert bench.outbox.waiting("a").count == TOLD_MAX * 13 + 1
+    assert f"{TOLD_MAX * 3} more were not told" in log.getvalue()
 
 
 def test_a_burst_stays_within_the_bounds(bench: Bench) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
+from kmodd.log import Logger
 from kmodd.notifier.configuration import Email, Smtp
+from kmodd.notifier.courier import Courier
 from kmodd.notifier.mail import HOUR, MailChannel, compose
+from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.outcome import Outcome
-from tests.notifier.conftest import delivery
+from tests.notifier.conftest import delivery, notice
 from tests.notifier.receiver import counting, server_context
 
 # The server reports as a warning what one test does on purpose: to ask for a login without TLS.
@@ -52,7 +55,11 @@ class Mailbox:
 
 @asynccontextmanager
 async def mail_server(
-    pair: tuple[Path, Path] | None, *, login: bool = False, at_once: ssl.SSLContext | None = None
+    pair: tuple[Path, Path] | None,
+    *,
+    login: bool = False,
+    at_once: ssl.SSLContext | None = None,
+    server_class: type[SMTP] = SMTP,
 ) -> AsyncIterator[tuple[int, Mailbox]]:
     """An SMTP server; with a certificate it insists on STARTTLS, or speaks TLS `at_once`."""
     box = Mailbox()
@@ -65,7 +72,7 @@ async def mail_server(
     options: dict[str, Any] = {"auth_required": login, "authenticator": authenticate if login else None}
     if pair is not None:
         options |= {"tls_context": server_context(pair), "require_starttls": True}
-    server = await loop.create_server(lambda: SMTP(box, loop=loop, **options), "127.0.0.1", 0, ssl=at_once)
+    server = await loop.create_server(lambda: server_class(box, loop=loop, **options), "127.0.0.1", 0, ssl=at_once)
     try:
         yield server.sockets[0].getsockname()[1], box
     finally:
@@ -190,3 +197,45 @@ def test_what_comes_is_collected_and_capped() -> None:
     assert channel.wait(NOW - 61_000_000, sent, NOW) == 600, "the first of two was 50 minutes ago"
     assert channel.wait(NOW - 61_000_000, sent[:1], NOW) == 0
     assert channel.wait(NOW + HOUR * 48, [], NOW) == 3660, "a clock that was set back"
+
+
+async def test_no_more_mails_an_hour_than_allowed_over_restarts(
+    localhost: tuple[Path, Path], tmp_path: Path, logger: Logger
+) -> None:
+    now = [NOW]
+
+    def courier(outbox: Outbox, port: int) -> Courier:
+        channel = MailChannel(ADMINS, smtp(port, localhost[0]), "web1", lambda: now[0])
+        return Courier("admins", channel, outbox, logger, clock=lambda: now[0], random=lambda: 0.5)
+
+    async with mail_server(localhost) as (port, box):
+        for n in range(1, 8):
+            outbox = Outbox(tmp_path / "queue")  # a new process each time
+            outbox.take([], None, [(notice(n), ["admins"])], now[0])
+            now[0] += 61_000_000
+            if (sending := courier(outbox, port)).pause() == 0:
+                await sending.attempt()
+            outbox.close()
+        assert len(box.envelopes) == ADMINS.per_hour
+        outbox = Outbox(tmp_path / "queue")
+        assert outbox.waiting("admins").count == 5
+        now[0] = NOW + 61_000_000 + HOUR - 1
+        assert courier(outbox, port).pause() != 0
+        now[0] += 1
+        sending = courier(outbox, port)
+        assert sending.pause() == 0
+        await sending.attempt()
+        assert outbox.waiting("admins").count == 0
+        outbox.close()
+    assert len(box.envelopes) == ADMINS.per_hour + 1
+    assert "and 4 more" in box.messages[-1]["subject"]
+
+
+async def test_a_server_that_answers_a_farewell_oddly_gets_the_mail_once(localhost: tuple[Path, Path]) -> None:
+    class Odd(SMTP):
+        async def smtp_QUIT(self, arg: str) -> None:  # noqa: N802 - aiosmtpd's name
+            await self.push("421 go away")
+
+    async with mail_server(localhost, server_class=Odd) as (port, box):
+        assert await send(smtp(port, localhost[0]), 1) == Outcome("delivered")
+    assert len(box.envelopes) == 1

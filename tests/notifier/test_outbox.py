@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.notifier.notice import Notice
-from kmodd.notifier.outbox import SEEN_MAX, Outbox
+from kmodd.notifier.outbox import SEEN_MAX, Outbox, Waiting
 from tests.notifier.conftest import notice
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def put(outbox: Outbox, *numbers: int, to: tuple[str, ...] = ("a",), now: int = 
 
 def drain(outbox: Outbox, endpoint: str = "a", most: int = 1) -> list[str]:
     found = []
-    while deliveries := outbox.begin(endpoint, most):
+    while deliveries := outbox.begin(endpoint, most, NOW):
         found += [one.notice.message for one in deliveries]
         outbox.finish(endpoint, deliveries, NOW)
     return found
@@ -56,7 +56,7 @@ def test_it_is_as_durable_as_sqlite_can(outbox: Outbox, tmp_path: Path) -> None:
 def test_a_notice_comes_back_whole(outbox: Outbox) -> None:
     wanted = notice(3, kernel_log=("a", "b"), errno=5, reason="x", uid=None, message="ünï\N{PILE OF POO}")
     outbox.take(["x"], NOW, [(wanted, ["a"])], NOW)
-    (one,) = outbox.begin("a", 1)
+    (one,) = outbox.begin("a", 1, NOW)
     assert one.notice == wanted
     assert Notice.parse(wanted.dump()) == wanted
 
@@ -64,14 +64,14 @@ def test_a_notice_comes_back_whole(outbox: Outbox) -> None:
 def test_the_same_notice_is_queued_once_for_each(outbox: Outbox) -> None:
     put(outbox, 1, to=("a", "b"))
     put(outbox, 1, to=("a", "b"))
-    assert (outbox.waiting("a"), outbox.waiting("b")) == ((1, NOW), (1, NOW))
+    assert outbox.waiting("a") == outbox.waiting("b") == Waiting(1, NOW)
 
 
 def test_what_began_together_stays_together(outbox: Outbox) -> None:
     put(outbox, 1, 2)
-    first = [one.number for one in outbox.begin("a", 10)]
+    first = [one.number for one in outbox.begin("a", 10, NOW)]
     put(outbox, 3)
-    assert [one.number for one in outbox.begin("a", 10)] == first
+    assert [one.number for one in outbox.begin("a", 10, NOW)] == first
     assert drain(outbox, most=10) == ["failure 1", "failure 2", "failure 3"]
 
 
@@ -90,7 +90,30 @@ def test_bytes_are_bounded_too(outbox: Outbox) -> None:
     dropped = outbox.shrink(10_000, 100_000)
     assert dropped.keys() == {"big"}
     assert 10 <= dropped["big"] <= 14
-    assert outbox.waiting("small")[0] == 30
+    assert outbox.waiting("small").count == 30
+
+
+def test_a_burst_is_dropped_in_a_moment(outbox: Outbox) -> None:
+    """It happens on the loop: the couriers wait meanwhile."""
+    notices = [notice(n) for n in range(1000)]
+    outbox.take([], NOW, [(one, [f"e{n}" for n in range(20)]) for one in notices], NOW)
+    began = time.process_time()
+    dropped = outbox.shrink(1000, 1 << 30)
+    assert time.process_time() - began < 2
+    assert dropped == {f"e{n}": 950 for n in range(20)}
+    assert drain(outbox, "e7", 100) == [f"failure {n}" for n in range(950, 1000)]
+
+
+def test_what_is_set_aside_delays_no_other_and_comes_back(outbox: Outbox) -> None:
+    put(outbox, 1, 2)
+    (poison,) = outbox.begin("a", 1, NOW)
+    outbox.set_aside("a", poison, "400", NOW + 100)
+    assert (outbox.waiting("a").due, outbox.waiting("a").refused) == (0, 1)
+    assert drain(outbox) == ["failure 2"]
+    assert outbox.waiting("a") == Waiting(1, NOW, NOW + 100, 1)
+    assert outbox.begin("a", 1, NOW + 99) == []
+    assert [one.notice for one in outbox.begin("a", 1, NOW + 100)] == [poison.notice]
+    assert outbox.begin("a", 1, NOW - 365 * 24 * 3_600_000_000) != [], "the clock was set back"
 
 
 def test_a_disabled_endpoint_keeps_what_it_has_and_gets_no_more(outbox: Outbox) -> None:
@@ -106,8 +129,8 @@ def test_a_disabled_endpoint_keeps_what_it_has_and_gets_no_more(outbox: Outbox) 
 def test_endpoints_that_are_no_more_are_forgotten(outbox: Outbox) -> None:
     put(outbox, 1, 2, to=("a", "b"))
     assert outbox.forget_others(["b"]) == {"a": 2}
-    assert outbox.waiting("a") == (0, 0)
-    assert outbox.waiting("b")[0] == 2
+    assert outbox.waiting("a") == Waiting()
+    assert outbox.waiting("b").count == 2
 
 
 def test_what_was_seen_is_remembered_within_bounds(outbox: Outbox) -> None:
@@ -138,7 +161,7 @@ for n in range(int(sys.argv[2]), 1_000_000):
     box.take([f"id{n}"], n, [(notice(n), ["a", "b"])], 1)
     print("took", n, flush=True)
     if n % 3 == 0:
-        one = box.begin("a", 1)
+        one = box.begin("a", 1, 1)
         print("sent", one[0].notice.id, flush=True)
         box.finish("a", one, 1)
         print("done", one[0].notice.id, flush=True)

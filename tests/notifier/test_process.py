@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from kmodd.errors import AccessDenied, Conflict, InvalidArgs, NoSuchEndpoint
+from kmodd.client import Client
+from kmodd.errors import Conflict, NoSuchEndpoint, UnknownParameter
+from kmodd.notifier.watcher import LIMIT
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 from tests.notifier.receiver import Receiver, counting, receiver, wait_until
@@ -65,8 +67,64 @@ def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
         running.stop()
     for request in server.requests:
         document = json.loads(request.body)
-        assert (document["type"], document["data"]["modules"]) == ("unsigned.found", ["nvidia"])
+        assert (document["type"], document["data"]["modules"]) == ("module.unsigned", ["nvidia"])
     assert len({request.id for request in server.requests}) == len(server.requests) == 2
+
+
+def test_an_unsigned_module_that_came_and_went_while_nobody_looked_is_told(running: Stage) -> None:
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["unsigned"]')
+        running.start()
+        running.stop()
+        running.daemon(lambda client: client.load("nvidia"))()
+        time.sleep(0.5)  # the daemon looks at what is loaded a moment after the kernel's word
+        running.daemon(lambda client: client.unload("nvidia"))()
+        running.start()
+        server.wait_for(1)
+        running.stop()
+    (request,) = server.requests
+    data = json.loads(request.body)["data"]
+    assert (data["modules"], data["uid"]) == (["nvidia"], os.getuid())
+
+
+def test_what_is_refused_before_there_is_a_job_is_told_at_once(running: Stage) -> None:
+    """There is no signal with what was refused: it is in the history, and a signal without a word says to look there."""
+
+    async def refused(client: Client) -> None:
+        for _ in range(2):
+            with pytest.raises(UnknownParameter):
+                await client.load("dummy", {"nosuch": "1"})
+
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["failure"]\nerrors = ["UnknownParameter"]')
+        running.start()
+        time.sleep(3)  # whatever the start gave reason to look at has been looked at
+        began = time.monotonic()
+        running.daemon(refused)()
+        server.wait_for(2)
+        assert time.monotonic() - began < 15, "the poll is every five minutes"
+        running.stop()
+    assert len({request.id for request in server.requests}) == 2
+    for request in server.requests:
+        data = json.loads(request.body)["data"]
+        assert (data["error"], data["modules"]) == ("UnknownParameter", ["dummy"])
+
+
+def test_a_dead_mail_server_does_not_hold_up_the_end(running: Stage) -> None:
+    with counting() as silent:
+        running.configure(
+            more=f'[smtp]\nhost = "localhost"\nport = {silent.port}\nfrom = "kmodd@example.org"\nsecurity = "none"\n'
+            '[email.ops]\nto = ["root@example.org"]\ndigest = 0\n[[rule]]\nevents = ["load"]\nnotify = ["ops"]\n'
+        )
+        running.start()
+        running.load("dummy")
+        wait_until(lambda: silent.connections > 0, "it waits for a greeting")
+        assert running.notifier is not None
+        running.notifier.terminate()
+        assert running.notifier.wait(8) == 0
+        running.notifier = None
+        running.start()
+        assert running.endpoint("ops")["waiting"] == 1
 
 
 def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
@@ -88,6 +146,20 @@ def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
     modules = [json.loads(request.body)["data"]["modules"] for request in server.requests]
     assert modules == [["dummy"]] * 2 + [["tun"]] * 2 + [["loop"]] * 2 + [["veth"]] * 2
     assert len({request.id for request in server.requests}) == 8
+
+
+def test_an_absence_with_more_than_one_answer_holds_is_told_in_full(running: Stage) -> None:
+    pairs = LIMIT // 2 + 20
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["load", "unload"]')
+        running.start()
+        running.stop()
+        running.load(*["dummy"] * pairs)
+        running.start()
+        server.wait_for(2 * pairs, 60)
+        running.stop()
+    assert types(server) == ["module.loaded", "module.unloaded"] * pairs
+    assert len({request.id for request in server.requests}) == 2 * pairs
 
 
 def test_kill_9_at_random_points_loses_nothing(running: Stage) -> None:
@@ -206,85 +278,6 @@ def test_endpoints_come_and_go_by_the_command_line(running: Stage, kmodctl: Runn
     assert key not in shown
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("add", "x", "http://h.example/"), "starts with https://"),
-        (("add", "x", "https://a:b@h.example/"), "no user, password"),
-        (("add", "X", "https://h.example/"), "a name is"),
-        (("add", "../x", "https://h.example/"), "a name is"),
-        (("add", "x", "root"), "plain e-mail address"),
-        (("add", "x", "root@example.org"), "there is no mail server"),
-        (("add", "x", "https://h.example/", "--event", "lode"), "did you mean load?"),
-        (("add", "x", "https://h.example/", "--module", "a/b"), "a pattern is"),
-        (("add", "x", "https://h.example/", "--digest", "5"), "not for a webhook"),
-        (("add", "x", "root@example.org", "--format", "chat"), "not for mail"),
-        (("test", "none"), "there is no endpoint none"),
-        (("enable", "none"), "there is no endpoint none"),
-    ],
-)
-def test_refusals(
-    quiet: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
-) -> None:
-    ended = Runner(quiet.address, capsys, monkeypatch)("notify", *words)
-    assert said in ended.err
-    assert ended.status in (2, 3)
-    assert quiet.status()["endpoints"] == []
-    assert not (quiet.state / "managed.new").exists()
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A notifier that tells nobody anything."""
-    with stage(tmp_path_factory.mktemp("quiet")) as made:
-        made.configure()
-        made.start()
-        yield made
-
-
-def test_odd_calls_are_refused(quiet: Stage) -> None:
-    for question, error in (
-        (lambda one: one._call("NoSuch"), InvalidArgs),
-        (lambda one: one._call("Test", "u", 5), InvalidArgs),
-        (lambda one: one._call("Test", "s", "a" * 5000), InvalidArgs),
-        (lambda one: one.add_webhook("x", "https://h.example/", {"key": "whsec_AAAA"}), InvalidArgs),
-        (lambda one: one.add_webhook("x", "https://h.example/", {"digest": 5}), InvalidArgs),
-        (lambda one: one.add_webhook("x", "https://h.example/", {"events": ["übel"]}), InvalidArgs),
-    ):
-        with pytest.raises(error):
-            quiet.ask(question)()
-    assert quiet.status()["endpoints"] == []
-
-
-def test_only_one_has_the_name(quiet: Stage, tmp_path: Path) -> None:
-    with stage(tmp_path) as other:
-        other.address, mine = quiet.address, other.address
-        assert other.start(wait=False).wait(15) == 1
-        other.notifier, other.address = None, mine
-        assert "another notifier is running" in other.log.read_text()
-
-
-def test_idle_it_is_small_and_asleep(quiet: Stage) -> None:
-    assert quiet.notifier is not None
-    proc = Path(f"/proc/{quiet.notifier.pid}")
-
-    def ticks() -> int:
-        fields = (proc / "stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
-
-    time.sleep(1)
-    before = ticks()
-    time.sleep(2)
-    assert ticks() - before <= 1
-    resident = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("VmRSS"))
-    assert int(resident.split()[1]) <= 40 * 1024, resident
-
-
-def test_metrics(quiet: Stage) -> None:
-    samples = quiet.ask(lambda one: one.metrics())()
-    assert [(sample.name, sample.value) for sample in samples] == [("kmodd_notifier_watching", 1.0)]
-
-
 def test_losing_the_bus_ends_it(tmp_path: Path) -> None:
     with private_bus(tmp_path) as address:
         made = Stage(tmp_path, address)
@@ -294,14 +287,3 @@ def test_losing_the_bus_ends_it(tmp_path: Path) -> None:
         made.stop_daemon()
     assert process.wait(15) == 1
     assert "connection to the bus was lost" in made.log.read_text()
-
-
-def test_the_user_of_another_bus_is_asked(quiet: Stage) -> None:
-    from kmodd.notifier.authority import SameUser
-
-    async def check(one: object) -> int:
-        transport = one._transport  # type: ignore[attr-defined]
-        return await SameUser(transport, os.getuid() + 1).check(transport.unique_name, interactive=False)
-
-    with pytest.raises(AccessDenied):
-        quiet.ask(check)()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the watcher makes of the daemon's answers, by a daemon that answers by script."""
 
+import asyncio
 import io
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from kmodd.errors import AccessDenied, Failed, KmoddError
+from kmodd.errors import AccessDenied, Failed, InvalidArgs, KmoddError
 from kmodd.log import Logger
 from kmodd.notifier.intake import Intake
 from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.rules import Rule
-from kmodd.notifier.watcher import LIMIT, Watcher
+from kmodd.notifier.watcher import LIMIT, SETTLE, Watcher
 
 START = 1_700_000_000_000_000
 
@@ -30,6 +31,7 @@ class Daemon:
         self.drift: list[dict[str, Any]] | KmoddError = []
         self.error: KmoddError | None = None
         self.asked: list[str] = []
+        self.limit_max = 1000
 
     async def data(self, member: str, *_: object, options: dict[str, Any]) -> Any:
         self.asked.append(member)
@@ -37,7 +39,10 @@ class Daemon:
             raise self.error
         if member == "ListModules":
             return self.loaded
-        return [row for row in self.history if row["time"] >= options["since"]][-options["limit"] :]
+        if options["limit"] > self.limit_max:
+            raise InvalidArgs(f"limit is 1 to {self.limit_max}")
+        found = [row for row in self.history if row["time"] >= options["since"]]
+        return found[: options["limit"]] if options["oldest"] else found[-options["limit"] :]
 
     async def call(self, *words: Any, **_: object) -> tuple[Any, ...]:
         self.asked.append(words[2])
@@ -60,7 +65,7 @@ class Bench:
         self.watcher._there = True
 
     def told(self) -> list[str]:
-        return [one.notice.message for one in self.outbox.begin("a", 10_000)]
+        return [one.notice.message for one in self.outbox.begin("a", 10_000, self.now)]
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ async def test_drift_is_told_once_until_it_comes_again(bench: Bench) -> None:
         bench.now += 1
         bench.daemon.drift = found
         await bench.watcher.look()
-        counts.append(bench.outbox.waiting("a")[0])
+        counts.append(bench.outbox.waiting("a").count)
     assert counts == [1, 1, 1, 2]
     assert bench.told() == ["loop: state should be present, is absent"] * 2
 
@@ -127,8 +132,43 @@ async def test_a_disk_that_refuses_costs_no_record(bench: Bench, monkeypatch: py
     assert bench.told() == ["m1"]
 
 
-async def test_what_is_too_much_for_one_answer_is_said(bench: Bench, log: io.StringIO) -> None:
+@pytest.mark.parametrize("limit_max", [1000, 100, 7])
+async def test_what_is_too_much_for_one_answer_is_read_in_parts(bench: Bench, limit_max: int) -> None:
     await bench.watcher.look()
-    bench.daemon.history = [row(n) for n in range(LIMIT + 50)]
-    assert await bench.watcher.look() == LIMIT
-    assert "only the newest 1000" in log.getvalue()
+    bench.daemon.limit_max = limit_max
+    # Three of each moment: an answer may end between them.
+    bench.daemon.history = [row(n // 3, message=f"m{n}") for n in range(LIMIT * 3 + 50)]
+    assert await bench.watcher.look() == LIMIT * 3 + 50
+    assert bench.told() == [f"m{n}" for n in range(LIMIT * 3 + 50)]
+    assert await bench.watcher.look() == 0
+
+
+async def test_who_is_refused_does_not_cause_the_next_refusal(bench: Bench) -> None:
+    """A refusal is a record, and records are signalled: the signal must not make it ask again at once."""
+    bench.daemon.error = AccessDenied("polkit does not allow this")
+    watching = asyncio.create_task(bench.watcher._watch())
+    for _ in range(20):
+        bench.watcher._wake.set()
+        await asyncio.sleep(0.05)
+    asked = len(bench.daemon.asked)
+    bench.daemon.error = None
+    bench.watcher._returned.set()
+    bench.watcher._wake.set()
+    await asyncio.sleep(SETTLE + 0.3)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert asked == 1
+    assert len(bench.daemon.asked) > 1
+    assert bench.watcher.trouble == ""
+
+
+async def test_modules_are_listed_when_kmodd_comes_and_not_for_each_event(bench: Bench) -> None:
+    bench.daemon.loaded = [{"name": "old", "taint": "OE"}]
+    for _ in range(3):
+        await bench.watcher.look()
+    assert bench.daemon.asked.count("ListModules") == 1
+    assert bench.told() == []
+    bench.daemon.loaded.append({"name": "nvidia", "taint": "POE"})
+    bench.watcher._compare = True
+    await bench.watcher.look()
+    assert bench.told() == ["Module nvidia was loaded without a valid signature."]

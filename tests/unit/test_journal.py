@@ -38,6 +38,19 @@ class FakeReader:
                 return entry
         return {}
 
+    def seek_realtime(self, realtime: int) -> None:
+        """As journald does where the clock never went back: before the first that is not older."""
+        times = [entry["__REALTIME_TIMESTAMP"] for entry in self.entries]
+        self.position = sum(time.timestamp() * 1_000_000 < realtime for time in times if isinstance(time, datetime))
+
+    def get_next(self) -> Mapping[str, object]:
+        while self.position < len(self.entries):
+            self.position += 1
+            entry = self.entries[self.position - 1]
+            if all(self.fits(entry, match) for match in self.matches):
+                return entry
+        return {}
+
     def close(self) -> None:
         self.closed = True
 
@@ -96,6 +109,24 @@ def test_since_is_inclusive_and_messages_without_event_are_left_out() -> None:
     assert [each.record.message for each in found] == ["2", "4"]
 
 
+def test_everything_can_be_read_in_parts_from_the_oldest_on() -> None:
+    entries = [entry(second) for second in range(1, 30)]
+    told: list[str] = []
+    since = 5_000_000
+    while True:
+        part = read(entries, HistoryQuery(since=since, limit=7, oldest=True))
+        told += [each.record.message for each in part if each.record.message not in told]
+        if len(part) < 7:
+            break
+        since = part[-1].time
+    assert told == [str(second) for second in range(5, 30)]
+
+
+def test_a_clock_set_back_brings_nothing_older_than_asked_for() -> None:
+    found = read([entry(5), entry(2), entry(6)], HistoryQuery(since=5_000_000, oldest=True))
+    assert [each.record.message for each in found] == ["6"]
+
+
 def test_microseconds_survive() -> None:
     moment = datetime(2024, 5, 6, 7, 8, 9, 123457, tzinfo=UTC)
     assert read([entry(1, __REALTIME_TIMESTAMP=moment)], HistoryQuery())[0].time % 1_000_000 == 123457
@@ -112,3 +143,4 @@ def test_memory_keeps_the_latest_and_answers_alike() -> None:
     assert [each.time for each in reader.read(HistoryQuery(module=M("dummy")))] == [3, 5]
     assert [each.time for each in reader.read(HistoryQuery(since=4))] == [4, 5]
     assert [each.time for each in reader.read(HistoryQuery(limit=1))] == [5]
+    assert [each.time for each in reader.read(HistoryQuery(limit=2, oldest=True))] == [2, 3]

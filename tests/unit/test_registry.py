@@ -111,6 +111,24 @@ async def test_what_others_load_and_remove_is_told_and_recorded(desk: Desk) -> N
     ]
 
 
+async def test_a_module_without_a_valid_signature_has_a_record_of_its_own(desk: Desk) -> None:
+    desk.kernel.modprobe("nvidia")
+    await desk.settle()
+    assert [(record.event, record.module, record.uid) for record in desk.records][-2:] == [
+        ("module.appeared", "nvidia", None),
+        ("module.unsigned", "nvidia", None),
+    ]
+    desk.kernel.rmmod("nvidia")
+    await desk.settle()
+    desk.records.clear()
+    desk.hub.publish(StepStarted(M("nvidia"), StepAction.INSERT, BY))
+    desk.kernel.modprobe("nvidia")
+    desk.hub.publish(StepSucceeded(M("nvidia"), StepAction.INSERT, BY, 1))
+    await desk.settle()
+    (told,) = [record for record in desk.records if record.event == "module.unsigned"]
+    assert (told.uid, told.reason, told.priority) == (1000, "testing", 4)
+
+
 async def test_a_reply_is_never_held_up_by_the_event(desk: Desk) -> None:
     desk.kernel.modprobe("loop")
     await asyncio.sleep(0)

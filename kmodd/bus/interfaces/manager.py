@@ -149,6 +149,7 @@ class ManagerInterface:
             module=parse_module(values["module"]) if "module" in values else None,
             since=values.get("since", 0),
             limit=options.number(values, "limit", min(options.HISTORY_LIMIT, highest), highest),
+            oldest=values.get("oldest", False),
         )
 
         async def run(_: Caller) -> list[rows.Row]:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a notifier that tells nobody anything answers, refuses, measures and costs."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kmodd.client import Client
+from kmodd.client_notifier import NotifierClient
+from kmodd.errors import AccessDenied, InvalidArgs
+from kmodd.gateway.counts import Counts
+from kmodd.gateway.reading import Reading
+from kmodd.gateway.shared import SharedAnswers
+from tests.cli.runner import Runner
+from tests.notifier.running import Stage, stage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("add", "x", "http://h.example/"), "starts with https://"),
+        (("add", "x", "https://a:b@h.example/"), "no user, password"),
+        (("add", "X", "https://h.example/"), "a name is"),
+        (("add", "../x", "https://h.example/"), "a name is"),
+        (("add", "x", "root"), "plain e-mail address"),
+        (("add", "x", "root@example.org"), "there is no mail server"),
+        (("add", "x", "https://h.example/", "--event", "lode"), "did you mean load?"),
+        (("add", "x", "https://h.example/", "--module", "a/b"), "a pattern is"),
+        (("add", "x", "https://h.example/", "--digest", "5"), "not for a webhook"),
+        (("add", "x", "root@example.org", "--format", "chat"), "not for mail"),
+        (("test", "none"), "there is no endpoint none"),
+        (("enable", "none"), "there is no endpoint none"),
+    ],
+)
+def test_refusals(
+    quiet: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    ended = Runner(quiet.address, capsys, monkeypatch)("notify", *words)
+    assert said in ended.err
+    assert ended.status in (2, 3)
+    assert quiet.status()["endpoints"] == []
+    assert not (quiet.state / "managed.new").exists()
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A notifier that tells nobody anything."""
+    with stage(tmp_path_factory.mktemp("quiet")) as made:
+        made.configure()
+        made.start()
+        yield made
+
+
+def test_odd_calls_are_refused(quiet: Stage) -> None:
+    for question, error in (
+        (lambda one: one._call("NoSuch"), InvalidArgs),
+        (lambda one: one._call("Test", "u", 5), InvalidArgs),
+        (lambda one: one._call("Test", "s", "a" * 5000), InvalidArgs),
+        (lambda one: one.add_webhook("x", "https://h.example/", {"key": "whsec_AAAA"}), InvalidArgs),
+        (lambda one: one.add_webhook("x", "https://h.example/", {"digest": 5}), InvalidArgs),
+        (lambda one: one.add_webhook("x", "https://h.example/", {"events": ["übel"]}), InvalidArgs),
+    ):
+        with pytest.raises(error):
+            quiet.ask(question)()
+    assert quiet.status()["endpoints"] == []
+
+
+def test_only_one_has_the_name(quiet: Stage, tmp_path: Path) -> None:
+    with stage(tmp_path) as other:
+        other.address, mine = quiet.address, other.address
+        assert other.start(wait=False).wait(15) == 1
+        other.notifier, other.address = None, mine
+        assert "another notifier is running" in other.log.read_text()
+
+
+def test_idle_it_is_small_and_asleep(quiet: Stage) -> None:
+    assert quiet.notifier is not None
+    proc = Path(f"/proc/{quiet.notifier.pid}")
+
+    def ticks() -> int:
+        fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    time.sleep(1)
+    before = ticks()
+    time.sleep(2)
+    assert ticks() - before <= 1
+    resident = next(line for line in (proc / "status").read_text().splitlines() if line.startswith("VmRSS"))
+    assert int(resident.split()[1]) <= 40 * 1024, resident
+
+
+def test_metrics(quiet: Stage) -> None:
+    samples = quiet.ask(lambda one: one.metrics())()
+    assert [(sample.name, sample.value) for sample in samples] == [
+        ("kmodd_notifier_watching", 1.0),
+        ("kmodd_notifier_refusals_left_out_total", 0.0),
+    ]
+
+
+def test_the_gateway_shows_the_queue(quiet: Stage) -> None:
+    """In /metrics, beside the daemon's own; and it starts nobody to look at."""
+
+    async def scrape(name: str) -> str:
+        async with await Client.connect(quiet.address) as client:
+            link: Any = SimpleNamespace(client=client)
+            shared = SharedAnswers(1.0, time.monotonic, lambda: 0)
+
+            async def connect() -> NotifierClient:
+                return await NotifierClient.connect(quiet.address if name == "there" else "unix:path=/nonexistent")
+
+            return (await Reading(link, shared, Counts(), connect).metrics()).decode()
+
+    shown = asyncio.run(scrape("there"))
+    assert "kmodd_notifier_watching 1" in shown
+    assert "kmodd_modules" in shown
+    shown = asyncio.run(scrape("away"))
+    assert "kmodd_notifier" not in shown
+    assert "kmodd_modules" in shown
+
+
+def test_the_user_of_another_bus_is_asked(quiet: Stage) -> None:
+    from kmodd.notifier.authority import SameUser
+
+    async def check(one: object) -> int:
+        transport = one._transport  # type: ignore[attr-defined]
+        return await SameUser(transport, os.getuid() + 1).check(transport.unique_name, interactive=False)
+
+    with pytest.raises(AccessDenied):
+        quiet.ask(check)()
