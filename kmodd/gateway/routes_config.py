@@ -34,7 +34,7 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
     async def change(who: Principal, member: str, module: str, asked: models.Change, *rest: Any, **more: Any) -> Answer:
         name, reason = parse_module(module), parse_reason(asked.reason)
         who.require_modules([name])
-        options = {"dry-run": asked.dry_run, **({"reason": reason} if reason else {}), **more}
+        options = {**_options(who, asked, reason), **more}
         async with changes.doing(who, Intent(member, name, reason)) as client:
             await Configuration(client).data(member, name, *rest, options=options)
         said = "would be" if asked.dry_run else "are"
@@ -88,9 +88,9 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         asked = body or models.Change()
         reason = parse_reason(asked.reason)
         _require_all(who)
-        given = {"dry-run": asked.dry_run, **({"reason": reason} if reason else {})}
         async with changes.doing(who, Intent("Apply", "", reason)) as client:
-            return Answer(results(await Configuration(client).data("Apply", options=given)))
+            rows = await Configuration(client).data("Apply", options=_options(who, asked, reason))
+        return Answer(results(rows))
 
     @made.post("/v1/config/reload", response_model=models_rules.Message, operation_id="reload_config",
                **told("configure", "Conflict", example={"message": "The files are read again", "module": ""}))  # fmt: skip
@@ -102,6 +102,11 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         return Answer({"message": "The files are read again", "module": ""})
 
     return made
+
+
+def _options(who: Principal, asked: models.Change, reason: str) -> dict[str, object]:
+    given: dict[str, object] = {"dry-run": asked.dry_run, "on-behalf-of": who.name}
+    return given | ({"reason": reason} if reason else {})
 
 
 def _require_all(who: Principal) -> None:

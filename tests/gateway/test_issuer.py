@@ -22,6 +22,7 @@ from kmodd.gateway.issuer import JwtVerifier
 from kmodd.gateway.keys import PAUSE, STALE, Keys
 from kmodd.gateway.principal import Principal
 from kmodd.gateway.settings import Issuer
+from kmodd.names import parse_on_behalf_of
 from tests.gateway.processes import gateway
 
 ISSUER = "https://login.example.org"
@@ -107,6 +108,14 @@ async def test_a_good_one_names_its_subject_and_its_scopes(
 )
 async def test_scopes_come_from_the_claim(verifier: JwtVerifier, groups: object, scopes: set[str]) -> None:
     assert (await verifier.verify(sign(groups=groups))).scopes == scopes
+
+
+@pytest.mark.parametrize("subject", ["x" * 500, "\U0001f600" * 200, "\u202e" * 64, "two\nlines", "\ud800"], ids=ascii)
+async def test_whatever_its_subject_the_journal_can_name_it(verifier: JwtVerifier, subject: str) -> None:
+    """The daemon refuses a call on behalf of a name that it cannot write down."""
+    names = [(await verifier.verify(sign(sub=f"{subject}{end}"))).name for end in ("a", "b")]
+    assert [parse_on_behalf_of(name) for name in names] == names
+    assert names[0] != names[1]
 
 
 NOW = int(time.time())

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.gateway.processes import Gateway
+from tests.gateway.processes import Gateway, wait_for
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -32,6 +32,22 @@ def test_a_rule_is_tried(served: Gateway, path: str, body: object) -> None:
     assert served.ask("PUT", f"/v1/config/modules/overlay/{path}", body, token=reader).status == 403
     narrow = served.make_token(f"narrow-{path}", "configure", modules=["loop"])
     assert served.ask("PUT", f"/v1/config/modules/overlay/{path}", body, token=narrow).status == 403
+
+
+def test_whoever_asked_for_a_rule_is_in_the_history(served: Gateway) -> None:
+    token = served.make_token("rules@node7", "read", "configure")
+    body = {"parameters": {"redirect_max": "64"}, "reason": "wide directories"}
+    assert served.ask("PUT", "/v1/config/modules/overlay/options", body, token=token).status == 200
+
+    def records() -> list[dict[str, str]]:
+        found = served.ask("GET", "/v1/history?module=overlay&limit=5").document["records"]
+        return [row for row in found if row["event"] == "configuration.changed"]
+
+    wait_for(records)  # it is written after the answer
+    (record,) = records()
+    assert record["on_behalf_of"].startswith("token rules@node7 (")
+    assert record["reason"] == "wide directories"
+    assert served.ask("PUT", "/v1/config/modules/overlay/options", {}, token=token).status == 200
 
 
 def test_the_wanted_state_is_applied(served: Gateway) -> None:
