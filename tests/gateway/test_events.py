@@ -103,7 +103,7 @@ def test_a_follower_that_leaves_is_forgotten(served: Gateway) -> None:
     def followers() -> int:
         text = served.ask("GET", "/metrics").body.decode()
         (line,) = [row for row in text.splitlines() if row.startswith("kmodd_gateway_event_streams ")]
-        return int(line.split()[1])
+        return int(float(line.split()[1]))
 
     before = followers()
     with following(served):
