@@ -52,7 +52,7 @@ format: setup ## bring the sources into their form
 	@$(VENV)/bin/ruff format
 	@$(VENV)/bin/ruff check --fix
 
-bench: ## time kmodd in the virtual machine, beside the bare system calls, modprobe, rmmod and modinfo
+bench: ## time kmodd and its gateway, in the virtual machine beside what is used today, and outside it
 	@$(PYTHON) -m tests.bench
 
 coverage: setup ## run the tests that need no virtual machine, and say what they reach

@@ -224,6 +224,11 @@ def _status(pid: int, field: str) -> int:
     raise LookupError(field)
 
 
+def memory(pid: int) -> float:
+    """Megabytes that a process has resident."""
+    return _status(pid, "VmRSS") / 1024
+
+
 def _kmodd() -> tuple[int, list[int]]:
     """Process numbers of the daemon and of its workers, which are units of their own."""
     shown = subprocess.run(["systemctl", "show", "-P", "MainPID", "kmodd"], check=True, capture_output=True, text=True)
@@ -242,13 +247,9 @@ async def idle(seconds: int, when: str) -> None:
     woken = _status(main, "voluntary_ctxt_switches") - before
     worker_woken = sum(_status(worker, "voluntary_ctxt_switches") for worker in workers) - sum(worker_before)
     print(f"Idle for {seconds} s, {when}")
-    print(
-        f"  kmodd   {_status(main, 'VmRSS') / 1024:6.1f} MB resident, {woken} wake-ups   aim <= 30 MB, the watchdog's only"
-    )
+    print(f"  kmodd   {memory(main):6.1f} MB resident, {woken} wake-ups   aim <= 30 MB, the watchdog's only")
     for worker in workers:
-        print(
-            f"  worker  {_status(worker, 'VmRSS') / 1024:6.1f} MB resident, {worker_woken} wake-ups   aim <= 15 MB, 0"
-        )
+        print(f"  worker  {memory(worker):6.1f} MB resident, {worker_woken} wake-ups   aim <= 15 MB, 0")
 
 
 def start_time(rounds: int = 3) -> None:

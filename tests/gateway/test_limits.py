@@ -204,6 +204,16 @@ def test_what_is_this_machine(address: str, *, local: bool) -> None:
         sockets.require_tls([one], tls=True)
 
 
+def test_no_answer_waits_for_an_acknowledgement() -> None:
+    (one,) = sockets.listen(["127.0.0.1:0"])
+    with one, socket.create_connection(one.getsockname()):
+        one.setblocking(True)
+        accepted, _ = one.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # asyncio looks at it
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_unix_socket_is_this_machine_and_left_ones_are_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         (one,) = sockets.listen([str(tmp_path / "socket")])
