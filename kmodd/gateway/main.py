@@ -170,7 +170,8 @@ def serve(arguments: Arguments, environment: Mapping[str, str], log: Logger) -> 
     try:
         settings = read(arguments.config)
         found = sockets.inherited(environment, os.getpid()) or sockets.listen(settings.listen)
-        asyncio.run(run(settings, found, arguments.bus, log, environment.get("NOTIFY_SOCKET", "")))
+        with asyncio.Runner(loop_factory=server.Loop) as runner:
+            runner.run(run(settings, found, arguments.bus, log, environment.get("NOTIFY_SOCKET", "")))
     except ConfigurationError as error:
         log.error("gateway.trouble", message=f"the gateway cannot start: {error}")  # noqa: TRY400 - no bug
         return EX_CONFIG

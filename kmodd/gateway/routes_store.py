@@ -40,6 +40,9 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         who.require_modules([module])
         options: dict[str, object] = {"on-behalf-of": who.name}
         if asked.load:
+            if who.modules:
+                # What the file needs is not known before it is active, and would be loaded along.
+                raise AccessDenied("this token is for some modules alone: load it by itself afterwards")
             who.require("load")
             who.require("unload")
             options["load"] = True

@@ -233,6 +233,17 @@ async def test_a_heartbeat_keeps_the_line_open_while_the_token_counts() -> None:
     assert line.ended == ["revoked"]
 
 
+async def test_a_revoked_token_ends_it_while_events_go_by_too() -> None:
+    hub, line = Hub("run"), Line()
+    task = line.follow(hub)
+    line.allowed = False
+    async with asyncio.timeout(3):
+        while not task.done():
+            hub.publish("a", {})
+            await asyncio.sleep(0.01)
+    assert line.ended == ["revoked"]
+
+
 async def test_a_follower_that_leaves_ends_quietly() -> None:
     hub, line = Hub("run"), Line()
     task = line.follow(hub)

@@ -66,6 +66,14 @@ def test_the_store_is_listed(served: Gateway) -> None:
     assert served.ask("POST", "/v1/store/loop/deactivate").status in {200, 404}
 
 
+def test_a_token_for_some_modules_loads_nothing_through_the_store(served: Gateway) -> None:
+    """A version of `loop` may need any other module."""
+    narrow = served.make_token("switcher", "import", "load", "unload", modules=["loop"])
+    for path in ("/v1/store/loop/1.0/activate", "/v1/store/loop/deactivate"):
+        assert served.ask("POST", path, {"load": True}, token=narrow).status == 403
+        assert served.ask("POST", path, {"load": False}, token=narrow).status in {200, 404}
+
+
 def test_a_file_that_is_no_module_is_refused(served: Gateway) -> None:
     answer = served.ask("POST", "/v1/store?version=1.0", raw=b"not a module" * 10_000, headers=OCTETS)
     assert (answer.status, answer.document["type"]) == (422, "urn:kmodd:error:BadModule")
