@@ -72,8 +72,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Read; a request's headers have to be whole before their deadline, however slowly they drip."""
         super().data_received(data)
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and not cycle.response_complete:
+        if self._is_serving():
             self._disarm()
         else:
             self._arm()
@@ -81,8 +80,12 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """Go on; what came of the next request meanwhile has to become whole in time as well."""
         super().on_response_complete()
-        if self.conn.trailing_data[0]:
+        if self.conn.trailing_data[0] and not self._is_serving():
             self._arm()
+
+    def _is_serving(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def pause_writing(self) -> None:
         """The client does not take what is sent. It has a while: closing would wait for it as long as it likes."""
