@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from kmodd.client_configuration import Configuration
 from kmodd.errors import AccessDenied
@@ -16,6 +16,7 @@ from kmodd.gateway.wording import snake
 from kmodd.names import parse_module, parse_parameters, parse_reason
 
 MODULE = Path(description="Name of the module.")
+REASON = Query("", max_length=1024, description="One line for the journal.")
 _RULE = {
     "kind": "blacklist", "module": "pcspkr", "value": "", "file": "/etc/modprobe.d/kmodd-blacklist.conf", "line": 3,
     "ours": True, "masks": [], "shadowed_by": "", "findings": [],
@@ -78,6 +79,24 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         """Keep a module from being loaded by devices, `hard` also by its name; or take that away."""
         more = {"hard": True} if body.hard else {}
         return await change(who, "SetBlacklisted", module, body, body.blacklisted, **more)
+
+    @made.delete("/v1/config/modules/{module}/autoload", response_model=models_rules.Message, operation_id="no_autoload",
+                 **told("configure", *_ERRORS, example=_DONE))  # fmt: skip
+    async def no_autoload(module: str = MODULE, reason: str = REASON, who: Principal = needs("configure")) -> Answer:
+        """Have a module loaded at boot no longer."""
+        return await change(who, "SetAutoload", module, models.Change(reason=reason), False, {})
+
+    @made.delete("/v1/config/modules/{module}/options", response_model=models_rules.Message, operation_id="no_options",
+                 **told("configure", *_ERRORS, example=_DONE))  # fmt: skip
+    async def no_options(module: str = MODULE, reason: str = REASON, who: Principal = needs("configure")) -> Answer:
+        """Take away the parameters that kmodd's file has for a module."""
+        return await change(who, "SetOptions", module, models.Change(reason=reason), {})
+
+    @made.delete("/v1/config/modules/{module}/blacklist", response_model=models_rules.Message,
+                 operation_id="no_blacklist", **told("configure", *_ERRORS, example=_DONE))  # fmt: skip
+    async def no_blacklist(module: str = MODULE, reason: str = REASON, who: Principal = needs("configure")) -> Answer:
+        """Take kmodd's own blacklisting of a module away."""
+        return await change(who, "SetBlacklisted", module, models.Change(reason=reason), False)
 
     @made.post("/v1/config/apply", response_model=models.Results, operation_id="apply",
                **told("configure", "Busy", "Conflict",

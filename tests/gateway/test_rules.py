@@ -50,6 +50,29 @@ def test_whoever_asked_for_a_rule_is_in_the_history(served: Gateway) -> None:
     assert served.ask("PUT", "/v1/config/modules/overlay/options", {}, token=token).status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("autoload", {"enabled": True}),
+        ("options", {"parameters": {"redirect_max": "64"}}),
+        ("blacklist", {"blacklisted": True}),
+    ],
+)
+def test_a_rule_is_made_and_taken_away(served: Gateway, path: str, body: object) -> None:
+    def ours() -> list[str]:
+        rules = served.ask("GET", "/v1/config").document["rules"]
+        return [rule["kind"] for rule in rules if rule["ours"] and rule["module"] == "overlay"]
+
+    place = f"/v1/config/modules/overlay/{path}"
+    assert served.ask("PUT", place, body).status == 200
+    assert ours() == [path]
+    assert served.ask("DELETE", f"{place}?reason=a%0Ab").status == 400
+    assert served.ask("DELETE", place, token=served.make_token(f"r-{path}", "read")).status == 403
+    assert served.ask("DELETE", f"{place}?reason=done").status == 200
+    assert ours() == []
+    assert served.ask("DELETE", place).status == 200
+
+
 def test_the_wanted_state_is_applied(served: Gateway) -> None:
     answer = served.ask("POST", "/v1/config/apply", {"dry_run": True})
     assert answer.status == 200, answer.document
