@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import socket
@@ -151,6 +152,9 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
 
 
 def _ready(log: Logger, found: Sequence[socket.socket], tokens: int, notify: str) -> None:
+    # The routes and their models stay as long as the process: the collector need not walk through them again and again.
+    gc.collect()
+    gc.freeze()
     places = ", ".join(_place(one) for one in found)
     log.info("gateway.started", message=f"the gateway listens on {places}", tokens=str(tokens))
     if notify:

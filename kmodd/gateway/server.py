@@ -213,6 +213,8 @@ def make(app: ASGIApp, settings: GatewaySettings, stopping: Callable[[], None], 
         lifespan="off",
         loop="asyncio",
         log_config=None,
+        # Without a level uvicorn takes itself to be traced, and spells every message for a log that nobody keeps.
+        log_level="warning",
         access_log=False,
         server_header=False,
         date_header=False,
