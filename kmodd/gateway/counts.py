@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The gateway's own metrics, and Prometheus' text format (version 0.0.4) of them and the daemon's."""
+"""The gateway's own metrics, and Prometheus' text format (version 0.0.4) of them and those of the daemon and the notifier."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -68,22 +68,22 @@ class Counts:
         self.streams -= 1
         self._ended.labels(reason).inc()
 
-    def text(self, daemon: Iterable[Sample] | None) -> bytes:
+    def text(self, daemon: Iterable[Sample] | None, notifier: Iterable[Sample] = ()) -> bytes:
         """All metrics; None for the daemon's when it is away."""
         self._up.set(daemon is not None)
-        return generate_latest(_Everything(self._registry, tuple(daemon or ())))
+        return generate_latest(_Everything(self._registry, (*(daemon or ()), *notifier)))
 
 
 class _Everything:
-    """Both sides' metrics at one moment, in the shape of a registry."""
+    """Everybody's metrics at one moment, in the shape of a registry."""
 
-    def __init__(self, own: CollectorRegistry, daemon: tuple[Sample, ...]) -> None:
+    def __init__(self, own: CollectorRegistry, others: tuple[Sample, ...]) -> None:
         self._own = own
-        self._daemon = daemon
+        self._others = others
 
     def collect(self) -> Iterator[Metric]:
         """Every family."""
-        yield from families(self._daemon)
+        yield from families(self._others)
         for family in self._own.collect():
             # When each counter was made is of no use to Prometheus in this format, and doubles what there is.
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
@@ -91,7 +91,7 @@ class _Everything:
 
 
 def families(samples: Iterable[Sample]) -> Iterable[Metric]:
-    """The daemon's samples by family. On the bus a histogram is told as its samples."""
+    """Samples by family. On the bus a histogram is told as its samples."""
     rows = list(samples)
     histograms = {name.removesuffix("_bucket") for name, _, labels, _ in rows if "le" in labels}
     found: dict[str, Metric] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What each of the daemon's metrics means, for Prometheus' HELP lines: on the bus they have names and labels alone."""
+"""What each metric of the daemon and the notifier means, for Prometheus' HELP lines: on the bus they have names and labels alone."""
 
 MEANINGS = {
     "kmodd_build_info": "1, with the versions of kmodd and of the kernel as labels.",
@@ -22,6 +22,13 @@ MEANINGS = {
     "kmodd_module_taint": "1 for each flag by which a loaded module taints the kernel.",
     "kmodd_modules_disabled": "1 when the kernel takes no modules any more until it is rebooted.",
     "kmodd_modules_loaded": "Modules that are loaded.",
+    "kmodd_notifier_attempts": "Deliveries tried, by endpoint.",
+    "kmodd_notifier_delivered": "Messages delivered, by endpoint.",
+    "kmodd_notifier_dropped": "Messages given up, by endpoint.",
+    "kmodd_notifier_enabled": "1 for endpoints that are sent to, 0 for those that are switched off.",
+    "kmodd_notifier_failures": "Failures in a row now, by endpoint.",
+    "kmodd_notifier_waiting": "Messages that wait to be delivered, by endpoint.",
+    "kmodd_notifier_watching": "1 while the notifier hears what happens.",
     "kmodd_operations": "Operations that ended, by action and result.",
     "kmodd_requests": "Calls on the bus that were asked about, refused or failed, by what became of them and by method.",
     "kmodd_settings_valid": "1 when the files that say what is wanted are good, 0 when old ones are in force.",

@@ -4,6 +4,7 @@
 import asyncio
 from typing import Any
 
+from kmodd.client_notifier import NotifierClient
 from kmodd.errors import KmoddError, NoSuchModule, NotLoaded
 from kmodd.gateway.asking import encode
 from kmodd.gateway.counts import Counts, Sample
@@ -79,16 +80,27 @@ class Reading:
         return await self._shared.get("health", ask)
 
     async def metrics(self) -> bytes:
-        """The daemon's metrics and ours in Prometheus' text format; ours alone when the daemon is away."""
+        """Everybody's metrics in Prometheus' text format; ours alone when the others are away."""
 
         async def ask() -> bytes:
-            samples: list[Sample] | None
-            try:
-                async with asyncio.timeout(METRICS_TIMEOUT):
-                    rows = await self._link.client.data("GetMetrics")
-                samples = [(name, kind, labels, value) for name, kind, labels, value in rows]
-            except (KmoddError, TimeoutError):
-                samples = None
-            return self._counts.text(samples)
+            daemon, notifier = await asyncio.gather(self._of_daemon(), self._of_notifier())
+            return self._counts.text(daemon, notifier)
 
         return await self._shared.get("metrics", ask)
+
+    async def _of_daemon(self) -> list[Sample] | None:
+        try:
+            async with asyncio.timeout(METRICS_TIMEOUT):
+                rows = await self._link.client.data("GetMetrics")
+                return [(name, kind, labels, value) for name, kind, labels, value in rows]
+        except (KmoddError, TimeoutError):
+            return None
+
+    async def _of_notifier(self) -> list[Sample]:
+        # It need not be installed; nobody starts it for this.
+        try:
+            async with asyncio.timeout(METRICS_TIMEOUT):
+                found = await NotifierClient(self._link.client.transport).metrics()
+        except (KmoddError, TimeoutError):
+            return []
+        return [(one.name, one.type, dict(one.labels), one.value) for one in found]

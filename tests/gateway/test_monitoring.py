@@ -60,7 +60,11 @@ def test_every_metric_says_what_it_means(metrics: bytes) -> None:
         for name in re.findall(r'"(kmodd_[a-z_]+)"', path.read_text())
         if not name.startswith("kmodd_test_")
     }
-    assert MEANINGS.keys() == in_source
+    of_notifier = {f"kmodd_notifier_{name}" for name in re.findall(
+        r'\("(\w+?)(?:_total)?", "(?:counter|gauge)", "', (ROOT / "kmodd/notifier/operator.py").read_text()
+    )}  # fmt: skip
+    assert len(of_notifier) > 4
+    assert MEANINGS.keys() == in_source | of_notifier | {"kmodd_notifier_watching"}
 
 
 def test_a_histogram_of_the_daemons_is_one(metrics: bytes) -> None:
