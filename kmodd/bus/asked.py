@@ -40,7 +40,7 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     return told | behalf(plan.request.on_behalf_of)
 
 
-def behalf(name: str) -> Mapping[str, str]:
+def behalf(name: str) -> dict[str, str]:
     """The detail about whom the caller says to ask for, where it does."""
     return {ON_BEHALF_OF: name} if name else {}
 

@@ -261,7 +261,7 @@ async def test_a_bug_is_a_problem_document_too() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/broken", "raw_path": b"/broken", "query_string": b"",
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/broken", "raw_path": b"/broken", "query_string": b"",
              "headers": [], "http_version": "1.1", "scheme": "http", "root_path": "", "app": None}  # fmt: skip
     with pytest.raises(LookupError):  # it goes on to who writes it down
         await application.make([made])(scope, receive, send)
