@@ -58,7 +58,8 @@ class JwtVerifier:
         except jwt.PyJWTError as error:
             # The library's sentences name the claim and never its value; only the journal gets them.
             raise Refused(f"JWT: {type(error).__name__}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        # RecursionError: JSON nested without end, which the library does not expect.
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Refused("JWT: damaged") from error
         return self._principal(claims)
 

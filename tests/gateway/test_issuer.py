@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import BadStatusLine, IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,17 @@ async def test_a_public_key_is_no_shared_secret(verifier: JwtVerifier) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["..", "a.b.c", "e30.e30.e30", "\u20ac.x.y", f"{part([])}.{part({})}.", f"{part({'alg': []})}..x"]
+    "text",
+    [
+        f"{base64.urlsafe_b64encode(b'[' * 6000).decode()}.e30.AAAA",
+        "..",
+        "a.b.c",
+        "e30.e30.e30",
+        "\u20ac.x.y",
+        f"{part([])}.{part({})}.",
+        f"{part({'alg': []})}..x",
+    ],
+    ids=lambda text: text[:20],
 )
 async def test_garbage_is_refused(verifier: JwtVerifier, text: str) -> None:
     with pytest.raises(Refused):
@@ -194,6 +205,33 @@ async def test_new_keys_are_fetched_when_a_token_names_one_but_not_all_the_time(
     assert source.fetched == 2
     with pytest.raises(Refused):  # the old key is gone with the old set
         await verifier.verify(sign())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OSError("away"),
+        IncompleteRead(b"{"),
+        BadStatusLine("SMTP ready"),
+        b"",
+        b"[",
+        b"[" * 200_000,
+        b"[]",
+        b"{}",
+        b'{"keys": 1}',
+        b'{"keys": [1, {"kid": []}]}',
+        b"\xff",
+    ],
+    ids=lambda one: repr(one)[:20],
+)
+async def test_an_issuer_that_answers_nonsense_lets_nobody_in(answer: Exception | bytes) -> None:
+    def fetch(_: str) -> bytes:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with pytest.raises(Refused):
+        await JwtVerifier(SETTINGS, Keys(SETTINGS, fetch, lambda: 0.0)).verify(sign())
 
 
 async def test_keys_outlive_an_issuer_that_is_away_for_a_while(verifier: JwtVerifier, source: Source) -> None:
