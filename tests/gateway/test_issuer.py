@@ -170,19 +170,18 @@ async def test_a_public_key_is_no_shared_secret(verifier: JwtVerifier) -> None:
                 await verifier.verify(f"{signed}.{signature}")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"{base64.urlsafe_b64encode(b'[' * 6000).decode()}.e30.AAAA",
-        "..",
-        "a.b.c",
-        "e30.e30.e30",
-        "\u20ac.x.y",
-        f"{part([])}.{part({})}.",
-        f"{part({'alg': []})}..x",
-    ],
-    ids=lambda text: text[:20],
-)
+GARBAGE = [
+    "..",
+    "a.b.c",
+    "e30.e30.e30",
+    "\u20ac.x.y",
+    f"{part([])}.{part({})}.",
+    f"{part({'alg': []})}..x",
+    f"{base64.urlsafe_b64encode(b'[' * 6000).decode()}.e30.AAAA",
+]
+
+
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
 async def test_garbage_is_refused(verifier: JwtVerifier, text: str) -> None:
     with pytest.raises(Refused):
         await verifier.verify(text)
