@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.bench.guest import PAUSE, Table, memory
 from tests.bench.kept import Kept, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MODULE = "dummy"
 PORT, OTHER = 8765, 8799
@@ -34,27 +38,55 @@ def prepare() -> str:
     return token
 
 
+class Direct:
+    """A client on the bus, of some user."""
+
+    def __init__(self, user: str) -> None:
+        command = ["runuser", "-u", user, "--", sys.executable, "-m", "tests.bench.direct"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, action: str) -> float:
+        """Seconds it took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{action}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
 def side_by_side(token: str, rounds: int) -> None:
-    """One small module in and out."""
+    """One small module in and out, by each in turn."""
     table = Table()
-    requests = {
-        "gateway": (Kept(PORT), token),
-        "processes": (Kept(OTHER), ""),
+    gateway, processes = Kept(PORT), Kept(OTHER)
+    root, user = Direct("root"), Direct("kmodd-gateway")
+    contenders: dict[str, Callable[[str], float]] = {
+        "gateway": lambda action: gateway.ask(request("POST", f"/module/{action}/{MODULE}", token)),
+        "processes": lambda action: processes.ask(request("POST", f"/module/{action}/{MODULE}")),
+        "D-Bus, as the gateway's user": user.ask,
+        "D-Bus, as root": root.ask,
     }
     for turn in range(rounds + 3):
-        for name, (kept, said) in requests.items():
+        for name, ask in contenders.items():
             for action in ("load", "unload"):
                 time.sleep(PAUSE)
-                seconds = kept.ask(request("POST", f"/module/{action}/{MODULE}", said))
+                seconds = ask(action)
                 if turn >= 3:
                     table.add(f"{name}, {action}", seconds)
-    for kept, _ in requests.values():
-        kept.close()
+    for one in (gateway, processes, root, user):
+        one.close()
     print(f"POST /module/load and unload on a kept-alive connection, {PAUSE} s of rest before each")
     table.show()
     for kind, of in (("medians", table.median), ("minima", table.minimum)):
-        both = {name: of(f"{name}, load") + of(f"{name}, unload") for name in requests}
+        both = {name: of(f"{name}, load") + of(f"{name}, unload") for name in contenders}
         table.ratio(f"processes / gateway, load and unload, {kind}", both["processes"] / both["gateway"], ">= 1.5")
+        # Root is never asked about, so the difference between the two users is polkit's.
+        polkit = both["D-Bus, as the gateway's user"] - both["D-Bus, as root"]
+        table.ratio(f"polkit's part of the gateway's time, {kind}", polkit / both["gateway"], "none")
+        table.ratio(f"the daemon's and the kernel's part, {kind}", both["D-Bus, as root"] / both["gateway"], "none")
 
 
 def main() -> None:
