@@ -213,8 +213,9 @@ def make(app: ASGIApp, settings: GatewaySettings, stopping: Callable[[], None], 
         lifespan="off",
         loop="asyncio",
         log_config=None,
-        # Without a level uvicorn takes itself to be traced, and spells every message for a log that nobody keeps.
-        log_level="warning",
+        # Without a level uvicorn takes itself to be traced, and spells every message for a log that nobody keeps. It warns of
+        # each malformed request, which anybody could fill the journal with.
+        log_level="error",
         access_log=False,
         server_header=False,
         date_header=False,

@@ -149,6 +149,15 @@ def test_too_many_connections_are_told_so_and_others_go_on(narrow: Gateway) -> N
     wait_for(lambda: narrow.ask("GET", "/health").status == 200)
 
 
+def test_malformed_requests_do_not_fill_the_journal(narrow: Gateway) -> None:
+    before = narrow.log.read_text()
+    for line in (b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n b: c\r\n\r\n"):
+        say(narrow, line, wait=1)
+    upgrade = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    assert say(narrow, upgrade).split()[1] in {b"200", b"400"}
+    assert narrow.log.read_text() == before
+
+
 def test_headers_are_bounded(served: Gateway) -> None:
     long = "X-Long: " + "x" * 200_000
     assert say(served, head(served, "GET /health HTTP/1.1", long))[9:12] in {b"400", b"431", b""}
