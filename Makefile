@@ -52,7 +52,7 @@ format: setup ## bring the sources into their form
 	@$(VENV)/bin/ruff format
 	@$(VENV)/bin/ruff check --fix
 
-bench: ## time kmodd in the virtual machine, beside the bare system calls, modprobe, rmmod and modinfo
+bench: ## time kmodd and its gateway, in the virtual machine beside what is used today, and outside it
 	@$(PYTHON) -m tests.bench
 
 coverage: setup ## run the tests that need no virtual machine, and say what they reach
@@ -88,7 +88,7 @@ PROGRAMS = kmodd kmodctl kmodd-notifier
 USERUNITS = kmodd-desktop-notify.service
 # Of the HTTP gateway, which wants libraries that nothing else needs: make install-gateway.
 GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
-GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-jwt python3-cryptography
+GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-prometheus-client python3-jwt python3-cryptography
 GATEWAYDOCS = docs/grafana.json docs/alerts.yml polkit/examples/50-kmodd-gateway-modules.rules
 UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
 MODULES = $(shell find kmodd -name '*.py' -o -path 'kmodd/gateway/static/*')
@@ -166,7 +166,7 @@ install-gateway-deps: ## install the Debian packages the HTTP gateway needs
 	apt-get install -y --no-install-recommends $(GATEWAY_PACKAGES)
 
 install-gateway: install ## install kmodd and its HTTP gateway; an administrator makes a token and starts it
-	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I -c 'import fastapi, uvicorn' 2>/dev/null || { \
+	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I -c 'import fastapi, prometheus_client, uvicorn' 2>/dev/null || { \
 		echo "The gateway cannot run here yet. As root: make install-gateway-deps" >&2; exit 1; }
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_GATEWAY)))
 	@mkdir -p $(sort $(dir $(addprefix $(DESTDIR),$(INSTALLED_GATEWAY))))

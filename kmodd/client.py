@@ -309,9 +309,12 @@ class Client:
         return found
 
     @asynccontextmanager
-    async def signals(self) -> AsyncIterator[SignalStream]:
-        """Every signal of the daemon from now on, and `NameOwnerChanged` when it comes or goes."""
-        stream = await self._transport.subscribe(f"path_namespace='{PATH}'")
+    async def signals(self, *rules: str) -> AsyncIterator[SignalStream]:
+        """Every signal of the daemon from now on, and `NameOwnerChanged` when it comes or goes.
+
+        With match rules as D-Bus spells them, without type and sender, only what one of them matches.
+        """
+        stream = await self._transport.subscribe(*(rules or (f"path_namespace='{PATH}'",)))
         try:
             yield stream
         finally:

@@ -28,7 +28,7 @@ _SIGNATURES = {
     "Apply": "a{sv}",
     "Reload": "",
 }
-_OPTIONS = {"dry-run": "b", "reason": "s", "hard": "b"}
+_OPTIONS = {"dry-run": "b", "reason": "s", "hard": "b", "on-behalf-of": "s"}
 _READS = frozenset({"Show", "GetDrift"})
 _CALLS_INTO_KERNEL = frozenset({"Apply"})
 
@@ -38,6 +38,7 @@ class ChangeOptions(TypedDict, total=False):
 
     dry_run: bool
     reason: str
+    on_behalf_of: str
 
 
 class Configuration:

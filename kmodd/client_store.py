@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INTERFACE = "org.kmodd1.Store"
 
 _SIGNATURES = {"List": "", "Activate": "ssa{sv}", "Deactivate": "sa{sv}", "Remove": "ss"}
-_OPTIONS = {"version": "s", "description": "s", "shadow": "b", "load": "b", "kernel": "s"}
+_OPTIONS = {"version": "s", "description": "s", "shadow": "b", "load": "b", "kernel": "s", "on-behalf-of": "s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Store:
         )
 
     async def import_file(
-        self, file: int, *, version: str = "", description: str = "", shadow: bool = False
+        self, file: int, *, version: str = "", description: str = "", shadow: bool = False, on_behalf_of: str = ""
     ) -> Imported:
         """Import the module behind a descriptor that is open for reading; it stays the caller's."""
-        given = {"version": version, "description": description, "shadow": shadow}
+        given = {"version": version, "description": description, "shadow": shadow, "on-behalf-of": on_behalf_of}
         options = _variants({name: value for name, value in given.items() if value})
         name, version, sha256 = await self._client.send_file(INTERFACE, "Import", "ha{sv}", file, options)
         return Imported(name, version, sha256)

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 
+from kmodd.bus.call import ON_BEHALF_OF
 from kmodd.model import Operation, Plan, StepAction, Verb
 from kmodd.names import kernel_arguments
 
@@ -36,9 +37,12 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     ]
     if parameters:
         told["parameters"] = " ".join(parameters)
-    if plan.request.on_behalf_of:
-        told["on-behalf-of"] = plan.request.on_behalf_of
-    return told
+    return told | behalf(plan.request.on_behalf_of)
+
+
+def behalf(name: str) -> dict[str, str]:
+    """The detail about whom the caller says to ask for, where it does."""
+    return {ON_BEHALF_OF: name} if name else {}
 
 
 def _parameters(operation: Operation, *, qualified: bool) -> list[str]:

@@ -14,6 +14,10 @@ class Authority(Protocol):
     async def check(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:
         """Return when the caller may; AccessDenied or InteractiveAuthorizationRequired otherwise, never anything else."""
 
+    def may_speak_for_others(self, uid: int | None) -> bool:
+        """What this user says about whom it asks for is worth being written down; nothing else follows from it."""
+        ...
+
 
 class InsecureSameUserAuthority:
     """FOR A SIMULATED KERNEL ONLY: whoever runs the simulation may do everything, without asking polkit.
@@ -29,3 +33,7 @@ class InsecureSameUserAuthority:
         """Compare user ids."""
         if caller.uid is None or caller.uid != self._uid:
             raise AccessDenied(f"only the user who runs this simulation may do this ({action})")
+
+    def may_speak_for_others(self, uid: int | None) -> bool:
+        """As for everything."""
+        return uid is not None and uid == self._uid

@@ -7,6 +7,9 @@ from typing import Any
 
 from kmodd.model import Caller
 
+ON_BEHALF_OF = "on-behalf-of"
+"""The option, and the detail polkit's rules see."""
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
@@ -48,6 +51,11 @@ class Call:
     abandon: Callable[[], None] = field(default=lambda: None)
     """Called at the end, whatever it was: drops what `prepare` made and nobody wanted."""
 
+    @property
+    def on_behalf_of(self) -> str:
+        """Whom the caller says to ask for, as polkit is told; empty for itself."""
+        return self.details.get(ON_BEHALF_OF, "")
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -58,6 +66,8 @@ class Refusal:
     """
 
     error: Callable[[Caller], Awaitable[Exception]]
+    on_behalf_of: str = ""
+    """Whom the caller says to ask for."""
 
 
 class StandardError(Exception):

@@ -180,7 +180,7 @@ class Dispatcher:
             call = method.handler(target, *arguments) if method.targeted else method.handler(*arguments)
             caller = self._callers.caller(client, interactive=frame.interactive, audited=not row.public)
             if isinstance(call, Refusal):
-                result = call.error(caller)
+                result = call.error(self._gate.speaker(caller, call))
                 work = self._refuse(frame, result)
             elif row.public:
                 result = call.run(caller)
@@ -226,6 +226,7 @@ class Dispatcher:
             self._fail(frame, bug)
 
     async def _authorize(self, frame: Frame, method: BoundMethod, call: Call, caller: Caller, client: Client) -> None:
+        caller = self._gate.speaker(caller, call)
         try:
             if call.prepare is not None:
                 call = await call.prepare(caller)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kmodd.bus.authority import Authority
-from kmodd.bus.call import Call
+from kmodd.bus.call import Call, Refusal
 from kmodd.bus.contract import Method
 from kmodd.bus.quota import Quota
 from kmodd.core.api import Audit
@@ -24,6 +24,12 @@ class Gate:
         self._quota = quota
         self._audit = audit
         self._count = count
+
+    def speaker(self, caller: Caller, call: Call | Refusal) -> Caller:
+        """The caller with whom it speaks for, to be written down; nothing is decided by that."""
+        if not call.on_behalf_of or not self._authority.may_speak_for_others(caller.uid):
+            return caller
+        return replace(caller, on_behalf_of=call.on_behalf_of)
 
     async def pass_through(self, row: Method, call: Call, caller: Caller) -> None:
         """Return when every action is granted; otherwise the first refusal, recorded."""
@@ -47,6 +53,8 @@ class Gate:
                 self._audit.record(_record("authorization.granted", "authorized", row, action, call, caller, None))
 
     async def _ask(self, caller: Caller, action: str, call: Call) -> None:
+        if call.on_behalf_of and not self._authority.may_speak_for_others(caller.uid):
+            raise AccessDenied("only root and the gateway may say for whom they ask")
         if not caller.interactive or caller.uid == 0:
             await self._authority.check(caller, action, call.details)
             return
@@ -76,7 +84,7 @@ def _record(
         uid=caller.uid,
         sender=caller.sender,
         exe=caller.exe,
-        on_behalf_of=call.details.get("on-behalf-of", ""),
+        on_behalf_of=caller.on_behalf_of,
         priority=4 if error else 6,
         extra={"POLKIT_ACTION": action},
     )

@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kmodd.bus.call import ON_BEHALF_OF
 from kmodd.errors import InvalidArgs
 from kmodd.model import Operation, Request, Verb
 from kmodd.model.configuration import RuleAction, RuleChange
@@ -35,9 +36,11 @@ BATCH = {"atomic": "b", "dry-run": "b", "reason": "s", "on-behalf-of": "s"}
 PLAN = {"atomic": "b", "override-policy": "b", "dependents": "b", "unused-dependencies": "b"}
 LIST = {"state": "s", "match": "s"}
 HISTORY = {"module": "s", "since": "t", "limit": "u", "oldest": "b", "on-behalf-of": "s"}
-CHANGE = {"dry-run": "b", "reason": "s"}
-BLACKLIST = {"hard": "b", "dry-run": "b", "reason": "s"}
-APPLY = {"dry-run": "b", "reason": "s"}
+CHANGE = {"dry-run": "b", "reason": "s", "on-behalf-of": "s"}
+BLACKLIST = {"hard": "b", **CHANGE}
+APPLY = CHANGE
+IMPORT = {"version": "s", "description": "s", "shadow": "b", "on-behalf-of": "s"}
+SWITCH = {"load": "b", "kernel": "s", "on-behalf-of": "s"}
 
 DEFAULTS = Tunables()
 HISTORY_LIMIT = 100
@@ -55,6 +58,11 @@ def parse(options: Wire, allowed: Mapping[str, str]) -> dict[str, Any]:
             raise InvalidArgs(f"the option {name} has the type '{wanted}'", argument="options")
         values[name] = value
     return values
+
+
+def on_behalf_of(values: Mapping[str, Any]) -> str:
+    """Whom the caller says to ask for; empty for itself."""
+    return parse_on_behalf_of(values.get(ON_BEHALF_OF, ""))
 
 
 def number(values: Mapping[str, Any], name: str, default: int, highest: int) -> int:
@@ -140,6 +148,7 @@ def _rule_change(
         parameters,
         reason=parse_reason(values.get("reason", "")),
         dry_run=values.get("dry-run", False),
+        on_behalf_of=on_behalf_of(values),
     )
 
 
@@ -178,5 +187,5 @@ def _request(operations: tuple[Operation, ...], values: Mapping[str, Any], tunab
         reason=parse_reason(values.get("reason", "")),
         timeout=float(number(values, "timeout", tunables.timeout, tunables.timeout_max)),
         override_policy=values.get("override-policy", False),
-        on_behalf_of=parse_on_behalf_of(values.get("on-behalf-of", "")),
+        on_behalf_of=on_behalf_of(values),
     )

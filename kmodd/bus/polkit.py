@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any, Protocol
 
+from kmodd.bus.speakers import Speakers, root_and_gateway
 from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired
 from kmodd.model import Caller
 
@@ -43,14 +44,26 @@ class Polkit:
     (CVE-2013-4288). A check that is cancelled, or is not answered in time, is cancelled at polkit too: its prompt goes away.
     """
 
-    def __init__(self, bus: Bus, *, timeout: float = 5.0, prompt_timeout: float = 120.0) -> None:
-        """Seconds polkit has for its answer, without and with a password prompt."""
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        timeout: float = 5.0,
+        prompt_timeout: float = 120.0,
+        speakers: Speakers = root_and_gateway,
+    ) -> None:
+        """Seconds polkit has for its answer, without and with a password prompt; who may say for whom it asks."""
         self._bus = bus
+        self._speakers = speakers
         self._timeout = timeout
         self.prompt_timeout = prompt_timeout
         """May be changed; counts for the next prompt."""
         self._serial = count(1)
         self._withdrawals: set[asyncio.Task[None]] = set()
+
+    def may_speak_for_others(self, uid: int | None) -> bool:
+        """Only those whose business it is."""
+        return self._speakers(uid)
 
     async def check(self, caller: Caller, action: str, details: Mapping[str, str]) -> None:
         """Return only on an explicit yes. Root needs none: polkit itself says yes to it without asking its rules."""

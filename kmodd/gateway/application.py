@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kmodd import VERSION
-from kmodd.errors import InvalidArgs, KmoddError
+from kmodd.errors import INTERNAL, Failed, InvalidArgs, KmoddError
 from kmodd.gateway import document, models
 from kmodd.gateway.asking import encode
 from kmodd.gateway.problem import HttpProblem, of_error, of_http
@@ -85,6 +85,10 @@ async def _on_problem(_: Request, problem: Exception) -> Response:
     return of_http(problem)
 
 
+async def _on_bug(_: Request, __: Exception) -> Response:
+    return of_error(Failed(INTERNAL))  # it goes on to the guard, which writes it down
+
+
 async def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for these
     return of_error(InvalidArgs(_sentence(error.errors())))
@@ -104,6 +108,7 @@ _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Any]] = {
     HttpProblem: _on_problem,
     RequestValidationError: _on_invalid,
     HTTPException: _on_http,
+    Exception: _on_bug,
 }
 
 

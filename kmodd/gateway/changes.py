@@ -195,7 +195,9 @@ class Changes:
 
     def _write(self, who: Principal, intent: Intent, started: float, error: KmoddError | None) -> None:
         result = "failed" if error else "done"
-        self._record(
+        # Once the answer is on its way: the client need not wait for the journal.
+        asyncio.get_running_loop().call_soon(
+            self._record,
             Record(
                 event="gateway.operation",
                 message=f"{who.name}: {intent.action} {intent.modules}: {error.title if error else 'done'}",
@@ -207,7 +209,7 @@ class Changes:
                 duration_usec=int((self._clock() - started) * 1_000_000),
                 on_behalf_of=who.name,
                 priority=5 if error else 6,
-            )
+            ),
         )
 
 

@@ -16,6 +16,8 @@ from kmodd.gateway.hub import Closed, Hub, TooSlowError
 
 HEARTBEAT = 15.0
 """Seconds without an event after which a comment is sent: proxies and dead connections need it."""
+ALLOWED = 1.0
+"""Seconds for which a token that counted is believed to count while events go by."""
 SEND_TIMEOUT = 10.0
 """Seconds a follower may take to make room."""
 
@@ -36,7 +38,7 @@ class EventStream(Response):
         abort: Callable[[], None],
         patience: float = SEND_TIMEOUT,
     ) -> None:
-        """`allowed` says with each heartbeat whether the token still counts; `ended` is told why it ended.
+        """`allowed` says, with each heartbeat and before events, whether the token still counts; `ended` is told why it ended.
 
         `abort` drops the connection with what is still in its buffers.
         """
@@ -52,6 +54,7 @@ class EventStream(Response):
         self._ended = ended
         self._abort = abort
         self._patience = patience
+        self._checked = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end."""
@@ -92,12 +95,18 @@ class EventStream(Response):
             async with asyncio.timeout(self._heartbeat):
                 await self._hub.wait(self._place)
         except TimeoutError:
-            if not await self._allowed():
-                raise PermissionError from None
+            await self._check()
             await self._send(send, b": \n\n")
             return
+        if asyncio.get_running_loop().time() - self._checked >= ALLOWED:
+            await self._check()
         data, self._place = self._hub.take(self._place)
         await self._send(send, data)
+
+    async def _check(self) -> None:
+        if not await self._allowed():
+            raise PermissionError
+        self._checked = asyncio.get_running_loop().time()
 
     async def _send(self, send: Send, data: bytes) -> None:
         async with asyncio.timeout(self._patience):

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -73,6 +74,8 @@ class Guard:
         """Serve one request."""
         if scope["type"] != "http":
             return  # lifespan is switched off; websockets are refused by the server, which has no library for them
+        if scope["method"] == "HEAD" and _is_public(scope["path"]):
+            scope = {**scope, "method": "GET"}  # the server leaves the body out, whatever the application says
         answer = _Answer(send, tls=self._tls)
         started = self._clock()
         try:
@@ -87,17 +90,25 @@ class Guard:
             if not answer.status:
                 await of_error(Failed(INTERNAL))(scope, receive, answer)
         finally:
+            if answer.status == HTTPStatus.FORBIDDEN:
+                self._forbidden(scope)
             self._counts.request(scope["method"], _route(scope), answer.status, self._clock() - started)
+
+    def _forbidden(self, scope: Scope) -> None:
+        # By the pattern of the path: the path itself is the client's own text.
+        principal: Principal = scope[PRINCIPAL]
+        self._counts.refused("forbidden")
+        self._refused(_address(scope), f"{principal.name} may not {scope['method']} {_route(scope)} so")
 
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         headers: Headers = scope["headers"]
         if not self._is_host_known(headers):
             raise HttpProblem(421, "this gateway does not serve that host; 'hosts' in gateway.toml names those it does")
         path: str = scope["path"]
-        if path not in PUBLIC and not path.startswith(STATIC):
+        if not _is_public(path):
             scope[PRINCIPAL] = await self._admit(scope)
-        elif scope["method"] not in {"GET", "HEAD"}:
-            raise HttpProblem(405, "this can only be read", {"Allow": "GET"})
+        elif scope["method"] != "GET":
+            raise HttpProblem(405, "this can only be read", {"Allow": "GET, HEAD"})
         is_upload = path == UPLOAD and scope["method"] == "POST"
         length = self._check_body(headers, is_upload=is_upload)
         if is_upload:
@@ -125,8 +136,7 @@ class Guard:
         try:
             principal = await self._authentication.principal(scope["headers"])
         except Refused as refused:
-            client = scope.get("client")
-            address = str(client[0]) if client else "unix"
+            address = _address(scope)
             self._counts.refused("credentials")
             wait = self._strangers.take(address)
             if wait:
@@ -253,6 +263,15 @@ def _too_many(wait: float) -> HttpProblem:
 
 def _first(headers: Headers, name: bytes) -> bytes | None:
     return next((value for given, value in headers if given == name), None)
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(STATIC)
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unix"
 
 
 def _route(scope: Scope) -> str:

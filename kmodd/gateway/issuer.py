@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """JWTs of an OpenID Connect issuer. Imported only where one is configured: the cryptography costs memory."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ _KEY_TYPES: Mapping[str, Mapping[str, str | None]] = {
 }
 """What kind of key an algorithm takes, by RFC 7518 and 8037: a token must not choose to misuse a key."""
 _REQUIRED = ["exp", "iat", "iss", "aud", "sub"]
-SUBJECT_MAX = 120
+SUBJECT_MAX = 110
+"""Bytes of a subject, and of an issuer's address, in the journal: the daemon takes 256 for both and the words between."""
 
 
 class JwtVerifier:
@@ -56,7 +58,8 @@ class JwtVerifier:
         except jwt.PyJWTError as error:
             # The library's sentences name the claim and never its value; only the journal gets them.
             raise Refused(f"JWT: {type(error).__name__}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        # RecursionError: JSON nested without end, which the library does not expect.
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise Refused("JWT: damaged") from error
         return self._principal(claims)
 
@@ -67,9 +70,18 @@ class JwtVerifier:
         given = claims.get(self._issuer.claim, [])
         words = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
         scopes = {scope for word in words if isinstance(word, str) for scope in self._issuer.scopes.get(word, ())}
-        host = self._issuer.issuer.partition("://")[2][:SUBJECT_MAX]
-        name = f"jwt {clean(subject[:SUBJECT_MAX])} of {host}"
+        host = self._issuer.issuer.partition("://")[2]
+        name = f"jwt {_short(subject)} of {_short(host)}"
         return Principal(name, frozenset(scopes), frozenset(self._issuer.modules))
+
+
+def _short(text: str) -> str:
+    """Fit for the journal; of one that is too long the start, and a hash that tells it from others with the same start."""
+    told = clean(text)
+    if len(told.encode()) <= SUBJECT_MAX:
+        return told
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
+    return told.encode()[: SUBJECT_MAX - 16].decode(errors="ignore") + f"…#{digest}"
 
 
 def _fits(key: Mapping[str, Any], algorithm: str) -> bool:

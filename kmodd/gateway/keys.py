@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from typing import Any, NoReturn
 
 from kmodd.gateway.authentication import Refused
@@ -69,7 +70,8 @@ class Keys:
         try:
             self._keys = await asyncio.to_thread(self._download)
             self._fetched = self._clock()
-        except (OSError, ValueError, KeyError, TypeError):
+        # HTTPException: it does not speak HTTP, or hung up in the middle. RecursionError: JSON nested without end.
+        except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError):
             # What is known stays good for a while; who needs a key that is not known hears of it.
             return
         finally:

@@ -20,6 +20,12 @@ PAUSE_MAX = 5.0
 HEALTH_TIMEOUT = 2.0
 """Seconds within which the daemon has to say how it is; a load balancer does not wait longer."""
 HEALTH_FRESH = 1.0
+RULES = (
+    "interface='org.kmodd1.Manager'",
+    "member='PropertiesChanged',path_namespace='/org/kmodd1'",
+    "member='InterfacesAdded',arg0path='/org/kmodd1/job/'",
+)
+"""The signals that `translate` makes something of. That a module's object came, with all its properties, is told by ModuleAdded."""
 NOT_THERE = "the gateway has no connection to the system bus"
 
 
@@ -64,7 +70,7 @@ class DaemonLink:
         pause = PAUSE
         while True:
             try:
-                async with await self._connect() as client, client.signals() as signals:
+                async with await self._connect() as client, client.signals(*RULES) as signals:
                     self._client, pause = client, PAUSE
                     self._first.set()
                     self._said("daemon", {"state": "connected"})

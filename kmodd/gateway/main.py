@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import socket
@@ -115,8 +116,7 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
     link = DaemonLink(lambda: Client.connect(bus or None), hub.publish, time.monotonic)
     authentication = Authentication(known, verifiers(settings.issuers), time.time)
     changes = Changes(link, JournalAudit(log).record, time.monotonic)
-    shared = SharedAnswers(FRESH, time.monotonic, lambda: link.generation)
-    reading = Reading(link, shared, counts, lambda: NotifierClient.connect(bus or None))
+    reading = Reading(link, SharedAnswers(FRESH, time.monotonic, lambda: link.generation), counts)
     app = application.make(
         [
             routes_changes.router(changes),
@@ -152,6 +152,9 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
 
 
 def _ready(log: Logger, found: Sequence[socket.socket], tokens: int, notify: str) -> None:
+    # The routes and their models stay as long as the process: the collector need not walk through them again and again.
+    gc.collect()
+    gc.freeze()
     places = ", ".join(_place(one) for one in found)
     log.info("gateway.started", message=f"the gateway listens on {places}", tokens=str(tokens))
     if notify:
@@ -171,7 +174,8 @@ def serve(arguments: Arguments, environment: Mapping[str, str], log: Logger) -> 
     try:
         settings = read(arguments.config)
         found = sockets.inherited(environment, os.getpid()) or sockets.listen(settings.listen)
-        asyncio.run(run(settings, found, arguments.bus, log, environment.get("NOTIFY_SOCKET", "")))
+        with asyncio.Runner(loop_factory=server.Loop) as runner:
+            runner.run(run(settings, found, arguments.bus, log, environment.get("NOTIFY_SOCKET", "")))
     except ConfigurationError as error:
         log.error("gateway.trouble", message=f"the gateway cannot start: {error}")  # noqa: TRY400 - no bug
         return EX_CONFIG

@@ -2,7 +2,6 @@
 """What is only read from the daemon."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kmodd.client_notifier import NotifierClient
@@ -16,7 +15,6 @@ from kmodd.names import parse_glob, parse_module, parse_module_or_alias
 
 METRICS_TIMEOUT = 5.0
 """Seconds the daemon has for its metrics; Prometheus gives up after ten."""
-NOTIFIER_TIMEOUT = 1.0
 OBJECT_TRIES = 5
 OBJECT_PAUSE = 0.05
 """Seconds between two looks for the object of a module that the kernel lists."""
@@ -25,15 +23,7 @@ OBJECT_PAUSE = 0.05
 class Reading:
     """One for the gateway."""
 
-    def __init__(
-        self,
-        link: DaemonLink,
-        shared: SharedAnswers,
-        counts: Counts,
-        notifier: Callable[[], Awaitable[NotifierClient]] | None = None,
-    ) -> None:
-        """`notifier` connects to the notifier, for its metrics."""
-        self._notifier = notifier
+    def __init__(self, link: DaemonLink, shared: SharedAnswers, counts: Counts) -> None:
         self._link = link
         self._shared = shared
         self._counts = counts
@@ -90,27 +80,27 @@ class Reading:
         return await self._shared.get("health", ask)
 
     async def metrics(self) -> bytes:
-        """The daemon's metrics and ours in Prometheus' text format; ours alone when the daemon is away."""
+        """Everybody's metrics in Prometheus' text format; ours alone when the others are away."""
 
         async def ask() -> bytes:
-            samples: list[Sample] | None
-            try:
-                async with asyncio.timeout(METRICS_TIMEOUT):
-                    rows = await self._link.client.data("GetMetrics")
-                samples = [(name, kind, labels, value) for name, kind, labels, value in rows]
-                samples += await self._of_the_notifier()
-            except (KmoddError, TimeoutError):
-                samples = None
-            return self._counts.text(samples)
+            daemon, notifier = await asyncio.gather(self._of_daemon(), self._of_notifier())
+            return self._counts.text(daemon, notifier)
 
         return await self._shared.get("metrics", ask)
 
-    async def _of_the_notifier(self) -> list[Sample]:
-        """The queue's metrics; none where no notifier runs, and it is not started for this."""
-        if self._notifier is None:
-            return []
+    async def _of_daemon(self) -> list[Sample] | None:
         try:
-            async with asyncio.timeout(NOTIFIER_TIMEOUT), await self._notifier() as notifier:
-                return [(one.name, one.type, dict(one.labels), one.value) for one in await notifier.metrics()]
+            async with asyncio.timeout(METRICS_TIMEOUT):
+                rows = await self._link.client.data("GetMetrics")
+                return [(name, kind, labels, value) for name, kind, labels, value in rows]
+        except (KmoddError, TimeoutError):
+            return None
+
+    async def _of_notifier(self) -> list[Sample]:
+        # It need not be installed; nobody starts it for this.
+        try:
+            async with asyncio.timeout(METRICS_TIMEOUT):
+                found = await NotifierClient(self._link.client.transport).metrics()
         except (KmoddError, TimeoutError):
             return []
+        return [(one.name, one.type, dict(one.labels), one.value) for one in found]

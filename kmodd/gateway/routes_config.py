@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from kmodd.client_configuration import Configuration
 from kmodd.errors import AccessDenied
@@ -16,6 +16,7 @@ from kmodd.gateway.wording import snake
 from kmodd.names import parse_module, parse_parameters, parse_reason
 
 MODULE = Path(description="Name of the module.")
+REASON = Query("", max_length=1024, description="One line for the journal.")
 _RULE = {
     "kind": "blacklist", "module": "pcspkr", "value": "", "file": "/etc/modprobe.d/kmodd-blacklist.conf", "line": 3,
     "ours": True, "masks": [], "shadowed_by": "", "findings": [],
@@ -34,7 +35,7 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
     async def change(who: Principal, member: str, module: str, asked: models.Change, *rest: Any, **more: Any) -> Answer:
         name, reason = parse_module(module), parse_reason(asked.reason)
         who.require_modules([name])
-        options = {"dry-run": asked.dry_run, **({"reason": reason} if reason else {}), **more}
+        options = {**_options(who, asked, reason), **more}
         async with changes.doing(who, Intent(member, name, reason)) as client:
             await Configuration(client).data(member, name, *rest, options=options)
         said = "would be" if asked.dry_run else "are"
@@ -79,6 +80,24 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         more = {"hard": True} if body.hard else {}
         return await change(who, "SetBlacklisted", module, body, body.blacklisted, **more)
 
+    @made.delete("/v1/config/modules/{module}/autoload", response_model=models_rules.Message, operation_id="no_autoload",
+                 **told("configure", *_ERRORS, example=_DONE))  # fmt: skip
+    async def no_autoload(module: str = MODULE, reason: str = REASON, who: Principal = needs("configure")) -> Answer:
+        """Have a module loaded at boot no longer."""
+        return await change(who, "SetAutoload", module, models.Change(reason=reason), False, {})
+
+    @made.delete("/v1/config/modules/{module}/options", response_model=models_rules.Message, operation_id="no_options",
+                 **told("configure", *_ERRORS, example=_DONE))  # fmt: skip
+    async def no_options(module: str = MODULE, reason: str = REASON, who: Principal = needs("configure")) -> Answer:
+        """Take away the parameters that kmodd's file has for a module."""
+        return await change(who, "SetOptions", module, models.Change(reason=reason), {})
+
+    @made.delete("/v1/config/modules/{module}/blacklist", response_model=models_rules.Message,
+                 operation_id="no_blacklist", **told("configure", *_ERRORS, example=_DONE))  # fmt: skip
+    async def no_blacklist(module: str = MODULE, reason: str = REASON, who: Principal = needs("configure")) -> Answer:
+        """Take kmodd's own blacklisting of a module away."""
+        return await change(who, "SetBlacklisted", module, models.Change(reason=reason), False)
+
     @made.post("/v1/config/apply", response_model=models.Results, operation_id="apply",
                **told("configure", "Busy", "Conflict",
                       example={"results": [{"module": "loop", "result": "changed", "error": "", "touched": ["loop"]}]},
@@ -88,9 +107,9 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         asked = body or models.Change()
         reason = parse_reason(asked.reason)
         _require_all(who)
-        given = {"dry-run": asked.dry_run, **({"reason": reason} if reason else {})}
         async with changes.doing(who, Intent("Apply", "", reason)) as client:
-            return Answer(results(await Configuration(client).data("Apply", options=given)))
+            rows = await Configuration(client).data("Apply", options=_options(who, asked, reason))
+        return Answer(results(rows))
 
     @made.post("/v1/config/reload", response_model=models_rules.Message, operation_id="reload_config",
                **told("configure", "Conflict", example={"message": "The files are read again", "module": ""}))  # fmt: skip
@@ -102,6 +121,11 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         return Answer({"message": "The files are read again", "module": ""})
 
     return made
+
+
+def _options(who: Principal, asked: models.Change, reason: str) -> dict[str, object]:
+    given: dict[str, object] = {"dry-run": asked.dry_run, "on-behalf-of": who.name}
+    return given | ({"reason": reason} if reason else {})
 
 
 def _require_all(who: Principal) -> None:

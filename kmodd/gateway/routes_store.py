@@ -38,8 +38,11 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
     async def switch(who: Principal, member: str, name: str, rest: tuple[str, ...], asked: Any, said: str) -> Answer:
         module = parse_module(name)
         who.require_modules([module])
-        options: dict[str, object] = {}
+        options: dict[str, object] = {"on-behalf-of": who.name}
         if asked.load:
+            if who.modules:
+                # What the file needs is not known before it is active, and would be loaded along.
+                raise AccessDenied("this token is for some modules alone: load it by itself afterwards")
             who.require("load")
             who.require("unload")
             options["load"] = True
@@ -87,7 +90,9 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
                 file.flush()
                 file.seek(0)
                 async with changes.doing(who, Intent("Import", "")) as client:
-                    found = await Store(client).import_file(file.fileno(), shadow=shadow, **wanted)
+                    found = await Store(client).import_file(
+                        file.fileno(), shadow=shadow, on_behalf_of=who.name, **wanted
+                    )
         return Answer({"name": found.name, "version": found.version, "sha256": found.sha256})
 
     @made.post("/v1/store/{name}/{version}/activate", response_model=models_rules.Reloaded, operation_id="activate",

@@ -20,6 +20,8 @@ from kmodd.gateway.settings import GatewaySettings, Limits
 
 SHUTDOWN = 8.0
 """Seconds that requests under way may take when the gateway is told to stop."""
+HANDSHAKE = 5.0
+"""Seconds within which TLS has to be agreed on."""
 FOLLOWER_BUFFER = 32 * 1024
 """Bytes the kernel keeps for a follower of events; it doubles what it is told."""
 _BODY = b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"too many connections"}'
@@ -41,6 +43,7 @@ class Connection(H11Protocol):
         self._served: ASGIApp = self.app
         self.app = self._serve
         self._deadline: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[CONNECTION] = self
@@ -49,6 +52,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Take it, unless there are too many."""
         super().connection_made(transport)
+        # So that it is known when something waits to be sent. Not 0: with TLS asyncio takes an empty buffer for a full one then.
+        transport.set_write_buffer_limits(high=1)
         counted = sum(1 for one in self.connections if not getattr(one, "following", False))
         if counted > self.limits.connections:
             transport.write(REFUSAL)
@@ -59,6 +64,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._disarm()
+        self._taken()
         super().connection_lost(exc)
         # The two hold each other; 1,000 followers that leave at once should not have to wait for the collector.
         self.app = self._served
@@ -66,8 +72,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Read; a request's headers have to be whole before their deadline, however slowly they drip."""
         super().data_received(data)
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and not cycle.response_complete:
+        if self._is_serving():
             self._disarm()
         else:
             self._arm()
@@ -75,12 +80,33 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         """Go on; what came of the next request meanwhile has to become whole in time as well."""
         super().on_response_complete()
-        if self.conn.trailing_data[0]:
+        if self.conn.trailing_data[0] and not self._is_serving():
             self._arm()
+
+    def _is_serving(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def pause_writing(self) -> None:
+        """The client does not take what is sent. It has a while: closing would wait for it as long as it likes."""
+        super().pause_writing()
+        if self._taking is None and not self.following:
+            self._taking = self.loop.call_later(self.limits.send_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It took everything."""
+        super().resume_writing()
+        self._taken()
+
+    def _taken(self) -> None:
+        taking, self._taking = self._taking, None
+        if taking is not None:
+            taking.cancel()
 
     def follow(self) -> None:
         """It follows the events from now on. Its buffers are small: who does not read is found out soon."""
         self.following = True
+        self._taken()  # those have a patience of their own
         one = self.transport.get_extra_info("socket")
         if one is not None:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FOLLOWER_BUFFER)
@@ -160,6 +186,20 @@ class Server(uvicorn.Server):
                 transport.abort()
 
 
+class Loop(asyncio.SelectorEventLoop):
+    """asyncio's, where a client that says nothing is not waited for a minute before TLS is agreed on.
+
+    uvicorn has no setting for it, and counts a connection only afterwards.
+    """
+
+    async def create_server(self, *arguments: Any, **words: Any) -> asyncio.Server:
+        """As asyncio's."""
+        if words.get("ssl") is not None:
+            words.setdefault("ssl_handshake_timeout", HANDSHAKE)
+            words.setdefault("ssl_shutdown_timeout", HANDSHAKE)
+        return await super().create_server(*arguments, **words)
+
+
 def make(app: ASGIApp, settings: GatewaySettings, stopping: Callable[[], None], ready: Callable[[], None]) -> Server:
     """The server for this application."""
 
@@ -173,6 +213,9 @@ def make(app: ASGIApp, settings: GatewaySettings, stopping: Callable[[], None], 
         lifespan="off",
         loop="asyncio",
         log_config=None,
+        # Without a level uvicorn takes itself to be traced, and spells every message for a log that nobody keeps. It warns of
+        # each malformed request, which anybody could fill the journal with.
+        log_level="error",
         access_log=False,
         server_header=False,
         date_header=False,

@@ -39,6 +39,8 @@ class Limits:
     header_timeout: float = 10.0
     body_timeout: float = 10.0
     upload_timeout: float = 300.0
+    send_timeout: float = 30.0
+    """Within which a client has to take an answer."""
     keep_alive: float = 60.0
 
 
@@ -113,6 +115,7 @@ def parse(document: Mapping[str, Any]) -> GatewaySettings:
             header_timeout=limits.seconds("header-timeout", known.header_timeout),
             body_timeout=limits.seconds("body-timeout", known.body_timeout),
             upload_timeout=limits.seconds("upload-timeout", known.upload_timeout),
+            send_timeout=limits.seconds("send-timeout", known.send_timeout),
             keep_alive=limits.seconds("keep-alive", known.keep_alive),
         ),
         issuers=tuple(_issuer(row) for row in table.tables("issuer")),

@@ -28,6 +28,8 @@ class RuleChange:
     parameters: tuple[tuple[str, str], ...] = ()
     reason: str = ""
     dry_run: bool = False
+    on_behalf_of: str = ""
+    """As of a Request."""
 
 
 @dataclass(frozen=True, slots=True)

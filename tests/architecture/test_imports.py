@@ -56,6 +56,7 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "ctypes": ("kmodd.kernel",),
     "fastapi": ("kmodd.gateway",),
     "jwt": ("kmodd.gateway.issuer",),
+    "prometheus_client": ("kmodd.gateway.counts",),
     "pydantic": ("kmodd.gateway.models", "kmodd.gateway.models_rules"),
     "starlette": ("kmodd.gateway",),
     "uvicorn": ("kmodd.gateway.server",),

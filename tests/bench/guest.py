@@ -32,7 +32,8 @@ POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configurat
 """
 
 
-async def _call(bus: MessageBus, message: Message) -> list[Any]:
+async def call(bus: MessageBus, message: Message) -> list[Any]:
+    """The answer's values; RuntimeError for an error."""
     reply = await bus.call(message)
     assert reply is not None
     if reply.message_type is MessageType.ERROR:
@@ -41,7 +42,8 @@ async def _call(bus: MessageBus, message: Message) -> list[Any]:
     return body
 
 
-def _manager(member: str, signature: str, body: list[Any]) -> Message:
+def manager(member: str, signature: str, body: list[Any]) -> Message:
+    """A call of the Manager's."""
     return Message(
         destination="org.kmodd1", path="/org/kmodd1", interface="org.kmodd1.Manager", member=member,
         signature=signature, body=body,
@@ -118,10 +120,10 @@ async def load_and_unload(bus: MessageBus, rounds: int) -> None:
     contenders: list[tuple[str, Callable[[], Awaitable[float]]]] = [
         ("finit_module, bare", bare_load),
         ("delete_module, bare", bare_unload),
-        ("echo of Load", lambda: _timed(lambda: _call(bus, _echo(*load)))),
-        ("echo of Unload", lambda: _timed(lambda: _call(bus, _echo(*unload)))),
-        ("kmodd Load", lambda: _timed(lambda: _call(bus, _manager("Load", *load)))),
-        ("kmodd Unload", lambda: _timed(lambda: _call(bus, _manager("Unload", *unload)))),
+        ("echo of Load", lambda: _timed(lambda: call(bus, _echo(*load)))),
+        ("echo of Unload", lambda: _timed(lambda: call(bus, _echo(*unload)))),
+        ("kmodd Load", lambda: _timed(lambda: call(bus, manager("Load", *load)))),
+        ("kmodd Unload", lambda: _timed(lambda: call(bus, manager("Unload", *unload)))),
         ("modprobe process", lambda: process("modprobe", MODULE, arguments)),
         ("rmmod process", lambda: process("rmmod", MODULE)),
     ]
@@ -154,8 +156,8 @@ async def in_a_row(bus: MessageBus, rounds: int) -> None:
     arguments = " ".join(f"{key}={value}" for key, value in PARAMETERS.items())
 
     async def kmodd() -> None:
-        await _call(bus, _manager("Load", "sa{ss}a{sv}", [MODULE, PARAMETERS, {}]))
-        await _call(bus, _manager("Unload", "sa{sv}", [MODULE, {}]))
+        await call(bus, manager("Load", "sa{ss}a{sv}", [MODULE, PARAMETERS, {}]))
+        await call(bus, manager("Unload", "sa{sv}", [MODULE, {}]))
 
     for _ in range(rounds):
         table.add("kmodd Load and Unload", await _timed(kmodd))
@@ -169,10 +171,10 @@ async def in_a_row(bus: MessageBus, rounds: int) -> None:
 async def list_modules(bus: MessageBus, rounds: int) -> None:
     """Everything loaded, against an echo of the very same body."""
     table = Table()
-    body = await _call(bus, _manager("ListModules", "a{sv}", [{}]))
+    body = await call(bus, manager("ListModules", "a{sv}", [{}]))
     for _ in range(rounds):
-        table.add("ListModules", await _timed(lambda: _call(bus, _manager("ListModules", "a{sv}", [{}]))))
-        table.add("echo of its answer", await _timed(lambda: _call(bus, _echo("aa{sv}", body))))
+        table.add("ListModules", await _timed(lambda: call(bus, manager("ListModules", "a{sv}", [{}]))))
+        table.add("echo of its answer", await _timed(lambda: call(bus, _echo("aa{sv}", body))))
     print(f"ListModules of the {len(body[0])} modules loaded")
     table.show()
     table.ratio("ListModules / echo", table.median("ListModules") / table.median("echo of its answer"), "<= 3")
@@ -185,10 +187,10 @@ async def describe_all(bus: MessageBus, rounds: int = 5) -> None:
     flight, as the bus allows many more. Once more with one call at a time, and the same number of echoes of its calls.
     """
     options = {"state": Variant("s", "available")}
-    rows = (await _call(bus, _manager("ListModules", "a{sv}", [options])))[0]
+    rows = (await call(bus, manager("ListModules", "a{sv}", [options])))[0]
     names = [row["name"].value for row in rows]
     pipeline = Pipeline()
-    calls = [pipeline.marshalled(_manager("Describe", "s", [name])) for name in names]
+    calls = [pipeline.marshalled(manager("Describe", "s", [name])) for name in names]
     echoes = [pipeline.marshalled(_echo("s", [name])) for name in names]
     table = Table()
     # Then the machine has read every file once, for whoever comes first; kmodd has not: it is started anew.
@@ -224,6 +226,11 @@ def _status(pid: int, field: str) -> int:
     raise LookupError(field)
 
 
+def memory(pid: int) -> float:
+    """Megabytes that a process has resident."""
+    return _status(pid, "VmRSS") / 1024
+
+
 def _kmodd() -> tuple[int, list[int]]:
     """Process numbers of the daemon and of its workers, which are units of their own."""
     shown = subprocess.run(["systemctl", "show", "-P", "MainPID", "kmodd"], check=True, capture_output=True, text=True)
@@ -242,13 +249,9 @@ async def idle(seconds: int, when: str) -> None:
     woken = _status(main, "voluntary_ctxt_switches") - before
     worker_woken = sum(_status(worker, "voluntary_ctxt_switches") for worker in workers) - sum(worker_before)
     print(f"Idle for {seconds} s, {when}")
-    print(
-        f"  kmodd   {_status(main, 'VmRSS') / 1024:6.1f} MB resident, {woken} wake-ups   aim <= 30 MB, the watchdog's only"
-    )
+    print(f"  kmodd   {memory(main):6.1f} MB resident, {woken} wake-ups   aim <= 30 MB, the watchdog's only")
     for worker in workers:
-        print(
-            f"  worker  {_status(worker, 'VmRSS') / 1024:6.1f} MB resident, {worker_woken} wake-ups   aim <= 15 MB, 0"
-        )
+        print(f"  worker  {memory(worker):6.1f} MB resident, {worker_woken} wake-ups   aim <= 15 MB, 0")
 
 
 def start_time(rounds: int = 3) -> None:

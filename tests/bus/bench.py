@@ -114,6 +114,8 @@ class Bench:
         raise AssertionError("the service does not come to rest")
 
 
+GATEWAY = 998
+"""The gateway's user."""
 HEALTH = HealthCheck("signatures", HealthStatus.OK, "every module is signed")
 
 
@@ -201,7 +203,9 @@ async def bench(
             transport,
             Contract.parse((ROOT / "dbus/org.kmodd1.xml").read_text()),
             parts,
-            authority=Polkit(transport, timeout=polkit_timeout, prompt_timeout=2 * polkit_timeout),
+            authority=Polkit(
+                transport, timeout=polkit_timeout, prompt_timeout=2 * polkit_timeout, speakers={0, GATEWAY}.__contains__
+            ),
             audit=journal,
             events=hub,
             count=lambda what, _: counts.update((what,)),

@@ -212,33 +212,3 @@ async def test_the_simulations_authority_knows_one_user() -> None:
     for uid in (None, 0, 1001):
         with pytest.raises(AccessDenied):
             await authority.check(Caller(":1.1", uid), "org.kmodd1.load", {})
-
-
-@pytest.mark.parametrize(
-    ("member", "signature", "body", "changes"),
-    [
-        ("Load", "sa{ss}a{sv}", ("dummy", {}), True),
-        ("Unload", "sa{sv}", ("loop",), True),
-        ("Batch", "a(ssa{ss})a{sv}", ([["load", "dummy", {}]],), True),
-        ("GetHistory", "a{sv}", (), False),
-    ],
-)
-async def test_whom_a_caller_speaks_for_is_written_down_and_told(
-    service: Bench, member: str, signature: str, body: tuple[Any, ...], *, changes: bool
-) -> None:
-    async with service.client(1000) as user:
-        behalf = {"on-behalf-of": user.transport.variant("s", "token backup")}
-        await user.call(member, signature, *body, behalf)
-        # The subject stays the connection.
-        assert {sender for sender, *_ in service.polkit.asked} == {user.name}
-        assert {details["on-behalf-of"] for _, _, details, _ in service.polkit.asked} == {"token backup"}
-    assert record_of(service.journal, "authorization.granted").on_behalf_of == "token backup"
-    assert [caller.on_behalf_of for caller, _ in service.deeds.done] == ["token backup"] * changes
-
-
-@pytest.mark.parametrize("text", ["two\nlines", "\x1b[1m", "x" * 257])
-async def test_whom_a_caller_speaks_for_is_one_short_line(service: Bench, text: str) -> None:
-    async with service.client(1000) as user:
-        with pytest.raises(Reply, match="InvalidArgs"):
-            await user.call("Load", "sa{ss}a{sv}", "dummy", {}, {"on-behalf-of": user.transport.variant("s", text)})
-    assert not service.polkit.asked

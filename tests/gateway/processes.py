@@ -128,7 +128,9 @@ def daemon(address: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def gateway(folder: Path, address: str, settings: str = "", *, ready: bool = True) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, address: str, settings: str = "", *, ready: bool = True, interpreter: str = sys.executable
+) -> Iterator[Gateway]:
     """A gateway with one token that is good for everything; `ready` waits until kmodd answers through it."""
     port, log = free_port(), folder / "log"
     configuration = folder / "gateway.toml"
@@ -136,7 +138,7 @@ def gateway(folder: Path, address: str, settings: str = "", *, ready: bool = Tru
     made = Gateway(port, subprocess.Popen(["true"], text=True), folder, "", log)
     made.process.wait()
     made.token = made.make_token("root", "admin")
-    command = [sys.executable, "-m", "kmodd.gateway.main", "--config", str(configuration), "--bus", address]
+    command = [interpreter, "-m", "kmodd.gateway.main", "--config", str(configuration), "--bus", address]
     with log.open("w") as stream, subprocess.Popen(command, cwd=ROOT, stderr=stream, text=True) as process:
         made.process = process
         try:

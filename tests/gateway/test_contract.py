@@ -2,11 +2,14 @@
 """Requests and answers of the real gateway with the real daemon behind it."""
 
 import json
+from typing import Any
 
 import pytest
+from fastapi import APIRouter
 from prometheus_client.parser import text_string_to_metric_families
 
 from kmodd.errors import ERRORS
+from kmodd.gateway import application
 from tests.gateway.processes import Gateway, wait_for
 
 SECURITY = {
@@ -226,3 +229,42 @@ def test_every_route_tells_its_scope_errors_and_an_example(served: Gateway) -> N
             assert {"401", "403", "429", "503"} <= operation["responses"].keys()
             assert served.ask(method, path.replace("{", "").replace("}", ""), token=None).status in {401, 429}
     assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/docs", "/openapi.json"])
+def test_probes_may_ask_for_the_head_alone(served: Gateway, path: str) -> None:
+    answer = served.ask("HEAD", path, token=None)
+    assert (answer.status, answer.body) == (200, b"")
+    assert int(answer.headers["content-length"]) == len(served.ask("GET", path, token=None).body)
+
+
+def test_what_a_token_may_not_is_written_down(served: Gateway) -> None:
+    reader = served.make_token("nosy", "read")
+    assert served.ask("POST", "/module/load/loop", token=reader).status == 403
+    wait_for(lambda: "token nosy" in served.log.read_text())  # after the answer
+    (line,) = [row for row in served.log.read_text().splitlines() if "token nosy" in row]
+    assert "may not POST /module/load/{module}" in line
+
+
+async def test_a_bug_is_a_problem_document_too() -> None:
+    made = APIRouter()
+
+    @made.get("/broken")
+    async def broken() -> None:
+        raise LookupError("secret detail")
+
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/broken", "raw_path": b"/broken", "query_string": b"",
+             "headers": [], "http_version": "1.1", "scheme": "http", "root_path": "", "app": None}  # fmt: skip
+    with pytest.raises(LookupError):  # it goes on to who writes it down
+        await application.make([made])(scope, receive, send)
+    assert (sent[0]["status"], dict(sent[0]["headers"])[b"content-type"]) == (500, b"application/problem+json")
+    assert json.loads(sent[1]["body"])["type"] == "urn:kmodd:error:Failed"
+    assert b"secret" not in sent[1]["body"]

@@ -103,7 +103,7 @@ def test_a_follower_that_leaves_is_forgotten(served: Gateway) -> None:
     def followers() -> int:
         text = served.ask("GET", "/metrics").body.decode()
         (line,) = [row for row in text.splitlines() if row.startswith("kmodd_gateway_event_streams ")]
-        return int(line.split()[1])
+        return int(float(line.split()[1]))
 
     before = followers()
     with following(served):
@@ -230,6 +230,17 @@ async def test_a_heartbeat_keeps_the_line_open_while_the_token_counts() -> None:
     assert line.sent.count(b": \n\n") >= 2
     line.allowed = False
     await asyncio.wait_for(task, 2)
+    assert line.ended == ["revoked"]
+
+
+async def test_a_revoked_token_ends_it_while_events_go_by_too() -> None:
+    hub, line = Hub("run"), Line()
+    task = line.follow(hub)
+    line.allowed = False
+    async with asyncio.timeout(3):
+        while not task.done():
+            hub.publish("a", {})
+            await asyncio.sleep(0.01)
     assert line.ended == ["revoked"]
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import BadStatusLine, IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kmodd.gateway.issuer import JwtVerifier
 from kmodd.gateway.keys import PAUSE, STALE, Keys
 from kmodd.gateway.principal import Principal
 from kmodd.gateway.settings import Issuer
+from kmodd.names import parse_on_behalf_of
 from tests.gateway.processes import gateway
 
 ISSUER = "https://login.example.org"
@@ -109,6 +111,14 @@ async def test_scopes_come_from_the_claim(verifier: JwtVerifier, groups: object,
     assert (await verifier.verify(sign(groups=groups))).scopes == scopes
 
 
+@pytest.mark.parametrize("subject", ["x" * 500, "\U0001f600" * 200, "\u202e" * 64, "two\nlines", "\ud800"], ids=ascii)
+async def test_whatever_its_subject_the_journal_can_name_it(verifier: JwtVerifier, subject: str) -> None:
+    """The daemon refuses a call on behalf of a name that it cannot write down."""
+    names = [(await verifier.verify(sign(sub=f"{subject}{end}"))).name for end in ("a", "b")]
+    assert [parse_on_behalf_of(name) for name in names] == names
+    assert names[0] != names[1]
+
+
 NOW = int(time.time())
 TABLE = [
     {"exp": NOW - 60},
@@ -160,9 +170,18 @@ async def test_a_public_key_is_no_shared_secret(verifier: JwtVerifier) -> None:
                 await verifier.verify(f"{signed}.{signature}")
 
 
-@pytest.mark.parametrize(
-    "text", ["..", "a.b.c", "e30.e30.e30", "\u20ac.x.y", f"{part([])}.{part({})}.", f"{part({'alg': []})}..x"]
-)
+GARBAGE = [
+    "..",
+    "a.b.c",
+    "e30.e30.e30",
+    "\u20ac.x.y",
+    f"{part([])}.{part({})}.",
+    f"{part({'alg': []})}..x",
+    f"{base64.urlsafe_b64encode(b'[' * 6000).decode()}.e30.AAAA",
+]
+
+
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: text[:20])
 async def test_garbage_is_refused(verifier: JwtVerifier, text: str) -> None:
     with pytest.raises(Refused):
         await verifier.verify(text)
@@ -185,6 +204,33 @@ async def test_new_keys_are_fetched_when_a_token_names_one_but_not_all_the_time(
     assert source.fetched == 2
     with pytest.raises(Refused):  # the old key is gone with the old set
         await verifier.verify(sign())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OSError("away"),
+        IncompleteRead(b"{"),
+        BadStatusLine("SMTP ready"),
+        b"",
+        b"[",
+        b"[" * 200_000,
+        b"[]",
+        b"{}",
+        b'{"keys": 1}',
+        b'{"keys": [1, {"kid": []}]}',
+        b"\xff",
+    ],
+    ids=lambda one: repr(one)[:20],
+)
+async def test_an_issuer_that_answers_nonsense_lets_nobody_in(answer: Exception | bytes) -> None:
+    def fetch(_: str) -> bytes:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with pytest.raises(Refused):
+        await JwtVerifier(SETTINGS, Keys(SETTINGS, fetch, lambda: 0.0)).verify(sign())
 
 
 async def test_keys_outlive_an_issuer_that_is_away_for_a_while(verifier: JwtVerifier, source: Source) -> None:

@@ -24,6 +24,7 @@ rate = 0
 connections = 8
 header-timeout = 0.5
 body-timeout = 0.5
+send-timeout = 0.5
 """
 
 
@@ -126,6 +127,17 @@ def test_a_slow_body_is_told_so(narrow: Gateway) -> None:
     assert b" 408 " in answer.splitlines()[0]
 
 
+def test_who_asks_and_does_not_read_is_dropped(narrow: Gateway) -> None:
+    """Eight of these, without any token, would otherwise shut everybody else out for as long as they like."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", narrow.port))
+            one.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        wait_for(lambda: narrow.ask("GET", "/health").status == 200)
+
+
 def test_too_many_connections_are_told_so_and_others_go_on(narrow: Gateway) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -135,6 +147,15 @@ def test_too_many_connections_are_told_so_and_others_go_on(narrow: Gateway) -> N
         with narrow.socket() as extra:
             assert b" 503 " in extra.recv(4096).splitlines()[0]
     wait_for(lambda: narrow.ask("GET", "/health").status == 200)
+
+
+def test_malformed_requests_do_not_fill_the_journal(narrow: Gateway) -> None:
+    before = narrow.log.read_text()
+    for line in (b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n b: c\r\n\r\n"):
+        say(narrow, line, wait=1)
+    upgrade = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    assert say(narrow, upgrade).split()[1] in {b"200", b"400"}
+    assert narrow.log.read_text() == before
 
 
 def test_headers_are_bounded(served: Gateway) -> None:
@@ -163,10 +184,12 @@ def test_it_serves_them_with_tls(simulation: str, tmp_path: Path) -> None:
     )  # fmt: skip
     tls = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\n'
     with gateway(tmp_path, simulation, tls, ready=False) as made:
+        silent = made.socket()
         context = ssl.create_default_context(cafile=str(certificate))
-        with context.wrap_socket(made.socket(), server_hostname="localhost") as sock:
+        with silent, context.wrap_socket(made.socket(), server_hostname="localhost") as sock:
             sock.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             answer = sock.recv(65536)
+            assert silent.recv(1) == b""  # it said nothing for five seconds, and is not waited for any more
     assert b" 200 " in answer.splitlines()[0]
     assert b"strict-transport-security: " in answer
 
@@ -202,6 +225,16 @@ def test_what_is_this_machine(address: str, *, local: bool) -> None:
             with pytest.raises(ConfigurationError, match="in the clear"):
                 sockets.require_tls([one], tls=False)
         sockets.require_tls([one], tls=True)
+
+
+def test_no_answer_waits_for_an_acknowledgement() -> None:
+    (one,) = sockets.listen(["127.0.0.1:0"])
+    with one, socket.create_connection(one.getsockname()):
+        one.setblocking(True)
+        accepted, _ = one.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # asyncio looks at it
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_unix_socket_is_this_machine_and_left_ones_are_replaced(tmp_path: Path) -> None:

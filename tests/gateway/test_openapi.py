@@ -13,51 +13,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.gateway.operations import OPERATIONS
 from tests.gateway.processes import Gateway
 
 CHECKS = [content_type_conformance, negative_data_rejection, response_schema_conformance, status_code_conformance]
 EXAMPLES = 15
-# The operations of the document; a test below says that none is missing here. The stream of events does not end.
-OPERATIONS = [
-    ("POST", "/module/load/{module}"),
-    ("POST", "/module/unload/{module}"),
-    ("GET", "/v1/modules"),
-    ("GET", "/v1/modules/{module}"),
-    ("GET", "/v1/modules/{module}/explain"),
-    ("POST", "/v1/modules/{module}/load"),
-    ("POST", "/v1/modules/{module}/unload"),
-    ("POST", "/v1/modules/{module}/reload"),
-    ("POST", "/v1/modules/{module}/reset-failed"),
-    ("PUT", "/v1/modules/{module}/parameters/{parameter}"),
-    ("POST", "/v1/batch"),
-    ("POST", "/v1/plan"),
-    ("GET", "/health"),
-    ("GET", "/v1/health"),
-    ("GET", "/v1/history"),
-    ("GET", "/metrics"),
-    ("GET", "/v1/webhooks"),
-    ("POST", "/v1/webhooks"),
-    ("POST", "/v1/webhooks/{name}/test"),
-    ("DELETE", "/v1/webhooks/{name}"),
-    ("GET", "/v1/config"),
-    ("GET", "/v1/config/drift"),
-    ("PUT", "/v1/config/modules/{module}/autoload"),
-    ("PUT", "/v1/config/modules/{module}/options"),
-    ("PUT", "/v1/config/modules/{module}/blacklist"),
-    ("POST", "/v1/config/apply"),
-    ("POST", "/v1/config/reload"),
-    ("GET", "/v1/store"),
-    ("POST", "/v1/store"),
-    ("POST", "/v1/store/{name}/{version}/activate"),
-    ("POST", "/v1/store/{name}/deactivate"),
-    ("DELETE", "/v1/store/{name}/{version}"),
-]
-
-
-def test_no_operation_is_left_out(served: Gateway) -> None:
-    paths = served.ask("GET", "/openapi.json").document["paths"]
-    found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
-    assert found == {*OPERATIONS, ("GET", "/v1/events")}
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.gateway.processes import Gateway
+from tests.gateway.processes import Gateway, wait_for
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -34,6 +34,45 @@ def test_a_rule_is_tried(served: Gateway, path: str, body: object) -> None:
     assert served.ask("PUT", f"/v1/config/modules/overlay/{path}", body, token=narrow).status == 403
 
 
+def test_whoever_asked_for_a_rule_is_in_the_history(served: Gateway) -> None:
+    token = served.make_token("rules@node7", "read", "configure")
+    body = {"parameters": {"redirect_max": "64"}, "reason": "wide directories"}
+    assert served.ask("PUT", "/v1/config/modules/overlay/options", body, token=token).status == 200
+
+    def records() -> list[dict[str, str]]:
+        found = served.ask("GET", "/v1/history?module=overlay&limit=5").document["records"]
+        return [row for row in found if row["event"] == "configuration.changed"]
+
+    wait_for(records)  # it is written after the answer
+    (record,) = records()
+    assert record["on_behalf_of"].startswith("token rules@node7 (")
+    assert record["reason"] == "wide directories"
+    assert served.ask("PUT", "/v1/config/modules/overlay/options", {}, token=token).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("autoload", {"enabled": True}),
+        ("options", {"parameters": {"redirect_max": "64"}}),
+        ("blacklist", {"blacklisted": True}),
+    ],
+)
+def test_a_rule_is_made_and_taken_away(served: Gateway, path: str, body: object) -> None:
+    def ours() -> list[str]:
+        rules = served.ask("GET", "/v1/config").document["rules"]
+        return [rule["kind"] for rule in rules if rule["ours"] and rule["module"] == "overlay"]
+
+    place = f"/v1/config/modules/overlay/{path}"
+    assert served.ask("PUT", place, body).status == 200
+    assert ours() == [path]
+    assert served.ask("DELETE", f"{place}?reason=a%0Ab").status == 400
+    assert served.ask("DELETE", place, token=served.make_token(f"r-{path}", "read")).status == 403
+    assert served.ask("DELETE", f"{place}?reason=done").status == 200
+    assert ours() == []
+    assert served.ask("DELETE", place).status == 200
+
+
 def test_the_wanted_state_is_applied(served: Gateway) -> None:
     answer = served.ask("POST", "/v1/config/apply", {"dry_run": True})
     assert answer.status == 200, answer.document
@@ -48,6 +87,14 @@ def test_the_store_is_listed(served: Gateway) -> None:
     assert served.ask("DELETE", "/v1/store/loop/1.0").status == 404
     assert served.ask("POST", "/v1/store/loop/1.0/activate").status == 404
     assert served.ask("POST", "/v1/store/loop/deactivate").status in {200, 404}
+
+
+def test_a_token_for_some_modules_loads_nothing_through_the_store(served: Gateway) -> None:
+    """A version of `loop` may need any other module."""
+    narrow = served.make_token("switcher", "import", "load", "unload", modules=["loop"])
+    for path in ("/v1/store/loop/1.0/activate", "/v1/store/loop/deactivate"):
+        assert served.ask("POST", path, {"load": True}, token=narrow).status == 403
+        assert served.ask("POST", path, {"load": False}, token=narrow).status in {200, 404}
 
 
 def test_a_file_that_is_no_module_is_refused(served: Gateway) -> None:

@@ -2,6 +2,7 @@
 """The installed gateway: started by its socket, bounded by polkit, and worth no more than that to whoever takes it over."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,28 @@ answer = connection.getresponse()
 print(answer.status)
 print(answer.read().decode())
 """
+BUS = "org.kmodd1"
+UPLOAD = r"""
+import http.client, sys
+connection = http.client.HTTPConnection("127.0.0.1", 8765, timeout=100)
+headers = {"Authorization": f"Bearer {sys.argv[1]}", "Content-Type": "application/octet-stream"}
+chunks = iter(lambda: sys.stdin.buffer.read(4096), b"")
+connection.request("POST", "/v1/store?version=7.1&shadow=true", body=chunks, headers=headers, encode_chunked=True)
+print(connection.getresponse().read().decode())
+"""
+# Over TLS on a TCP port, or on the path of a unix socket: what it answers to a GET.
+TLS = r"""
+import http.client, socket, ssl, sys
+where, path, token = sys.argv[1:]
+context = ssl.create_default_context(cafile="/etc/kmodd/tls/chain.pem")
+raw = socket.socket(socket.AF_UNIX if where.startswith("/") else socket.AF_INET)
+raw.settimeout(60)
+raw.connect(where if where.startswith("/") else ("127.0.0.1", int(where)))
+connection = http.client.HTTPConnection("node7.example.org")
+connection.sock = context.wrap_socket(raw, server_hostname="node7.example.org")
+connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+print(connection.getresponse().read().decode())
+"""
 SYSTEMD = "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
 # Everything that changes something, for a module that is there, and what it needs beyond the system bus's policy.
 CHANGES = [
@@ -39,6 +62,17 @@ CHANGES = [
     "Batch 'a(ssa{ss})a{sv}' 2 load dummy 0 load kmodd_test_good 0 1 atomic b false",
     "ResetFailed s dummy",
 ]
+OTHER_CHANGES = [
+    f"{BUS}.Configuration SetAutoload 'sba{{ss}}a{{sv}}' dummy true 0 0",
+    f"{BUS}.Configuration SetOptions 'sa{{ss}}a{{sv}}' dummy 1 numdummies 2 1 on-behalf-of s 'token admin'",
+    f"{BUS}.Configuration SetBlacklisted 'sba{{sv}}' dummy true 1 hard b true",
+    f"{BUS}.Configuration Apply 'a{{sv}}' 0",
+    f"{BUS}.Configuration Reload",
+    f"{BUS}.Store Deactivate 'sa{{sv}}' dummy 1 load b true",
+    f"{BUS}.Notifier AddWebhook 'ssa{{sv}}' evil https://evil.example/ 0",
+    f"{BUS}.Notifier Reload",
+]
+"""What follows the name of the service and the path, for the other interfaces."""
 
 
 def ask(vm: Machine, method: str, path: str, token: str = "", body: Any = None) -> tuple[int, Any]:
@@ -47,6 +81,12 @@ def ask(vm: Machine, method: str, path: str, token: str = "", body: Any = None) 
     lines = vm.run(["python3", "-c", ASK, method, path, token, text], timeout=90, check=True).stdout
     status, _, document = lines.partition("\n")
     return int(status), json.loads(document)
+
+
+def upload(vm: Machine, token: str, source: str) -> Any:
+    """What a command prints, as a file for the store, in pieces of 4 KiB whose sum is not told before."""
+    vm.write_file("/root/upload.py", UPLOAD)
+    return json.loads(vm.check(f"{source} | python3 /root/upload.py {token}", timeout=120))
 
 
 def restart_polkit(vm: Machine) -> None:
@@ -152,6 +192,20 @@ def test_its_user_gets_no_further_than_the_rule_as_shipped(gateway: Machine, cha
 
 
 @pytest.mark.usefixtures("dummy_rule")
+@pytest.mark.parametrize("change", OTHER_CHANGES)
+def test_its_user_changes_nothing_that_lasts(gateway: Machine, change: str) -> None:
+    """No rule of ours lets it configure, import, activate or notify."""
+    gateway.run("systemctl start kmodd-notifier.service", check=True)
+    where = f"{BUS}.Notifier /org/kmodd1/Notifier" if ".Notifier " in change else f"{BUS} /org/kmodd1"
+    before = gateway.check("cat /etc/modprobe.d/* /etc/modules-load.d/* 2>/dev/null; ls -lR /etc/kmodd /var/lib/kmodd")
+    answer = gateway.run(f"{USER} busctl --system call {where} {change}", timeout=60)
+    assert answer.code != 0
+    assert "denied" in answer.stderr.lower() or "not authorized" in answer.stderr.lower(), answer.stderr
+    after = gateway.check("cat /etc/modprobe.d/* /etc/modules-load.d/* 2>/dev/null; ls -lR /etc/kmodd /var/lib/kmodd")
+    assert after == before
+
+
+@pytest.mark.usefixtures("dummy_rule")
 @pytest.mark.parametrize("change", [one for one in CHANGES if "kmodd_test_good" in one or "override" in one])
 def test_its_user_gets_no_further_than_the_list(gateway: Machine, change: str) -> None:
     before = gateway.read_file("/proc/modules")
@@ -167,6 +221,7 @@ def test_nobody_else_gains_by_the_rule(gateway: Machine) -> None:
     )
     assert answer.code != 0
     assert not loaded(gateway, "dummy")
+    assert "token probe" not in gateway.journal("KMODD_UID=" + gateway.check("id -u alice").strip(), "-o", "json")
 
 
 def test_its_user_may_do_nothing_else_on_the_machine(gateway: Machine) -> None:
@@ -186,6 +241,103 @@ def test_the_daemon_restarted_is_found_again(gateway: Machine, token: str) -> No
     noise = gateway.journal("-u", "kmodd-gateway")
     assert "Traceback" not in noise
     assert "a bug" not in noise
+
+
+CONFIGURE = """polkit.addRule(function (action, subject) {
+    if (subject.user === "kmodd-gateway" && action.id === "org.kmodd1.configure" &&
+        (action.lookup("on-behalf-of") || "").indexOf("token probe (") === 0) {
+        return polkit.Result.YES;
+    }
+    return undefined;
+});
+"""
+
+
+def test_rules_see_for_whom_it_asks_and_so_does_the_journal(gateway: Machine, token: str) -> None:
+    """For a change of the configuration, which has no module's operation behind it."""
+    gateway.write_file(RULE, CONFIGURE)
+    restart_polkit(gateway)
+    other = gateway.check("kmodctl token create other --scope configure").strip()
+    try:
+        body = {"blacklisted": True, "reason": "by the gateway"}
+        assert ask(gateway, "PUT", "/v1/config/modules/dummy/blacklist", other, body)[0] == 403
+        status, document = ask(gateway, "PUT", "/v1/config/modules/dummy/blacklist", token, body)
+        assert (status, document["module"]) == (200, "dummy"), document
+        assert "blacklist dummy" in gateway.read_file("/etc/modprobe.d/kmodd-blacklist.conf").decode()
+        wait_until(
+            lambda: "by the gateway" in gateway.journal("KMODD_EVENT=configuration.changed", "-o", "json"), "the record"
+        )
+        rows = gateway.journal("KMODD_EVENT=configuration.changed", "-o", "json").splitlines()
+        (record,) = [json.loads(row) for row in rows if "by the gateway" in row]
+        assert record["KMODD_ON_BEHALF_OF"].startswith("token probe (")
+        assert ask(gateway, "DELETE", "/v1/config/modules/dummy/blacklist", token)[0] == 200
+    finally:
+        gateway.run(["rm", RULE], check=True)
+        restart_polkit(gateway)
+
+
+def test_a_file_goes_through_it_as_a_stream(gateway: Machine, token: str) -> None:
+    gateway.write_file(RULE, CONFIGURE.replace("org.kmodd1.configure", "org.kmodd1.import-module"))
+    restart_polkit(gateway)
+    try:
+        path = gateway.check("modinfo -n kmodd_test_good").strip()
+        imported = upload(gateway, token, f"cat {path}")
+        assert (imported["name"], imported["version"]) == ("kmodd_test_good", "7.1"), imported
+        refused = upload(gateway, token, f"head -c 3000 {path}")
+        assert (refused["status"], refused["type"]) == (422, "urn:kmodd:error:BadModule")
+        assert ask(gateway, "DELETE", "/v1/store/kmodd_test_good/7.1", token)[0] == 403
+        gateway.run("kmodctl store remove kmodd_test_good 7.1", timeout=60, check=True)
+    finally:
+        gateway.run(["rm", RULE], check=True)
+        restart_polkit(gateway)
+
+
+def test_metrics_are_for_prometheus(gateway: Machine, token: str) -> None:
+    lines = gateway.run(["python3", "-c", ASK, "GET", "/metrics", token, ""], timeout=90, check=True).stdout
+    status, _, text = lines.partition("\n")
+    assert status == "200"
+    assert "kmodd_gateway_daemon_up 1.0" in text
+    assert 'kmodd_module_size_bytes{module="virtio_blk"}' in text
+    assert "# TYPE kmodd_gateway_request_duration_seconds histogram" in text
+
+
+def test_another_address_is_served_with_tls_alone(gateway: Machine, token: str, tmp_path: Path) -> None:
+    """By systemd's socket, with a certificate that the client verifies."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=node7.example.org", "-addext", "subjectAltName=DNS:node7.example.org",
+         "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "chain.pem")],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    gateway.run("mkdir -p /etc/kmodd/tls /etc/systemd/system/kmodd-gateway.socket.d", check=True)
+    for name in ("key.pem", "chain.pem"):
+        gateway.write_file(f"/etc/kmodd/tls/{name}", (tmp_path / name).read_text())
+    gateway.run("cd /etc/kmodd/tls && chgrp kmodd-gateway key.pem && chmod 640 key.pem", check=True)
+    override = "/etc/systemd/system/kmodd-gateway.socket.d/override.conf"
+    gateway.write_file(
+        override, "[Socket]\nListenStream=\nListenStream=0.0.0.0:8766\nListenStream=/run/kmodd-test.sock\n"
+    )
+    restart = "systemctl stop kmodd-gateway.service; systemctl daemon-reload; systemctl restart kmodd-gateway.socket"
+    try:
+        gateway.run(restart, timeout=90, check=True)
+        assert gateway.run("systemctl start kmodd-gateway.service", timeout=90).code != 0
+        assert "tokens would cross the network in the clear" in gateway.journal("-u", "kmodd-gateway")
+        gateway.write_file(
+            "/etc/kmodd/gateway.toml",
+            'hosts = ["node7.example.org", "localhost"]\n'
+            '[tls]\ncertificate = "/etc/kmodd/tls/chain.pem"\nkey = "/etc/kmodd/tls/key.pem"\n',
+        )
+        gateway.run(f"systemctl reset-failed kmodd-gateway.service; {restart}", timeout=90, check=True)
+        for where in ("8766", "/run/kmodd-test.sock"):
+            answer = gateway.run(["python3", "-c", TLS, where, "/v1/modules", token], timeout=120, check=True).stdout
+            assert "virtio_blk" in {row["name"] for row in json.loads(answer)["modules"]}
+        plain = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8766/health', timeout=30)"
+        assert gateway.run(["python3", "-c", plain], timeout=60).code != 0
+    finally:
+        gateway.run(["rm", "-rf", "/etc/kmodd/gateway.toml", "/etc/kmodd/tls", override])
+        gateway.run(f"systemctl reset-failed kmodd-gateway.service; {restart}", timeout=90, check=True)
+    assert ask(gateway, "GET", "/v1/modules", token)[0] == 200
 
 
 def test_revoked_at_once(gateway: Machine, token: str) -> None:

@@ -37,6 +37,7 @@ class ConfigurationInterface:
         details = {"module": change.module, "modules": change.module, "action": change.action.value}
         if change.parameters:
             details["parameters"] = kernel_arguments(dict(change.parameters))
+        details |= asked.behalf(change.on_behalf_of)
         return Call(lambda caller: self._parts.configuration.write(change, caller), details)
 
     def show(self) -> Call:
@@ -62,7 +63,7 @@ class ConfigurationInterface:
         async def run(caller: Caller) -> list[tuple[str, str, str, tuple[str, ...]]]:
             return [rows.result(one) for one in await self._parts.desired.apply(plan, caller)]
 
-        return Call(run, asked.details(plan, "apply"))
+        return Call(run, {**asked.details(plan, "apply"), **asked.behalf(options.on_behalf_of(values))})
 
     def reload(self) -> Call:
         return Call(self._parts.desired.reload, {"action": "reload-configuration"})

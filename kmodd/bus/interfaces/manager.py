@@ -2,7 +2,6 @@
 """org.kmodd1.Manager."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from inspect import isawaitable
 from typing import Any
 
@@ -16,7 +15,6 @@ from kmodd.names import (
     kernel_arguments,
     parse_module,
     parse_module_or_alias,
-    parse_on_behalf_of,
     parse_parameter_name,
     parse_parameter_value,
 )
@@ -54,7 +52,7 @@ class ManagerInterface:
             return self._refusal(plan)
 
         async def run(caller: Caller) -> list[tuple[str, str, str, tuple[str, ...]]]:
-            return [rows.result(one) for one in await self._parts.operations.execute(plan, _told(plan, caller))]
+            return [rows.result(one) for one in await self._parts.operations.execute(plan, caller)]
 
         return Call(run, asked.details(plan, "batch"), asked.actions(plan))
 
@@ -76,7 +74,7 @@ class ManagerInterface:
         return Call(lambda caller: self._parts.operations.reset_failed(name, caller), details)
 
     def _refusal(self, plan: Plan) -> Refusal:
-        return Refusal(lambda caller: self._parts.refusals.tell(plan, _told(plan, caller)))
+        return Refusal(lambda caller: self._parts.refusals.tell(plan, caller), plan.request.on_behalf_of)
 
     def _single(self, request: Request, action: str, told: StepAction) -> Call | Refusal:
         plan = self._parts.operations.plan(request)
@@ -84,7 +82,7 @@ class ManagerInterface:
             return self._refusal(plan)
 
         async def run(caller: Caller) -> list[str]:
-            (result,) = await self._parts.operations.execute(plan, _told(plan, caller))
+            (result,) = await self._parts.operations.execute(plan, caller)
             return _touched(plan, result, told)
 
         return Call(run, asked.details(plan, action), asked.actions(plan))
@@ -156,8 +154,7 @@ class ManagerInterface:
             return [rows.history(entry) for entry in await self._parts.history(query)]
 
         details = {"action": "read-history", **({"module": query.module} if query.module else {})}
-        if behalf := parse_on_behalf_of(values.get("on-behalf-of", "")):
-            details["on-behalf-of"] = behalf
+        details |= asked.behalf(options.on_behalf_of(values))
         return Call(run, details, cancellable=True)
 
     # --- properties ---------------------------------------------------------------------------------------------------
@@ -185,11 +182,6 @@ class ManagerInterface:
 
     def health(self) -> Any:
         return self._parts.health_status().value
-
-
-def _told(plan: Plan, caller: Caller) -> Caller:
-    """The caller, with whom it says to speak for; nothing is decided by that."""
-    return replace(caller, on_behalf_of=plan.request.on_behalf_of) if plan.request.on_behalf_of else caller
 
 
 def _is_futile(plan: Plan) -> bool:

@@ -9,9 +9,6 @@ from kmodd.model import Caller
 from kmodd.model.store import StoredModule
 from kmodd.names import parse_description, parse_module, parse_release, parse_version
 
-IMPORT = {"version": "s", "description": "s", "shadow": "b"}
-SWITCH = {"load": "b", "kernel": "s"}
-
 
 class StoreInterface:
     """Members of org.kmodd1.Store; see dbus/org.kmodd1.xml for what each means."""
@@ -23,13 +20,14 @@ class StoreInterface:
 
     # `import` is a word of the language; the binding knows.
     def import_(self, file: int, wire: options.Wire) -> Call:
-        values = options.parse(wire, IMPORT)
+        values = options.parse(wire, options.IMPORT)
         wanted = ImportOptions(
             version=parse_version(values["version"]) if values.get("version") else "",
             description=parse_description(values.get("description", "")),
             shadow=values.get("shadow", False),
         )
         store = self._parts.store
+        behalf = asked.behalf(options.on_behalf_of(values))
 
         async def prepare(caller: Caller) -> Call:
             pending = await store.examine(file, wanted, caller)
@@ -38,18 +36,18 @@ class StoreInterface:
                 entry = await store.commit(pending, caller)
                 return entry.name, entry.version, entry.sha256
 
-            return Call(run, _details(pending.entry, "import"), abandon=lambda: store.abandon(pending))
+            return Call(run, {**_details(pending.entry, "import"), **behalf}, abandon=lambda: store.abandon(pending))
 
         def refuse(_: Caller) -> None:
             raise AssertionError("an import is prepared before it is run")
 
-        return Call(refuse, prepare=prepare)
+        return Call(refuse, behalf, prepare=prepare)
 
     def list(self) -> Call:
         return Call(lambda _: [_row(entry) for entry in self._parts.store.all()])
 
     def activate(self, name: str, version: str, wire: options.Wire) -> Call:
-        values = options.parse(wire, SWITCH)
+        values = options.parse(wire, options.SWITCH)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
         entry = self._parts.store.catalogue.one(parse_module(name), parse_version(version), kernel)
         load = values.get("load", False)
@@ -57,10 +55,11 @@ class StoreInterface:
         async def run(caller: Caller) -> tuple[str, ...]:
             return await self._parts.activation.activate(entry, caller, load=load)
 
-        return Call(run, _details(entry, "activate"), (asked.LOAD, asked.UNLOAD) if load else ())
+        details = {**_details(entry, "activate"), **asked.behalf(options.on_behalf_of(values))}
+        return Call(run, details, (asked.LOAD, asked.UNLOAD) if load else ())
 
     def deactivate(self, name: str, wire: options.Wire) -> Call:
-        values = options.parse(wire, SWITCH)
+        values = options.parse(wire, options.SWITCH)
         module = parse_module(name)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
         entry = self._parts.activation.active(module, kernel)
@@ -72,6 +71,7 @@ class StoreInterface:
         details = {"module": module, "modules": module, "action": "deactivate"}
         if entry is not None:
             details = _details(entry, "deactivate")
+        details |= asked.behalf(options.on_behalf_of(values))
         return Call(run, details, (asked.LOAD, asked.UNLOAD) if load else ())
 
     def remove(self, name: str, version: str) -> Call:
