@@ -14,7 +14,7 @@ export const concerns = ["module-added", "module-removed", "module-changed"];
 
 /** The view; `chosen` is a module to light up. */
 export function open(main, chosen) {
-  const told = make("div", {class: "told-relations", id: "relations", "aria-live": "polite"});
+  const told = make("div", {class: "told-relations", id: "relations"});
   const canvas = make("div", {
     class: "canvas",
     tabindex: "0",

@@ -3,7 +3,7 @@
 
 import {ask} from "./api.js";
 import {make, moduleLink, nothing, show} from "./dom.js";
-import {count, duration, time, who} from "./wording.js";
+import {count, duration, time, utc, who} from "./wording.js";
 
 const STEPS = [100, 1000];
 const MARKS = {failed: ["✗", "bad", "failed"], "rolled-back": ["↶", "warn", "rolled back"]};
@@ -24,7 +24,7 @@ function entry(record) {
   return make(
     "li",
     {},
-    make("time", {datetime: new Date(record.time / 1000).toISOString()}, time(record.time)),
+    make("time", {datetime: utc(record.time), title: utc(record.time)}, time(record.time)),
     make(
       "span",
       {class: `mark ${kind}`},
@@ -60,6 +60,7 @@ export function open(main) {
     autocomplete: "off",
     spellcheck: "false",
     placeholder: "module, person, reason, error …",
+    "aria-keyshortcuts": "/",
     input: () => draw(),
   });
   const summary = make("p", {class: "summary", role: "status"});

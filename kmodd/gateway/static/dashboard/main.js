@@ -168,6 +168,13 @@ const look = () => {
 };
 setInterval(look, UNTOLD);
 document.addEventListener("visibilitychange", look);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.target.matches("input:not([type=radio], [type=checkbox])")) return;
+  const search = document.querySelector("main input[type=search]");
+  if (!search || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  search.focus();
+});
 addEventListener("hashchange", route);
 route();
 summary();

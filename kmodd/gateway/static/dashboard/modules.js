@@ -189,11 +189,5 @@ export function open(main) {
     draw(before ? new Set(rows.map((row) => row.name).filter((name) => !before.has(name))) : undefined);
   }
 
-  const shortcut = (event) => {
-    if (event.key !== "/" || event.target.matches("input, textarea") || document.querySelector("dialog[open]")) return;
-    event.preventDefault();
-    filter.focus();
-  };
-  document.addEventListener("keydown", shortcut);
-  return {title: "Modules", refresh: again, close: () => document.removeEventListener("keydown", shortcut)};
+  return {title: "Modules", refresh: again};
 }

@@ -16,6 +16,9 @@ export function time(microseconds) {
   return `${day} ${[at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":")}`;
 }
 
+/** The same for machines, and for those whose clock is another. */
+export const utc = (microseconds) => new Date(microseconds / 1000).toISOString();
+
 /** Microseconds that something took. */
 export function duration(microseconds) {
   if (microseconds >= 1e6) return `${(microseconds / 1e6).toFixed(1)} s`;
