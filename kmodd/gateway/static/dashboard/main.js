@@ -94,6 +94,7 @@ function route() {
   const source = name === "modules" && argument ? module : VIEWS[name] || modules;
   const first = view === null;
   view?.close();
+  document.getElementById("notice").textContent = "";
   view = new Shown(source, argument);
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.hash === `#/${VIEWS[name] ? name : "modules"}`;
