@@ -79,7 +79,6 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
     const form = make(
       "form",
       {
-        novalidate: false,
         submit: (event) => {
           event.preventDefault();
           act();
@@ -114,7 +113,9 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
         found = {content: panel(problem), doubtful: true};
       }
       if (mine !== asked || busy) return; // a later one is on its way, or it is being done
-      plan.replaceChildren(...[found.content].flat().filter(Boolean));
+      // What is as before stays, or screen readers would say it again.
+      const content = make("div", {}, found.content);
+      if (content.textContent !== plan.textContent) plan.replaceChildren(...content.childNodes);
       submit.textContent = found.doubtful ? "Try it anyway" : verb;
       submit.classList.toggle("doubtful", Boolean(found.doubtful));
     }
@@ -123,6 +124,7 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
       if (busy) return;
       busy = true;
       submit.disabled = true;
+      cancel.disabled = true;
       submit.textContent = "Working …";
       told.replaceChildren();
       try {
@@ -130,11 +132,13 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
         made = true;
         box.close();
       } catch (problem) {
+        if (!box.isConnected) notice(`${title} failed: ${problem.message}`); // browsers close on a second Escape
         told.replaceChildren(panel(problem));
         told.scrollIntoView({block: "nearest"});
       } finally {
         busy = false;
         submit.disabled = false;
+        cancel.disabled = false;
         submit.textContent = verb;
         if (!made) look();
       }

@@ -16,8 +16,8 @@ const RECORDS = 20;
 /** Kinds of events after which the page may be another. */
 export const concerns = ["module-", "job-", "configuration-", "store-", "health"];
 
-const button = (key, text, act, kind = "") =>
-  make("button", {type: "button", class: kind, "data-key": key, click: act}, text);
+const button = (key, text, act, kind = "", label = null) =>
+  make("button", {type: "button", class: kind, "data-key": key, "aria-label": label, click: act}, text);
 
 function why(explained) {
   const by = explained.loaded_by;
@@ -95,6 +95,7 @@ function parameters(described) {
                       "Set …",
                       () => setParameter(described.name, one, values[one.name]),
                       "small",
+                      `Set … ${one.name}`,
                     )
                   : described.live && make("span", {class: "dim"}, "read-only"),
               ),
