@@ -33,7 +33,7 @@ test-modules: ## build the test modules against the virtual machine's kernel
 
 VENV ?= .venv
 
-.PHONY: setup test unit lint format coverage bench
+.PHONY: setup test unit lint format coverage bench screenshots
 setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
 	@VENV=$(VENV) tests/setup/bootstrap
 
@@ -54,6 +54,9 @@ format: setup ## bring the sources into their form
 
 bench: ## time kmodd and its gateway, in the virtual machine beside what is used today, and outside it
 	@$(PYTHON) -m tests.bench
+
+screenshots: setup ## take the pictures of the README anew, in the virtual machine
+	@KMODD_SCREENSHOTS=docs/screenshots $(VENV)/bin/python -m pytest -q tests/system/test_dashboard.py
 
 coverage: setup ## run the tests that need no virtual machine, and say what they reach
 	@$(VENV)/bin/coverage run -m pytest -m 'not vm'
@@ -91,7 +94,7 @@ GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
 GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-prometheus-client python3-jwt python3-cryptography
 GATEWAYDOCS = docs/grafana.json docs/alerts.yml polkit/examples/50-kmodd-gateway-modules.rules
 UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
-MODULES = $(shell find kmodd -name '*.py' -o -path 'kmodd/gateway/static/*')
+MODULES = $(shell find kmodd -type f \( -name '*.py' -o -path 'kmodd/gateway/static/*' \))
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
 # There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
 LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]

@@ -11,7 +11,14 @@ from kmodd.client import Client
 from kmodd.client_evidence import explicable, gather
 from kmodd.errors import KmoddError, LimitsExceeded
 from kmodd.gateway.link import DaemonLink
-from kmodd.gateway.models import BatchRequest, LoadRequest, OperationRequest, PlanRequest, UnloadRequest
+from kmodd.gateway.models import (
+    BatchRequest,
+    LoadRequest,
+    OperationRequest,
+    ParameterRequest,
+    PlanRequest,
+    UnloadRequest,
+)
 from kmodd.gateway.principal import Principal
 from kmodd.gateway.wording import snake
 from kmodd.model import Record
@@ -108,11 +115,13 @@ class Changes:
                 step["error"] = step["error"].rpartition(".")[2]
         return {"steps": steps}
 
-    async def set_parameter(self, who: Principal, module: str, parameter: str, value: str) -> dict[str, Any]:
+    async def set_parameter(
+        self, who: Principal, module: str, parameter: str, asked: ParameterRequest
+    ) -> dict[str, Any]:
         """Write a live parameter; what the kernel holds now."""
-        name, key, text = parse_module(module), parse_parameter_name(parameter), parse_parameter_value(value)
+        name, key, text = parse_module(module), parse_parameter_name(parameter), parse_parameter_value(asked.value)
         who.require_modules([name])
-        async with self.doing(who, Intent("set-parameter", name)) as client:
+        async with self.doing(who, Intent("set-parameter", name, parse_reason(asked.reason))) as client:
             held = await client.set_parameter(name, key, text)
         return {"module": name, "parameter": key, "value": held}
 

@@ -83,6 +83,7 @@ class ParameterRequest(BaseModel, extra="forbid"):
     """A new value."""
 
     value: Text = Field(description="At most 1024 bytes, without control characters and quotes.")
+    reason: Reason = Field(default="", description="One line for the journal.")
 
 
 class Loaded(BaseModel):

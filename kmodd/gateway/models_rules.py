@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool
 
-from kmodd.gateway.models import Change, Parameters, Text
+from kmodd.gateway.models import Change, Parameters, Reason, Text
 
 
 class AutoloadRequest(Change, extra="forbid"):
@@ -33,6 +33,7 @@ class ActivateRequest(BaseModel, extra="forbid"):
 
     load: StrictBool = Field(default=False, description="Also load it. Needs the scopes `load` and `unload`.")
     kernel: Text = Field(default="", description="Release of the kernel; the running one when left out.")
+    reason: Reason = Field(default="", description="One line for the journal.")
 
 
 class Message(BaseModel):

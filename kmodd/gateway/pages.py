@@ -40,10 +40,10 @@ class Page:
 
 
 def read(folder: Path) -> Mapping[str, Page]:
-    """Every file of a known type in the folder, by name."""
+    """Every file of a known type in the folder and those below it, by its name from there."""
     return {
-        path.name: Page(data, TYPES[path.suffix], f'"{hashlib.sha256(data).hexdigest()[:32]}"')
-        for path in sorted(folder.iterdir())
+        str(path.relative_to(folder)): Page(data, TYPES[path.suffix], f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+        for path in sorted(folder.rglob("*"))
         if path.suffix in TYPES and (data := path.read_bytes())
     }
 
@@ -55,13 +55,13 @@ def router(pages: Mapping[str, Page]) -> APIRouter:
     @made.get("/")
     async def dashboard(request: Request) -> Response:
         """The dashboard; the API's description where a packager left it out."""
-        return pages.get("index.html", pages["docs.html"]).answer(request)
+        return pages.get("dashboard/index.html", pages["docs.html"]).answer(request)
 
     @made.get("/docs")
     async def docs(request: Request) -> Response:
         return pages["docs.html"].answer(request)
 
-    @made.get("/static/{name}")
+    @made.get("/static/{name:path}")
     async def static(name: str, request: Request) -> Response:
         page = pages.get(name)
         if page is None:

@@ -87,7 +87,7 @@ def router(changes: Changes) -> APIRouter:
         who: Principal = needs("set-parameter"),
     ) -> Answer:
         """Write a parameter of a loaded module, and answer what the kernel holds then."""
-        return Answer(await changes.set_parameter(who, module, parameter, body.value))
+        return Answer(await changes.set_parameter(who, module, parameter, body))
 
     @made.post("/v1/modules/{module}/reset-failed", response_model=models.Told, operation_id="reset_failed",
                **told("load", "Stuck", "Busy",

@@ -16,7 +16,7 @@ from kmodd.gateway.link import DaemonLink
 from kmodd.gateway.principal import Principal
 from kmodd.gateway.problem import HttpProblem
 from kmodd.gateway.wording import snake
-from kmodd.names import parse_description, parse_module, parse_release, parse_version
+from kmodd.names import parse_description, parse_module, parse_reason, parse_release, parse_version
 
 UPLOADS = 2
 """Files on their way at once."""
@@ -48,7 +48,7 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
             options["load"] = True
         if asked.kernel:
             options["kernel"] = parse_release(asked.kernel)
-        async with changes.doing(who, Intent(member, module)) as client:
+        async with changes.doing(who, Intent(member, module, parse_reason(asked.reason))) as client:
             reloaded = await Store(client).data(member, module, *rest, options=options)
         return Answer({"message": f"Module {module} {said}", "module": module, "reloaded": list(reloaded)})
 

@@ -119,6 +119,8 @@ def test_package_is_whole_and_compiled(installed: Path) -> None:
     package = installed / "usr/local/lib/kmodd/kmodd"
     names = {path.relative_to(package) for path in package.rglob("*.py")}
     assert names == {path.relative_to(ROOT / "kmodd") for path in (ROOT / "kmodd").rglob("*.py")}
+    pages = {path.relative_to(ROOT / "kmodd") for path in (ROOT / "kmodd/gateway/static").rglob("*") if path.is_file()}
+    assert pages <= {path.relative_to(package) for path in package.rglob("*")}
     compiled = {path.name.split(".")[0] for path in package.rglob("*.pyc")}
     assert {path.stem for path in names} <= compiled
     assert str(installed).encode() not in next(package.rglob("names.*.pyc")).read_bytes()

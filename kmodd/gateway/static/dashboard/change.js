@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The dialog before every change: what would be done, how, and why one wants it. A failure stays in it, with its evidence.
+
+import {focusOn, make} from "./dom.js";
+import {panel} from "./failure.js";
+import {notice} from "./notice.js";
+
+const TYPING = 250;
+let open = null;
+
+/** Look at the plan of an open dialog again: something happened. */
+export const refresh = () => open?.();
+
+function control(field) {
+  const id = `change-${field.name}`;
+  if (field.kind === "flag") {
+    return make(
+      "p",
+      {class: "flag"},
+      make("input", {id, name: field.name, type: "checkbox", checked: field.value}),
+      make("label", {for: id}, field.label),
+    );
+  }
+  if (field.kind === "file") {
+    return make(
+      "p",
+      {},
+      make("label", {for: id}, field.label),
+      make("input", {id, name: field.name, type: "file", required: true}),
+    );
+  }
+  return make(
+    "p",
+    {},
+    make("label", {for: id}, field.label),
+    make("input", {
+      id,
+      name: field.name,
+      type: "text",
+      value: field.value,
+      autocomplete: "off",
+      spellcheck: "false",
+      required: field.required,
+      maxlength: "1024",
+      class: field.prose ? "" : "code",
+      "aria-describedby": field.hint ? `${id}-hint` : null,
+    }),
+    field.hint && make("span", {class: "hint", id: `${id}-hint`}, field.hint),
+  );
+}
+
+function read(form) {
+  const values = {};
+  for (const input of form.querySelectorAll("input[name]")) {
+    values[input.name] =
+      input.type === "checkbox" ? input.checked : input.type === "file" ? input.files[0] : input.value;
+  }
+  return values;
+}
+
+/**
+ * Ask for a change and make it.
+ *
+ * `preview(values)` answers {content, doubtful}: nodes that show what would be done, and whether it is known to fail.
+ * `perform(values)` does it and answers one line; `values` holds the fields by name, and `reason`.
+ * `fields` are {name, label, kind: "flag" | "file" | "text", value, hint, required}; `more` are those few people need.
+ * `recorded` is for a preview that the journal has a record of: it is not asked for again with every event.
+ * Resolves to whether it was made.
+ */
+export function change({title, verb, fields = [], more = [], preview, perform, recorded = false}) {
+  if (document.querySelector("dialog[open]")) return Promise.resolve(false); // pressed twice
+  const opener = document.activeElement.dataset.key;
+  return new Promise((resolve) => {
+    const plan = make("div", {class: "preview", "aria-live": "polite"}, make("p", {class: "nothing"}, "Asking …"));
+    const told = make("div", {class: "told"});
+    const submit = make("button", {type: "submit", class: "primary"}, verb);
+    const cancel = make("button", {type: "button", click: () => box.close()}, "Cancel");
+    const reason = control({name: "reason", label: "Reason, for the journal", required: true, prose: true});
+    const form = make(
+      "form",
+      {
+        submit: (event) => {
+          event.preventDefault();
+          act();
+        },
+      },
+      make("h2", {id: "change-title"}, title),
+      make("h3", {}, "What will be done"),
+      plan,
+      ...fields.map(control),
+      more.length > 0 &&
+        make(
+          "details",
+          {},
+          make("summary", {}, more.length === 1 ? "1 parameter" : `${more.length} parameters`),
+          ...more.map(control),
+        ),
+      reason,
+      told,
+      make("p", {class: "buttons"}, cancel, submit),
+    );
+    const box = make("dialog", {class: "change", "aria-labelledby": "change-title"}, form);
+    let made = false;
+    let asked = 0;
+    let busy = false;
+
+    async function look() {
+      const mine = ++asked;
+      let found;
+      try {
+        found = await preview(read(form));
+      } catch (problem) {
+        found = {content: panel(problem), doubtful: true};
+      }
+      if (mine !== asked || busy) return; // a later one is on its way, or it is being done
+      // What is as before stays, or screen readers would say it again.
+      const content = make("div", {}, found.content);
+      if (content.textContent !== plan.textContent) plan.replaceChildren(...content.childNodes);
+      submit.textContent = found.doubtful ? "Try it anyway" : verb;
+      submit.classList.toggle("doubtful", Boolean(found.doubtful));
+    }
+
+    async function act() {
+      if (busy) return;
+      busy = true;
+      submit.disabled = true;
+      cancel.disabled = true;
+      submit.textContent = "Working …";
+      told.replaceChildren();
+      try {
+        notice(await perform(read(form)));
+        made = true;
+        box.close();
+      } catch (problem) {
+        if (!box.isConnected) notice(`${title} failed: ${problem.message}`); // browsers close on a second Escape
+        told.replaceChildren(panel(problem));
+        told.scrollIntoView({block: "nearest"});
+      } finally {
+        busy = false;
+        submit.disabled = false;
+        cancel.disabled = false;
+        submit.textContent = verb;
+        if (!made) look();
+      }
+    }
+
+    let timer;
+    form.addEventListener("input", (event) => {
+      if (event.target.name === "reason") return;
+      clearTimeout(timer);
+      timer = setTimeout(look, event.target.type === "checkbox" ? 0 : TYPING);
+    });
+    // What is under way goes on in the kernel, whatever happens to the dialog: it stays to tell how it ended.
+    box.addEventListener("cancel", (event) => {
+      if (busy) event.preventDefault();
+    });
+    box.addEventListener("close", () => {
+      open = null;
+      clearTimeout(timer);
+      box.remove();
+      // The browser gives the focus back, unless what had it was made anew meanwhile.
+      if (document.activeElement === document.body) focusOn(opener);
+      resolve(made);
+    });
+    document.body.append(box);
+    open = recorded ? null : look;
+    box.showModal();
+    (form.querySelector("input[type=text][required], input[type=file]") || reason.querySelector("input")).focus();
+    look();
+  });
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What was done, by whom, why, and how it ended: from the journal.
+
+import {ask} from "./api.js";
+import {make, moduleLink, nothing, show} from "./dom.js";
+import {count, duration, time, utc, who} from "./wording.js";
+
+const STEPS = [100, 1000];
+const MARKS = {failed: ["✗", "bad", "failed"], "rolled-back": ["↶", "warn", "rolled back"]};
+
+/** Kinds of events after which there may be another record. */
+export const concerns = ["module-", "job-", "configuration-", "store-", "health", "daemon"];
+
+function entry(record) {
+  const [mark, kind, words] = MARKS[record.result] || (record.error ? MARKS.failed : ["✓", "good", "done"]);
+  const by = [
+    who(record),
+    record.exe && !record.on_behalf_of && `with ${record.exe}`,
+    record.duration_usec && duration(record.duration_usec),
+  ]
+    .filter(Boolean)
+    .join(", ");
+  const log = [record.kernel_log].flat().filter(Boolean);
+  return make(
+    "li",
+    {},
+    make("time", {datetime: utc(record.time), title: utc(record.time)}, time(record.time)),
+    make(
+      "span",
+      {class: `mark ${kind}`},
+      make("span", {"aria-hidden": "true"}, mark),
+      make("span", {class: "unseen"}, `${words}: `),
+    ),
+    make(
+      "div",
+      {},
+      make("p", {}, record.message, " ", record.error && make("code", {}, record.error)),
+      make("p", {class: "dim"}, record.module && [moduleLink(record.module), by && " · "], by),
+      record.reason && make("p", {class: "dim"}, "Reason: ", record.reason),
+      log.length > 0 && make("pre", {tabindex: "0", "aria-label": "Kernel log"}, log.join("\n")),
+      record.error && record.hint && make("p", {class: "hint"}, "Hint: ", record.hint),
+    ),
+  );
+}
+
+/** Records as a list, the newest first. */
+export function records(found) {
+  return found.length
+    ? make("ol", {class: "records"}, ...[...found].reverse().map(entry))
+    : nothing("The journal has nothing about this.");
+}
+
+/** The view. */
+export function open(main) {
+  let step = 0;
+  let found = [];
+  const filter = make("input", {
+    type: "search",
+    id: "filter",
+    autocomplete: "off",
+    spellcheck: "false",
+    placeholder: "module, person, reason, error …",
+    "aria-keyshortcuts": "/",
+    input: () => draw(),
+  });
+  const summary = make("p", {class: "summary", role: "status"});
+  const list = make("div", {class: "sheet"});
+  const more = make(
+    "button",
+    {
+      type: "button",
+      hidden: true,
+      click: async () => {
+        step += 1;
+        await again();
+      },
+    },
+    "Look further back",
+  );
+  main.append(
+    make(
+      "div",
+      {class: "tools"},
+      make("label", {for: "filter", class: "unseen"}, "Filter the history"),
+      filter,
+      summary,
+    ),
+    list,
+    make("p", {class: "buttons"}, more),
+  );
+
+  function draw() {
+    const wanted = filter.value.trim().toLowerCase();
+    const shown = found.filter((record) =>
+      [record.message, record.module, who(record), record.reason, record.error, record.event]
+        .join(" ")
+        .toLowerCase()
+        .includes(wanted),
+    );
+    summary.textContent =
+      shown.length === found.length
+        ? count(found.length, "record")
+        : `${shown.length} of ${count(found.length, "record")}`;
+    more.hidden = found.length < STEPS[step] || step === STEPS.length - 1;
+    show(list, shown, () => [records(shown)]);
+  }
+
+  async function again() {
+    found = (await ask("GET", `/v1/history?limit=${STEPS[step]}`)).records;
+    draw();
+  }
+
+  return {title: "History", refresh: again};
+}

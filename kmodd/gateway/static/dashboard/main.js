@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The page: which view is shown, and when it looks again.
+
+import {ask} from "./api.js";
+import {refresh as refreshChange} from "./change.js";
+import {make} from "./dom.js";
+import {follow} from "./events.js";
+import {panel} from "./failure.js";
+import * as graph from "./graph.js";
+import * as health from "./health.js";
+import * as history from "./history.js";
+import {told as jobTold} from "./jobs.js";
+import * as module from "./module.js";
+import * as modules from "./modules.js";
+import * as rules from "./rules.js";
+import * as store from "./store.js";
+import {forget} from "./token.js";
+
+const VIEWS = {modules, graph, health, history, store, config: rules};
+// Events come in bunches: a load is an event for each module, and one for the job.
+const TOGETHER = 150;
+// What the kernel tells nobody, reference counts and who holds them, is looked at again this often while somebody looks.
+const UNTOLD = 15000;
+
+const main = document.getElementById("main");
+const live = document.getElementById("live");
+const status = document.getElementById("status");
+let view = null;
+
+/** A view that is on the page: it looks again when told to, never twice at a time. */
+class Shown {
+  constructor(source, argument) {
+    this.source = source;
+    const heading = make("h1", {tabindex: "-1"});
+    const body = make("div", {class: "view"});
+    this.trouble = make("div");
+    this.waiting = make("p", {class: "nothing", role: "status"}, "Asking kmodd …");
+    main.replaceChildren(heading, this.trouble, this.waiting, body);
+    this.body = body;
+    this.opened = source.open(body, argument);
+    body.hidden = true;
+    heading.textContent = this.opened.title;
+    document.title = `${this.opened.title} – kmodd`;
+    this.heading = heading;
+    this.running = false;
+    this.again = false;
+    this.look();
+  }
+
+  concerns(kinds) {
+    return kinds.some((kind) => this.source.concerns.some((one) => kind.startsWith(one)));
+  }
+
+  async look() {
+    if (this.running) {
+      this.again = true;
+      return;
+    }
+    this.running = true;
+    do {
+      this.again = false;
+      try {
+        await this.opened.refresh();
+        this.trouble.replaceChildren();
+        this.trouble.told = "";
+        this.body.hidden = false;
+      } catch (problem) {
+        if (!problem.facts) console.error(problem);
+        // Said once, not with every look: screen readers read it aloud.
+        if (this.trouble.told !== problem.message) this.trouble.replaceChildren(panel(problem));
+        this.trouble.told = problem.message;
+      }
+      this.waiting.remove();
+    } while (this.again && view === this);
+    this.running = false;
+  }
+
+  close() {
+    this.opened.close?.();
+  }
+}
+
+function route() {
+  const [name, argument = ""] = location.hash
+    .replace(/^#\/?/, "")
+    .split("/")
+    .map((part) => {
+      try {
+        return decodeURIComponent(part);
+      } catch {
+        return part;
+      }
+    });
+  const source = name === "modules" && argument ? module : VIEWS[name] || modules;
+  const first = view === null;
+  view?.close();
+  document.getElementById("notice").textContent = "";
+  view = new Shown(source, argument);
+  for (const link of document.querySelectorAll("nav a")) {
+    const here = link.hash === `#/${VIEWS[name] ? name : "modules"}`;
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (!first) {
+    scrollTo(0, 0);
+    view.heading.focus({preventScroll: true});
+  }
+}
+
+async function summary() {
+  try {
+    const found = await ask("GET", "/v1/health");
+    const bad = found.checks.filter((one) => one.status !== "ok").length;
+    status.className = {ok: "", degraded: "chip warn", failing: "chip bad"}[found.status];
+    status.textContent = bad ? `${bad} ${found.status}` : "";
+    document.getElementById("machine").textContent = `${location.hostname} · ${found.release}`;
+  } catch {
+    status.className = "chip bad";
+    status.textContent = "away";
+  }
+}
+
+let kinds = [];
+let timer = null;
+
+/** Something happened: look again, once for all that happens now. */
+function told(kind, data) {
+  jobTold(kind, data);
+  if (kind === "hello" && data.complete) return;
+  kinds.push(kind);
+  timer ??= setTimeout(() => {
+    const seen = kinds;
+    kinds = [];
+    timer = null;
+    const missed = seen.includes("hello") || seen.includes("daemon");
+    if (missed || view.concerns(seen)) view.look();
+    if (missed || seen.some((one) => /^(health|module-|manager-|configuration-|store-)/.test(one))) summary();
+    refreshChange();
+  }, TOGETHER);
+}
+
+const CONNECTION = {connecting: "connecting", live: "live", reconnecting: "reconnecting"};
+let before = "";
+
+function connection(state) {
+  live.textContent = CONNECTION[state];
+  live.className = state;
+  // What happened while it was cut off is told by the events where they can go on, and seen by a look where not.
+  if (state === "live" && before === "reconnecting") {
+    view.look();
+    summary();
+  }
+  before = state;
+}
+
+document.getElementById("forget").addEventListener("click", () => {
+  forget();
+  location.reload();
+});
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+const look = () => {
+  if (!document.hidden) {
+    view.look();
+    refreshChange();
+  }
+};
+setInterval(look, UNTOLD);
+document.addEventListener("visibilitychange", look);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.target.matches("input:not([type=radio], [type=checkbox])")) return;
+  const search = document.querySelector("main input[type=search]");
+  if (!search || document.querySelector("dialog[open]")) return;
+  event.preventDefault();
+  search.focus();
+});
+addEventListener("hashchange", route);
+route();
+summary();
+follow(told, connection);

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One module's page: what it is, why it is there, what keeps it busy, and what would happen.
+
+import {ask, ofModule} from "./api.js";
+import {make, nothing, section, show} from "./dom.js";
+import {panel, users} from "./failure.js";
+import {facts} from "./facts.js";
+import {records} from "./history.js";
+import {load, reload, resetFailed, rule, setParameter, unload} from "./operations.js";
+import {plan, steps} from "./plan.js";
+import {table as ruleTable} from "./rules.js";
+import {STATES, taint, time} from "./wording.js";
+
+const RECORDS = 20;
+
+/** Kinds of events after which the page may be another. */
+export const concerns = ["module-", "job-", "configuration-", "store-", "health"];
+
+const button = (key, text, act, kind = "", label = null) =>
+  make("button", {type: "button", class: kind, "data-key": key, "aria-label": label, click: act}, text);
+
+function why(explained) {
+  const by = explained.loaded_by;
+  return [
+    make(
+      "p",
+      {},
+      explained.because ? `${explained.because[0].toUpperCase()}${explained.because.slice(1)}.` : "It is not loaded.",
+    ),
+    by &&
+      make(
+        "p",
+        {class: "dim"},
+        [by.client && `with ${by.client}`, by.time && `at ${time(by.time)}`].filter(Boolean).join(", "),
+      ),
+    explained.policy && make("p", {}, "Rule: ", make("code", {}, explained.policy)),
+  ];
+}
+
+function busy(explained) {
+  if (!explained.references && !explained.users.length)
+    return [nothing("Nothing: no module uses it, and nothing else holds a reference.")];
+  return [
+    make("p", {}, explained.references === 1 ? "1 reference." : `${explained.references} references.`),
+    explained.users.length > 0 && users(explained.users),
+    !explained.holders.length && !explained.users.length && explained.blockers.map((text) => make("p", {}, text)),
+  ];
+}
+
+function parameters(described) {
+  const rows = described.parameters || [];
+  if (!rows.length) return [nothing("It has none.")];
+  const values = described.live?.parameters || {};
+  return [
+    make(
+      "div",
+      {class: "wide"},
+      make(
+        "table",
+        {class: "parameters"},
+        make(
+          "thead",
+          {},
+          make(
+            "tr",
+            {},
+            ...["Name", "Value", "Type", "What it is", ""].map((text) =>
+              text ? make("th", {scope: "col"}, text) : make("td"),
+            ),
+          ),
+        ),
+        make(
+          "tbody",
+          {},
+          ...rows.map((one) =>
+            make(
+              "tr",
+              {},
+              make("th", {scope: "row", class: "code"}, one.name),
+              make(
+                "td",
+                {class: "code value"},
+                one.name in values
+                  ? values[one.name] || "(empty)"
+                  : make("span", {class: "dim"}, described.live ? "not shown" : ""),
+              ),
+              make("td", {class: "code dim type"}, one.type),
+              make("td", {class: "said"}, one.description),
+              make(
+                "td",
+                {class: "act"},
+                one.writable
+                  ? button(
+                      `set-${one.name}`,
+                      "Set …",
+                      () => setParameter(described.name, one, values[one.name]),
+                      "small",
+                      `Set … ${one.name}`,
+                    )
+                  : described.live && make("span", {class: "dim"}, "read-only"),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+  ];
+}
+
+function boot(name, rules) {
+  const about = rules.filter((one) => one.module === name);
+  const has = (kind) => about.some((one) => one.kind === kind && one.ours);
+  const autoload = has("autoload");
+  const blacklisted = has("blacklist") || has("install");
+  return [
+    about.length ? ruleTable(about) : nothing("No rule is about it."),
+    make(
+      "p",
+      {class: "buttons"},
+      button("autoload", autoload ? "No longer load at boot …" : "Load at boot …", () =>
+        rule(name, {
+          title: autoload ? `No longer load ${name} at boot` : `Load ${name} at boot`,
+          verb: "Write the rule",
+          path: "autoload",
+          body: () => ({enabled: !autoload}),
+          told: autoload
+            ? "kmodd’s own line in modules-load.d goes. What is loaded now stays."
+            : "kmodd’s own file in modules-load.d gets a line. Nothing is loaded now.",
+        }),
+      ),
+      button("blacklist", blacklisted ? "Lift the blacklist …" : "Blacklist …", () =>
+        rule(name, {
+          title: blacklisted ? `Lift the blacklist of ${name}` : `Blacklist ${name}`,
+          verb: "Write the rule",
+          path: "blacklist",
+          fields: blacklisted
+            ? []
+            : [{name: "hard", label: "hard: it cannot be loaded by its name either", kind: "flag"}],
+          body: (values) => ({blacklisted: !blacklisted, ...(values.hard ? {hard: true} : {})}),
+          told: blacklisted
+            ? "kmodd’s own line in modprobe.d goes."
+            : "kmodd’s own file in modprobe.d gets a line: no device loads it any more. What is loaded now stays.",
+        }),
+      ),
+    ),
+  ];
+}
+
+/** The view of the module of this name. */
+export function open(main, name) {
+  const head = make("div", {class: "module-head"});
+  const body = make("div", {class: "module-body"});
+  main.append(head, body);
+
+  async function again() {
+    const settled = (promise) => promise.catch((problem) => ({problem}));
+    const [explained, described, config, history] = await Promise.all([
+      ask("GET", ofModule(name, "/explain")),
+      settled(ask("GET", ofModule(name))),
+      settled(ask("GET", "/v1/config")),
+      settled(ask("GET", `/v1/history?limit=${RECORDS}&module=${encodeURIComponent(name)}`)),
+    ]);
+    const isLoaded = ["live", "coming", "going"].includes(explained.state);
+    const canLoad = ["available", "disabled"].includes(explained.state);
+    const ahead =
+      isLoaded || canLoad ? await settled(plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
+    show(head, [explained.state, described.description, described.live?.taint, explained.removable], () => [
+      make(
+        "p",
+        {class: "state"},
+        make("span", {class: `chip ${explained.state}`}, STATES[explained.state] || explained.state),
+        described.live?.taint && make("span", {class: "chip warn"}, `taints: ${taint(described.live.taint)}`),
+        " ",
+        described.description,
+        isLoaded && [
+          " ",
+          make("a", {class: "aside", href: `#/graph/${encodeURIComponent(name)}`}, "Show in the graph"),
+        ],
+      ),
+    ]);
+    show(body, [explained, described, config, history, ahead, ahead?.problem?.message], () => [
+      make(
+        "div",
+        {class: "column"},
+        section(
+          isLoaded ? "Why it is loaded" : "Why it is not loaded",
+          why(explained),
+          !isLoaded && explained.blockers.map((text) => make("p", {}, text)),
+        ),
+        isLoaded && section("What keeps it busy", busy(explained)),
+        ahead &&
+          section(
+            isLoaded ? "If it were unloaded" : "If it were loaded",
+            ahead.problem ? panel(ahead.problem) : steps(ahead.found),
+            make(
+              "p",
+              {class: "buttons"},
+              isLoaded
+                ? [
+                    button("unload", "Unload …", () => unload(name), "primary"),
+                    button("reload", "Reload …", () => reload(name)),
+                  ]
+                : button("load", "Load …", () => load(name), "primary"),
+            ),
+          ),
+        section("Parameters", described.problem ? panel(described.problem) : parameters(described)),
+        section("Rules", config.problem ? panel(config.problem) : boot(explained.name, config.rules)),
+        section(
+          "History",
+          history.problem ? panel(history.problem) : records(history.records),
+          history.records?.at(-1)?.result === "failed" &&
+            make(
+              "p",
+              {class: "buttons"},
+              button("forget", "Forget the failure …", () => resetFailed(name)),
+            ),
+        ),
+      ),
+      make(
+        "div",
+        {class: "column"},
+        section("Facts", described.problem ? nothing("Its file cannot be read.") : facts(described)),
+      ),
+    ]);
+  }
+
+  return {title: name, refresh: again};
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The operations on one module, each through the dialog.
+
+import {ask, ofModule} from "./api.js";
+import {change} from "./change.js";
+import {make} from "./dom.js";
+import {fails, plan, steps} from "./plan.js";
+
+const told = (found) => ({content: steps(found), doubtful: fails(found)});
+
+function parameterFields(parameters, values = {}) {
+  return parameters.map((one) => ({
+    name: `parameter-${one.name}`,
+    label: one.name,
+    kind: "text",
+    value: values[one.name] || "",
+    hint: [one.type, one.description].filter(Boolean).join(": "),
+  }));
+}
+
+/** Those parameters that something was written for. */
+function given(values) {
+  const found = Object.entries(values).filter(([name, value]) => name.startsWith("parameter-") && value !== "");
+  return Object.fromEntries(found.map(([name, value]) => [name.slice("parameter-".length), value]));
+}
+
+/** What can be said of its parameters; nothing where its file cannot be read, which the plan tells better. */
+const parametersOf = (name) => ask("GET", ofModule(name)).catch(() => ({}));
+
+/** Load a module. */
+export async function load(name) {
+  const described = await parametersOf(name);
+  return change({
+    title: `Load ${name}`,
+    verb: "Load",
+    more: parameterFields(described.parameters || []),
+    preview: async (values) => told(await plan("load", name, given(values))),
+    perform: async (values) =>
+      (await ask("POST", ofModule(name, "/load"), {parameters: given(values), reason: values.reason})).message,
+  });
+}
+
+/** Unload a module. */
+export function unload(name) {
+  const options = (values) => ({dependents: values.dependents, unused_dependencies: values.unused_dependencies});
+  return change({
+    title: `Unload ${name}`,
+    verb: "Unload",
+    fields: [
+      {name: "dependents", label: "Also the modules that use it", kind: "flag"},
+      {name: "unused_dependencies", label: "Also dependencies that nobody needs then", kind: "flag"},
+    ],
+    preview: async (values) => told(await plan("unload", name, {}, options(values))),
+    perform: async (values) =>
+      (await ask("POST", ofModule(name, "/unload"), {...options(values), reason: values.reason})).message,
+  });
+}
+
+/** Unload a module and load it anew, with other parameters. */
+export async function reload(name) {
+  const described = await parametersOf(name);
+  return change({
+    title: `Reload ${name}`,
+    verb: "Reload",
+    more: parameterFields(described.parameters || [], described.live?.parameters),
+    preview: async (values) => told(await plan("reload", name, given(values))),
+    perform: async (values) =>
+      (await ask("POST", ofModule(name, "/reload"), {parameters: given(values), reason: values.reason})).message,
+  });
+}
+
+/** Write a live parameter. */
+export function setParameter(module, parameter, held) {
+  return change({
+    title: `Set ${parameter.name} of ${module}`,
+    verb: "Set",
+    fields: [
+      {
+        name: "value",
+        label: `New value (${parameter.type})`,
+        kind: "text",
+        value: held,
+        required: true,
+        hint: parameter.description,
+      },
+    ],
+    preview: async (values) => ({
+      content: make(
+        "p",
+        {},
+        make("code", {}, `/sys/module/${module}/parameters/${parameter.name}`),
+        " changes at once from ",
+        make("code", {}, held || "(empty)"),
+        " to ",
+        make("code", {}, values.value || "(empty)"),
+        ". The kernel may round it; what it holds then is shown.",
+      ),
+    }),
+    perform: async (values) => {
+      const path = ofModule(module, `/parameters/${encodeURIComponent(parameter.name)}`);
+      const answer = await ask("PUT", path, {value: values.value, reason: values.reason});
+      return `${parameter.name} of ${module} is ${answer.value} now.`;
+    },
+  });
+}
+
+/** Forget a failed or stuck operation. */
+export function resetFailed(name) {
+  return change({
+    title: `Forget the failure of ${name}`,
+    verb: "Forget",
+    preview: async () => ({
+      content: make("p", {}, `What failed is forgotten, and ${name} is unlocked once the kernel has let go of it.`),
+    }),
+    perform: async () => (await ask("POST", ofModule(name, "/reset-failed"))).message,
+  });
+}
+
+/** A change of the rules about a module: kmodd checks it first, without doing it. */
+export function rule(name, {title, verb, path, body, told: text, fields = []}) {
+  const put = (values, rest) =>
+    ask("PUT", `/v1/config/modules/${encodeURIComponent(name)}/${path}`, {...body(values), ...rest});
+  return change({
+    recorded: true,
+    title,
+    verb,
+    fields,
+    preview: async (values) => {
+      await put(values, {dry_run: true});
+      return {content: make("p", {}, text)};
+    },
+    perform: async (values) => (await put(values, {reason: values.reason})).message,
+  });
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A plan: the steps that would be taken, as the daemon itself would take them.
+
+import {ask} from "./api.js";
+import {make, moduleLink} from "./dom.js";
+
+const VERBS = {insert: "insert", remove: "remove"};
+
+/** Ask for the plan of one operation. */
+export async function plan(action, module, parameters = {}, options = {}) {
+  return (await ask("POST", "/v1/plan", {operations: [{action, module, parameters}], ...options})).steps;
+}
+
+/** The steps as a list; what will fail says why. */
+export function steps(found) {
+  if (!found.length) return make("p", {class: "nothing"}, "Nothing: it is so already.");
+  return make(
+    "ol",
+    {class: "plan"},
+    ...found.map((step) =>
+      make(
+        "li",
+        {class: step.error ? "fails" : ""},
+        make("span", {class: "verb"}, VERBS[step.action] || step.action),
+        " ",
+        moduleLink(step.module),
+        step.parameters && [" ", make("code", {}, step.parameters)],
+        " ",
+        make("span", {class: "because"}, step.because),
+        step.error &&
+          make(
+            "p",
+            {class: "why"},
+            make("strong", {}, "This will fail: "),
+            step.message,
+            " ",
+            make("code", {}, step.error),
+          ),
+      ),
+    ),
+  );
+}
+
+/** Some step will fail. */
+export const fails = (found) => found.some((step) => step.error);

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Configuration: every rule in force and where it stands, and what is not as it is wanted.
+
+import {ask} from "./api.js";
+import {change} from "./change.js";
+import {make, moduleLink, nothing, section, show} from "./dom.js";
+import {panel} from "./failure.js";
+import {count} from "./wording.js";
+
+/** Kinds of events after which rules or drift may be others. */
+export const concerns = ["configuration-", "module-", "store-", "manager-"];
+
+const isName = (text) => /^[A-Za-z0-9][A-Za-z0-9_-]*$/.test(text);
+const name = (text) => (isName(text) ? moduleLink(text) : make("code", {}, text));
+
+function row(rule) {
+  return make(
+    "tr",
+    {class: rule.shadowed_by ? "shadowed" : ""},
+    make("td", {}, rule.kind),
+    make("th", {scope: "row"}, rule.module ? name(rule.module) : ""),
+    make(
+      "td",
+      {class: "code"},
+      rule.value === undefined ? make("span", {class: "dim"}, "not for everyone to read") : rule.value,
+    ),
+    make(
+      "td",
+      {},
+      make("code", {}, `${rule.file}${rule.line ? `:${rule.line}` : ""}`),
+      rule.ours && make("span", {class: "chip"}, "kmodd’s"),
+      rule.shadowed_by &&
+        make("p", {class: "warn"}, "not in force: ", make("code", {}, rule.shadowed_by), " comes first"),
+      rule.masks?.length > 0 && make("p", {class: "dim"}, "masks ", make("code", {}, rule.masks.join(", "))),
+      (rule.findings || []).map(([, sentence]) => make("p", {class: "warn"}, sentence)),
+    ),
+  );
+}
+
+/** Rules as a table. */
+export function table(rules) {
+  return make(
+    "div",
+    {class: "wide"},
+    make(
+      "table",
+      {class: "rules"},
+      make(
+        "thead",
+        {},
+        make("tr", {}, ...["Kind", "Module", "Value", "Where"].map((text) => make("th", {scope: "col"}, text))),
+      ),
+      make("tbody", {}, ...rules.map(row)),
+    ),
+  );
+}
+
+function drifts(found) {
+  if (!found.length) return nothing("Nothing: the machine is as its files want it.");
+  return make(
+    "div",
+    {class: "wide"},
+    make(
+      "table",
+      {class: "rules"},
+      make(
+        "thead",
+        {},
+        make("tr", {}, ...["Module", "Kind", "Wanted", "Is", "Hint"].map((text) => make("th", {scope: "col"}, text))),
+      ),
+      make(
+        "tbody",
+        {},
+        ...found.map((one) =>
+          make(
+            "tr",
+            {},
+            make("th", {scope: "row"}, one.module ? name(one.module) : "(the machine)"),
+            make("td", {}, one.kind),
+            make("td", {}, one.wanted),
+            make("td", {class: "warn"}, one.actual),
+            make("td", {}, one.hint && make("code", {}, one.hint)),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
+/** What `Apply` did or would do, as a list. */
+function outcomes(found) {
+  if (!found.length) return make("p", {class: "nothing"}, "Nothing: it is so already.");
+  return make(
+    "ol",
+    {class: "plan"},
+    ...found.map((one) =>
+      make(
+        "li",
+        {class: one.error ? "fails" : ""},
+        make("span", {class: "verb"}, one.result),
+        " ",
+        one.module && moduleLink(one.module),
+        " ",
+        make("span", {class: "because"}, one.touched.join(", ")),
+        one.error && make("p", {class: "why"}, make("code", {}, one.error)),
+      ),
+    ),
+  );
+}
+
+const apply = () =>
+  change({
+    recorded: true,
+    title: "Bring the machine to what its files want",
+    verb: "Apply",
+    preview: async () => {
+      const {results} = await ask("POST", "/v1/config/apply", {dry_run: true});
+      return {content: outcomes(results), doubtful: results.some((one) => one.error)};
+    },
+    perform: async ({reason}) => {
+      const {results} = await ask("POST", "/v1/config/apply", {reason});
+      const failed = results.filter((one) => one.error);
+      return failed.length
+        ? `${count(failed.length, "operation")} of ${results.length} failed; the history says why.`
+        : "The machine is as its files want it.";
+    },
+  });
+
+const reread = () =>
+  change({
+    title: "Read the configuration again",
+    verb: "Read",
+    preview: async () => ({
+      content: make(
+        "p",
+        {},
+        "kmodd reads its own files again. A bad file is an error, and the settings before stay in force.",
+      ),
+    }),
+    perform: async () => (await ask("POST", "/v1/config/reload")).message,
+  });
+
+/** The view. */
+export function open(main) {
+  const body = make("div");
+  main.append(body);
+
+  async function again() {
+    const [config, drift] = await Promise.all([
+      ask("GET", "/v1/config"),
+      ask("GET", "/v1/config/drift").catch((problem) => ({problem})),
+    ]);
+    show(body, [config, drift, drift.problem?.message], () => [
+      section(
+        "Drift",
+        drift.problem ? panel(drift.problem) : drifts(drift.drift),
+        make(
+          "p",
+          {class: "buttons"},
+          make(
+            "button",
+            {type: "button", class: "primary", "data-key": "apply", disabled: !drift.drift?.length, click: apply},
+            "Apply …",
+          ),
+          make("button", {type: "button", "data-key": "reread", click: reread}, "Read files again …"),
+        ),
+      ),
+      section(
+        count(config.rules.length, "rule"),
+        config.rules.length ? table(config.rules) : nothing("There is none."),
+      ),
+    ]);
+  }
+
+  return {title: "Configuration", refresh: again};
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The store: versions of modules of one's own.
+
+import {ask, upload} from "./api.js";
+import {change} from "./change.js";
+import {make, moduleLink, nothing, section, show} from "./dom.js";
+import {size} from "./wording.js";
+
+/** Kinds of events after which the store may be another. */
+export const concerns = ["store-", "module-", "configuration-"];
+
+const of = (one, rest = "") => `/v1/store/${encodeURIComponent(one.name)}/${encodeURIComponent(one.version)}${rest}`;
+
+const take = () =>
+  change({
+    title: "Import a module’s file",
+    verb: "Import",
+    fields: [
+      {name: "file", label: "File (.ko, .ko.xz, .ko.zst or .ko.gz)", kind: "file"},
+      {name: "version", label: "Version", kind: "text", hint: "its own, or of its hash, when left empty"},
+      {name: "shadow", label: "take it although the kernel has a module of this name", kind: "flag"},
+    ],
+    preview: async ({file}) => ({
+      content: make(
+        "p",
+        {},
+        file ? `${file.name}, ${size(file.size)}, is` : "The file is",
+        " examined in a process without rights: format, architecture, version magic, symbols, signature. Then it is kept. Nothing is loaded.",
+      ),
+    }),
+    perform: async ({file, version, shadow, reason}) => {
+      const query = new URLSearchParams({description: reason});
+      if (version) query.set("version", version);
+      if (shadow) query.set("shadow", "true");
+      const found = await upload(`/v1/store?${query}`, file);
+      return `${found.name} ${found.version} is in the store.`;
+    },
+  });
+
+const loadFlag = {
+  name: "load",
+  label: "load it now; what was loaded before comes back when this one fails to load",
+  kind: "flag",
+};
+
+const activate = (one) =>
+  change({
+    title: `Activate ${one.name} ${one.version}`,
+    verb: "Activate",
+    fields: [loadFlag],
+    preview: async ({load}) => ({
+      content: make(
+        "p",
+        {},
+        `For kernel ${one.kernel}, ${one.name} is version ${one.version} from then on`,
+        load ? ", and is loaded, or loaded anew, at once." : "; what is loaded now stays.",
+      ),
+    }),
+    perform: async ({load, reason}) =>
+      (await ask("POST", of(one, "/activate"), {load, kernel: one.kernel, reason})).message,
+  });
+
+const deactivate = (one) =>
+  change({
+    title: `Deactivate ${one.name} ${one.version}`,
+    verb: "Deactivate",
+    fields: [{...loadFlag, label: "load the kernel’s own module now, where it has one"}],
+    preview: async ({load}) => ({
+      content: make(
+        "p",
+        {},
+        `For kernel ${one.kernel}, ${one.name} is the kernel’s own module again, where it has one`,
+        load ? ", and that is loaded at once." : "; what is loaded now stays.",
+      ),
+    }),
+    perform: async ({load, reason}) =>
+      (await ask("POST", `/v1/store/${encodeURIComponent(one.name)}/deactivate`, {load, kernel: one.kernel, reason}))
+        .message,
+  });
+
+const remove = (one) =>
+  change({
+    title: `Remove ${one.name} ${one.version}`,
+    verb: "Remove",
+    preview: async () => ({
+      content: make("p", {}, "The file is deleted from the store. To have it back, it is imported again."),
+    }),
+    perform: async () => (await ask("DELETE", of(one))).message,
+  });
+
+function row(one) {
+  const act = (text, way) =>
+    make(
+      "button",
+      {
+        type: "button",
+        class: "small",
+        "data-key": `${text}-${one.name}-${one.version}-${one.kernel}`,
+        "aria-label": `${text} ${one.name} ${one.version}`,
+        click: () => way(one),
+      },
+      `${text} …`,
+    );
+  return make(
+    "tr",
+    {},
+    make("th", {scope: "row"}, moduleLink(one.name)),
+    make("td", {class: "code"}, one.version),
+    make("td", {}, one.active ? make("span", {class: "chip good"}, "active") : make("span", {class: "dim"}, "kept")),
+    make("td", {class: "code"}, one.kernel),
+    make("td", {class: "number"}, size(one.size)),
+    make("td", {}, one.signed ? one.signer || "signed" : make("span", {class: "warn"}, "unsigned")),
+    make("td", {class: "code dim", title: one.sha256}, one.sha256.slice(0, 12)),
+    make("td", {}, one.description),
+    make(
+      "td",
+      {class: "act"},
+      one.active ? act("Deactivate", deactivate) : [act("Activate", activate), " ", act("Remove", remove)],
+    ),
+  );
+}
+
+const table = (versions) =>
+  make(
+    "div",
+    {class: "wide"},
+    make(
+      "table",
+      {class: "rules"},
+      make(
+        "thead",
+        {},
+        make(
+          "tr",
+          {},
+          ...["Module", "Version", "State", "Kernel", "Size", "Signature", "SHA-256", "Description"].map((text) =>
+            make("th", {scope: "col", class: text === "Size" ? "number" : ""}, text),
+          ),
+          make("td"),
+        ),
+      ),
+      make("tbody", {}, ...versions.map(row)),
+    ),
+  );
+
+/** The view. */
+export function open(main) {
+  const body = make("div");
+  main.append(
+    make("p", {class: "buttons"}, make("button", {type: "button", class: "primary", click: take}, "Import …")),
+    body,
+  );
+
+  async function again() {
+    const {versions} = await ask("GET", "/v1/store");
+    show(body, versions, () => [
+      section(
+        "Versions",
+        versions.length
+          ? table(versions)
+          : nothing("The store is empty. A module’s file that is imported here is kept in versions, for each kernel."),
+      ),
+    ]);
+  }
+
+  return {title: "Store", refresh: again};
+}

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The dashboard in Chromium, against the real gateway and daemon on a simulated kernel: what needs no machine."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kmodd.kernel.simulated_modules import RELEASE
+from tests.cli.private_bus import private_bus
+from tests.dashboard.browser import browser
+from tests.dashboard.page import Page
+from tests.gateway.processes import Gateway, daemon, gateway
+from tests.kernel.elf import module_file
+
+STRINGS = (
+    "name=special",
+    "version=1.0",
+    "description=Something special",
+    f"vermagic={RELEASE} SMP preempt mod_unload modversions ",
+    "depends=",
+)
+
+# A made-up machine: each module uses up to four of those before it. Answers what is wrong with its picture.
+ARRANGED = """
+const done = arguments[1];
+(async (count) => {
+  const {arrange, components} = await import("/static/dashboard/layers.js");
+  let seed = count;
+  const random = (below) => { seed = (seed * 48271) % 2147483647; return seed % below; };
+  const names = Array.from({length: count}, (_, index) => `module_${index}`);
+  const edges = new Map();
+  names.forEach((name, index) => {
+    for (let left = index ? random(5) : 0; left; left -= 1) {
+      const used = names[random(index)];
+      edges.set(`${name} ${used}`, [name, used]);
+    }
+  });
+  const wrong = [];
+  let seen = 0;
+  for (const group of components(names, [...edges.values()])) {
+    const members = new Set(group);
+    const {places, lines, rows} = arrange(group, [...edges.values()].filter(([user]) => members.has(user)));
+    seen += places.size;
+    for (const {user, used, points} of lines) {
+      if (places.get(user).column >= places.get(used).column) wrong.push(`${user} is not left of ${used}`);
+      points.slice(1).forEach((point, index) => {
+        if (point.column !== points[index].column + 1) wrong.push(`${user} to ${used} leaves a column out`);
+      });
+    }
+    const taken = [...places.values()].sort((one, other) => one.column - other.column || one.row - other.row);
+    taken.slice(1).forEach((place, index) => {
+      const before = taken[index];
+      if (place.column === before.column && place.row - before.row < 0.999) wrong.push("two modules lie on each other");
+      if (place.row < 0 || place.row > rows) wrong.push("a module is outside of the picture");
+    });
+  }
+  if (seen !== count) wrong.push(`${seen} of ${count} modules are in the picture`);
+  return wrong.slice(0, 5);
+})(arguments[0]).then(done, (error) => done([String(error)]));
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bus with nothing on it."""
+    with private_bus(tmp_path_factory.mktemp("bus")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def served(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway whose daemon comes and goes with the tests."""
+    with gateway(tmp_path_factory.mktemp("gateway"), address, "[limits]\nrate = 0\n", ready=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def window(served: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A window on it."""
+    with browser(tmp_path_factory.mktemp("browser")) as made:
+        made.look_like(1280, 800)
+        yield Page(made, f"http://127.0.0.1:{served.port}")
+
+
+@pytest.fixture
+def page(window: Page, served: Gateway, address: str) -> Iterator[Page]:
+    """The page with kmodd behind it."""
+    with daemon(address):
+        window.sign_in(served.token)
+        window.browser.see("table", "snd_pcm")
+        yield window
+
+
+@pytest.mark.parametrize("count", [2, 40, 150, 400])
+def test_a_picture_has_every_module_apart_and_left_of_what_it_needs(page: Page, count: int) -> None:
+    assert page.browser.wait_for(ARRANGED, count) == []
+
+
+def test_in_the_picture_arrow_keys_follow_the_lines(page: Page) -> None:
+    page.visit("graph")
+    browser = page.browser
+    browser.type("#find", "snd_pcm")
+    browser.press("Enter")
+    browser.see(".box.is-chosen", "snd_pcm")
+    assert browser.focused().startswith("a snd_pcm: used by snd_hda_intel; needs ")
+    lit = "return [...document.querySelectorAll(`.box.is-${arguments[0]}`)].map((one) => one.querySelector('text').textContent).sort()"
+    assert browser.run(lit, "user") == ["snd_hda_intel"]
+    assert browser.run(lit, "needed") == ["snd", "snd_timer", "soundcore"]
+    browser.press("Left")
+    assert browser.focused().startswith("a snd_hda_intel: used by no module; needs snd_pcm")
+    assert "and 3 more behind them" in browser.see("#relations")
+    browser.press("Right", "Enter")
+    assert browser.run("return location.hash") == "#/graph/snd_pcm"
+    browser.press("Enter")
+    browser.see("h1", "snd_pcm")
+    assert browser.focused() == "h1 snd_pcm"
+
+
+def test_a_rule_is_written_and_taken_away(page: Page) -> None:
+    browser = page.browser
+    page.visit("modules/overlay")
+    assert page.change("autoload", "containers at boot") == "Rules about module overlay are as asked"
+    browser.see("[data-key=autoload]", "No longer load at boot")
+    browser.see("table.rules", "kmodd’s")
+    page.visit("config")
+    browser.see("table.rules", "overlay")
+    browser.see("table.rules", "only an install line with /bin/false keeps it out")
+    page.visit("modules/overlay")
+    page.change("autoload", "no containers any more")
+    browser.see("[data-key=autoload]", "Load at boot")
+
+
+def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
+    rules = served.ask("GET", "/v1/config").document
+    page.visit("modules/crc16")
+    page.ask_for("blacklist")
+    page.browser.see("dialog .preview")
+    page.browser.press("Escape")
+    page.browser.gone("dialog")
+    assert page.browser.focused() == "button Blacklist …"
+    assert served.ask("GET", "/v1/config").document == rules
+
+
+def test_a_file_goes_into_the_store_and_out_again(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "special.ko"
+    file.write_bytes(module_file(STRINGS, this_module="special", versions={"module_layout": 1}))
+    browser = page.browser
+    page.visit("store")
+    browser.see(".nothing", "The store is empty")
+    browser.click("main button.primary")
+    browser.choose("#change-file", file)
+    browser.see("dialog .preview", "special.ko, ")
+    page.confirm("a test of the store")
+    browser.gone("dialog")
+    browser.see("#notice", "special 1.0 is in the store")
+    assert "unsigned" in browser.see("table.rules", "special")
+    assert page.change(f"Activate-special-1.0-{RELEASE}", "to try it") == "Module special 1.0 is active"
+    browser.see(".chip", "active")
+    page.change(f"Deactivate-special-1.0-{RELEASE}", "tried")
+    assert page.change(f"Remove-special-1.0-{RELEASE}", "done") == "Version 1.0 of module special is removed"
+    browser.see(".nothing", "The store is empty")
+
+
+def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "text.ko"
+    file.write_text("no module")
+    page.visit("store")
+    page.browser.click("main button.primary")
+    page.browser.choose("#change-file", file)
+    page.confirm("a try")
+    assert "BadModule" in page.browser.see("dialog .failure")
+    page.browser.press("Escape")
+
+
+def test_without_kmodd_it_says_so_and_finds_it_again(window: Page, served: Gateway, address: str) -> None:
+    browser = window.browser
+    with daemon(address):
+        window.sign_in(served.token)
+        browser.see("table", "snd_pcm")
+    failure = browser.see(".failure")
+    assert "Unavailable" in failure
+    assert "Hint: " in failure
+    browser.see("nav #status", "away")
+    with daemon(address):
+        browser.gone(".failure")
+        browser.see("table", "snd_pcm")
+        browser.until("return document.querySelector('#status').textContent !== 'away'")
+
+
+def test_nothing_of_the_page_is_markup_in_a_string() -> None:
+    folder = Path(__file__).parents[2] / "kmodd/gateway/static/dashboard"
+    scripts = sorted(folder.glob("*.js"))
+    assert len(scripts) > 20
+    for path in scripts:
+        text = path.read_text()
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "DOMParser",
+            "eval(",
+            "localStorage",
+        ):
+            assert word not in text, (path.name, word)
+    for path in [*scripts, *folder.glob("*.css"), *folder.glob("*.html")]:
+        addresses = set(re.findall(r"https?://[^\s\"']*|url\(", path.read_text()))
+        assert addresses <= {"http://www.w3.org/2000/svg"}, path.name  # a name, which nothing fetches
