@@ -130,9 +130,8 @@ class CustomModules:
     ) -> tuple[ModuleName, ...]:
         """Make a version the active one and load it where another one is loaded, as a wanted state asks."""
         entry = self._catalogue.one(name, version, self._catalogue.running)
-        if dry_run:
-            return ()
-        return tuple(map(ModuleName, await self.activation.activate(entry, caller, load=self._is_loaded(name))))
+        touched = await self.activation.activate(entry, caller, load=self._is_loaded(name), dry_run=dry_run)
+        return tuple(map(ModuleName, touched))
 
     async def close(self) -> None:
         """Stop a change under way, give up looking, and leave nothing of a simulation behind."""

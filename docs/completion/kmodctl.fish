@@ -130,5 +130,6 @@ complete -c kmodctl -n '__kmodctl_store import' -l version -x -d 'Default: its o
 complete -c kmodctl -n '__kmodctl_store import' -l description -x -d 'One line about it'
 complete -c kmodctl -n '__kmodctl_store import' -l shadow -d 'Before one of the kernel'
 complete -c kmodctl -n '__kmodctl_store import' -l sign -r -d 'Sign it first: KEY CERT'
+complete -c kmodctl -n '__kmodctl_store import activate deactivate remove' -l dry-run -d 'Change nothing'
 complete -c kmodctl -n '__kmodctl_store activate deactivate' -l load -d 'Load or reload it'
 complete -c kmodctl -n '__kmodctl_store activate deactivate' -l kernel -x -d 'Default: the running one'

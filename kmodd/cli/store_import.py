@@ -25,7 +25,11 @@ async def run(session: Session, arguments: Namespace) -> int:
             file = signed(plain, *arguments.sign)
         session.authorize()
         imported = await Store(session.client).import_file(
-            file, version=arguments.version, description=arguments.description, shadow=arguments.shadow
+            file,
+            version=arguments.version,
+            description=arguments.description,
+            shadow=arguments.shadow,
+            dry_run=arguments.dry_run,
         )
     finally:
         if file >= 0:
@@ -35,6 +39,10 @@ async def run(session: Session, arguments: Namespace) -> int:
         return 0
     paint, glyphs = session.screen.paint, session.screen.glyphs
     name, version = clean(imported.name), clean(imported.version)
+    if arguments.dry_run:
+        said = f"{paint.name(name)} would be imported as version {version}"
+        session.screen.tell(f"{paint.good(glyphs.yes)} {said}{paint.dim(' (nothing was changed: dry run)')}")
+        return 0
     session.screen.tell(f"{paint.good(glyphs.yes)} imported {paint.name(name)} {version}")
     session.screen.tell(paint.dim(f"  kmodctl store activate {name} {version} brings it into force"))
     return 0

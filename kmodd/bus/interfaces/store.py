@@ -9,8 +9,8 @@ from kmodd.model import Caller
 from kmodd.model.store import StoredModule
 from kmodd.names import parse_description, parse_module, parse_release, parse_version
 
-IMPORT = {"version": "s", "description": "s", "shadow": "b"}
-SWITCH = {"load": "b", "kernel": "s"}
+IMPORT = {"version": "s", "description": "s", "shadow": "b", "dry-run": "b"}
+SWITCH = {"load": "b", "kernel": "s", "dry-run": "b"}
 
 
 class StoreInterface:
@@ -28,6 +28,7 @@ class StoreInterface:
             version=parse_version(values["version"]) if values.get("version") else "",
             description=parse_description(values.get("description", "")),
             shadow=values.get("shadow", False),
+            dry_run=values.get("dry-run", False),
         )
         store = self._parts.store
 
@@ -52,10 +53,10 @@ class StoreInterface:
         values = options.parse(wire, SWITCH)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
         entry = self._parts.store.catalogue.one(parse_module(name), parse_version(version), kernel)
-        load = values.get("load", False)
+        load, dry_run = values.get("load", False), values.get("dry-run", False)
 
         async def run(caller: Caller) -> tuple[str, ...]:
-            return await self._parts.activation.activate(entry, caller, load=load)
+            return await self._parts.activation.activate(entry, caller, load=load, dry_run=dry_run)
 
         return Call(run, _details(entry, "activate"), (asked.LOAD, asked.UNLOAD) if load else ())
 
@@ -64,10 +65,12 @@ class StoreInterface:
         module = parse_module(name)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
         entry = self._parts.activation.active(module, kernel)
-        load = values.get("load", False)
+        load, dry_run = values.get("load", False), values.get("dry-run", False)
 
         async def run(caller: Caller) -> tuple[str, ...]:
-            return () if entry is None else await self._parts.activation.deactivate(entry, caller, load=load)
+            if entry is None:
+                return ()
+            return await self._parts.activation.deactivate(entry, caller, load=load, dry_run=dry_run)
 
         details = {"module": module, "modules": module, "action": "deactivate"}
         if entry is not None:
