@@ -109,6 +109,7 @@ class Wanted:
             index=kernel.index,
             audit=audit,
             on_reload=self._take_over,
+            settle=None if boot is None else boot.settled,
         )
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
         told = DesiredHealth(desired, comparison, reconciler)

@@ -82,6 +82,7 @@ complete -c kmodctl -n '__kmodctl_config show autoload options blacklist; and te
 complete -c kmodctl -n '__kmodctl_config show' -l findings -d 'Only what is wrong'
 complete -c kmodctl -n '__kmodctl_config blacklist' -l hard -d 'By its name too'
 complete -c kmodctl -n '__kmodctl_config autoload options blacklist' -l off -d 'Take the rule away'
+complete -c kmodctl -n '__kmodctl_config apply' -l initramfs -d 'Refresh it afterwards'
 complete -c kmodctl -n '__kmodctl_config autoload options blacklist apply' -l dry-run -d 'Change nothing'
 complete -c kmodctl -n '__kmodctl_config autoload options blacklist apply' -l reason -x -d 'One line for the journal'
 for first in 'test (count (__kmodctl_words)) -eq 0' 'test "$(__kmodctl_words)" = plan'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What `GetDrift`, `Apply` and `Reload` do: tell the difference, take it away, read the files again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -94,8 +94,13 @@ class Convergence:
         index: ModuleIndex,
         audit: Audit,
         on_reload: Callable[[], None],
+        settle: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """`on_reload` is called when files were read again, whether what they say changed or not."""
+        """`on_reload` is called when files were read again, whether what they say changed or not.
+
+        `settle` waits until what is looked at in the background is known.
+        """
+        self._settle = settle
         self._desired = desired
         self._comparison = comparison
         self._operations = operations
@@ -110,6 +115,8 @@ class Convergence:
     async def drift(self) -> Sequence[Drift]:
         """Every difference between the wanted state and the machine, now."""
         self.refresh()
+        if self._settle is not None:
+            await self._settle()
         return self._comparison.find().rows
 
     def refresh(self) -> None:

@@ -179,7 +179,7 @@ def test_no_image_is_no_finding(m: Machine) -> None:
     assert Initramfs(m.root, RELEASE).look() is None
 
 
-@pytest.mark.parametrize(("name", "command"), [(DEBIAN, "update-initramfs -u -k "), (DRACUT, "dracut -f --kver ")])
+@pytest.mark.parametrize(("name", "command"), [(DEBIAN, "update-initramfs -u -k "), (DRACUT, f"dracut -f /{DRACUT} ")])
 def test_a_changed_rule_makes_it_stale(m: Machine, name: str, command: str) -> None:
     image = m.image(name)
     found = image.look()
@@ -218,6 +218,64 @@ def test_dracut_for_any_machine_has_no_rules_by_intention(m: Machine) -> None:
     found = image.look()
     assert found is not None
     assert found.differences == ()
+
+
+def test_dracut_for_this_machine_lacks_what_is_new(m: Machine) -> None:
+    m.files["usr/lib/dracut/hostonly-files"] = b"/etc/ld.so.conf\n"
+    del m.files["etc/modprobe.d/a.conf"]
+    image = m.image(DRACUT)
+    m.write("etc/modprobe.d/kmodd-blacklist.conf", b"blacklist x\n", age=-5)
+    assert differences(image) == ("it lacks /etc/modprobe.d/a.conf", "it lacks /etc/modprobe.d/kmodd-blacklist.conf")
+
+
+def test_debians_dracut_is_told_by_what_is_inside(m: Machine) -> None:
+    m.write("usr/sbin/update-initramfs", b"")
+    m.files["usr/lib/dracut/build-parameter.txt"] = b""
+    image = m.image(DEBIAN)
+    m.write("etc/modprobe.d/a.conf", b"#\n", age=-5)
+    m.write("etc/initramfs-tools/modules", b"y\n", age=-5)
+    found = image.look()
+    assert found is not None
+    assert found.differences == ("/etc/modprobe.d/a.conf has changed",)
+    assert (found.kind, found.refresh) == ("dracut", f"dracut -f /{DEBIAN} {RELEASE}")
+
+
+def test_an_unread_image_belongs_to_what_is_installed(m: Machine) -> None:
+    m.write("usr/bin/dracut", b"")
+    image = m.image(DEBIAN, b"in no format")
+    m.write("etc/modprobe.d/a.conf", b"#\n", age=-5)
+    found = image.look()
+    assert found is not None
+    assert (found.by_content, found.refresh) == (False, f"dracut -f /{DEBIAN} {RELEASE}")
+    m.write("usr/sbin/update-initramfs", b"")
+    found = m.image(DEBIAN, b"in no format").look()
+    assert found is not None
+    assert found.refresh == f"update-initramfs -u -k {RELEASE}"
+
+
+def test_folders_that_the_image_never_had_do_not_count(m: Machine) -> None:
+    m.write("usr/local/lib/modprobe.d/mine.conf", b"options x y=2\n", age=-5)
+    m.write("etc/modules-load.d/mine.conf", b"x\n", age=-5)
+    image = m.image()
+    assert differences(image) == ()
+    m.files["etc/modules-load.d/mine.conf"] = b"x\n"
+    image = m.image()
+    m.write("etc/modules-load.d/kmodd.conf", b"y\n", age=-5)
+    assert differences(image) == ("it lacks /etc/modules-load.d/kmodd.conf",)
+
+
+@pytest.mark.parametrize("end", [".xz", ".zst"])
+def test_compressed_modules_are_compared_too(m: Machine, end: str) -> None:
+    del m.files[f"{TREE}/kernel/drivers/x.ko"]
+    m.files[f"{TREE}/kernel/drivers/x.ko{end}"] = b"x" * 50
+    m.write(f"{TREE}/kernel/drivers/x.ko{end}", b"x" * 50)
+    m.write(f"{TREE}/modules.dep", f"kernel/drivers/x.ko{end}:\n".encode())
+    image = m.image()
+    m.date(f"{TREE}/modules.dep", -5)
+    assert differences(image) == ()
+    m.write(f"{TREE}/kernel/drivers/x.ko{end}", b"x" * 60)
+    m.date(f"{TREE}/modules.dep", -6)
+    assert differences(image) == ("x.ko has changed",)
 
 
 def test_modules_that_changed_moved_or_went(m: Machine) -> None:
