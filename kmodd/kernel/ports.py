@@ -154,6 +154,9 @@ class Facts(Protocol):
     def taint_flags(self, taint: int) -> tuple[str, ...]:
         """Each flag set, as `E: unsigned module was loaded` (Documentation/admin-guide/tainted-kernels)."""
 
+    def trusted_keys(self) -> tuple[str, ...]:
+        """Names of the certificates that the kernel holds; empty where they cannot be told."""
+
 
 class UeventSource(Protocol):
     """Module events from the kernel."""
