@@ -98,6 +98,7 @@ class Wanted:
             known=KnownWishes(Path(runtime_directory) / "wishes" if runtime_directory else None),
             changed=health.look_soon,
         )
+        kernel.uevents.on_device = reconciler.device_changed
         self.convergence = Convergence(
             desired,
             comparison,

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Protocol
 
 from kmodd.core.api import Audit, Event, Events, ModuleAdded, ModuleRemoved
@@ -80,6 +81,8 @@ class Reconciler:
         self._tasks: dict[ModuleName, asyncio.Task[None]] = {}
         self._again: set[ModuleName] = set()
         self._touched: set[ModuleName] = set()
+        self._plugged: set[ModuleName] = set()
+        """Wishes whose condition on hardware may have changed."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -164,6 +167,14 @@ class Reconciler:
         if isinstance(event, ModuleAdded | ModuleRemoved) and self._desired.wishes:
             self._touch(event.name)
 
+    def device_changed(self, alias: str) -> None:
+        """A device with this modalias came or went; empty when it may have been any."""
+        wishes = self._desired.wishes.values()
+        found = {wish.module for wish in wishes if wish.alias and (not alias or fnmatchcase(alias, wish.alias))}
+        if found:
+            self._plugged |= found
+            self._touch()
+
     def _touch(self, *names: ModuleName) -> None:
         self._touched.update(names)
         if self._timer is None and not self._closed:
@@ -172,6 +183,7 @@ class Reconciler:
     def _look(self) -> None:
         self._timer = None
         touched, self._touched = self._touched, set()
+        plugged, self._plugged = self._plugged, set()
         if self._desired.refresh():
             self.files_changed()
         if not self._desired.tunables.reconcile:
@@ -184,9 +196,8 @@ class Reconciler:
             ):
                 self._changed()
             helped = touched.intersection((*wish.after, *self._index.dependencies(wish.module)))
-            # A driver that came may have brought the device whose alias a wish waits for.
-            if helped or (wish.alias and wish.module not in self._met):
-                self._consider(wish, retry=bool(helped))
+            if helped or wish.module in plugged:
+                self._consider(wish, retry=True)
 
     def _is_live(self, name: ModuleName) -> bool:
         """As the kernel has it at this moment: events come a little later, and a wish just fulfilled is no longer open."""

@@ -161,6 +161,9 @@ class Facts(Protocol):
 class UeventSource(Protocol):
     """Module events from the kernel."""
 
+    on_device: Callable[[str], None] | None
+    """Called with the modalias of a device that came or went, while `events` is read; empty when events were lost."""
+
     def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost."""
 

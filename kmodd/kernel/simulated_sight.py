@@ -4,7 +4,7 @@
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from kmodd.kernel.simulated_index import source_version
 from kmodd.kernel.simulated_machine import TAINT_BITS, SimulatedMachine
@@ -150,6 +150,7 @@ class SimulatedUevents:
         self._machine = machine
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
+        self.on_device: Callable[[str], None] | None = None
         machine.on_uevent = self._wake
 
     async def events(self) -> AsyncIterator[Uevent]:

@@ -100,6 +100,25 @@ def test_conditions_on_kernel_and_hardware(vm: Machine) -> None:
     assert apply(vm) == {"kmodd_test_dep_a": "changed"}
 
 
+def test_a_device_that_is_plugged_in_loads_its_module(vm: Machine) -> None:
+    """The machine's SMBus controller, taken out and found again as a hot-plugged card is; nothing uses it."""
+    device = next(
+        path
+        for path in vm.check("grep -l 0x0c0500 /sys/bus/pci/devices/*/class").split()
+        if vm.run(["test", "-e", path]).code == 0
+    ).removesuffix("/class")
+    alias = vm.check(["cat", f"{device}/modalias"]).strip()
+    vm.check(f"echo 1 > {device}/remove")
+    want(vm, f'[module.kmodd_test_good]\nstate = "loaded"\nwhen = {{ alias = "{alias[:24]}*" }}\n')
+    assert drift(vm) == set()
+    pid = main_pid(vm)
+    vm.check("echo 1 > /sys/bus/pci/rescan")
+    assert until(lambda: is_loaded(vm, "good"))
+    vm.check(f"rmmod kmodd_test_good; echo 1 > {device}/remove; echo 1 > /sys/bus/pci/rescan")
+    assert until(lambda: is_loaded(vm, "good")), "it came anew"
+    assert main_pid(vm) == pid
+
+
 def test_drift_and_apply_of_everything(vm: Machine) -> None:
     vm.check("modprobe kmodd_test_params")
     want(

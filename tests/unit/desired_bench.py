@@ -179,6 +179,11 @@ class Bench:
         self.registry.take(Uevent("remove", ModuleName(name)))
         await self.settle()
 
+    async def plug(self, alias: str) -> None:
+        """A device came or went."""
+        self.reconciler.device_changed(alias)
+        await self.settle()
+
     def live(self) -> set[str]:
         return set(self.kernel.loaded.snapshot())
 

@@ -91,8 +91,30 @@ async def test_conditions(bench: Make) -> None:
     assert b.live() == {"c"}
     assert await b.drift() == []
     b.aliases = ["pci:v8086d1"]
-    await b.modprobe("fat")
-    assert b.live() == {"b", "c", "fat"}, "a driver that came may have brought the device"
+    await b.plug("pci:v10de")
+    assert b.live() == {"c"}, "another device is no reason to look"
+    await b.plug("pci:v8086d1")
+    assert b.live() == {"b", "c"}
+
+
+async def test_a_device_that_is_plugged_in_again_loads_its_module_again(bench: Make) -> None:
+    b = bench(wanted("b", 'when = { alias = "usb:v1d6b*" }') + wanted("broken", 'when = { alias = "usb:v1d6b*" }'))
+    await b.boot()
+    b.aliases = ["usb:v1d6bp2"]
+    await b.plug("usb:v1d6bp2")
+    assert b.live() == {"b"}
+    assert set(b.reconciler.failures) == {"broken"}
+    await b.rmmod("b")
+    await b.plug("usb:v1d6bp2")
+    assert b.live() == set(), "an administrator at the keyboard is right as long as it is there"
+    calls = len(b.kernel.executor.calls)
+    b.aliases = []
+    await b.plug("usb:v1d6bp2")
+    assert b.reconciler.failures == {}, "nobody misses it now"
+    b.aliases = ["usb:v1d6bp2"]
+    await b.plug("")
+    assert b.live() == {"b"}, "events were lost: any device may have come"
+    assert len(b.kernel.executor.calls) == calls + 2
 
 
 async def test_a_failure_is_retried_when_what_could_help_happens(bench: Make) -> None:
