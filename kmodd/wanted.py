@@ -2,7 +2,7 @@
 """The part of the composition root that is about the wanted state: files, comparison, reconciliation, health."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from kmodd.core.api import Audit, Events
@@ -18,12 +18,14 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.reconcile import CALLER, Reconciler
 from kmodd.errors import Conflict
+from kmodd.kernel.file_watch import FileWatch
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modaliases import present_aliases
 from kmodd.kernel.ports import Kernel
-from kmodd.kernel.toml_file import DropIns
+from kmodd.kernel.toml_file import FOLDERS, DropIns
 from kmodd.kernel.trees import ModuleTrees
 from kmodd.known_wishes import KnownWishes
+from kmodd.model import Record
 from kmodd.model.document import Document
 from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
@@ -64,6 +66,8 @@ class Wanted:
         active_version: Callable[[ModuleName], str] = lambda name: "",
     ) -> None:
         """`root` is None on a simulated machine, which has no files; `on_tunables` takes the daemon's settings over."""
+        self._index = kernel.index
+        self._stop: Callable[[], None] = lambda: None
         release = kernel.facts.read().release
         modules: Documents = NoFiles() if root is None else DropIns(root, "modules.d")
         settings: Documents = NoFiles() if root is None else DropIns(root, "kmodd.toml.d", main="kmodd.toml")
@@ -75,6 +79,10 @@ class Wanted:
             audit=audit,
         )
         self._on_tunables = on_tunables
+        self._audit = audit
+        self._look_soon = health.look_soon
+        folders = () if root is None else _watched(root, release)
+        self._watch = FileWatch(folders, self._on_files)
         self._boot = boot = (
             None
             if root is None
@@ -132,6 +140,36 @@ class Wanted:
             return  # in the journal and in health
         self._take_over()
 
+    def start(self) -> None:
+        """Act on wishes, and follow the files they stand in and the module index."""
+        self._stop = self.reconciler.start()
+        try:
+            self._watch.start()
+        except OSError as error:
+            # Whoever asks, and every event of a module, has the files looked at as well.
+            self._audit.record(
+                Record(
+                    "daemon.trouble",
+                    f"changed files are noticed late, there are no more watches ({error.strerror})",
+                    errno=error.errno,
+                    hint="sysctl fs.inotify.max_user_instances",
+                    priority=4,
+                )
+            )
+
+    def stop(self) -> None:
+        """Follow nothing any more."""
+        self._watch.close()
+        self._stop()
+
+    def _on_files(self) -> None:
+        """What was missing may be there now: a module that depmod has just found, a mended file."""
+        self._index.refresh()
+        if self.desired.refresh():
+            self._take_over()
+        self.reconciler.files_changed()
+        self._look_soon()
+
     def read_again(self) -> None:
         """As on SIGHUP: what is bad is recorded, and the old settings stay."""
         try:
@@ -148,6 +186,13 @@ class Wanted:
 
     def _take_over(self) -> None:
         self._on_tunables(self.desired.tunables)
+
+
+def _watched(root: Path, release: str) -> Iterator[Path]:
+    yield root / "lib/modules" / release
+    for place in FOLDERS:
+        yield root / place
+        yield from (root / place / name for name in ("modules.d", "kmodd.toml.d"))
 
 
 def _autoloaded(kernel: Kernel) -> Collection[ModuleName]:

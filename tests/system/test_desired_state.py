@@ -119,6 +119,31 @@ def test_a_device_that_is_plugged_in_loads_its_module(vm: Machine) -> None:
     assert main_pid(vm) == pid
 
 
+def test_a_changed_file_is_noticed_without_asking(vm: Machine) -> None:
+    """Nobody reloads anything: a module that depmod finds at last, and a file of wishes that is mended."""
+    file = vm.check("modinfo -n kmodd_test_good").strip()
+    vm.check(f"mv {file} /root/ && depmod -a", timeout=120)
+    want(vm, '[module.kmodd_test_good]\nstate = "loaded"\nafter = ["kmodd_test_dep_a"]\n')
+    vm.check("modprobe kmodd_test_dep_a")
+    assert until(lambda: [check["status"] for check in health(vm, "desired-state")] == ["degraded"])
+    vm.check(f"mv /root/kmodd_test_good.ko {file} && depmod -a", timeout=120)
+    assert until(lambda: is_loaded(vm, "good")), "tried again when its file came"
+    assert [check["status"] for check in health(vm, "desired-state")] == ["ok"]
+    pid, before = main_pid(vm), wakes(vm)
+    vm.check("sleep 10")
+    assert wakes(vm) - before <= 3, "who watches does not look"
+    want(vm, '[module.kmodd_test_soft]\nstate = "loaded"\nafter = "kmodd_test_dep_a"\n', reload=False)
+    assert until(lambda: "test.toml, line 3: after is a list" in vm.journal("-u", "kmodd", "-p", "err"))
+    want(vm, '[module.kmodd_test_soft]\nstate = "loaded"\nafter = ["kmodd_test_dep_a"]\n', reload=False)
+    assert until(lambda: is_loaded(vm, "soft"))
+    assert main_pid(vm) == pid
+
+
+def wakes(vm: Machine) -> int:
+    """How often the daemon's loop was woken since it started."""
+    return int(vm.check(f"awk '/^voluntary/ {{ print $2 }}' /proc/{main_pid(vm)}/status"))
+
+
 def test_drift_and_apply_of_everything(vm: Machine) -> None:
     vm.check("modprobe kmodd_test_params")
     want(
