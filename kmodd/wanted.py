@@ -2,7 +2,7 @@
 """The part of the composition root that is about the wanted state: files, comparison, reconciliation, health."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kmodd.core.api import Audit, Events
@@ -92,7 +92,7 @@ class Wanted:
             desired,
             kernel.loaded,
             kernel.index,
-            autoloaded=lambda: _autoloaded(kernel),
+            autoloaded=kernel.configuration.autoload,
             active_version=active_version,
             initramfs=tuple if boot is None else boot.drift,
         )
@@ -193,8 +193,3 @@ def _watched(root: Path, release: str) -> Iterator[Path]:
     for place in FOLDERS:
         yield root / place
         yield from (root / place / name for name in ("modules.d", "kmodd.toml.d"))
-
-
-def _autoloaded(kernel: Kernel) -> Collection[ModuleName]:
-    files = kernel.configuration.files().autoload
-    return {ModuleName(rule.module) for file in files if not file.shadowed_by for rule in file.rules}

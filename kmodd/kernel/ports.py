@@ -5,7 +5,7 @@ Nothing here is asynchronous but the calls that change the kernel and the event 
 small files of /proc and /sys, or from libkmod's mapped indexes, and take well under a millisecond unless they say so.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -180,6 +180,9 @@ class Configuration(Protocol):
 
     def files(self) -> RuleFiles:
         """Every file with its lines, in force or masked."""
+
+    def autoload(self) -> Sequence[Rule]:
+        """Lines of modules-load.d in force, and modules that the kernel's command line names; the files are small and few."""
 
     def read(self, file: OwnFile) -> bytes | None:
         """One of kmodd's own files; None when there is none, OSError for what is no regular file."""

@@ -21,7 +21,7 @@ from kmodd.core.registry import Registry
 from kmodd.errors import KmoddError
 from kmodd.kernel.simulated_modules import Fault, SimulatedModule, parameter
 from kmodd.kernel.toml_file import parse_document
-from kmodd.model import Caller, Result, Uevent
+from kmodd.model import Caller, Result, Rule, Uevent
 from kmodd.model.configuration import RuleChange
 from kmodd.model.document import Document
 from kmodd.names import ModuleName
@@ -99,7 +99,7 @@ class Bench:
         self.files, self.settings = Files(text), Files()
         self.journal, self.rules, self.known = Journal(), Rules(), known or Known()
         self.aliases: list[str] = []
-        self.autoloaded: set[ModuleName] = set()
+        self.autoloaded: list[Rule] = []
         self.hub = EventHub(self._complain)
         clock, kernel = Ticks(), self.kernel
         self.registry = Registry(kernel.loaded, kernel.facts, self.hub, self.journal, clock)

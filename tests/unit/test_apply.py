@@ -6,8 +6,8 @@ import pytest
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
 from kmodd.errors import Conflict
-from kmodd.model import HealthStatus, Result
-from kmodd.model.configuration import RuleAction
+from kmodd.model import HealthStatus, Result, Rule
+from kmodd.model.configuration import OwnFile, RuleAction
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Make, benches, wanted
 from tests.unit.fakes import rule
@@ -62,6 +62,24 @@ async def test_drift_of_every_kind_and_apply(bench: Make) -> None:
     assert (values["level"], values["secret"]) == ("2", "5")
     assert b.journal.events.count("desired.applied") == 1
     assert "5" not in "".join(record.message for record in b.journal.records)
+
+
+async def test_what_others_autoload_is_told_and_left_to_them(bench: Make) -> None:
+    b = bench("[module.a]\nautoload = false\n[module.b]\nautoload = true\n[module.c]\nautoload = false\n")
+    theirs = "/etc/modules-load.d/other.conf"
+    b.autoloaded = [
+        Rule("autoload", "a", "", theirs, 3, "a"),
+        Rule("autoload", "a", "", OwnFile.AUTOLOAD, 9, "a"),
+        Rule("autoload", "b", "", theirs, 4, "b"),
+    ]
+    await b.boot()
+    rows = await b.convergence.drift()
+    assert [(row.module, row.actual, row.hint) for row in rows] == [
+        ("a", f"loaded at boot by {theirs}", f"remove line 3 of {theirs}"),
+        ("a", f"loaded at boot by {OwnFile.AUTOLOAD}", "kmodctl config apply"),
+    ]
+    assert await b.apply() == {"a": Result.CHANGED}
+    assert [(change.module, change.action) for change in b.rules.written] == [("a", RuleAction.DISABLE_AUTOLOAD)]
 
 
 async def test_a_parameter_that_cannot_be_written_means_a_reload(bench: Make) -> None:
