@@ -77,6 +77,7 @@ class Wanted:
             release=release,
             aliases=tuple if root is None else lambda: present_aliases(root),
             audit=audit,
+            on_reload=self._take_over,
         )
         self._on_tunables = on_tunables
         self._audit = audit
@@ -117,7 +118,6 @@ class Wanted:
             versions=versions,
             index=kernel.index,
             audit=audit,
-            on_reload=self._take_over,
             settle=None if boot is None else boot.settled,
         )
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
@@ -138,7 +138,6 @@ class Wanted:
             self.desired.reload()
         except Conflict:
             return  # in the journal and in health
-        self._take_over()
 
     def start(self) -> None:
         """Act on wishes, and follow the files they stand in and the module index."""
@@ -165,8 +164,7 @@ class Wanted:
     def _on_files(self) -> None:
         """What was missing may be there now: a module that depmod has just found, a mended file."""
         self._index.refresh()
-        if self.desired.refresh():
-            self._take_over()
+        self.desired.refresh()
         self.reconciler.files_changed()
         self._look_soon()
 

@@ -93,13 +93,9 @@ class Convergence:
         versions: Versions | None,
         index: ModuleIndex,
         audit: Audit,
-        on_reload: Callable[[], None],
         settle: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """`on_reload` is called when files were read again, whether what they say changed or not.
-
-        `settle` waits until what is looked at in the background is known.
-        """
+        """`settle` waits until what is looked at in the background is known."""
         self._settle = settle
         self._desired = desired
         self._comparison = comparison
@@ -110,7 +106,6 @@ class Convergence:
         self._versions = versions
         self._index = index
         self._audit = audit
-        self._on_reload = on_reload
 
     async def drift(self) -> Sequence[Drift]:
         """Every difference between the wanted state and the machine, now."""
@@ -122,7 +117,6 @@ class Convergence:
     def refresh(self) -> None:
         """Read the files again if one changed; cheap otherwise. A bad file is recorded and changes nothing."""
         if self._desired.refresh():
-            self._on_reload()
             self._reconciler.files_changed()
 
     async def reload(self, caller: Caller) -> None:
@@ -133,7 +127,6 @@ class Convergence:
         """The same at once."""
         self._index.refresh()
         self._desired.reload()
-        self._on_reload()
         self._reconciler.files_changed()
         self._audit.record(
             Record(
@@ -181,13 +174,14 @@ class Convergence:
             raise TypeError("a plan of this class's own")
         refused = [one for change in plan.changes if (one := await self._refusal(change, caller)) is not None]
         if refused:
+            self._note(refused, plan)
             return refused
         results = await self._activate(plan, caller)
         if not _failed(results) and plan.request.operations:
             batch = Plan(plan.request, plan.targets, plan.steps, plan.overrides)
             results += await self._operations.execute(batch, caller)
         if _failed(results):
-            self._reconciler.note(results)
+            self._note(results, plan)
             return results
         for change in plan.changes:
             results.append(await self._write(change, caller))
@@ -195,9 +189,15 @@ class Convergence:
             results.append(await self._set(write, plan.request, caller))
         if results and not plan.request.dry_run:
             self._audit.record(_applied(results, plan.request.reason, caller))
+        self._note(results, plan)
         if not plan.request.dry_run:
             self._reconciler.reconcile()
         return results
+
+    def _note(self, results: Sequence[OperationResult], plan: Plan) -> None:
+        """What failed shows in health until it came about."""
+        if not plan.request.dry_run:
+            self._reconciler.note(results)
 
     async def _activate(self, plan: ApplyPlan, caller: Caller) -> list[OperationResult]:
         results = []

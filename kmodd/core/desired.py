@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The wishes in force: read from their files, kept when a file turns bad."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kmodd.core.api import Audit
@@ -30,9 +30,20 @@ class DesiredState:
     """What the administrator's files say, as of the last time all of them were right."""
 
     def __init__(
-        self, modules: Documents, settings: Documents, *, release: str, aliases: Aliases, audit: Audit
+        self,
+        modules: Documents,
+        settings: Documents,
+        *,
+        release: str,
+        aliases: Aliases,
+        audit: Audit,
+        on_reload: Callable[[], None] = lambda: None,
     ) -> None:
-        """`modules` is modules.d, `settings` the daemon's own kmodd.toml; `aliases` are those of the devices there are."""
+        """`modules` is modules.d, `settings` the daemon's own kmodd.toml; `aliases` are those of the devices there are.
+
+        `on_reload` is called when files were read again and are right, whoever had them read.
+        """
+        self._on_reload = on_reload
         self._modules = modules
         self._settings = settings
         self._release = release
@@ -78,6 +89,7 @@ class DesiredState:
             raise
         self._fault = None
         self.tunables, self._wishes = tunables, wishes
+        self._on_reload()
 
     def refresh(self) -> bool:
         """Read the files again if one changed; True when what is in force did. A bad file is told and changes nothing."""

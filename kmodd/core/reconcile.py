@@ -139,9 +139,11 @@ class Reconciler:
                 self._act(wish, Verb.UNLOAD)
 
     def note(self, results: Iterable[OperationResult]) -> None:
-        """Take over what failed when somebody had the wanted state applied: it is tried again as if kmodd had tried it."""
+        """Take over how it went when somebody had the wanted state applied: what failed is tried again as if kmodd had tried it."""
         for result in results:
-            if result.error is not None and result.module in self._desired.wishes:
+            if result.error is None:
+                self._failures.pop(ModuleName(result.module), None)
+            elif result.module in self._desired.wishes:
                 self._failures[ModuleName(result.module)] = result.error
         self._changed()
 
@@ -152,8 +154,7 @@ class Reconciler:
         unload or load anything.
         """
         wishes = self._desired.wishes
-        for name in [name for name in self._failures if name not in wishes]:
-            del self._failures[name]
+        self._forget_fulfilled()
         self._met &= wishes.keys()
         if self._desired.tunables.reconcile:
             for wish in wishes.values():
@@ -188,16 +189,28 @@ class Reconciler:
             self.files_changed()
         if not self._desired.tunables.reconcile:
             return
+        self._forget_fulfilled()
         for wish in self._desired.wishes.values():
-            if (
-                wish.module in touched
-                and self._is_live(wish.module)
-                and self._failures.pop(wish.module, None) is not None
-            ):
-                self._changed()
+            self._retry_absent(wish, touched)
             helped = touched.intersection((*wish.after, *self._index.dependencies(wish.module)))
             if helped or wish.module in plugged:
                 self._consider(wish, retry=True)
+
+    def _forget_fulfilled(self) -> None:
+        """Drop failures of what has come about after all, or is wanted no more, whoever brought it about."""
+        for name in list(self._failures):
+            wish = self._desired.wishes.get(name)
+            if wish is not None and wish.state is Presence.UNSAID:
+                continue  # it is about a file of ours, and `Apply` alone writes those
+            if wish is None or self._is_live(name) is (wish.state is Presence.LOADED):
+                del self._failures[name]
+                self._changed()
+
+    def _retry_absent(self, wish: Wish, gone: Collection[ModuleName]) -> None:
+        """What could not be unloaded is tried again when a module goes that was in its way."""
+        error = self._failures.get(wish.module)
+        if wish.state is Presence.ABSENT and error is not None and not set(error.evidence.holders).isdisjoint(gone):
+            self._act(wish, Verb.UNLOAD)
 
     def _is_live(self, name: ModuleName) -> bool:
         """As the kernel has it at this moment: events come a little later, and a wish just fulfilled is no longer open."""

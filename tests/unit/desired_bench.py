@@ -99,6 +99,7 @@ class Bench:
         self.files, self.settings = Files(text), Files()
         self.journal, self.rules, self.known = Journal(), Rules(), known or Known()
         self.aliases: list[str] = []
+        self.taken_over: list[int] = []
         self.autoloaded: list[Rule] = []
         self.hub = EventHub(self._complain)
         clock, kernel = Ticks(), self.kernel
@@ -118,7 +119,12 @@ class Bench:
             kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self.journal, events=self.hub, clock=clock
         )
         self.desired = DesiredState(
-            self.files, self.settings, release="6.1.0-1-amd64", aliases=lambda: self.aliases, audit=self.journal
+            self.files,
+            self.settings,
+            release="6.1.0-1-amd64",
+            aliases=lambda: self.aliases,
+            audit=self.journal,
+            on_reload=lambda: self.taken_over.append(self.desired.tunables.timeout),
         )
         self.comparison = Comparison(
             self.desired,
@@ -148,7 +154,6 @@ class Bench:
             versions=None,
             index=kernel.index,
             audit=self.journal,
-            on_reload=lambda: None,
         )
         self._stop: list[Callable[[], None]] = []
 

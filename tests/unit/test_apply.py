@@ -64,6 +64,20 @@ async def test_drift_of_every_kind_and_apply(bench: Make) -> None:
     assert "5" not in "".join(record.message for record in b.journal.records)
 
 
+async def test_a_file_that_could_not_be_written_is_told_until_it_was(bench: Make) -> None:
+    b = bench('[module.a]\nblacklist = "soft"\n')
+    await b.boot()
+    b.rules.refuse = Conflict("edited")
+    assert await b.apply(dry_run=True) == {"a": Result.FAILED}
+    assert b.reconciler.failures == {}
+    assert await b.apply() == {"a": Result.FAILED}
+    await b.modprobe("b")
+    assert set(b.reconciler.failures) == {"a"}
+    b.rules.refuse = None
+    assert await b.apply() == {"a": Result.CHANGED}
+    assert b.reconciler.failures == {}
+
+
 async def test_what_others_autoload_is_told_and_left_to_them(bench: Make) -> None:
     b = bench("[module.a]\nautoload = false\n[module.b]\nautoload = true\n[module.c]\nautoload = false\n")
     theirs = "/etc/modules-load.d/other.conf"

@@ -135,6 +135,47 @@ async def test_a_failure_is_retried_when_what_could_help_happens(bench: Make) ->
     assert b.reconciler.failures == {}
 
 
+async def test_what_could_not_be_unloaded_is_tried_again_when_its_holder_goes(bench: Make) -> None:
+    b = bench('[module.fat]\nstate = "absent"\n', "fat", "vfat")
+    await b.boot()
+    assert {name: error.name() for name, error in b.reconciler.failures.items()} == {"fat": "InUse"}
+    await b.modprobe("a")
+    assert b.live() == {"a", "fat", "vfat"}
+    await b.rmmod("vfat")
+    assert b.live() == {"a"}
+    assert b.reconciler.failures == {}
+
+
+async def test_a_failure_is_forgotten_when_it_came_about_after_all(bench: Make) -> None:
+    b = bench('[module.fat]\nstate = "absent"\n' + wanted("broken") + wanted("nowhere"), "fat", "vfat")
+    await b.boot()
+    assert set(b.reconciler.failures) == {"fat", "broken", "nowhere"}
+    b.kernel.rmmod("vfat")
+    await b.rmmod("fat")
+    assert set(b.reconciler.failures) == {"broken", "nowhere"}
+    b.files.text = wanted("broken") + '[module.nowhere]\nstate = "absent"\n'
+    b.convergence.read_again(CALLER)
+    assert set(b.reconciler.failures) == {"broken"}
+
+
+async def test_whoever_notices_changed_settings_has_them_taken_over(bench: Make) -> None:
+    b = bench(wanted("a"))
+    await b.boot()
+    assert b.taken_over == [30]
+    b.settings.text = "[operations]\ntimeout = 7\n"
+    list(DesiredHealth(b.desired, b.comparison, b.reconciler).checks())
+    assert b.taken_over == [30, 7]
+    b.settings.text = "[operations]\ntimeout = 8\n"
+    await b.modprobe("b")
+    assert b.taken_over == [30, 7, 8]
+    b.settings.text = "[operations]\ntimeout = bad\n"
+    await b.modprobe("c")
+    assert b.taken_over == [30, 7, 8]
+    b.settings.text = "[operations]\ntimeout = 9\n"
+    await b.convergence.drift()
+    assert b.taken_over == [30, 7, 8, 9]
+
+
 async def test_a_restart_of_the_daemon_is_no_boot(bench: Make) -> None:
     known = Known()
     b = bench(wanted("a") + wanted("c", 'after = ["b"]'), known=known)
