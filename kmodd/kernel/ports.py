@@ -245,6 +245,10 @@ class Spool(Protocol):
 class StoreFolder(Protocol):
     """The store's own files. Blocking; OSError is the disk's."""
 
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Files that tell of a version and could not be read when `entries` last looked."""
+
     def prepare(self) -> None:
         """Make it, and clear away what a crash left half done."""
 

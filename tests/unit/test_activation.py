@@ -153,6 +153,15 @@ async def test_a_dry_run_ends_with_what_is_in_the_way(stage: Stage) -> None:
     assert stage.state == NONE
 
 
+async def test_facts_that_somebody_damaged_are_a_finding(stage: Stage) -> None:
+    path = stage.files.path(stage.add("1")).with_suffix(".json")
+    path.write_text("{")
+    stage.catalogue.fill(stage.files.entries())
+    (found,) = stage.watch.findings()
+    assert (found.name, found.status) == ("store-file-changed", "degraded")
+    assert str(path) in found.message
+
+
 async def test_what_is_active_already_is_left_alone(stage: Stage) -> None:
     entry = stage.add("1")
     await stage.activation.activate(entry, CALLER, load=False)
