@@ -159,36 +159,6 @@ def test_killing_the_daemon_while_it_writes_loses_nothing(vm: Machine) -> None:
     assert [name for name in files(vm) if "/.kmodd" in name] == []
 
 
-def test_ansible_beside_kmodd(vm: Machine) -> None:
-    """What community.general's modprobe and kernel_blacklist write, for other modules and for the same one."""
-    config(vm, "autoload", "kmodd_test_params", "level=4")
-    config(vm, "blacklist", "kmodd_test_good")
-    ours = vm.check(f"cat {' '.join(OURS)}")
-    vm.write_file("/etc/modules-load.d/loop.conf", "loop\n")
-    vm.write_file("/etc/modprobe.d/loop.conf", "options loop max_loop=4\n")
-    vm.write_file("/etc/modprobe.d/blacklist-ansible.conf", "blacklist kmodd_test_info\n")
-    # `persistent: absent` for the module that is ours comments its lines out in every file of the two folders.
-    name = "kmodd_test_params"
-    vm.check(
-        rf"sed -i -E 's/^( *{name} *([#;].*)?)$/#\1/' /etc/modules-load.d/*.conf;"
-        rf"sed -i -E 's/^(options {name} [A-Za-z0-9_]+=[^ ]+ *([#;].*)?)$/#\1/' /etc/modprobe.d/*.conf"
-    )
-    assert vm.check(f"cat {' '.join(OURS)}") == ours
-    theirs = "cat /etc/modules-load.d/loop.conf /etc/modprobe.d/loop.conf /etc/modprobe.d/blacklist-ansible.conf"
-    before = vm.check(theirs)
-    assert "/etc/modprobe.d/loop.conf" in config(vm, "options", "loop", "max_loop=8", code=IN_THE_WAY)
-    config(vm, "autoload", "loop", "max_part=2")
-    config(vm, "blacklist", "kmodd_test_info", "--hard")
-    files_named = {row["file"] for row in shown(vm, "loop")}
-    assert files_named >= {AUTOLOAD, OPTIONS, "/etc/modules-load.d/loop.conf", "/etc/modprobe.d/loop.conf"}
-    config(vm, "autoload", "loop", "--off")
-    config(vm, "options", "loop", "--off")
-    config(vm, "blacklist", "kmodd_test_info", "--off")
-    assert vm.check(theirs) == before
-    assert vm.check(f"cat {' '.join(OURS)}") == ours
-    vm.check("rm /etc/modules-load.d/loop.conf /etc/modprobe.d/loop.conf /etc/modprobe.d/blacklist-ansible.conf")
-
-
 def test_only_who_may_can_change_it_and_everyone_sees_it(vm: Machine) -> None:
     ended = vm.run(["kmodctl", "--no-ask-password", "config", "blacklist", "dummy"], user="alice", timeout=60)
     assert ended.code == 4
