@@ -4,7 +4,7 @@
 from collections.abc import Collection
 
 ENROL = (
-    "sign it with `kmodctl store import --sign KEY CERT FILE`; the kernel has to know the certificate: "
+    "sign the module with `kmodctl store import --sign KEY CERT FILE`; the kernel has to know the certificate: "
     "`mokutil --import CERT` (in DER form), then reboot and confirm"
 )
 """How an own signing key gets into the kernel's keyring .machine or .platform through the boot loader (mokutil(1))."""

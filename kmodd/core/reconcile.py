@@ -20,6 +20,8 @@ SETTLE = 0.05
 """Seconds between an event and acting on it: replies go first, and a burst is one look."""
 AT_ONCE = 4
 """Wishes that are acted on side by side; a driver that waits for its hardware does not hold up the others."""
+_REPLUGGED = {"add", "remove"}
+"""A device that went and came before anybody looked: it came anew all the same."""
 OWN_FILES = "/etc/modprobe.d/kmodd-"
 CALLER = Caller(sender="", uid=0, exe="kmodd")
 """kmodd itself, for what it does without being asked; what it does is what root wrote into its files."""
@@ -81,8 +83,8 @@ class Reconciler:
         self._tasks: dict[ModuleName, asyncio.Task[None]] = {}
         self._again: set[ModuleName] = set()
         self._touched: set[ModuleName] = set()
-        self._plugged: set[ModuleName] = set()
-        """Wishes whose condition on hardware may have changed."""
+        self._plugged: dict[ModuleName, set[str]] = {}
+        """Wishes whose condition on hardware may have changed, with what happened to such devices."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -168,13 +170,12 @@ class Reconciler:
         if isinstance(event, ModuleAdded | ModuleRemoved) and self._desired.wishes:
             self._touch(event.name)
 
-    def device_changed(self, alias: str) -> None:
-        """A device with this modalias came or went; empty when it may have been any."""
-        wishes = self._desired.wishes.values()
-        found = {wish.module for wish in wishes if wish.alias and (not alias or fnmatchcase(alias, wish.alias))}
-        if found:
-            self._plugged |= found
-            self._touch()
+    def device_changed(self, action: str, alias: str) -> None:
+        """A device with this modalias came (`add`) or went (`remove`); an empty one when it may have been any."""
+        for wish in self._desired.wishes.values():
+            if wish.alias and (not alias or fnmatchcase(alias, wish.alias)):
+                self._plugged.setdefault(wish.module, set()).add(action)
+                self._touch()
 
     def _touch(self, *names: ModuleName) -> None:
         self._touched.update(names)
@@ -184,7 +185,7 @@ class Reconciler:
     def _look(self) -> None:
         self._timer = None
         touched, self._touched = self._touched, set()
-        plugged, self._plugged = self._plugged, set()
+        plugged, self._plugged = self._plugged, {}
         if self._desired.refresh():
             self.files_changed()
         if not self._desired.tunables.reconcile:
@@ -193,6 +194,8 @@ class Reconciler:
         for wish in self._desired.wishes.values():
             self._retry_absent(wish, touched)
             helped = touched.intersection((*wish.after, *self._index.dependencies(wish.module)))
+            if plugged.get(wish.module, set()) >= _REPLUGGED:
+                self._met.discard(wish.module)
             if helped or wish.module in plugged:
                 self._consider(wish, retry=True)
 

@@ -161,8 +161,9 @@ class Facts(Protocol):
 class UeventSource(Protocol):
     """Module events from the kernel."""
 
-    on_device: Callable[[str], None] | None
-    """Called with the modalias of a device that came or went, while `events` is read; empty when events were lost."""
+    on_device: Callable[[str, str], None] | None
+    """Called with `add` or `remove` and the modalias of a device, while `events` is read; with `overflow` and no alias when
+    events were lost."""
 
     def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost."""

@@ -150,7 +150,7 @@ class SimulatedUevents:
         self._machine = machine
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
-        self.on_device: Callable[[str], None] | None = None
+        self.on_device: Callable[[str, str], None] | None = None
         machine.on_uevent = self._wake
 
     async def events(self) -> AsyncIterator[Uevent]:

@@ -93,7 +93,7 @@ class KernelUevents:
     def __init__(self, monitor: Monitor | None = None) -> None:
         self._monitor: Monitor | None = monitor or kernel_monitor()
         self._arrival: asyncio.Future[None] | None = None
-        self.on_device: Callable[[str], None] | None = None
+        self.on_device: Callable[[str, str], None] | None = None
 
     async def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost; ends after `close`. For one reader."""
@@ -124,17 +124,18 @@ class KernelUevents:
             except (OSError, ValueError):
                 drain(self._monitor.fileno())
                 if self.on_device is not None:
-                    self.on_device("")
+                    self.on_device("overflow", "")
                 return _OVERFLOW
             if device is None:
                 return None
             event = _event(device)
             if event is not None:
                 return event
-            if self.on_device is not None and device.action in _COMING_OR_GOING:
+            action = device.action
+            if self.on_device is not None and action in _COMING_OR_GOING:
                 alias = device.properties.get("MODALIAS", "")
                 if alias:
-                    self.on_device(alias)
+                    self.on_device(action, alias)
         return None
 
     async def _arrived(self, monitor: Monitor) -> None:

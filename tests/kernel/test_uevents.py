@@ -110,8 +110,8 @@ async def test_devices_with_an_alias_are_told_beside(monitor: FakeMonitor) -> No
     monitor.send("add", "/devices/pci0000:00/0000:00:01.0", "pci:v1")
     monitor.send("add", "/module/first")
     assert await take(source, 1) == [Uevent("add", ModuleName("first"))], "nobody wants to know of devices"
-    told: list[str] = []
-    source.on_device = told.append
+    told: list[tuple[str, str]] = []
+    source.on_device = lambda action, alias: told.append((action, alias))
     monitor.send("add", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
     monitor.send("change", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
     monitor.send("bind", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
@@ -119,11 +119,11 @@ async def test_devices_with_an_alias_are_told_beside(monitor: FakeMonitor) -> No
     monitor.send("remove", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
     monitor.send("add", "/module/second")
     assert await take(source, 1) == [Uevent("add", ModuleName("second"))]
-    assert told == ["pci:v2", "pci:v2"]
+    assert told == [("add", "pci:v2"), ("remove", "pci:v2")]
     monitor.broken = OSError(errno.ENOBUFS, "overflow")
     monitor.send("add", "/module/lost")
     assert await take(source, 1) == [Uevent("overflow")]
-    assert told[2:] == [""]
+    assert told[2:] == [("overflow", "")]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "overflow"), ValueError("EINVAL")])

@@ -184,9 +184,10 @@ class Bench:
         self.registry.take(Uevent("remove", ModuleName(name)))
         await self.settle()
 
-    async def plug(self, alias: str) -> None:
-        """A device came or went."""
-        self.reconciler.device_changed(alias)
+    async def plug(self, alias: str, *actions: str) -> None:
+        """A device came, or what is said."""
+        for action in actions or ("add",):
+            self.reconciler.device_changed(action, alias)
         await self.settle()
 
     def live(self) -> set[str]:

@@ -109,12 +109,17 @@ async def test_a_device_that_is_plugged_in_again_loads_its_module_again(bench: M
     assert b.live() == set(), "an administrator at the keyboard is right as long as it is there"
     calls = len(b.kernel.executor.calls)
     b.aliases = []
-    await b.plug("usb:v1d6bp2")
+    await b.plug("usb:v1d6bp2", "remove")
     assert b.reconciler.failures == {}, "nobody misses it now"
     b.aliases = ["usb:v1d6bp2"]
-    await b.plug("")
+    await b.plug("", "overflow")
     assert b.live() == {"b"}, "events were lost: any device may have come"
     assert len(b.kernel.executor.calls) == calls + 2
+    await b.rmmod("b")
+    await b.plug("usb:v1d6bp2", "remove")
+    assert b.live() == set(), "another one of its kind is still there"
+    await b.plug("usb:v1d6bp2", "remove", "add")
+    assert b.live() == {"b"}, "gone and back before anybody looked"
 
 
 async def test_a_failure_is_retried_when_what_could_help_happens(bench: Make) -> None:
