@@ -3,19 +3,24 @@
 
 import asyncio
 import gzip
+import json
 import os
 import random
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from kmodd.core.compatibility import check_file, check_kernel
+from kmodd.errors import KmoddError
 from kmodd.kernel.module_parser import examine
 from kmodd.kernel.parser_process import ModuleParser, read_examination
 from kmodd.model.store import Examination, FileFault
+from kmodd.names import is_module_name
 from tests.kernel.elf import module_file, pkcs7_message, sign
 
 RELEASE = "6.1.0-9-amd64"
@@ -209,6 +214,12 @@ def test_mutated_files_are_answered_and_nothing_else(tree: Path) -> None:
             found = examine(source, copy, plain, maximum=1 << 20, unpacked=1 << 20, root=tree, release=RELEASE)
             assert time.monotonic() - begun < 2
             faults.add(found.fault)
+            # The daemon takes every answer apart again: none may be one that it does not understand.
+            assert read_examination(json.dumps(asdict(found)).encode()) == found
+            with suppress(KmoddError):
+                name = check_file(found, maximum=1 << 20, unpacked=1 << 20)
+                assert is_module_name(name)
+                assert check_kernel(name, found) == RELEASE
     assert {"", FileFault.NOT_ELF, FileFault.TRUNCATED, FileFault.DAMAGED, FileFault.NOT_A_MODULE} <= faults
 
 
