@@ -48,10 +48,17 @@ class Store:
         )
 
     async def import_file(
-        self, file: int, *, version: str = "", description: str = "", shadow: bool = False, dry_run: bool = False
+        self, file: int, *, version: str = "", description: str = "", shadow: bool = False
     ) -> Imported:
         """Import the module behind a descriptor that is open for reading; it stays the caller's."""
-        given = {"version": version, "description": description, "shadow": shadow, "dry-run": dry_run}
+        return await self._send(file, {"version": version, "description": description, "shadow": shadow})
+
+    async def try_file(self, file: int, *, version: str = "", description: str = "", shadow: bool = False) -> Imported:
+        """The same as a dry run: what it would be called, and nothing is kept."""
+        given = {"version": version, "description": description, "shadow": shadow, "dry-run": True}
+        return await self._send(file, given)
+
+    async def _send(self, file: int, given: Mapping[str, object]) -> Imported:
         options = _variants({name: value for name, value in given.items() if value})
         name, version, sha256 = await self._client.send_file(INTERFACE, "Import", "ha{sv}", file, options)
         return Imported(name, version, sha256)

@@ -24,12 +24,10 @@ async def run(session: Session, arguments: Namespace) -> int:
             plain, file = file, -1
             file = signed(plain, *arguments.sign)
         session.authorize()
-        imported = await Store(session.client).import_file(
-            file,
-            version=arguments.version,
-            description=arguments.description,
-            shadow=arguments.shadow,
-            dry_run=arguments.dry_run,
+        store = Store(session.client)
+        send = store.try_file if arguments.dry_run else store.import_file
+        imported = await send(
+            file, version=arguments.version, description=arguments.description, shadow=arguments.shadow
         )
     finally:
         if file >= 0:

@@ -2,6 +2,7 @@
 """What `GetDrift`, `Apply` and `Reload` do: tell the difference, take it away, read the files again."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -53,6 +54,12 @@ class Versions(Protocol):
     async def activate(self, name: ModuleName, version: str, caller: Caller, *, dry_run: bool) -> Sequence[ModuleName]:
         """Make a version the active one; answers what was loaded anew."""
 
+    def active_version(self, name: ModuleName) -> str:
+        """The version that is active now; empty for none."""
+
+    async def restore(self, name: ModuleName, version: str, caller: Caller) -> None:
+        """Make this one active again, or none (empty)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ApplyPlan(Plan):
@@ -78,7 +85,8 @@ class Convergence:
     """Brings the machine to the wanted state on request.
 
     The order of `Apply`: everything that is written is checked; versions of the store; the atomic batch of loads, unloads
-    and reloads; kmodd's own files; live parameters. When the batch fails nothing after it is done.
+    and reloads; kmodd's own files; live parameters. When a version or the batch fails, the versions before are active again and
+    nothing after it is done.
     """
 
     def __init__(
@@ -176,11 +184,13 @@ class Convergence:
         if refused:
             self._note(refused, plan)
             return refused
-        results = await self._activate(plan, caller)
+        former: list[tuple[ModuleName, str]] = []
+        results = await self._activate(plan, caller, former)
         if not _failed(results) and plan.request.operations:
             batch = Plan(plan.request, plan.targets, plan.steps, plan.overrides)
             results += await self._operations.execute(batch, caller)
         if _failed(results):
+            await self._give_back(former, results, caller)
             self._note(results, plan)
             return results
         for change in plan.changes:
@@ -199,17 +209,36 @@ class Convergence:
         if not plan.request.dry_run:
             self._reconciler.note(results)
 
-    async def _activate(self, plan: ApplyPlan, caller: Caller) -> list[OperationResult]:
-        results = []
+    async def _activate(
+        self, plan: ApplyPlan, caller: Caller, former: list[tuple[ModuleName, str]]
+    ) -> list[OperationResult]:
+        """Switch versions until one fails; `former` gets what was active before each that was switched."""
+        results: list[OperationResult] = []
         for name, version in plan.versions if self._versions is not None else ():
             assert self._versions is not None  # noqa: S101 - the loop is empty without a store
+            if _failed(results):
+                results.append(OperationResult(name, Result.SKIPPED))
+                continue
+            before = self._versions.active_version(name)
             try:
                 touched = await self._versions.activate(name, version, caller, dry_run=plan.request.dry_run)
             except KmoddError as error:
                 results.append(OperationResult(name, Result.FAILED, error))
             else:
                 results.append(OperationResult(name, Result.CHANGED, touched=tuple(touched)))
+                if not plan.request.dry_run:
+                    former.append((name, before))
         return results
+
+    async def _give_back(
+        self, former: Sequence[tuple[ModuleName, str]], results: list[OperationResult], caller: Caller
+    ) -> None:
+        """Undo switches in reverse; one that cannot be undone stays `changed`, and its error is in the journal."""
+        for number, (name, version) in reversed(list(enumerate(former))):
+            assert self._versions is not None  # noqa: S101 - somebody switched them
+            with suppress(KmoddError):
+                await self._versions.restore(name, version, caller)
+                results[number] = OperationResult(name, Result.ROLLED_BACK)
 
     async def _refusal(self, change: RuleChange, caller: Caller) -> OperationResult | None:
         """See whether a file could be written, before anything is done that would have to be undone."""

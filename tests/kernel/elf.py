@@ -37,9 +37,9 @@ def module_file(
         symbols += struct.pack(order + "IBBHQQ", len(texts), 0x10, 0, 0, 0, 0)
         texts += name.encode() + b"\0"
     for name, value in (sums or {}).items():
-        for title, section, what in ((f"__ksymtab_{name}", 1, 0), (f"__crc_{name}", 0xFFF1, value)):
+        for symbol, section, what in ((f"__ksymtab_{name}", 1, 0), (f"__crc_{name}", 0xFFF1, value)):
             symbols += struct.pack(order + "IBBHQQ", len(texts), 0x10, 0, section, what, 0)
-            texts += title.encode() + b"\0"
+            texts += symbol.encode() + b"\0"
     # (name, type, content, link, entry size)
     sections: list[tuple[bytes, int, bytes, int, int]] = []
     if modinfo:

@@ -91,6 +91,31 @@ class Rules:
             self.written.append(change)
 
 
+class Versions:
+    """The store, with any version of any module."""
+
+    def __init__(self) -> None:
+        self.active: dict[ModuleName, str] = {}
+        self.refuse: dict[ModuleName, KmoddError] = {}
+        self.done: list[tuple[str, str]] = []
+
+    def active_version(self, name: ModuleName) -> str:
+        return self.active.get(name, "")
+
+    async def activate(
+        self, name: ModuleName, version: str, caller: Caller, *, dry_run: bool
+    ) -> tuple[ModuleName, ...]:
+        if name in self.refuse:
+            raise self.refuse[name]
+        if not dry_run:
+            await self.restore(name, version, caller)
+        return ()
+
+    async def restore(self, name: ModuleName, version: str, caller: Caller) -> None:
+        self.done.append((name, version))
+        self.active[name] = version
+
+
 class Bench:
     """Everything about the wanted state, over a kernel whose events come at once."""
 
@@ -101,6 +126,7 @@ class Bench:
         self.aliases: list[str] = []
         self.taken_over: list[int] = []
         self.autoloaded: list[Rule] = []
+        self.versions = Versions()
         self.hub = EventHub(self._complain)
         clock, kernel = Ticks(), self.kernel
         self.registry = Registry(kernel.loaded, kernel.facts, self.hub, self.journal, clock)
@@ -131,7 +157,7 @@ class Bench:
             kernel.loaded,
             kernel.index,
             autoloaded=lambda: self.autoloaded,
-            active_version=lambda name: "",
+            active_version=self.versions.active_version,
         )
         self.reconciler = Reconciler(
             self.desired,
@@ -151,7 +177,7 @@ class Bench:
             self.reconciler,
             rules=self.rules,
             parameters=self.parameters,
-            versions=None,
+            versions=self.versions,
             index=kernel.index,
             audit=self.journal,
         )

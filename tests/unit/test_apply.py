@@ -78,6 +78,34 @@ async def test_a_file_that_could_not_be_written_is_told_until_it_was(bench: Make
     assert b.reconciler.failures == {}
 
 
+VERSIONS = '[module.a]\nversion = "2"\n[module.b]\nversion = "2"\n[module.c]\nversion = "2"\n'
+
+
+async def test_versions_go_back_when_the_batch_fails(bench: Make) -> None:
+    b = bench(VERSIONS + wanted("broken"))
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    b.versions.active = {ModuleName("a"): "1"}
+    await b.boot()
+    assert await b.apply(dry_run=True) == dict.fromkeys(("a", "b", "c", "broken"), Result.CHANGED)
+    assert b.versions.done == []
+    done = {"a": Result.ROLLED_BACK, "b": Result.ROLLED_BACK, "c": Result.ROLLED_BACK, "broken": Result.FAILED}
+    assert await b.apply() == done
+    assert b.versions.done == [("a", "2"), ("b", "2"), ("c", "2"), ("c", ""), ("b", ""), ("a", "1")]
+
+
+async def test_versions_go_back_when_one_fails(bench: Make) -> None:
+    b = bench(VERSIONS)
+    b.versions.refuse[ModuleName("b")] = Conflict("no")
+    await b.boot()
+    assert await b.apply() == {"a": Result.ROLLED_BACK, "b": Result.FAILED, "c": Result.SKIPPED}
+    assert b.versions.done == [("a", "2"), ("a", "")]
+    assert set(b.reconciler.failures) == {"b"}
+    b.versions.refuse.clear()
+    assert await b.apply() == dict.fromkeys("abc", Result.CHANGED)
+    assert b.reconciler.failures == {}
+    assert await b.drift() == []
+
+
 async def test_what_others_autoload_is_told_and_left_to_them(bench: Make) -> None:
     b = bench("[module.a]\nautoload = false\n[module.b]\nautoload = true\n[module.c]\nautoload = false\n")
     theirs = "/etc/modules-load.d/other.conf"
