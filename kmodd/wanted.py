@@ -18,6 +18,7 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.reconcile import CALLER, Reconciler
 from kmodd.errors import Conflict
+from kmodd.kernel import modprobe_d, modules_load_d
 from kmodd.kernel.file_watch import FileWatch
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modaliases import present_aliases
@@ -162,7 +163,7 @@ class Wanted:
         self._stop()
 
     def _on_files(self) -> None:
-        """What was missing may be there now: a module that depmod has just found, a mended file."""
+        """What was missing may be there now: a module that depmod has just found, a mended file. Health may be another too."""
         self._index.refresh()
         self.desired.refresh()
         self.reconciler.files_changed()
@@ -188,6 +189,8 @@ class Wanted:
 
 def _watched(root: Path, release: str) -> Iterator[Path]:
     yield root / "lib/modules" / release
+    yield root / "boot"
+    yield from (root / place for place in (*modprobe_d.DIRECTORIES, *modules_load_d.DIRECTORIES))
     for place in FOLDERS:
         yield root / place
         yield from (root / place / name for name in ("modules.d", "kmodd.toml.d"))

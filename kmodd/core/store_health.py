@@ -33,11 +33,9 @@ class StoreWatch:
     def findings(self) -> Iterator[HealthCheck]:
         """Everything, as last read; what has changed since is read in the background."""
         entries = self._catalogue.all()
-        if not entries and not self._folder.damaged:
-            return
         found = [*self._changed(entries), *self._damaged(), *self._interrupted(), *self._missing(entries)]
         yield from found
-        if not found:
+        if entries and not found:
             yield HealthCheck("store", _OK, f"All {len(entries)} versions of custom modules are as they were imported.")
 
     async def read(self) -> None:

@@ -162,6 +162,13 @@ async def test_facts_that_somebody_damaged_are_a_finding(stage: Stage) -> None:
     assert str(path) in found.message
 
 
+async def test_an_interrupted_change_is_a_finding_of_an_empty_store_too(stage: Stage) -> None:
+    assert stage.names() == []
+    (stage.folder / "store" / NAME / "6.99.0").mkdir(parents=True)
+    (stage.folder / "store" / NAME / "6.99.0/changing").touch()
+    assert stage.names() == ["store-change-interrupted"]
+
+
 async def test_what_is_active_already_is_left_alone(stage: Stage) -> None:
     entry = stage.add("1")
     await stage.activation.activate(entry, CALLER, load=False)
