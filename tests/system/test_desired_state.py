@@ -196,6 +196,20 @@ def test_daemon_settings_are_taken_over_while_it_runs(vm: Machine) -> None:
     refused = vm.run(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 61")
     assert "from 1 to 60" in refused.stderr
     vm.check(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 60")
+    # A bad one is told by file, line and the nearest key there is, and what it said before holds.
+    vm.write_file("/etc/kmodd/kmodd.toml", "[operations]\ntimeout-max = 90\ntimout = 9\n")
+    refused = vm.run(f"{CONFIGURATION} Reload")
+    assert (
+        "/etc/kmodd/kmodd.toml, line 3: there is no setting timout in [operations]; did you mean timeout?"
+        in refused.stderr
+    )
+    assert "from 1 to 60" in vm.run(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 61").stderr
+    # A drop-in that nobody reloads is taken over once it is there, and the last one wins.
+    vm.write_file("/etc/kmodd/kmodd.toml", "[operations]\ntimeout-max = 60\n")
+    vm.write_file("/etc/kmodd/kmodd.toml.d/50-lab.toml", "[operations]\ntimeout-max = 70\n")
+    over = f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 71"
+    assert until(lambda: "from 1 to 70" in vm.run(over).stderr)
+    vm.check("rm -r /etc/kmodd/kmodd.toml.d")
 
 
 def test_after_a_reboot_the_machine_is_as_it_was_meant_to_be(fresh_vm: Machine) -> None:

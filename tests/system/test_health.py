@@ -166,3 +166,13 @@ def test_every_metric_is_there_with_its_type(vm: Machine) -> None:
     assert abs(changed - float(vm.check("date +%s"))) < 120
     assert of("kmodd_health_status", status="degraded") == 1
     vm.check("rmmod kmodd_test_good")
+
+
+def test_a_call_that_hangs_is_counted(fresh_vm: Machine) -> None:
+    vm = fresh_vm
+    assert vm.run("kmodctl load kmodd_test_init_hang --timeout 2", timeout=90).code == 12
+    (hung,) = degraded(vm, "stuck-module", "kmodd_test_init_hang")
+    assert "its init() does not come back" in hung["message"]
+    (calls,) = degraded(vm, "stuck-calls")
+    assert "1 call into the kernel did not come back" in calls["message"]
+    assert status(vm) == "degraded"
