@@ -48,6 +48,8 @@ class DesiredState:
         self._settings = settings
         self._release = release
         self._aliases = aliases
+        self._present: tuple[str, ...] | None = None
+        """The aliases as last read; None when a device came or went since."""
         self._audit = audit
         self._wishes: Mapping[ModuleName, Wish] = {}
         self._fault: Conflict | None = None
@@ -66,7 +68,17 @@ class DesiredState:
 
     def unmet(self, wish: Wish) -> str:
         """Say why a wish does not count on this machine, as a clause; empty when it does."""
-        return unmet(wish, self._release, self._aliases)
+        return unmet(wish, self._release, self._devices)
+
+    def devices_changed(self) -> None:
+        """A device came or went: the next condition that asks for one has them read again."""
+        self._present = None
+
+    def _devices(self) -> tuple[str, ...]:
+        # The kernel tells of a device after /sys has changed, so what is read before its event is never older than that.
+        if self._present is None:
+            self._present = tuple(self._aliases())
+        return self._present
 
     def reload(self) -> None:
         """Read all files again; Conflict for the first that is bad, and everything stays as it was."""

@@ -172,6 +172,7 @@ class Reconciler:
 
     def device_changed(self, action: str, alias: str) -> None:
         """A device with this modalias came (`add`) or went (`remove`); an empty one when it may have been any."""
+        self._desired.devices_changed()
         for wish in self._desired.wishes.values():
             if wish.alias and (not alias or fnmatchcase(alias, wish.alias)):
                 self._plugged.setdefault(wish.module, set()).add(action)

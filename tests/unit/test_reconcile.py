@@ -97,6 +97,24 @@ async def test_conditions(bench: Make) -> None:
     assert b.live() == {"b", "c"}
 
 
+async def test_devices_are_read_once_until_one_comes_or_goes(bench: Make) -> None:
+    b = bench("".join(wanted(name, 'when = { alias = "usb:*" }') for name in "abc"))
+    read: list[int] = []
+
+    def aliases() -> list[str]:
+        read.append(1)
+        return ["pci:x"]
+
+    b.desired._aliases = aliases
+    await b.boot()
+    await b.drift()
+    assert await b.apply() == {}
+    assert len(read) == 1
+    await b.plug("pci:x")
+    await b.drift()
+    assert len(read) == 2
+
+
 async def test_a_device_that_is_plugged_in_again_loads_its_module_again(bench: Make) -> None:
     b = bench(wanted("b", 'when = { alias = "usb:v1d6b*" }') + wanted("broken", 'when = { alias = "usb:v1d6b*" }'))
     await b.boot()
