@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 INTERFACE = "org.kmodd1.Store"
 
 _SIGNATURES = {"List": "", "Activate": "ssa{sv}", "Deactivate": "sa{sv}", "Remove": "ss"}
-_OPTIONS = {"version": "s", "description": "s", "shadow": "b", "load": "b", "kernel": "s", "on-behalf-of": "s"}
+_OPTIONS = {
+    "version": "s",
+    "description": "s",
+    "shadow": "b",
+    "load": "b",
+    "kernel": "s",
+    "dry-run": "b",
+    "on-behalf-of": "s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,14 @@ class Store:
     ) -> Imported:
         """Import the module behind a descriptor that is open for reading; it stays the caller's."""
         given = {"version": version, "description": description, "shadow": shadow, "on-behalf-of": on_behalf_of}
+        return await self._send(file, given)
+
+    async def try_file(self, file: int, *, version: str = "", description: str = "", shadow: bool = False) -> Imported:
+        """The same as a dry run: what it would be called, and nothing is kept."""
+        given = {"version": version, "description": description, "shadow": shadow, "dry-run": True}
+        return await self._send(file, given)
+
+    async def _send(self, file: int, given: Mapping[str, object]) -> Imported:
         options = _variants({name: value for name, value in given.items() if value})
         name, version, sha256 = await self._client.send_file(INTERFACE, "Import", "ha{sv}", file, options)
         return Imported(name, version, sha256)
@@ -60,13 +76,17 @@ class Store:
         """Every version."""
         return tuple(stored_module(row) for row in await self.data("List"))
 
-    async def activate(self, name: str, version: str, *, load: bool = False, kernel: str = "") -> tuple[str, ...]:
-        """Bring a version into force; what was loaded or reloaded."""
-        return tuple(await self.data("Activate", name, version, options=_switch(kernel, load=load)))
+    async def activate(
+        self, name: str, version: str, *, load: bool = False, kernel: str = "", dry_run: bool = False
+    ) -> tuple[str, ...]:
+        """Bring a version into force; what was (or for a dry run would be) loaded or reloaded."""
+        return tuple(await self.data("Activate", name, version, options=_switch(kernel, load=load, dry_run=dry_run)))
 
-    async def deactivate(self, name: str, *, load: bool = False, kernel: str = "") -> tuple[str, ...]:
-        """Take the active version out of force; what was reloaded."""
-        return tuple(await self.data("Deactivate", name, options=_switch(kernel, load=load)))
+    async def deactivate(
+        self, name: str, *, load: bool = False, kernel: str = "", dry_run: bool = False
+    ) -> tuple[str, ...]:
+        """Take the active version out of force; what was (or would be) reloaded."""
+        return tuple(await self.data("Deactivate", name, options=_switch(kernel, load=load, dry_run=dry_run)))
 
     async def remove(self, name: str, version: str) -> None:
         """Remove a version that is not active."""
@@ -92,8 +112,9 @@ def stored_module(row: Mapping[str, Any]) -> StoredModule:
     )
 
 
-def _switch(kernel: str, *, load: bool) -> dict[str, object]:
-    return {**({"load": True} if load else {}), **({"kernel": kernel} if kernel else {})}
+def _switch(kernel: str, *, load: bool, dry_run: bool) -> dict[str, object]:
+    given: dict[str, object] = {"load": load, "kernel": kernel, "dry-run": dry_run}
+    return {name: value for name, value in given.items() if value}
 
 
 def _variants(options: Mapping[str, object] | None) -> dict[str, object]:

@@ -130,9 +130,18 @@ class CustomModules:
     ) -> tuple[ModuleName, ...]:
         """Make a version the active one and load it where another one is loaded, as a wanted state asks."""
         entry = self._catalogue.one(name, version, self._catalogue.running)
-        if dry_run:
-            return ()
-        return tuple(map(ModuleName, await self.activation.activate(entry, caller, load=self._is_loaded(name))))
+        touched = await self.activation.activate(entry, caller, load=self._is_loaded(name), dry_run=dry_run)
+        return tuple(map(ModuleName, touched))
+
+    async def restore(self, name: ModuleName, version: str, caller: Caller) -> None:
+        """Make this version active again, or none (empty)."""
+        load = self._is_loaded(name)
+        if version:
+            await self.activation.activate(
+                self._catalogue.one(name, version, self._catalogue.running), caller, load=load
+            )
+        elif (entry := self._catalogue.active(name, self._catalogue.running)) is not None:
+            await self.activation.deactivate(entry, caller, load=load)
 
     async def close(self) -> None:
         """Stop a change under way, give up looking, and leave nothing of a simulation behind."""

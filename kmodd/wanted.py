@@ -2,7 +2,7 @@
 """The part of the composition root that is about the wanted state: files, comparison, reconciliation, health."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kmodd.core.api import Audit, Events
@@ -18,12 +18,15 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.reconcile import CALLER, Reconciler
 from kmodd.errors import Conflict
+from kmodd.kernel import modprobe_d, modules_load_d
+from kmodd.kernel.file_watch import FileWatch
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modaliases import present_aliases
 from kmodd.kernel.ports import Kernel
-from kmodd.kernel.toml_file import DropIns
+from kmodd.kernel.toml_file import FOLDERS, DropIns
 from kmodd.kernel.trees import ModuleTrees
 from kmodd.known_wishes import KnownWishes
+from kmodd.model import Record
 from kmodd.model.document import Document
 from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
@@ -64,6 +67,8 @@ class Wanted:
         active_version: Callable[[ModuleName], str] = lambda name: "",
     ) -> None:
         """`root` is None on a simulated machine, which has no files; `on_tunables` takes the daemon's settings over."""
+        self._index = kernel.index
+        self._stop: Callable[[], None] = lambda: None
         release = kernel.facts.read().release
         modules: Documents = NoFiles() if root is None else DropIns(root, "modules.d")
         settings: Documents = NoFiles() if root is None else DropIns(root, "kmodd.toml.d", main="kmodd.toml")
@@ -73,8 +78,13 @@ class Wanted:
             release=release,
             aliases=tuple if root is None else lambda: present_aliases(root),
             audit=audit,
+            on_reload=self._take_over,
         )
         self._on_tunables = on_tunables
+        self._audit = audit
+        self._look_soon = health.look_soon
+        folders = () if root is None else _watched(root, release)
+        self._watch = FileWatch(folders, self._on_files)
         self._boot = boot = (
             None
             if root is None
@@ -84,7 +94,7 @@ class Wanted:
             desired,
             kernel.loaded,
             kernel.index,
-            autoloaded=lambda: _autoloaded(kernel),
+            autoloaded=kernel.configuration.autoload,
             active_version=active_version,
             initramfs=tuple if boot is None else boot.drift,
         )
@@ -98,6 +108,7 @@ class Wanted:
             known=KnownWishes(Path(runtime_directory) / "wishes" if runtime_directory else None),
             changed=health.look_soon,
         )
+        kernel.uevents.on_device = reconciler.device_changed
         self.convergence = Convergence(
             desired,
             comparison,
@@ -108,7 +119,7 @@ class Wanted:
             versions=versions,
             index=kernel.index,
             audit=audit,
-            on_reload=self._take_over,
+            settle=None if boot is None else boot.settled,
         )
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
         told = DesiredHealth(desired, comparison, reconciler)
@@ -128,7 +139,35 @@ class Wanted:
             self.desired.reload()
         except Conflict:
             return  # in the journal and in health
-        self._take_over()
+
+    def start(self) -> None:
+        """Act on wishes, and follow the files they stand in and the module index."""
+        self._stop = self.reconciler.start()
+        try:
+            self._watch.start()
+        except OSError as error:
+            # Whoever asks, and every event of a module, has the files looked at as well.
+            self._audit.record(
+                Record(
+                    "daemon.trouble",
+                    f"changed files are noticed late, there are no more watches ({error.strerror})",
+                    errno=error.errno,
+                    hint="sysctl fs.inotify.max_user_instances",
+                    priority=4,
+                )
+            )
+
+    def stop(self) -> None:
+        """Follow nothing any more."""
+        self._watch.close()
+        self._stop()
+
+    def _on_files(self) -> None:
+        """What was missing may be there now: a module that depmod has just found, a mended file. Health may be another too."""
+        self._index.refresh()
+        self.desired.refresh()
+        self.reconciler.files_changed()
+        self._look_soon()
 
     def read_again(self) -> None:
         """As on SIGHUP: what is bad is recorded, and the old settings stay."""
@@ -148,6 +187,10 @@ class Wanted:
         self._on_tunables(self.desired.tunables)
 
 
-def _autoloaded(kernel: Kernel) -> Collection[ModuleName]:
-    files = kernel.configuration.files().autoload
-    return {ModuleName(rule.module) for file in files if not file.shadowed_by for rule in file.rules}
+def _watched(root: Path, release: str) -> Iterator[Path]:
+    yield root / "lib/modules" / release
+    yield root / "boot"
+    yield from (root / place for place in (*modprobe_d.DIRECTORIES, *modules_load_d.DIRECTORIES))
+    for place in FOLDERS:
+        yield root / place
+        yield from (root / place / name for name in ("modules.d", "kmodd.toml.d"))

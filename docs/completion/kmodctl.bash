@@ -92,9 +92,10 @@ _kmodctl() {
             config-show) _kmodctl_offer "--findings $everywhere" ;;
             config-autoload|config-options) _kmodctl_offer "--off --dry-run --reason $everywhere" ;;
             config-blacklist) _kmodctl_offer "--hard --off --dry-run --reason $everywhere" ;;
-            config-apply) _kmodctl_offer "--dry-run --reason $everywhere" ;;
-            store-import) _kmodctl_offer "--version --description --shadow --sign $everywhere" ;;
-            store-activate|store-deactivate) _kmodctl_offer "--load --kernel $everywhere" ;;
+            config-apply) _kmodctl_offer "--initramfs --dry-run --reason $everywhere" ;;
+            store-import) _kmodctl_offer "--version --description --shadow --sign --dry-run $everywhere" ;;
+            store-activate|store-deactivate) _kmodctl_offer "--load --kernel --dry-run $everywhere" ;;
+            store-remove) _kmodctl_offer "--dry-run $everywhere" ;;
             *) _kmodctl_offer "$everywhere" ;;
         esac
         return

@@ -39,8 +39,8 @@ HISTORY = {"module": "s", "since": "t", "limit": "u", "oldest": "b", "on-behalf-
 CHANGE = {"dry-run": "b", "reason": "s", "on-behalf-of": "s"}
 BLACKLIST = {"hard": "b", **CHANGE}
 APPLY = CHANGE
-IMPORT = {"version": "s", "description": "s", "shadow": "b", "on-behalf-of": "s"}
-SWITCH = {"load": "b", "kernel": "s", "on-behalf-of": "s"}
+IMPORT = {"version": "s", "description": "s", "shadow": "b", "dry-run": "b", "on-behalf-of": "s"}
+SWITCH = {"load": "b", "kernel": "s", "dry-run": "b", "on-behalf-of": "s"}
 
 DEFAULTS = Tunables()
 HISTORY_LIMIT = 100

@@ -4,10 +4,12 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from kmodd.cli import batch, progress
+from kmodd.cli import batch, initramfs, progress
 from kmodd.cli.session import Session
+from kmodd.cli.text import clean
 from kmodd.client_answers import operation_result
 from kmodd.client_configuration import Configuration
+from kmodd.errors import Conflict, Evidence
 
 if TYPE_CHECKING:
     from kmodd.client import Operation
@@ -18,10 +20,14 @@ async def run(session: Session, arguments: Namespace) -> int:
     options: dict[str, object] = {"dry-run": True} if arguments.dry_run else {}
     if arguments.reason:
         options["reason"] = arguments.reason
+    if arguments.initramfs and not arguments.dry_run:
+        initramfs.check_root()
     session.authorize()
+    configuration = Configuration(session.client)
     async with progress.shown(session.client, session.screen):
-        rows = await Configuration(session.client).data("Apply", options=options)
+        rows = await configuration.data("Apply", options=options)
     results = [operation_result(row) for row in rows]
+    code = next((result.error.exit_code for result in results if result.error is not None), 0)
     if session.json:
         keys = ("module", "result", "error", "touched")
         session.document([dict(zip(keys, row, strict=True)) for row in rows])
@@ -32,4 +38,30 @@ async def run(session: Session, arguments: Namespace) -> int:
         operations: list[Operation] = [("apply", result.module, {}) for result in results]
         said = await batch.sentences(results, session.client)
         session.screen.show(batch.lines(operations, results, said, session.screen))
-    return next((result.error.exit_code for result in results if result.error is not None), 0)
+    if arguments.initramfs and code == 0:
+        await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
+    return code
+
+
+async def _refresh(session: Session, configuration: Configuration, *, changes: bool, dry_run: bool) -> None:
+    """Once, for all that was changed: making an initramfs takes longer than everything else together."""
+    command = await initramfs.stale(configuration)
+    if dry_run and changes and not command:
+        _tell(session, "Afterwards the initramfs would be refreshed if it is older than the files then.")
+    elif not command:
+        _tell(session, "The initramfs is as the files want it.")
+    elif dry_run:
+        _tell(session, f"The initramfs is older than the files, to be refreshed by: {clean(command)}")
+    else:
+        initramfs.refresh(command)
+        if await initramfs.stale(configuration):
+            raise Conflict(
+                "the initramfs still differs from the files after it was refreshed",
+                evidence=Evidence(hint="kmodctl config drift"),
+            )
+        _tell(session, f"The initramfs was refreshed by: {clean(command)}")
+
+
+def _tell(session: Session, sentence: str) -> None:
+    if not session.json:
+        session.screen.tell(f"{session.screen.paint.dim(session.screen.glyphs.same)} {sentence}")

@@ -30,7 +30,9 @@ def define(config: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
         parser.add_argument("--off", action="store_true", help="take kmodd's own rule away")
         _change_options(parser)
     add("drift", "config_drift", "show what is not as the files want it")
-    _change_options(add("apply", "config_apply", "bring the machine to what the files want"))
+    apply = add("apply", "config_apply", "bring the machine to what the files want")
+    apply.add_argument("--initramfs", action="store_true", help="then refresh the initramfs, if it is older")
+    _change_options(apply)
     add("reload", "config_reload", "have kmodd read its files again")
 
 

@@ -32,6 +32,8 @@ def define(store: argparse.ArgumentParser, common: argparse.ArgumentParser) -> N
         parser.add_argument("module", metavar="MODULE", help="module")
     for parser in (activate, remove):
         parser.add_argument("version", metavar="VERSION", help="version, as `kmodctl store list` shows it")
+    for parser in (importing, activate, deactivate, remove):
+        parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
     for parser in (activate, deactivate):
         parser.add_argument("--load", action="store_true", help="also load or reload it")
         parser.add_argument("--kernel", metavar="RELEASE", default="", help="default: the running one")

@@ -24,7 +24,9 @@ async def run(session: Session, arguments: Namespace) -> int:
             plain, file = file, -1
             file = signed(plain, *arguments.sign)
         session.authorize()
-        imported = await Store(session.client).import_file(
+        store = Store(session.client)
+        send = store.try_file if arguments.dry_run else store.import_file
+        imported = await send(
             file, version=arguments.version, description=arguments.description, shadow=arguments.shadow
         )
     finally:
@@ -35,6 +37,10 @@ async def run(session: Session, arguments: Namespace) -> int:
         return 0
     paint, glyphs = session.screen.paint, session.screen.glyphs
     name, version = clean(imported.name), clean(imported.version)
+    if arguments.dry_run:
+        said = f"{paint.name(name)} would be imported as version {version}"
+        session.screen.tell(f"{paint.good(glyphs.yes)} {said}{paint.dim(' (nothing was changed: dry run)')}")
+        return 0
     session.screen.tell(f"{paint.good(glyphs.yes)} imported {paint.name(name)} {version}")
     session.screen.tell(paint.dim(f"  kmodctl store activate {name} {version} brings it into force"))
     return 0

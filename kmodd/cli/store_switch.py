@@ -15,16 +15,23 @@ async def run(session: Session, arguments: Namespace) -> int:
     name = clean(arguments.module)
     if arguments.verb == "activate":
         touched = await store.activate(
-            arguments.module, arguments.version, load=arguments.load, kernel=arguments.kernel
+            arguments.module,
+            arguments.version,
+            load=arguments.load,
+            kernel=arguments.kernel,
+            dry_run=arguments.dry_run,
         )
         said = f"version {clean(arguments.version)} of {session.screen.paint.name(name)} is active"
     else:
-        touched = await store.deactivate(arguments.module, load=arguments.load, kernel=arguments.kernel)
+        touched = await store.deactivate(
+            arguments.module, load=arguments.load, kernel=arguments.kernel, dry_run=arguments.dry_run
+        )
         said = f"no version of {session.screen.paint.name(name)} from the store is active"
     if session.json:
         session.document({"module": arguments.module, "reloaded": list(touched)})
     else:
         paint, glyphs = session.screen.paint, session.screen.glyphs
         loaded = f", loaded anew: {clean(' '.join(touched))}" if touched else ""
-        session.screen.tell(f"{paint.good(glyphs.yes)} {said}{loaded}")
+        verdict = paint.dim(" (nothing was changed: dry run)") if arguments.dry_run else ""
+        session.screen.tell(f"{paint.good(glyphs.yes)} {said}{loaded}{verdict}")
     return 0

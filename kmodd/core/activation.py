@@ -101,20 +101,28 @@ class Activation:
         sources = self._loaded.attributes(module.name).get("srcversion", info.srcversion)
         return sources == info.srcversion and ("O" in module.taint) != info.intree
 
-    async def activate(self, wanted: StoredModule, caller: Caller, *, load: bool) -> tuple[str, ...]:
-        """Bring exactly this version into force; what was loaded or reloaded, in order."""
+    async def activate(
+        self, wanted: StoredModule, caller: Caller, *, load: bool, dry_run: bool = False
+    ) -> tuple[str, ...]:
+        """Bring exactly this version into force; what was (or for a dry run would be) loaded or reloaded, in order."""
         async with self._lock:
+            if dry_run:
+                return await self._rehearse(wanted.name, wanted.kernel, wanted, load=load)
             try:
                 return await self._change(wanted.name, wanted.kernel, wanted, caller, load=load)
             except KmoddError as error:
                 self._audit.record(failed("activate", wanted.name, caller, error))
                 raise
 
-    async def deactivate(self, active: StoredModule, caller: Caller, *, load: bool) -> tuple[str, ...]:
+    async def deactivate(
+        self, active: StoredModule, caller: Caller, *, load: bool, dry_run: bool = False
+    ) -> tuple[str, ...]:
         """Take this version out of force; what was reloaded (or removed, where no other module has the name)."""
         async with self._lock:
             if self._catalogue.active(active.name, active.kernel) is None:
                 return ()
+            if dry_run:
+                return await self._rehearse(active.name, active.kernel, None, load=load)
             try:
                 return await self._change(active.name, active.kernel, None, caller, load=load)
             except KmoddError as error:
@@ -164,6 +172,23 @@ class Activation:
         if changed and was_loaded:
             self._events.publish(ModuleChanged(name, _SHOWN))
         return touched
+
+    async def _rehearse(
+        self, name: ModuleName, kernel: str, wanted: StoredModule | None, *, load: bool
+    ) -> tuple[str, ...]:
+        """What a change would load anew; raises what is known to be in its way. The file in the tree decides the rest."""
+        entry = await self._still_there(wanted) if wanted is not None else None
+        there = self._loaded.read(name) is not None
+        if not load or kernel != self._catalogue.running or (entry is None and not there):
+            return ()
+        if entry is not None and there and await self._in_force(entry):
+            return ()
+        if there:
+            # Whatever is loaded in its place, it has to go first.
+            plan = self._operations.plan(Request((Operation(Verb.UNLOAD, name),), dry_run=True))
+            if plan.error is not None:
+                raise plan.error
+        return (name,)
 
     async def _steps(
         self,

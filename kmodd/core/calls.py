@@ -14,6 +14,8 @@ from kmodd.kernel.ports import Kernel
 from kmodd.model import Outcome, State, Step, StepAction
 
 _TRIES = 3
+_UNTRUSTED = frozenset({codes.EPERM, codes.ENOKEY, codes.EKEYREJECTED, codes.EKEYEXPIRED, codes.EKEYREVOKED})
+"""Answers to a signature, or to none; EPERM under lockdown."""
 """Calls for one insertion where others insert and remove the same module all the while."""
 
 
@@ -80,7 +82,8 @@ class KernelCalls:
         module = self._kernel.loaded.read(step.module)
         busy = step.action is StepAction.REMOVE and outcome.errno in (codes.EAGAIN, codes.EBUSY)
         users = await asyncio.to_thread(self._kernel.usage.users, step.module) if busy and module is not None else ()
-        signed, missing, fault = self._judge_file(step)
+        signed, signer, missing, fault = self._judge_file(step)
+        untrusted = step.action is StepAction.INSERT and outcome.errno in _UNTRUSTED
         return StepEvidence(
             step=step,
             outcome=outcome,
@@ -91,21 +94,24 @@ class KernelCalls:
             options=tuple(rule for rule in self._kernel.index.rules(step.module) if rule.kind == "options"),
             given=given,
             signed=signed,
+            signer=signer,
+            keys=self._kernel.facts.trusted_keys() if untrusted else (),
             file_missing=missing,
             file_fault=fault,
             capable=self._capable(outcome.worker) if outcome.errno == codes.EPERM else True,
         )
 
-    def _judge_file(self, step: Step) -> tuple[bool, bool, str]:
-        """Whether the file is signed, whether it is missing, and what is wrong with it."""
+    def _judge_file(self, step: Step) -> tuple[bool, str, bool, str]:
+        """Whether the file is signed, by whom, whether it is missing, and what is wrong with it."""
         if step.action is StepAction.REMOVE:
-            return True, False, ""
+            return True, "", False, ""
         try:
-            return self._kernel.index.info(step.module).signed, False, ""
+            info = self._kernel.index.info(step.module)
         except KmoddError as error:
             # NoSuchModule: the index has no such file any more. BadModule: gone, or one that cannot be parsed, which the
             # kernel's lines tell better where there are any.
-            return False, error.name() == "NoSuchModule" or error.evidence.errno == codes.ENOENT, error.message
+            return False, "", error.name() == "NoSuchModule" or error.evidence.errno == codes.ENOENT, error.message
+        return info.signed, info.signer, False, ""
 
 
 def _was_crossed(evidence: StepEvidence) -> bool:

@@ -6,6 +6,7 @@ Texts of the file never reach an error, but for its name and symbols in the form
 
 import re
 
+from kmodd.core.missing_key import ENROL
 from kmodd.errors import (
     BadModule,
     BadSignature,
@@ -25,11 +26,6 @@ from kmodd.names import ModuleName, is_module_name, is_release
 NAMED = 4
 """Symbols that a sentence names; the others are counted."""
 _SYMBOL = re.compile(r"[A-Za-z_.$][A-Za-z0-9_.$]{0,127}")
-ENROL = (
-    "sign it with `kmodctl store import --sign KEY CERT FILE`; the kernel has to know the certificate: "
-    "`mokutil --import CERT` (in DER form), then reboot and confirm"
-)
-"""How an own signing key gets into the kernel's keyring .machine or .platform through the boot loader (mokutil(1))."""
 
 _FAULTS: dict[str, tuple[type[KmoddError], str]] = {
     FileFault.NOT_A_FILE: (BadModule, "what was handed over is not a regular file"),

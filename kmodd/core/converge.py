@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What `GetDrift`, `Apply` and `Reload` do: tell the difference, take it away, read the files again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -53,6 +54,12 @@ class Versions(Protocol):
     async def activate(self, name: ModuleName, version: str, caller: Caller, *, dry_run: bool) -> Sequence[ModuleName]:
         """Make a version the active one; answers what was loaded anew."""
 
+    def active_version(self, name: ModuleName) -> str:
+        """The version that is active now; empty for none."""
+
+    async def restore(self, name: ModuleName, version: str, caller: Caller) -> None:
+        """Make this one active again, or none (empty)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ApplyPlan(Plan):
@@ -78,7 +85,8 @@ class Convergence:
     """Brings the machine to the wanted state on request.
 
     The order of `Apply`: everything that is written is checked; versions of the store; the atomic batch of loads, unloads
-    and reloads; kmodd's own files; live parameters. When the batch fails nothing after it is done.
+    and reloads; kmodd's own files; live parameters. When a version or the batch fails, the versions before are active again and
+    nothing after it is done.
     """
 
     def __init__(
@@ -93,9 +101,10 @@ class Convergence:
         versions: Versions | None,
         index: ModuleIndex,
         audit: Audit,
-        on_reload: Callable[[], None],
+        settle: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        """`on_reload` is called when files were read again, whether what they say changed or not."""
+        """`settle` waits until what is looked at in the background is known."""
+        self._settle = settle
         self._desired = desired
         self._comparison = comparison
         self._operations = operations
@@ -105,17 +114,17 @@ class Convergence:
         self._versions = versions
         self._index = index
         self._audit = audit
-        self._on_reload = on_reload
 
     async def drift(self) -> Sequence[Drift]:
         """Every difference between the wanted state and the machine, now."""
         self.refresh()
+        if self._settle is not None:
+            await self._settle()
         return self._comparison.find().rows
 
     def refresh(self) -> None:
         """Read the files again if one changed; cheap otherwise. A bad file is recorded and changes nothing."""
         if self._desired.refresh():
-            self._on_reload()
             self._reconciler.files_changed()
 
     async def reload(self, caller: Caller) -> None:
@@ -126,7 +135,6 @@ class Convergence:
         """The same at once."""
         self._index.refresh()
         self._desired.reload()
-        self._on_reload()
         self._reconciler.files_changed()
         self._audit.record(
             Record(
@@ -174,13 +182,16 @@ class Convergence:
             raise TypeError("a plan of this class's own")
         refused = [one for change in plan.changes if (one := await self._refusal(change, caller)) is not None]
         if refused:
+            self._note(refused, plan)
             return refused
-        results = await self._activate(plan, caller)
+        former: list[tuple[ModuleName, str]] = []
+        results = await self._activate(plan, caller, former)
         if not _failed(results) and plan.request.operations:
             batch = Plan(plan.request, plan.targets, plan.steps, plan.overrides)
             results += await self._operations.execute(batch, caller)
         if _failed(results):
-            self._reconciler.note(results)
+            await self._give_back(former, results, caller)
+            self._note(results, plan)
             return results
         for change in plan.changes:
             results.append(await self._write(change, caller))
@@ -188,21 +199,46 @@ class Convergence:
             results.append(await self._set(write, plan.request, caller))
         if results and not plan.request.dry_run:
             self._audit.record(_applied(results, plan.request.reason, caller))
+        self._note(results, plan)
         if not plan.request.dry_run:
             self._reconciler.reconcile()
         return results
 
-    async def _activate(self, plan: ApplyPlan, caller: Caller) -> list[OperationResult]:
-        results = []
+    def _note(self, results: Sequence[OperationResult], plan: Plan) -> None:
+        """What failed shows in health until it came about."""
+        if not plan.request.dry_run:
+            self._reconciler.note(results)
+
+    async def _activate(
+        self, plan: ApplyPlan, caller: Caller, former: list[tuple[ModuleName, str]]
+    ) -> list[OperationResult]:
+        """Switch versions until one fails; `former` gets what was active before each that was switched."""
+        results: list[OperationResult] = []
         for name, version in plan.versions if self._versions is not None else ():
             assert self._versions is not None  # noqa: S101 - the loop is empty without a store
+            if _failed(results):
+                results.append(OperationResult(name, Result.SKIPPED))
+                continue
+            before = self._versions.active_version(name)
             try:
                 touched = await self._versions.activate(name, version, caller, dry_run=plan.request.dry_run)
             except KmoddError as error:
                 results.append(OperationResult(name, Result.FAILED, error))
             else:
                 results.append(OperationResult(name, Result.CHANGED, touched=tuple(touched)))
+                if not plan.request.dry_run:
+                    former.append((name, before))
         return results
+
+    async def _give_back(
+        self, former: Sequence[tuple[ModuleName, str]], results: list[OperationResult], caller: Caller
+    ) -> None:
+        """Undo switches in reverse; one that cannot be undone stays `changed`, and its error is in the journal."""
+        for number, (name, version) in reversed(list(enumerate(former))):
+            assert self._versions is not None  # noqa: S101 - somebody switched them
+            with suppress(KmoddError):
+                await self._versions.restore(name, version, caller)
+                results[number] = OperationResult(name, Result.ROLLED_BACK)
 
     async def _refusal(self, change: RuleChange, caller: Caller) -> OperationResult | None:
         """See whether a file could be written, before anything is done that would have to be undone."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The wishes in force: read from their files, kept when a file turns bad."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kmodd.core.api import Audit
@@ -30,13 +30,26 @@ class DesiredState:
     """What the administrator's files say, as of the last time all of them were right."""
 
     def __init__(
-        self, modules: Documents, settings: Documents, *, release: str, aliases: Aliases, audit: Audit
+        self,
+        modules: Documents,
+        settings: Documents,
+        *,
+        release: str,
+        aliases: Aliases,
+        audit: Audit,
+        on_reload: Callable[[], None] = lambda: None,
     ) -> None:
-        """`modules` is modules.d, `settings` the daemon's own kmodd.toml; `aliases` are those of the devices there are."""
+        """`modules` is modules.d, `settings` the daemon's own kmodd.toml; `aliases` are those of the devices there are.
+
+        `on_reload` is called when files were read again and are right, whoever had them read.
+        """
+        self._on_reload = on_reload
         self._modules = modules
         self._settings = settings
         self._release = release
         self._aliases = aliases
+        self._present: tuple[str, ...] | None = None
+        """The aliases as last read; None when a device came or went since."""
         self._audit = audit
         self._wishes: Mapping[ModuleName, Wish] = {}
         self._fault: Conflict | None = None
@@ -55,7 +68,17 @@ class DesiredState:
 
     def unmet(self, wish: Wish) -> str:
         """Say why a wish does not count on this machine, as a clause; empty when it does."""
-        return unmet(wish, self._release, self._aliases)
+        return unmet(wish, self._release, self._devices)
+
+    def devices_changed(self) -> None:
+        """A device came or went: the next condition that asks for one has them read again."""
+        self._present = None
+
+    def _devices(self) -> tuple[str, ...]:
+        # The kernel tells of a device after /sys has changed, so what is read before its event is never older than that.
+        if self._present is None:
+            self._present = tuple(self._aliases())
+        return self._present
 
     def reload(self) -> None:
         """Read all files again; Conflict for the first that is bad, and everything stays as it was."""
@@ -78,6 +101,7 @@ class DesiredState:
             raise
         self._fault = None
         self.tunables, self._wishes = tunables, wishes
+        self._on_reload()
 
     def refresh(self) -> bool:
         """Read the files again if one changed; True when what is in force did. A bad file is told and changes nothing."""

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Where the machine differs from what is wanted of it, and what would make the two the same."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from kmodd.core.arguments import split_options
 from kmodd.core.checks import same_value
 from kmodd.core.desired import DesiredState
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
-from kmodd.model import Operation, State, Verb
+from kmodd.model import Operation, Rule, State, Verb
 from kmodd.model.configuration import Drift, OwnFile, RuleAction, RuleChange
 from kmodd.model.desired import Ban, Presence, Wish
 from kmodd.names import ModuleName, kernel_arguments
@@ -48,11 +48,11 @@ class Comparison:
         loaded: LoadedModules,
         index: ModuleIndex,
         *,
-        autoloaded: Callable[[], Collection[ModuleName]],
+        autoloaded: Callable[[], Sequence[Rule]],
         active_version: Callable[[ModuleName], str],
         initramfs: Callable[[], Sequence[Drift]] = tuple,
     ) -> None:
-        """`autoloaded` are the modules that modules-load.d names, `active_version` is the store's (empty for none)."""
+        """`autoloaded` are the lines of modules-load.d in force, `active_version` is the store's (empty for none)."""
         self._desired = desired
         self._loaded = loaded
         self._index = index
@@ -66,8 +66,10 @@ class Comparison:
         wishes = [wish for wish in self._desired.wishes.values() if not self._desired.unmet(wish)]
         if wishes:
             self._index.refresh()
+        # Read once for all wishes.
+        autoloaded = self._autoloaded() if any(wish.autoload is not None for wish in wishes) else ()
         for wish in wishes:
-            self._compare_rules(wish, found)
+            self._compare_rules(wish, autoloaded, found)
             self._compare_version(wish, found)
         live = {name for name, module in self._loaded.snapshot().items() if module.state is State.LIVE}
         for wish in _in_order(wishes):
@@ -137,12 +139,13 @@ class Comparison:
 
     # --- what the files say -------------------------------------------------------------------------------------------
 
-    def _compare_rules(self, wish: Wish, found: Difference) -> None:
-        for drift, change in (*self._banned(wish), *self._options(wish), *self._autoload(wish)):
+    def _compare_rules(self, wish: Wish, autoloaded: Sequence[Rule], found: Difference) -> None:
+        for drift, change in (*self._banned(wish), *self._options(wish), *self._autoload(wish, autoloaded)):
             found.rows.append(drift)
-            found.changes.append(change)
+            if change is not None:
+                found.changes.append(change)
 
-    def _banned(self, wish: Wish) -> Iterator[tuple[Drift, RuleChange]]:
+    def _banned(self, wish: Wish) -> Iterator[tuple[Drift, RuleChange | None]]:
         rules = self._index.rules(wish.module)
         deny = [rule for rule in rules if rule.kind == "install" and rule.value.strip() in _DENIALS]
         soft = [rule for rule in rules if rule.kind == "blacklist"]
@@ -162,7 +165,7 @@ class Comparison:
             RuleChange(action, wish.module, reason=wish.reason),
         )
 
-    def _options(self, wish: Wish) -> Iterator[tuple[Drift, RuleChange]]:
+    def _options(self, wish: Wish) -> Iterator[tuple[Drift, RuleChange | None]]:
         if wish.options is None:
             return
         rules = [rule for rule in self._index.rules(wish.module) if rule.kind == "options"]
@@ -179,15 +182,22 @@ class Comparison:
         row = Drift(wish.module, "options", kernel_arguments(wanted), kernel_arguments(actual), APPLY)
         yield row, RuleChange(RuleAction.SET_OPTIONS, wish.module, wish.options, reason=wish.reason)
 
-    def _autoload(self, wish: Wish) -> Iterator[tuple[Drift, RuleChange]]:
+    def _autoload(self, wish: Wish, autoloaded: Sequence[Rule]) -> Iterator[tuple[Drift, RuleChange | None]]:
         if wish.autoload is None:
             return
-        actual = wish.module in self._autoloaded()
-        if wish.autoload is not actual:
-            words = {True: "loaded at boot", False: "not loaded at boot"}
-            action = RuleAction.ENABLE_AUTOLOAD if wish.autoload else RuleAction.DISABLE_AUTOLOAD
-            row = Drift(wish.module, "autoload", words[wish.autoload], words[actual], APPLY)
-            yield row, RuleChange(action, wish.module, reason=wish.reason)
+        named = [rule for rule in autoloaded if rule.module == wish.module]
+        if wish.autoload is bool(named):
+            return
+        if wish.autoload:
+            change = RuleChange(RuleAction.ENABLE_AUTOLOAD, wish.module, reason=wish.reason)
+            yield Drift(wish.module, "autoload", "loaded at boot", "not loaded at boot", APPLY), change
+        for rule in named:
+            row = Drift(wish.module, "autoload", "not loaded at boot", f"loaded at boot by {rule.file}", APPLY)
+            if rule.file == OwnFile.AUTOLOAD:
+                yield row, RuleChange(RuleAction.DISABLE_AUTOLOAD, wish.module, reason=wish.reason)
+            else:
+                # Somebody else's file, which kmodd does not write: told, and left to them.
+                yield replace(row, hint=f"remove line {rule.line} of {rule.file}"), None
 
     def _compare_version(self, wish: Wish, found: Difference) -> None:
         if not wish.version:

@@ -33,6 +33,10 @@ class StepEvidence:
     """Names of the parameters that the caller gave."""
     signed: bool = True
     """The file carries a signature, whatever it is worth."""
+    signer: str = ""
+    """Whose, as the file says."""
+    keys: tuple[str, ...] = ()
+    """Names of the certificates that the kernel holds, where they may matter."""
     file_missing: bool = False
     """The index names a file that cannot be read."""
     file_fault: str = ""

@@ -159,6 +159,7 @@ class HealthMonitor:
 
     def _forbidden(self, names: list[ModuleName]) -> dict[ModuleName, Rule]:
         found = {}
+        self._listing.refresh()
         for name in self._listing.disabled().intersection(names):
             rules = self._policy.load_rules(name)
             if rules:

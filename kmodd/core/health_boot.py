@@ -10,6 +10,7 @@ from kmodd.model.boot import BootImage, Trees
 from kmodd.model.configuration import Drift
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
+_LOOKS_MAX = 3
 MODULES_MAX = 32
 """Replaced modules told one by one."""
 
@@ -62,9 +63,11 @@ class BootHealth:
         return self._found
 
     async def settled(self) -> BootImage | None:
-        """As it is now: waits for a look that is under way."""
-        self.image()
-        if self._reading is not None:
+        """As it is now: waits for a look that is under way, and for one more when a file changed since it began."""
+        for _ in range(_LOOKS_MAX):
+            self.image()
+            if self._reading is None:
+                break
             await asyncio.shield(self._reading)
         return self._found
 

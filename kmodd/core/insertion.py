@@ -6,6 +6,7 @@ from collections.abc import Callable
 from kmodd.core.arguments import Pairs, effective, split_options
 from kmodd.core.checks import ALWAYS_KNOWN, expectation, same_value
 from kmodd.core.draft import Draft, Flight
+from kmodd.core.missing_key import ENROL
 from kmodd.core.near import did_you_mean
 from kmodd.core.policy import Policy, where
 from kmodd.errors import (
@@ -204,12 +205,12 @@ class Insertion:
             raise BadSignature(
                 f"{name} is not signed, and this kernel loads signed modules only (module.sig_enforce)",
                 module=name,
-                evidence=Evidence(hint="sign the module with a key the kernel trusts (mokutil --import), then load it"),
+                evidence=Evidence(hint=ENROL),
             )
         raise Lockdown(
             f"{name} is not signed, and the kernel is locked down ({facts.lockdown})",
             module=name,
-            evidence=Evidence(hint="sign the module with a key the kernel trusts (mokutil --import), then load it"),
+            evidence=Evidence(hint=ENROL),
         )
 
     def missing(self, name: ModuleName | Alias) -> KmoddError:

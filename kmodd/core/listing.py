@@ -50,6 +50,10 @@ class Listing:
             rows = [row for row in rows if fits(row.name)]
         return rows
 
+    def refresh(self) -> None:
+        """Notice changed indexes and rules; `disabled` answers by what was last noticed."""
+        self._index.refresh()
+
     def disabled(self) -> frozenset[ModuleName]:
         """Every module that a rule forbids to load by name."""
         rules = self._index.all_rules()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from kmodd.core.evidence import StepEvidence
 from kmodd.core.insertion import busy, modules_disabled
+from kmodd.core.missing_key import key_hint
 from kmodd.core.policy import command_line_rule
 from kmodd.errors import (
     BadModule,
@@ -94,7 +95,7 @@ def locked_down(e: StepEvidence) -> KmoddError | None:
     return Lockdown(
         f"the kernel is locked down and does not load {e.step.module}, whose file has no signature it trusts",
         module=e.step.module,
-        evidence=e.facts_for("sign the module with a key the kernel trusts (mokutil --import), then load it"),
+        evidence=e.facts_for(key_hint(e.signer, e.keys)),
     )
 
 
@@ -126,10 +127,11 @@ def not_permitted(e: StepEvidence) -> KmoddError | None:
 def bad_signature(e: StepEvidence) -> KmoddError | None:
     """mod_verify_sig() and module_sig_check(); a signature that does not fit is not logged at all."""
     line = e.line("oading of", "is rejected")
+    hint = "reinstall the module's package, or sign it with a key the kernel trusts"
     if "unsigned" in line:
-        why = "it is not signed, and this kernel loads signed modules only"
+        why, hint = "it is not signed, and this kernel loads signed modules only", key_hint("", ())
     elif "unavailable key" in line or e.errno == codes.ENOKEY:
-        why = "it is signed with a key the kernel does not know"
+        why, hint = "it is signed with a key the kernel does not know", key_hint(e.signer, e.keys)
     elif "unsupported crypto" in line or e.errno == codes.ENOPKG:
         why = "it is signed by a method the kernel does not support"
     elif e.errno == codes.EKEYEXPIRED:
@@ -141,7 +143,7 @@ def bad_signature(e: StepEvidence) -> KmoddError | None:
     return BadSignature(
         f"the kernel refuses {e.step.module}: {why}",
         module=e.step.module,
-        evidence=e.facts_for("reinstall the module's package, or sign it with a key the kernel trusts"),
+        evidence=e.facts_for(hint),
     )
 
 

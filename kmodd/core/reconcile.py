@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Protocol
 
 from kmodd.core.api import Audit, Event, Events, ModuleAdded, ModuleRemoved
@@ -19,6 +20,8 @@ SETTLE = 0.05
 """Seconds between an event and acting on it: replies go first, and a burst is one look."""
 AT_ONCE = 4
 """Wishes that are acted on side by side; a driver that waits for its hardware does not hold up the others."""
+_REPLUGGED = {"add", "remove"}
+"""A device that went and came before anybody looked: it came anew all the same."""
 OWN_FILES = "/etc/modprobe.d/kmodd-"
 CALLER = Caller(sender="", uid=0, exe="kmodd")
 """kmodd itself, for what it does without being asked; what it does is what root wrote into its files."""
@@ -80,6 +83,8 @@ class Reconciler:
         self._tasks: dict[ModuleName, asyncio.Task[None]] = {}
         self._again: set[ModuleName] = set()
         self._touched: set[ModuleName] = set()
+        self._plugged: dict[ModuleName, set[str]] = {}
+        """Wishes whose condition on hardware may have changed, with what happened to such devices."""
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -136,9 +141,11 @@ class Reconciler:
                 self._act(wish, Verb.UNLOAD)
 
     def note(self, results: Iterable[OperationResult]) -> None:
-        """Take over what failed when somebody had the wanted state applied: it is tried again as if kmodd had tried it."""
+        """Take over how it went when somebody had the wanted state applied: what failed is tried again as if kmodd had tried it."""
         for result in results:
-            if result.error is not None and result.module in self._desired.wishes:
+            if result.error is None:
+                self._failures.pop(ModuleName(result.module), None)
+            elif result.module in self._desired.wishes:
                 self._failures[ModuleName(result.module)] = result.error
         self._changed()
 
@@ -149,8 +156,7 @@ class Reconciler:
         unload or load anything.
         """
         wishes = self._desired.wishes
-        for name in [name for name in self._failures if name not in wishes]:
-            del self._failures[name]
+        self._forget_fulfilled()
         self._met &= wishes.keys()
         if self._desired.tunables.reconcile:
             for wish in wishes.values():
@@ -164,6 +170,14 @@ class Reconciler:
         if isinstance(event, ModuleAdded | ModuleRemoved) and self._desired.wishes:
             self._touch(event.name)
 
+    def device_changed(self, action: str, alias: str) -> None:
+        """A device with this modalias came (`add`) or went (`remove`); an empty one when it may have been any."""
+        self._desired.devices_changed()
+        for wish in self._desired.wishes.values():
+            if wish.alias and (not alias or fnmatchcase(alias, wish.alias)):
+                self._plugged.setdefault(wish.module, set()).add(action)
+                self._touch()
+
     def _touch(self, *names: ModuleName) -> None:
         self._touched.update(names)
         if self._timer is None and not self._closed:
@@ -172,21 +186,35 @@ class Reconciler:
     def _look(self) -> None:
         self._timer = None
         touched, self._touched = self._touched, set()
+        plugged, self._plugged = self._plugged, {}
         if self._desired.refresh():
             self.files_changed()
         if not self._desired.tunables.reconcile:
             return
+        self._forget_fulfilled()
         for wish in self._desired.wishes.values():
-            if (
-                wish.module in touched
-                and self._is_live(wish.module)
-                and self._failures.pop(wish.module, None) is not None
-            ):
-                self._changed()
+            self._retry_absent(wish, touched)
             helped = touched.intersection((*wish.after, *self._index.dependencies(wish.module)))
-            # A driver that came may have brought the device whose alias a wish waits for.
-            if helped or (wish.alias and wish.module not in self._met):
-                self._consider(wish, retry=bool(helped))
+            if plugged.get(wish.module, set()) >= _REPLUGGED:
+                self._met.discard(wish.module)
+            if helped or wish.module in plugged:
+                self._consider(wish, retry=True)
+
+    def _forget_fulfilled(self) -> None:
+        """Drop failures of what has come about after all, or is wanted no more, whoever brought it about."""
+        for name in list(self._failures):
+            wish = self._desired.wishes.get(name)
+            if wish is not None and wish.state is Presence.UNSAID:
+                continue  # it is about a file of ours, and `Apply` alone writes those
+            if wish is None or self._is_live(name) is (wish.state is Presence.LOADED):
+                del self._failures[name]
+                self._changed()
+
+    def _retry_absent(self, wish: Wish, gone: Collection[ModuleName]) -> None:
+        """What could not be unloaded is tried again when a module goes that was in its way."""
+        error = self._failures.get(wish.module)
+        if wish.state is Presence.ABSENT and error is not None and not set(error.evidence.holders).isdisjoint(gone):
+            self._act(wish, Verb.UNLOAD)
 
     def _is_live(self, name: ModuleName) -> bool:
         """As the kernel has it at this moment: events come a little later, and a wish just fulfilled is no longer open."""

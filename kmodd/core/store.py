@@ -43,6 +43,8 @@ class ImportOptions:
     version: str = ""
     description: str = ""
     shadow: bool = False
+    dry_run: bool = False
+    """Find out whether it would be taken, and take nothing."""
 
 
 @dataclass(eq=False, slots=True)
@@ -54,6 +56,7 @@ class PendingImport:
     entry: StoredModule
     exists: StoredModule | None
     """The same bytes are there already."""
+    dry_run: bool = False
 
 
 class Store:
@@ -110,17 +113,20 @@ class Store:
         pending.spool.remove()
 
     async def commit(self, pending: PendingImport, caller: Caller) -> StoredModule:
-        """Make it part of the store. The same bytes twice are one entry, and a success."""
+        """Make it part of the store, unless it is a dry run. The same bytes twice are one entry, and a success."""
         entry = pending.entry
         async with self._lock:
             known = self.catalogue.same(entry.name, entry.kernel, entry.sha256)
             if known is not None:
-                self._audit.record(stored("import", known, caller, changed=False))
+                if not pending.dry_run:
+                    self._audit.record(stored("import", known, caller, changed=False))
                 return known
             try:
                 taken = {one.version for one in self.all() if (one.name, one.kernel) == (entry.name, entry.kernel)}
                 if entry.version in taken:  # imported by somebody else while this one waited for its authorisation
                     raise Conflict(f"another file of {entry.name} got this version meanwhile", module=entry.name)
+                if pending.dry_run:
+                    return entry
                 await asyncio.to_thread(self._folder.add, pending.file, entry)
             except (KmoddError, OSError) as error:
                 refused = disk_error(error, entry.name) if isinstance(error, OSError) else error
@@ -219,7 +225,7 @@ class Store:
             imported_at=self._clock(),
             uid=caller.uid,
         )
-        return PendingImport(spool, file, entry, known)
+        return PendingImport(spool, file, entry, known, options.dry_run)
 
     def _check_room(self, size: int, caller: Caller, limits: StoreLimits) -> None:
         allowed = limits.root if caller.uid == 0 else limits.per_user

@@ -33,11 +33,9 @@ class StoreWatch:
     def findings(self) -> Iterator[HealthCheck]:
         """Everything, as last read; what has changed since is read in the background."""
         entries = self._catalogue.all()
-        if not entries:
-            return
-        found = [*self._changed(entries), *self._interrupted(), *self._missing(entries)]
+        found = [*self._changed(entries), *self._damaged(), *self._interrupted(), *self._missing(entries)]
         yield from found
-        if not found:
+        if entries and not found:
             yield HealthCheck("store", _OK, f"All {len(entries)} versions of custom modules are as they were imported.")
 
     async def read(self) -> None:
@@ -92,6 +90,16 @@ class StoreWatch:
                     entry.name,
                     f"kmodctl store activate {entry.name} {entry.version} --kernel {entry.kernel}",
                 )
+
+    def _damaged(self) -> Iterator[HealthCheck]:
+        for file in self._folder.damaged:
+            yield HealthCheck(
+                "store-file-changed",
+                _DEGRADED,
+                f"{file} is not what kmodd wrote: the version it told of is not in the store any more.",
+                "",
+                "remove it and the .ko beside it, import the module again, and systemctl restart kmodd",
+            )
 
     def _differs(self, path: Path, entry: StoredModule) -> bool:
         if self._folder.stamp(path) is None:

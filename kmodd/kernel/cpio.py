@@ -4,12 +4,12 @@
 Everything is streamed: an initramfs unpacks to some hundred megabytes, of which a few kilobytes are wanted.
 """
 
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kmodd.kernel.compression import GZIP, XZ, ZSTD, Damaged, Unsupported
+from kmodd.kernel.compression import Damaged
+from kmodd.kernel.initramfs_compression import unpack_image
 
 UNPACKED_MAX = 2 << 30
 """Bytes an archive may unpack to."""
@@ -75,7 +75,7 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, in
                 yield from _archive(reader, wanted)
                 file.seek(start + reader.at)
             else:
-                yield from _archive(_Reader(_unpacked(file, magic)), wanted)
+                yield from _archive(_Reader(unpack_image(file.read, magic, UNPACKED_MAX)), wanted)
                 return
 
 
@@ -114,78 +114,3 @@ def _archive(reader: _Reader, wanted: Callable[[str], bool]) -> Iterator[tuple[s
             reader.skip(size)
         reader.skip(-size % 4)
         yield name, size, content
-
-
-def _unpacked(file: BinaryIO, magic: bytes) -> Iterator[bytes]:
-    if magic.startswith(ZSTD):
-        return _zstd(file)
-    if magic.startswith(XZ):
-        return _xz(file)
-    if magic.startswith(GZIP):
-        return _gzip(file)
-    raise Unsupported("a compression kmodd does not read")
-
-
-def _gzip(file: BinaryIO) -> Iterator[bytes]:
-    import zlib
-
-    stream = zlib.decompressobj(wbits=31)
-    try:
-        while data := file.read(_STEP):
-            while data:
-                yield stream.decompress(data, _STEP)
-                data = stream.unconsumed_tail
-            if stream.eof:
-                return
-    except zlib.error as error:
-        raise Damaged(str(error)) from error
-
-
-def _xz(file: BinaryIO) -> Iterator[bytes]:
-    import lzma
-
-    stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=128 << 20)
-    try:
-        while not stream.eof:
-            data = file.read(_STEP) if stream.needs_input else b""
-            if not data and stream.needs_input:
-                return
-            if part := stream.decompress(data, _STEP):
-                yield part
-    except lzma.LZMAError as error:
-        raise Damaged(str(error)) from error
-
-
-class _Buffer(ctypes.Structure):
-    # ZSTD_inBuffer and ZSTD_outBuffer of zstd.h have the same layout.
-    _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("position", ctypes.c_size_t))
-
-
-def _zstd(file: BinaryIO) -> Iterator[bytes]:
-    try:
-        library = ctypes.CDLL("libzstd.so.1")
-    except OSError as error:
-        raise Unsupported("libzstd is not installed") from error
-    library.ZSTD_createDStream.restype = ctypes.c_void_p
-    library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
-    step = library.ZSTD_decompressStream
-    step.restype, step.argtypes = ctypes.c_size_t, [ctypes.c_void_p, ctypes.POINTER(_Buffer), ctypes.POINTER(_Buffer)]
-    library.ZSTD_isError.argtypes = [ctypes.c_size_t]
-    stream = library.ZSTD_createDStream()
-    if stream is None:
-        raise MemoryError("ZSTD_createDStream failed")
-    space = ctypes.create_string_buffer(_STEP)
-    try:
-        while data := file.read(_STEP):
-            source = _Buffer(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p), len(data), 0)
-            full = True
-            while source.position < len(data) or full:
-                target = _Buffer(ctypes.cast(space, ctypes.c_void_p), _STEP, 0)
-                if library.ZSTD_isError(step(stream, ctypes.byref(target), ctypes.byref(source))):
-                    raise Damaged("zstd data is damaged")
-                # A full buffer may mean that more waits inside the decoder.
-                full = target.position == _STEP
-                if target.position:
-                    yield space.raw[: target.position]
-    finally:
-        library.ZSTD_freeDStream(stream)

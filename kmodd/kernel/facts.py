@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from kmodd.kernel.smallfile import read_bytes, read_text
+from kmodd.kernel.trusted_keys import trusted_keys
 from kmodd.model import KernelFacts
 
 # Documentation/admin-guide/tainted-kernels.rst: letter and meaning of bits 0 to 18.
@@ -39,6 +40,7 @@ class ProcFacts:
 
     def __init__(self, root: Path, release: str = "") -> None:
         self._release = release or os.uname().release
+        self._root = root
         # Plain texts, made once: this is read for every plan, and a Path costs as much to make as the file to read.
         self._taint = str(root / "proc/sys/kernel/tainted")
         self._lockdown_file = str(root / "sys/kernel/security/lockdown")
@@ -74,6 +76,10 @@ class ProcFacts:
         known = [f"{letter}: {meaning}" for bit, (letter, meaning) in enumerate(_TAINT) if taint >> bit & 1]
         unknown = range(len(_TAINT), taint.bit_length())
         return (*known, *(f"bit {bit}: unknown to this version" for bit in unknown if taint >> bit & 1))
+
+    def trusted_keys(self) -> tuple[str, ...]:
+        """Names of the certificates that the kernel holds."""
+        return trusted_keys(self._root)
 
     def _lockdown(self) -> str:
         # `none [integrity] confidentiality`: the one in force is in brackets.

@@ -14,14 +14,30 @@ from kmodd.kernel.cpio import members
 from kmodd.kernel.smallfile import listdir, read_bytes
 from kmodd.model.boot import BootImage
 
-_RULES = ("etc/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
+_RULES = (
+    "etc/modprobe.d",
+    "usr/local/lib/modprobe.d",
+    "usr/lib/modprobe.d",
+    "lib/modprobe.d",
+    "etc/modules-load.d",
+    "usr/lib/modules-load.d",
+)
+"""Folders whose files are compared. Which of them an image has is its maker's choice; only those it has count."""
+_ALWAYS = "etc/modprobe.d"
+"""The one folder that initramfs-tools takes even when it is empty, and dracut when it makes an image for this machine."""
 _TOLD = 8
 """Differences told one by one."""
 _KEPT_MAX = 8 << 20
 """Bytes of names and rules that are remembered of an image."""
-_NAMES = (("boot/initrd.img-{}", "initramfs-tools"), ("boot/initramfs-{}.img", "dracut"))
+_TOOLS, _DRACUT = "initramfs-tools", "dracut"
+# Debian's dracut writes the first as well; what is inside tells the two apart.
+_NAMES = ("boot/initrd.img-{}", "boot/initramfs-{}.img")
+_MARKS = ("usr/lib/dracut/", "lib/dracut/")
+"""Where dracut says in its images what it made them of."""
+_FOR_THIS_MACHINE = "hostonly-files"
 _OWN = {"initramfs-tools": ("etc/initramfs-tools/modules",), "dracut": ("etc/dracut.conf", "etc/dracut.conf.d")}
 _COMPRESSED = (".gz", ".xz", ".zst")
+_MODULES = (".ko", *(f".ko{end}" for end in _COMPRESSED))
 
 
 class Initramfs:
@@ -44,11 +60,12 @@ class Initramfs:
         return self._known[1]
 
     def _images(self) -> list[Path]:
-        return [self._root / name.format(self._release) for name, _ in _NAMES]
+        return [self._root / name.format(self._release) for name in _NAMES]
 
     def _sources(self) -> Iterator[Path]:
         # As libkmod finds them; a tree that is the root's has no modules.softdep.
-        yield from map(Path, ConfigurationFolders(self._root, [self._root / folder for folder in _RULES]).files())
+        for folders in (_RULES[:4], _RULES[4:]):
+            yield from map(Path, ConfigurationFolders(self._root, [self._root / folder for folder in folders]).files())
         for names in _OWN.values():
             for name in names:
                 path = self._root / name
@@ -57,21 +74,30 @@ class Initramfs:
         yield self._root / "lib/modules" / self._release / "modules.dep"
 
     def _look(self) -> BootImage | None:
-        images = ((self._root / name.format(self._release), kind) for name, kind in _NAMES)
-        path, kind = next(((path, kind) for path, kind in images if _time(path)), (None, ""))
+        path = next((path for path in self._images() if _time(path)), None)
         if path is None:
             return None
-        made = _time(path)
+        kind, shown, made = self._maker(path), self._shown(path), _time(path)
         newer = [source for source in self._sources() if _time(source) > made and self._concerns(source, kind)]
         if not newer and not self._vanished(made):
-            return BootImage(self._release, str(path), kind)
+            return BootImage(self._release, shown, kind)
         try:
             found = self._contents(path)
         except (OSError, Damaged, Unsupported):
             changed = tuple(f"{self._shown(source)} is newer" for source in newer)
-            return BootImage(self._release, str(path), kind, _bounded(changed))
+            return BootImage(self._release, shown, kind, _bounded(changed))
+        if any(name.startswith(_MARKS) for name in found):
+            kind = _DRACUT
+        newer = [source for source in newer if self._concerns(source, kind)]
         differences = (*self._rules(found, kind), *self._modules(found), *self._lists(newer))
-        return BootImage(self._release, str(path), kind, _bounded(differences), by_content=True)
+        return BootImage(self._release, shown, kind, _bounded(differences), by_content=True)
+
+    def _maker(self, path: Path) -> str:
+        """Who makes it, by its name and what is installed."""
+        if path.name.startswith("initramfs-"):
+            return _DRACUT
+        tools = any(_time(self._root / folder / "update-initramfs") for folder in ("usr/sbin", "sbin"))
+        return _DRACUT if not tools and _time(self._root / "usr/bin/dracut") else _TOOLS
 
     def _concerns(self, source: Path, kind: str) -> bool:
         others = [name for other, names in _OWN.items() if other != kind for name in names]
@@ -86,7 +112,7 @@ class Initramfs:
         found: dict[str, tuple[int, bytes]] = {}
         kept = 0
         for name, size, content in members(path, _is_rules):
-            if _is_rules(name) or (name.endswith((".ko", *(f".ko{end}" for end in _COMPRESSED)))):
+            if _is_rules(name) or name.startswith(_MARKS) or name.endswith(_MODULES):
                 found[name] = (size, content or b"")
                 kept += len(name) + len(content or b"")
             if kept > _KEPT_MAX:
@@ -95,10 +121,13 @@ class Initramfs:
 
     def _rules(self, found: Mapping[str, tuple[int, bytes]], kind: str) -> Iterator[str]:
         inside = {_below_usr(name): value for name, value in found.items() if _is_rules(name)}
-        if kind == "dracut" and not inside:
-            return  # made for any machine: it has no rules by intention
+        taken = {name.rpartition("/")[0] for name in inside}
+        if kind != _DRACUT or any(name.startswith(_MARKS) and name.endswith(_FOR_THIS_MACHINE) for name in found):
+            taken.add(_ALWAYS)
         there = set()
         for folder in _RULES:
+            if _below_usr(f"{folder}/").rstrip("/") not in taken:
+                continue
             for name in listdir(self._root / folder):
                 path = self._root / folder / name
                 if not name.endswith(".conf") or name.startswith("."):
@@ -109,9 +138,7 @@ class Initramfs:
                 there.add(key)
                 content = read_bytes(path.resolve()) or b""
                 if key not in inside:
-                    # dracut takes some of them only; what it never had is no difference.
-                    if kind != "dracut":
-                        yield f"it lacks {self._shown(path)}"
+                    yield f"it lacks {self._shown(path)}"
                 elif inside[key][1] != content:
                     yield f"{self._shown(path)} has changed"
         yield from (f"it still has /{key}" for key in sorted(inside.keys() - there))
@@ -122,16 +149,17 @@ class Initramfs:
         index = self._index()
         for name, (size, _) in found.items():
             place = name.removeprefix("usr/")
-            if not place.startswith(prefix) or not name.endswith(".ko"):
-                continue  # compressed otherwise than on the disk: sizes say nothing
+            if not place.startswith(prefix) or not name.endswith(_MODULES):
+                continue
             inside = place.removeprefix(prefix)
-            module = inside.rpartition("/")[2]
+            module = _plain(inside).rpartition("/")[2]
             now = index.get(module)
             if now is None:
                 yield f"it has {module}, which is gone"
-            elif now != inside:
+            elif _plain(now) != _plain(inside):
                 yield f"it has {module} from {inside}, in force is {now}"
-            elif not now.endswith(_COMPRESSED) and _size(self._root / prefix / now) != size:
+            # Where it is packed otherwise than on the disk, sizes say nothing.
+            elif now == inside and _size(self._root / prefix / now) != size:
                 yield f"{module} has changed"
 
     def _index(self) -> dict[str, str]:
@@ -140,10 +168,7 @@ class Initramfs:
         found = {}
         for line in text.decode("utf-8", "replace").splitlines():
             path = line.partition(":")[0]
-            plain = path
-            for end in _COMPRESSED:
-                plain = plain.removesuffix(end)
-            found[plain.rpartition("/")[2]] = path
+            found[_plain(path).rpartition("/")[2]] = path
         return found
 
     def _lists(self, newer: list[Path]) -> Iterator[str]:
@@ -158,6 +183,11 @@ class Initramfs:
 
 def _is_rules(name: str) -> bool:
     return name.endswith(".conf") and name.rpartition("/")[0] in _RULES
+
+
+def _plain(path: str) -> str:
+    """A module's path as if it were not compressed."""
+    return next((path.removesuffix(end) for end in _COMPRESSED if path.endswith(end)), path)
 
 
 def _below_usr(name: str) -> str:

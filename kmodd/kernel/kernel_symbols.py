@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a kernel exports, told from what is on every machine: no headers and no Module.symvers are needed.
+"""What a kernel exports, told from what is on its machine.
 
-Names: `__ksymtab_…` in /proc/kallsyms for the running kernel, modules.symbols for its modules. Checksums (modversions) are in
-no file of an installed kernel, but each of its own modules carries those of the symbols it uses (`__versions`), and was built
-with that very kernel. So its modules are the witnesses: the vermagic, the machine, and the checksum of every symbol that one
-of them uses. A symbol that none of them uses has no witness; the kernel itself compares it when the module is loaded.
+Names: `__ksymtab_…` in /proc/kallsyms for the running kernel, Module.symvers or System.map for another one, modules.symbols
+for the modules of either. Checksums (modversions) are in no file of an installed kernel but Module.symvers, which comes with
+its headers. Without them its own modules are the witnesses: each carries the checksums of the symbols it uses (`__versions`)
+and exports, and was built with that very kernel. A symbol that none of these tell has no witness; the kernel itself compares
+it when the module is loaded.
 """
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kmodd.kernel.compression import Damaged, Unsupported, decompress, is_compressed
 from kmodd.kernel.elf import ElfError, ElfObject
+from kmodd.kernel.symbol_files import listed_symbols, mapped_symbols, read, symbol_versions, symbols_of_modules
+from kmodd.names import canonical
 
 PATIENCE = 3.0
 """Seconds to look for witnesses. Plain files take a millisecond each; a whole tree of compressed ones would take minutes."""
-_EXPORTED = re.compile(rb" __ksymtab_(\S+)")
-_OF_MODULES = re.compile(rb"^alias symbol:(\S+) (\S+)$", re.MULTILINE)
+_PROVIDERS_MAX = 64
+"""Modules that are asked for the symbols they export themselves; a module depends on a handful."""
 _SIZE_MAX = 64 << 20
 
 
@@ -28,13 +30,17 @@ class KernelSymbols:
 
     def __init__(self, root: Path, release: str, *, running: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root
+        self._release = release
         self._tree = root / "lib/modules" / release
         self._running = running
         self._clock = clock
         self.vermagic = ""
         self.machine = 0
         self._sums: dict[bytes, int] = {}
-        """Of symbols that witnesses use."""
+        """Of symbols that witnesses use or export."""
+        self._written: dict[bytes, int] = {}
+        """Of every symbol, by Module.symvers."""
+        self._providers: dict[bytes, bytes] = {}
 
     @property
     def present(self) -> bool:
@@ -42,40 +48,57 @@ class KernelSymbols:
         return (self._tree / "modules.dep").is_file()
 
     def consult(self, wanted: Iterable[bytes]) -> None:
-        """Ask witnesses until all of these symbols are known, or the time is over."""
+        """Ask files and witnesses until all of these symbols are known, or the time is over."""
         missing = set(wanted)
+        self._written = symbol_versions(self._root, self._release)
+        self._providers = symbols_of_modules(self._tree)
+        places = {canonical(Path(path).name.partition(".ko")[0]): path for path in self._places()}
+        asked = [name.decode("utf-8", "replace") for name in {self._providers.get(symbol, b"") for symbol in missing}]
+        for name in sorted(asked)[:_PROVIDERS_MAX]:
+            # Whoever exports it says best which checksum it has, also where it was built outside the kernel's tree.
+            if place := places.get(canonical(name)):
+                self._hear(self._tree / place, built_with=False)
+        missing -= self._sums.keys()
         end = self._clock() + PATIENCE
-        for path in self._witnesses():
-            if self.vermagic and (not missing or self._clock() > end):
+        for place in places.values():
+            if not place.startswith("kernel/"):
+                continue  # of somebody else's build
+            if self.vermagic and (not missing - self._written.keys() or self._clock() > end):
                 return
-            try:
-                self._hear(path)
-            except (OSError, ElfError, Damaged, Unsupported):
-                continue  # a file that cannot be read is no witness
+            self._hear(self._tree / place, built_with=True)
             missing -= self._sums.keys()
 
     def sum_of(self, symbol: bytes) -> int | None:
-        """A symbol's checksum; None where no witness uses it."""
-        return self._sums.get(symbol)
+        """A symbol's checksum; None where nothing tells it."""
+        found = self._sums.get(symbol)
+        # Zeros stand in Module.symvers of a kernel without checksums.
+        return found if found is not None else self._written.get(symbol) or None
 
     def names(self) -> frozenset[bytes] | None:
-        """Every exported symbol; None where that cannot be told, as for a kernel that does not run."""
-        if not self._running:
-            return None
-        exported = set(_EXPORTED.findall(_read(self._root / "proc/kallsyms")))
+        """Every exported symbol; None where nothing tells those of the kernel itself."""
+        exported = set(self._written)
+        if self._running:
+            exported |= listed_symbols(self._root)
         if not exported:
-            return None  # kernels are built that keep these out of the file
-        exported.update(name for name, _ in _OF_MODULES.findall(_read(self._tree / "modules.symbols")))
-        return frozenset(exported | self._sums.keys())
+            exported = mapped_symbols(self._root, self._release)
+        if not exported:
+            return None
+        return frozenset(exported | self._providers.keys() | self._sums.keys())
 
-    def _witnesses(self) -> Iterator[Path]:
-        """Files of the kernel's own build; others may have been built for another one."""
-        for line in _read(self._tree / "modules.dep").decode(errors="replace").splitlines():
-            path = line.partition(":")[0]
-            if path.startswith("kernel/"):
-                yield self._tree / path
+    def _places(self) -> Iterator[str]:
+        """Every module's file below the tree, in the order of the index."""
+        for line in read(self._tree / "modules.dep").decode(errors="replace").splitlines():
+            if place := line.partition(":")[0]:
+                yield place
 
-    def _hear(self, path: Path) -> None:
+    def _hear(self, path: Path, *, built_with: bool) -> None:
+        """Take a module's word; one that was `built_with` this kernel knows the symbols it uses too."""
+        try:
+            self._listen(path, built_with=built_with)
+        except (OSError, ElfError, Damaged, Unsupported):
+            return  # a file that cannot be read is no witness
+
+    def _listen(self, path: Path, *, built_with: bool) -> None:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if is_compressed(os.pread(file, 6, 0)):
@@ -84,10 +107,14 @@ class KernelSymbols:
                 file = os.memfd_create("witness", os.MFD_CLOEXEC)
                 os.write(file, data)
             witness = ElfObject(file)
-            if not self.vermagic:
-                self.machine = witness.machine
-                self.vermagic = first_fact(witness.section(b".modinfo") or b"", b"vermagic")
-            self._sums |= witness.versions()
+            if built_with:
+                if not self.vermagic:
+                    self.machine = witness.machine
+                    self.vermagic = first_fact(witness.section(b".modinfo") or b"", b"vermagic")
+                used = witness.versions()
+                if any(self._written.get(name, value) != value for name, value in used.items()):
+                    self._written = {}  # headers of another build under the same release
+                self._sums |= used
             self._sums |= {name: value for name, value in witness.exported().items() if value is not None}
         finally:
             os.close(file)
@@ -100,10 +127,3 @@ def first_fact(modinfo: bytes, key: bytes) -> str:
         if equals and name == key:
             return value.decode("utf-8", "replace")
     return ""
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""

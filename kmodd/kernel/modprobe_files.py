@@ -32,6 +32,14 @@ class ConfigurationFolders:
             ),
         )
 
+    def autoload(self) -> list[Rule]:
+        """What systemd-modules-load would load after the initramfs, now."""
+        named = modules_load_d.command_line_modules(self._command_line)
+        return [
+            *(rule for file in self._autoload() if not file.shadowed_by for rule in file.rules),
+            *(rule for rule in named if rule.value != modules_load_d.INITRAMFS),
+        ]
+
     def read(self, file: OwnFile) -> bytes | None:
         """One of our files, None when there is none; OSError for what is no regular file."""
         return atomic_file.read_file(self._path(file))

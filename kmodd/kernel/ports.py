@@ -5,7 +5,7 @@ Nothing here is asynchronous but the calls that change the kernel and the event 
 small files of /proc and /sys, or from libkmod's mapped indexes, and take well under a millisecond unless they say so.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -154,9 +154,16 @@ class Facts(Protocol):
     def taint_flags(self, taint: int) -> tuple[str, ...]:
         """Each flag set, as `E: unsigned module was loaded` (Documentation/admin-guide/tainted-kernels)."""
 
+    def trusted_keys(self) -> tuple[str, ...]:
+        """Names of the certificates that the kernel holds; empty where they cannot be told."""
+
 
 class UeventSource(Protocol):
     """Module events from the kernel."""
+
+    on_device: Callable[[str, str], None] | None
+    """Called with `add` or `remove` and the modalias of a device, while `events` is read; with `overflow` and no alias when
+    events were lost."""
 
     def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost."""
@@ -174,6 +181,9 @@ class Configuration(Protocol):
 
     def files(self) -> RuleFiles:
         """Every file with its lines, in force or masked."""
+
+    def autoload(self) -> Sequence[Rule]:
+        """Lines of modules-load.d in force, and modules that the kernel's command line names; the files are small and few."""
 
     def read(self, file: OwnFile) -> bytes | None:
         """One of kmodd's own files; None when there is none, OSError for what is no regular file."""
@@ -235,6 +245,10 @@ class Spool(Protocol):
 
 class StoreFolder(Protocol):
     """The store's own files. Blocking; OSError is the disk's."""
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """Files that tell of a version and could not be read when `entries` last looked."""
 
     def prepare(self) -> None:
         """Make it, and clear away what a crash left half done."""

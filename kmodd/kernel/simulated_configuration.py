@@ -35,6 +35,10 @@ class SimulatedConfiguration:
             autoload=() if autoload is None else (RuleFile(OwnFile.AUTOLOAD, self.parse(OwnFile.AUTOLOAD, autoload)),),
         )
 
+    def autoload(self) -> list[Rule]:
+        """See Configuration."""
+        return [rule for file in self.files().autoload for rule in file.rules]
+
     def read(self, file: OwnFile) -> bytes | None:
         """See Configuration."""
         return self._texts.get(file)

@@ -13,19 +13,29 @@ methods block on the disk: call them in a thread. OSError is the disk's.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from kmodd.kernel.file_copy import digest, remove_durably, sync_folder, write_whole
+from kmodd.kernel.file_copy import clear_folder, digest, remove_durably, sync_folder, write_whole
 from kmodd.kernel.smallfile import read_text
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName, is_module_name, is_release
 
 _FACTS_MAX = 64 << 10
 _SECRET = 0o600
+_SHA256 = re.compile("[0-9a-f]{64}")
+_TEXTS = ("name", "version", "kernel", "sha256", "description", "signer", "vermagic")
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(_TEXTS, str),
+    "size": int,
+    "imported_at": int,
+    "signed": bool,
+    "uid": (int, type(None)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +66,22 @@ class StoreFiles:
         self._folder = folder
         self._spool = folder / "spool"
         self._numbers = count(1)
+        self.damaged: tuple[str, ...] = ()
+        """Files of facts that could not be read when `entries` last looked."""
 
     def prepare(self) -> None:
         """Make the folder, and clear away what a crash left half done."""
         self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._spool.iterdir():
-            path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                clear_folder(path)
+            else:
+                path.unlink()
         for folder in self._folders():
             for path in folder.iterdir():
                 other = {".ko": ".json", ".json": ".ko"}.get(path.suffix)
                 half = other is not None and not path.with_suffix(other).exists()
-                if half or path.name.endswith(".new"):
+                if (half or path.name.endswith(".new")) and not path.is_dir():
                     path.unlink()
             with suppress(OSError):  # not empty
                 folder.rmdir()
@@ -86,14 +101,18 @@ class StoreFiles:
             raise
 
     def entries(self) -> list[StoredModule]:
-        """Every version, in no order; one whose facts cannot be read is left out."""
-        found = []
+        """Every version, in no order. One whose facts cannot be read is left out, and is in `damaged` from then on."""
+        found: list[StoredModule] = []
+        damaged: list[str] = []
         for folder in self._folders():
             active = self.active(ModuleName(folder.parent.name), folder.name)
             for path in folder.glob("*.json"):
                 entry = _read(path)
-                if entry is not None and (entry.name, entry.kernel) == (folder.parent.name, folder.name):
+                if entry is None or (entry.name, entry.kernel) != (folder.parent.name, folder.name):
+                    damaged.append(str(path))
+                else:
                     found.append(replace(entry, active=entry.sha256 == active))
+        self.damaged = tuple(damaged)
         return found
 
     def add(self, file: Path, entry: StoredModule) -> None:
@@ -178,8 +197,13 @@ class StoreFiles:
 
 
 def _read(path: Path) -> StoredModule | None:
+    """The facts of one version; None where they are not what `add` wrote."""
     text = read_text(path, _FACTS_MAX)
     try:
-        return StoredModule(**json.loads(text or ""))
-    except (ValueError, TypeError):
+        values = json.loads(text or "")
+        entry = StoredModule(**values)
+    except (ValueError, TypeError, RecursionError):
         return None
+    sound = all(isinstance(values[name], kinds) for name, kinds in _KINDS.items() if name in values)
+    # The hash is part of a path.
+    return entry if sound and entry.sha256 == path.stem and _SHA256.fullmatch(entry.sha256) else None

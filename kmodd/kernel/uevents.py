@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Module events from the kernel, by pyudev. The only file that imports it (1.6 MB resident beside asyncio and ctypes)."""
+"""Events of modules and devices from the kernel, by pyudev. The only file that imports it (1.6 MB resident)."""
 
 import asyncio
 import errno
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Protocol
@@ -45,6 +45,7 @@ RECEIVE_BUFFER = 8 << 20
 """Bytes; room for some ten thousand events while the loop is busy."""
 _DRAIN_MAX = 1_000_000
 _OVERFLOW = Uevent("overflow")
+_COMING_OR_GOING = frozenset({"add", "remove"})
 
 
 class Device(Protocol):
@@ -54,6 +55,8 @@ class Device(Protocol):
     def action(self) -> str | None: ...
     @property
     def device_path(self) -> str: ...
+    @property
+    def properties(self) -> Mapping[str, str]: ...
 
 
 class Monitor(Protocol):
@@ -67,9 +70,12 @@ class Monitor(Protocol):
 
 
 def kernel_monitor() -> Monitor:
-    """A started monitor of subsystem `module` on the kernel's own group: it needs no udevd, and only the kernel can send to it."""
+    """A started monitor on the kernel's own group: it needs no udevd, and only the kernel can send to it.
+
+    It has no filter. libudev's would spare no wake-up: the one it puts into the socket lets everything from the kernel pass
+    (sd_device_monitor_filter_update: `wrong magic, pass packet`), and sorts afterwards.
+    """
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
-    monitor.filter_by("module")
     # Needs CAP_NET_ADMIN. Without it the buffer is smaller, and an overflow costs a rescan, nothing more.
     with suppress(OSError):
         monitor.set_receive_buffer_size(RECEIVE_BUFFER)
@@ -87,6 +93,7 @@ class KernelUevents:
     def __init__(self, monitor: Monitor | None = None) -> None:
         self._monitor: Monitor | None = monitor or kernel_monitor()
         self._arrival: asyncio.Future[None] | None = None
+        self.on_device: Callable[[str, str], None] | None = None
 
     async def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost; ends after `close`. For one reader."""
@@ -116,12 +123,19 @@ class KernelUevents:
             # ValueError is how pyudev tells EINVAL, a datagram libudev could not read. Either way something was missed.
             except (OSError, ValueError):
                 drain(self._monitor.fileno())
+                if self.on_device is not None:
+                    self.on_device("overflow", "")
                 return _OVERFLOW
             if device is None:
                 return None
             event = _event(device)
             if event is not None:
                 return event
+            action = device.action
+            if self.on_device is not None and action in _COMING_OR_GOING:
+                alias = device.properties.get("MODALIAS", "")
+                if alias:
+                    self.on_device(action, alias)
         return None
 
     async def _arrived(self, monitor: Monitor) -> None:
@@ -164,7 +178,7 @@ def drain(descriptor: int) -> None:
 def _event(device: Device) -> Uevent | None:
     """What the event says; None when it is not about a module as such."""
     parent, _, name = device.device_path.rpartition("/")
-    if parent != "/module" or device.action not in {"add", "remove"} or not is_module_name(name):
+    if parent != "/module" or device.action not in _COMING_OR_GOING or not is_module_name(name):
         return None
     return Uevent(device.action, canonical(name))
 

@@ -21,7 +21,7 @@ class BootImage:
     def refresh(self) -> str:
         """The command that makes it anew."""
         if self.kind == "dracut":
-            return f"dracut -f --kver {self.release}"
+            return f"dracut -f {self.file} {self.release}"
         return f"update-initramfs -u -k {self.release}"
 
 

@@ -292,6 +292,32 @@ async def test_a_version_is_activated_switched_and_given_up(service: Bench, user
         await user.call("Activate", "ssa{sv}", "other", "1.0", {}, interface=STORE)
 
 
+async def test_a_dry_run_asks_polkit_and_changes_nothing(service: Bench, user: Client, tmp_path: Path) -> None:
+    tree = tmp_path / "machine/lib/modules" / RELEASE
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    dry = {"dry-run": Variant("b", True)}
+    said = await give(user, module(), **{"dry-run": True})
+    assert said[:2] == ("special", "1.0")
+    assert await listed(user) == []
+    assert not leftovers(tmp_path)
+    assert await give(user, module()) == said
+    assert await user.call("Activate", "ssa{sv}", "special", "1.0", dry, interface=STORE) == []
+    loading = {**dry, "load": Variant("b", True)}
+    assert await user.call("Activate", "ssa{sv}", "special", "1.0", loading, interface=STORE) == ["special"]
+    assert not any(row["active"] for row in await listed(user))
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+    await user.call("Activate", "ssa{sv}", "special", "1.0", {}, interface=STORE)
+    assert await user.call("Deactivate", "sa{sv}", "special", dry, interface=STORE) == []
+    assert [row["active"] for row in await listed(user)] == [True]
+    with pytest.raises(Reply, match="BadModule"):
+        await give(user, module()[:200], **{"dry-run": True})
+    service.polkit.mode = "deny"
+    with pytest.raises(Reply, match="AccessDenied"):
+        await give(user, module(), **{"dry-run": True})
+    with pytest.raises(Reply, match="AccessDenied"):
+        await user.call("Deactivate", "sa{sv}", "special", dry, interface=STORE)
+
+
 async def test_a_failing_depmod_leaves_everything_as_it_was(service: Bench, user: Client, tmp_path: Path) -> None:
     tree = tmp_path / "machine/lib/modules" / RELEASE
     await give(user, module())

@@ -3,11 +3,13 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kmodd.cli.exit_codes import ExitCode
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Program, Runner
@@ -50,3 +52,20 @@ def program(bus: str) -> Program:
         )
 
     return start
+
+
+@pytest.fixture
+def run(tmp_path_factory: pytest.TempPathFactory, kmodctl: Runner) -> Iterator[Runner]:
+    """kmodctl with a daemon of its own, on a simulated kernel."""
+    with private_bus(tmp_path_factory.mktemp("config")) as address:
+        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as daemon:
+            assert daemon.stderr is not None
+            assert "SIMULATED" in daemon.stderr.readline()
+            kmodctl.address = address
+            deadline = time.monotonic() + 10
+            while kmodctl("status").status == ExitCode.UNAVAILABLE:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            yield kmodctl
+            daemon.terminate()

@@ -30,6 +30,8 @@ SIGNATURES = {
     "GetMetrics": "a(ssa{ss}d)",
     "GetHistory": "aa{sv}",
     "ResetFailed": "",
+    "Apply": "a(sssas)",
+    "GetDrift": "aa{sv}",
     "GetAll": "a{sv}",
 }
 _TYPES = {

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`kmodctl config` against the real daemon on a simulated kernel, and how its answers look."""
 
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +10,9 @@ from kmodd.cli import config_drift, config_show
 from kmodd.cli.exit_codes import ExitCode
 from kmodd.model import Rule
 from kmodd.model.configuration import Drift, Finding, OwnFile, ShownRule
-from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner, screen
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def run(tmp_path_factory: pytest.TempPathFactory, kmodctl: Runner) -> Iterator[Runner]:
-    """kmodctl with a daemon of its own."""
-    with private_bus(tmp_path_factory.mktemp("config")) as address:
-        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
-        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as daemon:
-            assert daemon.stderr is not None
-            assert "SIMULATED" in daemon.stderr.readline()
-            kmodctl.address = address
-            deadline = time.monotonic() + 10
-            while kmodctl("status").status == ExitCode.UNAVAILABLE:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            yield kmodctl
-            daemon.terminate()
 
 
 def ours(run: Runner) -> list[tuple[str, str, str]]:

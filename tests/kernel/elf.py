@@ -21,10 +21,11 @@ def module_file(
     imports: Iterable[str] = (),
     this_module: str = "",
     versions: Mapping[str, int] | None = None,
+    sums: Mapping[str, int] | None = None,
 ) -> bytes:
     """Build an ELF object with a .modinfo section, and a symbol table when it exports or imports symbols.
 
-    `this_module` is the name in its struct module, `versions` are checksums of symbols it uses.
+    `this_module` is the name in its struct module, `versions` are checksums of symbols it uses, `sums` of symbols it exports.
     """
     order = ">" if big_endian else "<"
     info = b"".join((text if isinstance(text, bytes) else text.encode()) + b"\0" for text in strings)
@@ -35,6 +36,10 @@ def module_file(
     for name in imports:
         symbols += struct.pack(order + "IBBHQQ", len(texts), 0x10, 0, 0, 0, 0)
         texts += name.encode() + b"\0"
+    for name, value in (sums or {}).items():
+        for symbol, section, what in ((f"__ksymtab_{name}", 1, 0), (f"__crc_{name}", 0xFFF1, value)):
+            symbols += struct.pack(order + "IBBHQQ", len(texts), 0x10, 0, section, what, 0)
+            texts += symbol.encode() + b"\0"
     # (name, type, content, link, entry size)
     sections: list[tuple[bytes, int, bytes, int, int]] = []
     if modinfo:

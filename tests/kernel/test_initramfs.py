@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The initramfs is compared with what it was made from, by content where it can be read and by time where it cannot."""
 
+import bz2
 import gzip
 import lzma
 import os
+import subprocess
 from collections.abc import Callable, Mapping
 from ctypes import CDLL, c_char_p, c_int, c_size_t, create_string_buffer
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kmodd.kernel.compression import Damaged, Unsupported
-from kmodd.kernel.cpio import members
+from kmodd.kernel.cpio import CONTENT_MAX, NAME_MAX, members
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.trees import ModuleTrees
 from kmodd.model.boot import Trees
@@ -48,8 +50,36 @@ def xz(data: bytes) -> bytes:
     return lzma.compress(data, check=lzma.CHECK_CRC32)  # as the kernel's decoder wants it
 
 
+def with_tool(*command: str) -> Callable[[bytes], bytes]:
+    """Packs as initramfs-tools and dracut do, by the format's own program."""
+
+    def pack(data: bytes) -> bytes:
+        return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
+
+    return pack
+
+
+def lzma_alone(data: bytes) -> bytes:
+    return lzma.compress(data, format=lzma.FORMAT_ALONE)
+
+
 EARLY = cpio({"kernel/x86/microcode/GenuineIntel.bin": b"\1" * 5000})
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {"plain": bytes, "gzip": gzip.compress, "xz": xz, "zstd": zstd}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "xz": xz,
+    "zstd": zstd,
+    "bzip2": bz2.compress,
+    "lzma": lzma_alone,
+    "lz4": with_tool("lz4", "-l", "-9", "-c"),
+    "lzo": with_tool("lzop", "-9", "-c"),
+}
+
+
+@pytest.fixture(scope="module")
+def packed() -> Mapping[str, bytes]:
+    """A small image in each compression."""
+    return {name: EARLY + pack(cpio({"etc/a.conf": b"one" * 50})) for name, pack in COMPRESSIONS.items()}
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -68,17 +98,44 @@ def test_archives_are_read(tmp_path: Path, compression: str, early: bytes) -> No
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
-def test_damaged_archives_are_refused_or_read(tmp_path: Path, compression: str, data: st.DataObject) -> None:
-    whole = EARLY + COMPRESSIONS[compression](cpio({"etc/a.conf": b"one" * 50}))
+def test_damaged_archives_are_refused_or_read(
+    tmp_path: Path, packed: Mapping[str, bytes], compression: str, data: st.DataObject
+) -> None:
+    whole = packed[compression]
     at = data.draw(st.integers(0, len(whole) - 1))
     damaged = whole[:at] + data.draw(st.binary(max_size=12)) + whole[at + data.draw(st.integers(0, 12)) :]
     image = tmp_path / "image"
     image.write_bytes(damaged)
     try:
-        for _ in members(image, lambda name: True):
-            pass
+        found = list(members(image, lambda name: True))
     except (Damaged, Unsupported):
         return
+    # What is read is bounded by the header's own words, whatever they became.
+    for name, size, content in found:
+        assert len(name) <= NAME_MAX
+        assert content is None or len(content) == size <= CONTENT_MAX
+
+
+def test_a_bomb_of_zeros_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmodd.kernel.cpio.UNPACKED_MAX", 1 << 20)
+    for compression in COMPRESSIONS.keys() - {"plain"}:
+        image = tmp_path / compression
+        image.write_bytes(COMPRESSIONS[compression](cpio({"a": bytes(3 << 20)})))
+        with pytest.raises(Damaged):
+            list(members(image, lambda name: False))
+
+
+def test_a_missing_library_is_an_unsupported_compression(
+    tmp_path: Path, packed: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("kmodd.kernel.initramfs_compression.ctypes.CDLL", missing)
+    for compression in ("lz4", "lzo"):
+        (tmp_path / "image").write_bytes(packed[compression])
+        with pytest.raises(Unsupported, match="is not installed"):
+            list(members(tmp_path / "image", lambda name: False))
 
 
 class Machine:
@@ -122,7 +179,7 @@ def test_no_image_is_no_finding(m: Machine) -> None:
     assert Initramfs(m.root, RELEASE).look() is None
 
 
-@pytest.mark.parametrize(("name", "command"), [(DEBIAN, "update-initramfs -u -k "), (DRACUT, "dracut -f --kver ")])
+@pytest.mark.parametrize(("name", "command"), [(DEBIAN, "update-initramfs -u -k "), (DRACUT, f"dracut -f /{DRACUT} ")])
 def test_a_changed_rule_makes_it_stale(m: Machine, name: str, command: str) -> None:
     image = m.image(name)
     found = image.look()
@@ -161,6 +218,64 @@ def test_dracut_for_any_machine_has_no_rules_by_intention(m: Machine) -> None:
     found = image.look()
     assert found is not None
     assert found.differences == ()
+
+
+def test_dracut_for_this_machine_lacks_what_is_new(m: Machine) -> None:
+    m.files["usr/lib/dracut/hostonly-files"] = b"/etc/ld.so.conf\n"
+    del m.files["etc/modprobe.d/a.conf"]
+    image = m.image(DRACUT)
+    m.write("etc/modprobe.d/kmodd-blacklist.conf", b"blacklist x\n", age=-5)
+    assert differences(image) == ("it lacks /etc/modprobe.d/a.conf", "it lacks /etc/modprobe.d/kmodd-blacklist.conf")
+
+
+def test_debians_dracut_is_told_by_what_is_inside(m: Machine) -> None:
+    m.write("usr/sbin/update-initramfs", b"")
+    m.files["usr/lib/dracut/build-parameter.txt"] = b""
+    image = m.image(DEBIAN)
+    m.write("etc/modprobe.d/a.conf", b"#\n", age=-5)
+    m.write("etc/initramfs-tools/modules", b"y\n", age=-5)
+    found = image.look()
+    assert found is not None
+    assert found.differences == ("/etc/modprobe.d/a.conf has changed",)
+    assert (found.kind, found.refresh) == ("dracut", f"dracut -f /{DEBIAN} {RELEASE}")
+
+
+def test_an_unread_image_belongs_to_what_is_installed(m: Machine) -> None:
+    m.write("usr/bin/dracut", b"")
+    image = m.image(DEBIAN, b"in no format")
+    m.write("etc/modprobe.d/a.conf", b"#\n", age=-5)
+    found = image.look()
+    assert found is not None
+    assert (found.by_content, found.refresh) == (False, f"dracut -f /{DEBIAN} {RELEASE}")
+    m.write("usr/sbin/update-initramfs", b"")
+    found = m.image(DEBIAN, b"in no format").look()
+    assert found is not None
+    assert found.refresh == f"update-initramfs -u -k {RELEASE}"
+
+
+def test_folders_that_the_image_never_had_do_not_count(m: Machine) -> None:
+    m.write("usr/local/lib/modprobe.d/mine.conf", b"options x y=2\n", age=-5)
+    m.write("etc/modules-load.d/mine.conf", b"x\n", age=-5)
+    image = m.image()
+    assert differences(image) == ()
+    m.files["etc/modules-load.d/mine.conf"] = b"x\n"
+    image = m.image()
+    m.write("etc/modules-load.d/kmodd.conf", b"y\n", age=-5)
+    assert differences(image) == ("it lacks /etc/modules-load.d/kmodd.conf",)
+
+
+@pytest.mark.parametrize("end", [".xz", ".zst"])
+def test_compressed_modules_are_compared_too(m: Machine, end: str) -> None:
+    del m.files[f"{TREE}/kernel/drivers/x.ko"]
+    m.files[f"{TREE}/kernel/drivers/x.ko{end}"] = b"x" * 50
+    m.write(f"{TREE}/kernel/drivers/x.ko{end}", b"x" * 50)
+    m.write(f"{TREE}/modules.dep", f"kernel/drivers/x.ko{end}:\n".encode())
+    image = m.image()
+    m.date(f"{TREE}/modules.dep", -5)
+    assert differences(image) == ()
+    m.write(f"{TREE}/kernel/drivers/x.ko{end}", b"x" * 60)
+    m.date(f"{TREE}/modules.dep", -6)
+    assert differences(image) == ("x.ko has changed",)
 
 
 def test_modules_that_changed_moved_or_went(m: Machine) -> None:

@@ -3,19 +3,24 @@
 
 import asyncio
 import gzip
+import json
 import os
 import random
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from kmodd.core.compatibility import check_file, check_kernel
+from kmodd.errors import KmoddError
 from kmodd.kernel.module_parser import examine
 from kmodd.kernel.parser_process import ModuleParser, read_examination
 from kmodd.model.store import Examination, FileFault
+from kmodd.names import is_module_name
 from tests.kernel.elf import module_file, pkcs7_message, sign
 
 RELEASE = "6.1.0-9-amd64"
@@ -96,6 +101,78 @@ def test_another_installed_kernel_is_compared_with_its_own_files(tree: Path) -> 
     assert found.match.unknown == ()  # nothing tells the symbols of a kernel that does not run
 
 
+def headers(tree: Path, release: str, **sums: int) -> None:
+    """What the headers of a kernel bring."""
+    made = tree / "lib/modules" / release
+    (made / "build").mkdir(parents=True, exist_ok=True)
+    rows = "".join(f"0x{value:08x}\t{name}\tvmlinux\tEXPORT_SYMBOL\t\n" for name, value in sums.items())
+    (made / "build/Module.symvers").write_text(rows)
+
+
+def for_another_kernel(**versions: int) -> bytes:
+    return module_file(["name=x", "vermagic=6.2.0 SMP "], this_module="x", versions=versions, imports=sorted(versions))
+
+
+@pytest.fixture
+def second(tree: Path) -> Path:
+    """Another installed kernel, with headers."""
+    made = tree / "lib/modules/6.2.0"
+    (made / "kernel").mkdir(parents=True)
+    witness = module_file(["vermagic=6.2.0 SMP "], this_module="vfat", versions={"module_layout": 9})
+    (made / "kernel/vfat.ko").write_bytes(witness)
+    (made / "modules.dep").write_text("kernel/vfat.ko:\n")
+    headers(tree, "6.2.0", module_layout=9, printk=5)
+    return tree
+
+
+def test_the_headers_of_another_kernel_tell_its_symbols(second: Path) -> None:
+    match = look(second, for_another_kernel(module_layout=9, printk=5)).match
+    assert (match.release, match.unknown, match.mismatched, match.unchecked) == ("6.2.0", (), (), 0)
+    match = look(second, for_another_kernel(module_layout=9, printk=6)).match
+    assert (match.unknown, match.mismatched) == ((), ("printk",))
+    match = look(second, for_another_kernel(module_layout=9, gone=1)).match
+    assert (match.unknown, match.mismatched, match.unchecked) == (("gone",), (), 1)
+
+
+def test_headers_of_another_build_are_not_believed(second: Path) -> None:
+    headers(second, "6.2.0", module_layout=10, printk=5)
+    match = look(second, for_another_kernel(module_layout=9, printk=6, gone=1)).match
+    assert (match.unknown, match.mismatched, match.unchecked) == ((), (), 2)
+
+
+@pytest.mark.parametrize("place", ["boot/symvers-6.2.0.gz", "lib/modules/6.2.0/symvers.gz"])
+def test_packed_symvers_are_read(second: Path, place: str) -> None:
+    plain = second / "lib/modules/6.2.0/build/Module.symvers"
+    (second / "boot").mkdir()
+    (second / place).write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert look(second, for_another_kernel(module_layout=9, printk=6)).match.mismatched == ("printk",)
+
+
+def test_a_system_map_tells_the_names_alone(second: Path) -> None:
+    (second / "lib/modules/6.2.0/build/Module.symvers").unlink()
+    (second / "boot").mkdir()
+    for text, unknown in (
+        ("ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n", ()),
+        ("ffffffff81000000 r __ksymtab_printk\nffffffff81000008 T gone\n", ("gone",)),
+    ):
+        (second / "boot/System.map-6.2.0").write_text(text)
+        match = look(second, for_another_kernel(module_layout=9, printk=6, gone=1)).match
+        assert (match.unknown, match.mismatched, match.unchecked) == (unknown, (), 2)
+
+
+def test_who_exports_a_symbol_says_its_checksum(second: Path) -> None:
+    """Also a module that came with no kernel: nobody else can know it."""
+    made = second / "lib/modules/6.2.0"
+    (made / "updates").mkdir()
+    (made / "updates/my-bus.ko").write_bytes(module_file(this_module="my_bus", sums={"my_attach": 0x77}))
+    (made / "modules.dep").write_text("kernel/vfat.ko:\nupdates/my-bus.ko:\n")
+    (made / "modules.symbols").write_text("# Aliases for symbols\nalias symbol:my_attach my_bus\n")
+    match = look(second, for_another_kernel(module_layout=9, my_attach=0x77)).match
+    assert (match.unknown, match.mismatched, match.unchecked) == ((), (), 0)
+    assert look(second, for_another_kernel(module_layout=9, my_attach=0x78)).match.mismatched == ("my_attach",)
+
+
 def test_a_kernel_that_hides_its_symbols_cannot_be_compared(tree: Path) -> None:
     (tree / "proc/kallsyms").write_text("0000 T secret\n")
     assert look(tree, module_file(["name=x", VERMAGIC], this_module="x", imports=["nobody_knows"])).match.unknown == ()
@@ -137,6 +214,12 @@ def test_mutated_files_are_answered_and_nothing_else(tree: Path) -> None:
             found = examine(source, copy, plain, maximum=1 << 20, unpacked=1 << 20, root=tree, release=RELEASE)
             assert time.monotonic() - begun < 2
             faults.add(found.fault)
+            # The daemon takes every answer apart again: none may be one that it does not understand.
+            assert read_examination(json.dumps(asdict(found)).encode()) == found
+            with suppress(KmoddError):
+                name = check_file(found, maximum=1 << 20, unpacked=1 << 20)
+                assert is_module_name(name)
+                assert check_kernel(name, found) == RELEASE
     assert {"", FileFault.NOT_ELF, FileFault.TRUNCATED, FileFault.DAMAGED, FileFault.NOT_A_MODULE} <= faults
 
 

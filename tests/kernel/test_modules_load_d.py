@@ -112,3 +112,20 @@ def test_a_fifo_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "etc/modules-load.d/a.conf")
     (file,) = ConfigurationFolders(tmp_path, "6.1.0").files().autoload
     assert file.rules == ()
+
+
+def test_what_is_loaded_at_boot_is_what_is_in_force(tmp_path: Path) -> None:
+    for folder, text in (
+        ("etc/modules-load.d", "a\n# b\n"),
+        ("usr/lib/modules-load.d", "hidden\n"),
+        ("lib/modules-load.d", ""),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.conf").write_text(text)
+    (tmp_path / "usr/lib/modules-load.d/y.conf").write_text("snd-pcm\n")
+    folders = ConfigurationFolders(tmp_path, "6.1.0", command_line="modules-load=c rd.modules-load=d quiet")
+    assert [(rule.module, rule.file) for rule in folders.autoload()] == [
+        ("a", "/etc/modules-load.d/x.conf"),
+        ("snd_pcm", "/usr/lib/modules-load.d/y.conf"),
+        ("c", "/proc/cmdline"),
+    ]

@@ -2,6 +2,7 @@
 """The store's folder and module trees: what a crash at any step, a full disk or a hostile name leaves."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,44 @@ def test_everything_is_roots_alone(files: StoreFiles, tmp_path: Path) -> None:
     finally:
         os.umask(0o022)
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "store").rglob("*")} == {0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "../../../etc/passwd"},
+        {"sha256": "cd" * 32},
+        {"size": "7"},
+        {"name": ["special"]},
+        {"signed": 1},
+        {"uid": "0"},
+        {"unknown": 1},
+        {"kernel": "6.1.0-10"},
+    ],
+)
+def test_facts_that_somebody_changed_are_told_and_not_believed(files: StoreFiles, change: dict[str, Any]) -> None:
+    add(files)
+    path = files.path(ENTRY).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert files.entries() == []
+    assert files.damaged == (str(path),)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 10_000, '{"name": "special"}'])
+def test_facts_that_are_no_facts_are_told(files: StoreFiles, text: str) -> None:
+    add(files)
+    files.path(ENTRY).with_suffix(".json").write_text(text)
+    assert files.entries() == []
+    assert len(files.damaged) == 1
+
+
+def test_folders_in_the_way_stop_no_start(files: StoreFiles, tmp_path: Path) -> None:
+    add(files)
+    (tmp_path / "store/spool/x/y").mkdir(parents=True)
+    (files.path(ENTRY).parent / "odd.ko").mkdir()
+    files.prepare()
+    assert files.entries() == [ENTRY]
+    assert list((tmp_path / "store/spool").iterdir()) == []
 
 
 STEPS = ["rename", "fsync", "mkdir", "unlink", "open", "write"]

@@ -6,9 +6,9 @@ import errno
 import gc
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from kmodd.names import ModuleName
 class FakeDevice:
     action: str | None
     device_path: str
+    properties: Mapping[str, str] = field(default_factory=dict)
 
 
 class FakeMonitor:
@@ -42,14 +43,14 @@ class FakeMonitor:
             if self.broken is not None:
                 self.ours.recv(1, socket.MSG_PEEK)
                 raise self.broken
-            action, path = self.ours.recv(4096).decode().split(" ")
+            action, path, *alias = self.ours.recv(4096).decode().split(" ")
         except BlockingIOError:
             self.broken = None
             return None
-        return FakeDevice(action, path)
+        return FakeDevice(action, path, {"MODALIAS": alias[0]} if alias else {"SUBSYSTEM": "pci"})
 
-    def send(self, action: str, path: str) -> None:
-        self.kernel.send(f"{action} {path}".encode())
+    def send(self, action: str, path: str, *alias: str) -> None:
+        self.kernel.send(" ".join((action, path, *alias)).encode())
 
 
 @pytest.fixture
@@ -102,6 +103,27 @@ async def test_what_is_no_module_coming_or_going_is_passed_over(monitor: FakeMon
     monitor.send(action, path)
     monitor.send("add", "/module/after")
     assert await take(KernelUevents(monitor), 1) == [Uevent("add", ModuleName("after"))]
+
+
+async def test_devices_with_an_alias_are_told_beside(monitor: FakeMonitor) -> None:
+    source = KernelUevents(monitor)
+    monitor.send("add", "/devices/pci0000:00/0000:00:01.0", "pci:v1")
+    monitor.send("add", "/module/first")
+    assert await take(source, 1) == [Uevent("add", ModuleName("first"))], "nobody wants to know of devices"
+    told: list[tuple[str, str]] = []
+    source.on_device = lambda action, alias: told.append((action, alias))
+    monitor.send("add", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
+    monitor.send("change", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
+    monitor.send("bind", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
+    monitor.send("add", "/devices/virtual/net/lo")
+    monitor.send("remove", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
+    monitor.send("add", "/module/second")
+    assert await take(source, 1) == [Uevent("add", ModuleName("second"))]
+    assert told == [("add", "pci:v2"), ("remove", "pci:v2")]
+    monitor.broken = OSError(errno.ENOBUFS, "overflow")
+    monitor.send("add", "/module/lost")
+    assert await take(source, 1) == [Uevent("overflow")]
+    assert told[2:] == [("overflow", "")]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "overflow"), ValueError("EINVAL")])

@@ -159,34 +159,48 @@ def test_killing_the_daemon_while_it_writes_loses_nothing(vm: Machine) -> None:
     assert [name for name in files(vm) if "/.kmodd" in name] == []
 
 
-def test_ansible_beside_kmodd(vm: Machine) -> None:
-    """What community.general's modprobe and kernel_blacklist write, for other modules and for the same one."""
-    config(vm, "autoload", "kmodd_test_params", "level=4")
-    config(vm, "blacklist", "kmodd_test_good")
-    ours = vm.check(f"cat {' '.join(OURS)}")
-    vm.write_file("/etc/modules-load.d/loop.conf", "loop\n")
-    vm.write_file("/etc/modprobe.d/loop.conf", "options loop max_loop=4\n")
-    vm.write_file("/etc/modprobe.d/blacklist-ansible.conf", "blacklist kmodd_test_info\n")
-    # `persistent: absent` for the module that is ours comments its lines out in every file of the two folders.
-    name = "kmodd_test_params"
-    vm.check(
-        rf"sed -i -E 's/^( *{name} *([#;].*)?)$/#\1/' /etc/modules-load.d/*.conf;"
-        rf"sed -i -E 's/^(options {name} [A-Za-z0-9_]+=[^ ]+ *([#;].*)?)$/#\1/' /etc/modprobe.d/*.conf"
-    )
-    assert vm.check(f"cat {' '.join(OURS)}") == ours
-    theirs = "cat /etc/modules-load.d/loop.conf /etc/modprobe.d/loop.conf /etc/modprobe.d/blacklist-ansible.conf"
-    before = vm.check(theirs)
-    assert "/etc/modprobe.d/loop.conf" in config(vm, "options", "loop", "max_loop=8", code=IN_THE_WAY)
-    config(vm, "autoload", "loop", "max_part=2")
-    config(vm, "blacklist", "kmodd_test_info", "--hard")
-    files_named = {row["file"] for row in shown(vm, "loop")}
-    assert files_named >= {AUTOLOAD, OPTIONS, "/etc/modules-load.d/loop.conf", "/etc/modprobe.d/loop.conf"}
-    config(vm, "autoload", "loop", "--off")
-    config(vm, "options", "loop", "--off")
-    config(vm, "blacklist", "kmodd_test_info", "--off")
-    assert vm.check(theirs) == before
-    assert vm.check(f"cat {' '.join(OURS)}") == ours
-    vm.check("rm /etc/modules-load.d/loop.conf /etc/modprobe.d/loop.conf /etc/modprobe.d/blacklist-ansible.conf")
+def test_what_is_wrong_with_the_rules_of_a_machine(vm: Machine) -> None:
+    """Every kind of finding, beside what modprobe itself makes of the files."""
+    made = {
+        "/etc/modprobe.d/admin.conf": (
+            "options kmodd_test_params levl=4\n"
+            "blacklist kmodd_test_good\n"
+            "install kmodd_test_info /bin/sh -c true\n"
+            "softdep kmodd_test_soft pre: kmodd_test_dep_a\n"
+            "options kmodd_test_params level=3\n"
+        ),
+        "/etc/modprobe.d/later.conf": "options kmodd_test_params level=5\n",
+        "/run/modprobe.d/later.conf": "options kmodd_test_params level=7\n",
+        "/usr/local/lib/modprobe.d/later.conf": "options kmodd_test_params level=5\n",
+        "/etc/modules-load.d/admin.conf": "kmodd_test_nosuch\nkmodd_test_good\n",
+    }
+    try:
+        for path, text in made.items():
+            vm.write_file(path, text)
+        rows: list[dict[str, Any]] = json.loads(vm.check("kmodctl --json config show"))
+        found = {(row["file"], row["line"], kind): said for row in rows for kind, said in row["findings"]}
+        admin = "/etc/modprobe.d/admin.conf"
+        assert "did you mean level?" in found[admin, 1, "unknown-parameter"]
+        assert "still loaded by its name" in found[admin, 2, "loadable-by-name"]
+        assert "shell command as root" in found[admin, 3, "shell-command"]
+        assert "/etc/modprobe.d/later.conf:1 gives level another value" in found[admin, 5, "overridden"]
+        assert "/etc/modprobe.d/later.conf has the same name" in found["/run/modprobe.d/later.conf", 1, "shadowed"]
+        assert "has the same rules" in found["/usr/local/lib/modprobe.d/later.conf", 1, "duplicate"]
+        assert "no module kmodd_test_nosuch" in found["/etc/modules-load.d/admin.conf", 1, "missing-module"]
+        assert "blacklisted" in {
+            kind for file, line, kind in found if (file, line) == ("/etc/modules-load.d/admin.conf", 2)
+        }
+        # The first line about soft dependencies counts for modprobe; depmod's own file is read after ours.
+        assert [file for file, _, kind in found if kind == "softdep-override" and file.endswith("modules.softdep")]
+        (last,) = [row for row in rows if row["file"] == "/etc/modprobe.d/later.conf"]
+        assert last["masks"] == ["/run/modprobe.d/later.conf", "/usr/local/lib/modprobe.d/later.conf"]
+        shown = vm.check("modprobe --showconfig")
+        assert "level=7" not in shown
+        vm.check("modprobe kmodd_test_params; modprobe kmodd_test_soft")
+        assert vm.check("cat /sys/module/kmodd_test_params/parameters/level").strip() == "5"
+        assert is_loaded(vm, "kmodd_test_dep_a")
+    finally:
+        vm.run(f"rm -f {' '.join(made)}; modprobe -r kmodd_test_params kmodd_test_soft kmodd_test_dep_a; true")
 
 
 def test_only_who_may_can_change_it_and_everyone_sees_it(vm: Machine) -> None:

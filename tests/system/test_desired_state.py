@@ -100,6 +100,50 @@ def test_conditions_on_kernel_and_hardware(vm: Machine) -> None:
     assert apply(vm) == {"kmodd_test_dep_a": "changed"}
 
 
+def test_a_device_that_is_plugged_in_loads_its_module(vm: Machine) -> None:
+    """The machine's SMBus controller, taken out and found again as a hot-plugged card is; nothing uses it."""
+    device = next(
+        path
+        for path in vm.check("grep -l 0x0c0500 /sys/bus/pci/devices/*/class").split()
+        if vm.run(["test", "-e", path]).code == 0
+    ).removesuffix("/class")
+    alias = vm.check(["cat", f"{device}/modalias"]).strip()
+    vm.check(f"echo 1 > {device}/remove")
+    want(vm, f'[module.kmodd_test_good]\nstate = "loaded"\nwhen = {{ alias = "{alias[:24]}*" }}\n')
+    assert drift(vm) == set()
+    pid = main_pid(vm)
+    vm.check("echo 1 > /sys/bus/pci/rescan")
+    assert until(lambda: is_loaded(vm, "good"))
+    vm.check(f"rmmod kmodd_test_good; echo 1 > {device}/remove; echo 1 > /sys/bus/pci/rescan")
+    assert until(lambda: is_loaded(vm, "good")), "it came anew"
+    assert main_pid(vm) == pid
+
+
+def test_a_changed_file_is_noticed_without_asking(vm: Machine) -> None:
+    """Nobody reloads anything: a module that depmod finds at last, and a file of wishes that is mended."""
+    file = vm.check("modinfo -n kmodd_test_good").strip()
+    vm.check(f"mv {file} /root/ && depmod -a", timeout=120)
+    want(vm, '[module.kmodd_test_good]\nstate = "loaded"\nafter = ["kmodd_test_dep_a"]\n')
+    vm.check("modprobe kmodd_test_dep_a")
+    assert until(lambda: [check["status"] for check in health(vm, "desired-state")] == ["degraded"])
+    vm.check(f"mv /root/kmodd_test_good.ko {file} && depmod -a", timeout=120)
+    assert until(lambda: is_loaded(vm, "good")), "tried again when its file came"
+    assert [check["status"] for check in health(vm, "desired-state")] == ["ok"]
+    pid, before = main_pid(vm), wakes(vm)
+    vm.check("sleep 10")
+    assert wakes(vm) - before <= 3, "who watches does not look"
+    want(vm, '[module.kmodd_test_soft]\nstate = "loaded"\nafter = "kmodd_test_dep_a"\n', reload=False)
+    assert until(lambda: "test.toml, line 3: after is a list" in vm.journal("-u", "kmodd", "-p", "err"))
+    want(vm, '[module.kmodd_test_soft]\nstate = "loaded"\nafter = ["kmodd_test_dep_a"]\n', reload=False)
+    assert until(lambda: is_loaded(vm, "soft"))
+    assert main_pid(vm) == pid
+
+
+def wakes(vm: Machine) -> int:
+    """How often the daemon's loop was woken since it started."""
+    return int(vm.check(f"awk '/^voluntary/ {{ print $2 }}' /proc/{main_pid(vm)}/status"))
+
+
 def test_drift_and_apply_of_everything(vm: Machine) -> None:
     vm.check("modprobe kmodd_test_params")
     want(
@@ -152,6 +196,20 @@ def test_daemon_settings_are_taken_over_while_it_runs(vm: Machine) -> None:
     refused = vm.run(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 61")
     assert "from 1 to 60" in refused.stderr
     vm.check(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 60")
+    # A bad one is told by file, line and the nearest key there is, and what it said before holds.
+    vm.write_file("/etc/kmodd/kmodd.toml", "[operations]\ntimeout-max = 90\ntimout = 9\n")
+    refused = vm.run(f"{CONFIGURATION} Reload")
+    assert (
+        "/etc/kmodd/kmodd.toml, line 3: there is no setting timout in [operations]; did you mean timeout?"
+        in refused.stderr
+    )
+    assert "from 1 to 60" in vm.run(f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 61").stderr
+    # A drop-in that nobody reloads is taken over once it is there, and the last one wins.
+    vm.write_file("/etc/kmodd/kmodd.toml", "[operations]\ntimeout-max = 60\n")
+    vm.write_file("/etc/kmodd/kmodd.toml.d/50-lab.toml", "[operations]\ntimeout-max = 70\n")
+    over = f"{MANAGER} Load 'sa{{ss}}a{{sv}}' kmodd_test_good 0 1 timeout u 71"
+    assert until(lambda: "from 1 to 70" in vm.run(over).stderr)
+    vm.check("rm -r /etc/kmodd/kmodd.toml.d")
 
 
 def test_after_a_reboot_the_machine_is_as_it_was_meant_to_be(fresh_vm: Machine) -> None:

@@ -2,12 +2,15 @@
 """Custom modules with the real kernel, depmod and modprobe."""
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.system.service import main_pid, show, wait_until
+from tests.vm import rootfs
 from tests.vm.machine import Machine
 
 BROKEN = "/usr/lib/kmodd-test/broken"
@@ -179,6 +182,79 @@ def test_a_full_disk_is_an_error_and_no_more(vm: Machine) -> None:
         vm.check("systemctl stop kmodd && umount /var/lib/kmodd/store && systemctl start kmodd", timeout=90)
 
 
+def test_a_read_only_module_tree_is_an_error_and_no_more(vm: Machine) -> None:
+    store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
+    vm.check("mount --bind /lib/modules /lib/modules && mount -o remount,bind,ro /lib/modules")
+    try:
+        said = refused(vm, "activate", GOOD, "1", "--load")
+        assert "Conflict" in said
+        assert "read-only" in said
+    finally:
+        vm.check("umount /lib/modules")
+    assert [row["active"] for row in store(vm, "list")] == [False]
+    assert not vm.run("ls /var/lib/kmodd/store/*/*/changing").stdout
+    assert store(vm, "activate", GOOD, "1", "--load")["reloaded"] == [GOOD]
+
+
+def test_a_dry_run_changes_nothing(vm: Machine) -> None:
+    look = "find /lib/modules /var/lib/kmodd/store -type f -printf '%p %T@ %s\\n' | sort | sha256sum"
+    before = vm.check(look)
+    store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1", "--dry-run")
+    assert store(vm, "list") == []
+    assert "truncated" in refused(vm, "import", f"{BROKEN}/dummy_truncated.ko", "--dry-run")
+    assert vm.check(look) == before
+    store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
+    assert store(vm, "activate", GOOD, "1", "--load", "--dry-run")["reloaded"] == [GOOD]
+    assert [row["active"] for row in store(vm, "list")] == [False]
+    assert vm.run(["modinfo", GOOD]).code != 0
+    store(vm, "activate", GOOD, "1", "--load")
+    assert store(vm, "deactivate", GOOD, "--load", "--dry-run")["reloaded"] == [GOOD]
+    assert "Conflict" in refused(vm, "remove", GOOD, "1", "--dry-run")
+    assert vm.check(f"lsmod | grep ^{GOOD}")
+
+
+def test_a_second_kernel_has_its_own_versions(vm: Machine) -> None:
+    """Another installed kernel, with headers, and not running: checked against its own symbols, activated in its own tree."""
+    release = vm.check("uname -r").strip()
+    newer = release.replace("6.1.", "6.9.")
+    tree = f"/lib/modules/{newer}"
+    # The copy has the same modules, so this kernel's own Module.symvers is its.
+    vm.check(f"cp -a /lib/modules/{release} {tree} && mkdir {tree}/build", timeout=180)
+    headers = rootfs.build() / "headers/usr/src" / f"linux-headers-{release}"
+    vm.write_file(f"{tree}/build/Module.symvers", (headers / "Module.symvers").read_bytes())
+    vm.check(f"rm -f {tree}/updates/kmodd-test/kmodd_test_dep_a.ko; depmod {newer}", timeout=180)
+    for name in (GOOD, "kmodd_test_dep_b"):
+        content = vm.read_file(f"{FILES}/{name}.ko")
+        vm.write_file(f"{FILES}/newer/{name}.ko", content.replace(b"vermagic=6.1.", b"vermagic=6.9."))
+    try:
+        store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
+        store(vm, "activate", GOOD, "1")
+        (said,) = findings(vm, "store-version-missing")
+        assert newer in said
+        assert GOOD in said
+        said = refused(vm, "import", f"{FILES}/newer/kmodd_test_dep_b.ko")
+        assert "UnknownSymbol" in said
+        assert newer in said
+        assert "kmodd_test_dep_a_value" in said
+        store(vm, "import", f"{FILES}/newer/{GOOD}.ko", "--version", "1")
+        assert {row["kernel"] for row in store(vm, "list")} == {release, newer}
+        (said,) = findings(vm, "store-version-missing")
+        assert "one is in the store" in said
+        index = vm.check(f"stat -c %Y.%i /lib/modules/{release}/modules.dep")
+        assert store(vm, "activate", GOOD, "1", "--kernel", newer, "--load")["reloaded"] == []
+        assert vm.check(f"modinfo -k {newer} -n {GOOD}").strip() == f"{tree}/updates/kmodd/{GOOD}.ko"
+        assert vm.check(f"modinfo -k {newer} -F vermagic {GOOD}").startswith("6.9.")
+        assert vm.check(f"stat -c %Y.%i /lib/modules/{release}/modules.dep") == index, (
+            "the running kernel's is untouched"
+        )
+        assert not findings(vm, "store-version-missing")
+        store(vm, "deactivate", GOOD, "--kernel", newer)
+        assert vm.run(f"modinfo -k {newer} {GOOD}").code != 0
+        assert modinfo(vm, "filename").startswith(f"/lib/modules/{release}/updates/kmodd/")
+    finally:
+        vm.check(f"rm -rf {tree}", timeout=120)
+
+
 def test_what_is_no_file_is_refused_at_once(vm: Machine) -> None:
     vm.check("mkfifo -m 600 /root/fifo")
     for path in ("/root", "/dev/zero"):
@@ -186,8 +262,32 @@ def test_what_is_no_file_is_refused_at_once(vm: Machine) -> None:
     assert "regular file" in vm.run("kmodctl store import /root/fifo", timeout=30).stderr
 
 
-def test_unsigned_modules_under_lockdown(boot_vm: Any) -> None:
+def test_unsigned_modules_under_lockdown(boot_vm: Any, tmp_path: Path) -> None:
     vm = boot_vm("lockdown=integrity", kmodd=True)
     said = refused(vm, "import", "--shadow", f"{BROKEN}/dummy_unsigned.ko")
     assert "Lockdown" in said
     assert "mokutil --import" in said
+    assert "store import --sign" in said
+    # Signed with a key of one's own, by the kernel's own program: taken, and refused by the kernel until it knows the key.
+    release = vm.check("uname -r").strip()
+    kbuild = next((rootfs.build() / "headers/usr/lib").glob("linux-kbuild-*/scripts/sign-file"))
+    vm.write_file(f"/usr/lib/{kbuild.parts[-3]}/scripts/sign-file", kbuild.read_bytes(), mode=0o755)
+    subprocess.run(
+        ["openssl", "req", "-new", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=ACME modules", "-keyout",
+         tmp_path / "key.pem", "-out", tmp_path / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for name in ("key.pem", "cert.pem"):
+        vm.write_file(f"/root/{name}", (tmp_path / name).read_bytes(), mode=0o600)
+    signing = ("--sign", "/root/key.pem", "/root/cert.pem")
+    store(vm, "import", "--shadow", "--version", "1", *signing, f"{BROKEN}/dummy_unsigned.ko")
+    (row,) = store(vm, "list")
+    assert (row["signed"], row["signer"]) == (True, "ACME modules")
+    said = refused(vm, "activate", "dummy", "1", "--load")
+    assert "Lockdown" in said
+    assert "the key of its signer, 'ACME modules', is not among the kernel's" in said
+    assert "it has 'Build time autogenerated kernel key'" in said
+    assert "mokutil --import" in said
+    assert [row["active"] for row in store(vm, "list")] == [False]
+    assert modinfo(vm, "filename", "dummy").startswith(f"/lib/modules/{release}/kernel/")
+    vm.check(["modprobe", "dummy"])

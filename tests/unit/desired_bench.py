@@ -21,7 +21,7 @@ from kmodd.core.registry import Registry
 from kmodd.errors import KmoddError
 from kmodd.kernel.simulated_modules import Fault, SimulatedModule, parameter
 from kmodd.kernel.toml_file import parse_document
-from kmodd.model import Caller, Result, Uevent
+from kmodd.model import Caller, Result, Rule, Uevent
 from kmodd.model.configuration import RuleChange
 from kmodd.model.document import Document
 from kmodd.names import ModuleName
@@ -91,6 +91,31 @@ class Rules:
             self.written.append(change)
 
 
+class Versions:
+    """The store, with any version of any module."""
+
+    def __init__(self) -> None:
+        self.active: dict[ModuleName, str] = {}
+        self.refuse: dict[ModuleName, KmoddError] = {}
+        self.done: list[tuple[str, str]] = []
+
+    def active_version(self, name: ModuleName) -> str:
+        return self.active.get(name, "")
+
+    async def activate(
+        self, name: ModuleName, version: str, caller: Caller, *, dry_run: bool
+    ) -> tuple[ModuleName, ...]:
+        if name in self.refuse:
+            raise self.refuse[name]
+        if not dry_run:
+            await self.restore(name, version, caller)
+        return ()
+
+    async def restore(self, name: ModuleName, version: str, caller: Caller) -> None:
+        self.done.append((name, version))
+        self.active[name] = version
+
+
 class Bench:
     """Everything about the wanted state, over a kernel whose events come at once."""
 
@@ -99,7 +124,9 @@ class Bench:
         self.files, self.settings = Files(text), Files()
         self.journal, self.rules, self.known = Journal(), Rules(), known or Known()
         self.aliases: list[str] = []
-        self.autoloaded: set[ModuleName] = set()
+        self.taken_over: list[int] = []
+        self.autoloaded: list[Rule] = []
+        self.versions = Versions()
         self.hub = EventHub(self._complain)
         clock, kernel = Ticks(), self.kernel
         self.registry = Registry(kernel.loaded, kernel.facts, self.hub, self.journal, clock)
@@ -118,14 +145,19 @@ class Bench:
             kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self.journal, events=self.hub, clock=clock
         )
         self.desired = DesiredState(
-            self.files, self.settings, release="6.1.0-1-amd64", aliases=lambda: self.aliases, audit=self.journal
+            self.files,
+            self.settings,
+            release="6.1.0-1-amd64",
+            aliases=lambda: self.aliases,
+            audit=self.journal,
+            on_reload=lambda: self.taken_over.append(self.desired.tunables.timeout),
         )
         self.comparison = Comparison(
             self.desired,
             kernel.loaded,
             kernel.index,
             autoloaded=lambda: self.autoloaded,
-            active_version=lambda name: "",
+            active_version=self.versions.active_version,
         )
         self.reconciler = Reconciler(
             self.desired,
@@ -145,10 +177,9 @@ class Bench:
             self.reconciler,
             rules=self.rules,
             parameters=self.parameters,
-            versions=None,
+            versions=self.versions,
             index=kernel.index,
             audit=self.journal,
-            on_reload=lambda: None,
         )
         self._stop: list[Callable[[], None]] = []
 
@@ -177,6 +208,12 @@ class Bench:
     async def rmmod(self, name: str) -> None:
         self.kernel.rmmod(name)
         self.registry.take(Uevent("remove", ModuleName(name)))
+        await self.settle()
+
+    async def plug(self, alias: str, *actions: str) -> None:
+        """A device came, or what is said."""
+        for action in actions or ("add",):
+            self.reconciler.device_changed(action, alias)
         await self.settle()
 
     def live(self) -> set[str]:

@@ -11,7 +11,7 @@ import pytest
 from kmodd.core.activation import Activation
 from kmodd.core.store_catalogue import StoreCatalogue
 from kmodd.core.store_health import StoreWatch
-from kmodd.errors import BadSignature, Conflict, KmoddError, LimitsExceeded, NoSuchVersion
+from kmodd.errors import BadSignature, Conflict, InUse, KmoddError, LimitsExceeded, NoSuchVersion
 from kmodd.kernel.module_tree import ModuleTree
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.kernel.simulated_modules import RELEASE
@@ -51,8 +51,11 @@ class FakeReloader:
     def __init__(self) -> None:
         self.done: list[tuple[str, dict[str, str]]] = []
         self.error: KmoddError | None = None
+        self.refusal: KmoddError | None = None
 
     def plan(self, request: Request) -> Plan:
+        if self.refusal is not None:
+            raise self.refusal
         return Plan(request, ((NAME,),), ())
 
     async def execute(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
@@ -126,6 +129,44 @@ async def test_a_reload_keeps_the_parameters_that_the_version_still_has(stage: S
     assert stage.reloader.done == [("reload", {"numdummies": "3"})]
     assert stage.state == FIRST
     assert stage.journal.events == ["store.activated"]
+
+
+async def test_a_dry_run_says_what_would_be_loaded_anew(stage: Stage) -> None:
+    entry = stage.add("1")
+    assert await stage.activation.activate(entry, CALLER, load=True, dry_run=True) == (NAME,)
+    assert await stage.activation.activate(entry, CALLER, load=False, dry_run=True) == ()
+    assert (stage.state, stage.depmod.runs, stage.reloader.done, stage.journal.events) == (NONE, 0, [], [])
+    await stage.activation.activate(entry, CALLER, load=False)
+    assert await stage.activation.activate(entry, CALLER, load=True, dry_run=True) == ()
+    assert await stage.activation.deactivate(entry, CALLER, load=True, dry_run=True) == (NAME,)
+    assert stage.state == FIRST
+
+
+async def test_a_dry_run_ends_with_what_is_in_the_way(stage: Stage) -> None:
+    entry = stage.add("1")
+    stage.reloader.refusal = InUse("held", module=NAME)
+    with pytest.raises(InUse):
+        await stage.activation.activate(entry, CALLER, load=True, dry_run=True)
+    stage.files.path(entry).write_bytes(b"another")
+    with pytest.raises(Conflict, match="not what was imported"):
+        await stage.activation.activate(entry, CALLER, load=False, dry_run=True)
+    assert stage.state == NONE
+
+
+async def test_facts_that_somebody_damaged_are_a_finding(stage: Stage) -> None:
+    path = stage.files.path(stage.add("1")).with_suffix(".json")
+    path.write_text("{")
+    stage.catalogue.fill(stage.files.entries())
+    (found,) = stage.watch.findings()
+    assert (found.name, found.status) == ("store-file-changed", "degraded")
+    assert str(path) in found.message
+
+
+async def test_an_interrupted_change_is_a_finding_of_an_empty_store_too(stage: Stage) -> None:
+    assert stage.names() == []
+    (stage.folder / "store" / NAME / "6.99.0").mkdir(parents=True)
+    (stage.folder / "store" / NAME / "6.99.0/changing").touch()
+    assert stage.names() == ["store-change-interrupted"]
 
 
 async def test_what_is_active_already_is_left_alone(stage: Stage) -> None:

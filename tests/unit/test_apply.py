@@ -6,8 +6,8 @@ import pytest
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
 from kmodd.errors import Conflict
-from kmodd.model import HealthStatus, Result
-from kmodd.model.configuration import RuleAction
+from kmodd.model import HealthStatus, Result, Rule
+from kmodd.model.configuration import OwnFile, RuleAction
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Make, benches, wanted
 from tests.unit.fakes import rule
@@ -62,6 +62,66 @@ async def test_drift_of_every_kind_and_apply(bench: Make) -> None:
     assert (values["level"], values["secret"]) == ("2", "5")
     assert b.journal.events.count("desired.applied") == 1
     assert "5" not in "".join(record.message for record in b.journal.records)
+
+
+async def test_a_file_that_could_not_be_written_is_told_until_it_was(bench: Make) -> None:
+    b = bench('[module.a]\nblacklist = "soft"\n')
+    await b.boot()
+    b.rules.refuse = Conflict("edited")
+    assert await b.apply(dry_run=True) == {"a": Result.FAILED}
+    assert b.reconciler.failures == {}
+    assert await b.apply() == {"a": Result.FAILED}
+    await b.modprobe("b")
+    assert set(b.reconciler.failures) == {"a"}
+    b.rules.refuse = None
+    assert await b.apply() == {"a": Result.CHANGED}
+    assert b.reconciler.failures == {}
+
+
+VERSIONS = '[module.a]\nversion = "2"\n[module.b]\nversion = "2"\n[module.c]\nversion = "2"\n'
+
+
+async def test_versions_go_back_when_the_batch_fails(bench: Make) -> None:
+    b = bench(VERSIONS + wanted("broken"))
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    b.versions.active = {ModuleName("a"): "1"}
+    await b.boot()
+    assert await b.apply(dry_run=True) == dict.fromkeys(("a", "b", "c", "broken"), Result.CHANGED)
+    assert b.versions.done == []
+    done = {"a": Result.ROLLED_BACK, "b": Result.ROLLED_BACK, "c": Result.ROLLED_BACK, "broken": Result.FAILED}
+    assert await b.apply() == done
+    assert b.versions.done == [("a", "2"), ("b", "2"), ("c", "2"), ("c", ""), ("b", ""), ("a", "1")]
+
+
+async def test_versions_go_back_when_one_fails(bench: Make) -> None:
+    b = bench(VERSIONS)
+    b.versions.refuse[ModuleName("b")] = Conflict("no")
+    await b.boot()
+    assert await b.apply() == {"a": Result.ROLLED_BACK, "b": Result.FAILED, "c": Result.SKIPPED}
+    assert b.versions.done == [("a", "2"), ("a", "")]
+    assert set(b.reconciler.failures) == {"b"}
+    b.versions.refuse.clear()
+    assert await b.apply() == dict.fromkeys("abc", Result.CHANGED)
+    assert b.reconciler.failures == {}
+    assert await b.drift() == []
+
+
+async def test_what_others_autoload_is_told_and_left_to_them(bench: Make) -> None:
+    b = bench("[module.a]\nautoload = false\n[module.b]\nautoload = true\n[module.c]\nautoload = false\n")
+    theirs = "/etc/modules-load.d/other.conf"
+    b.autoloaded = [
+        Rule("autoload", "a", "", theirs, 3, "a"),
+        Rule("autoload", "a", "", OwnFile.AUTOLOAD, 9, "a"),
+        Rule("autoload", "b", "", theirs, 4, "b"),
+    ]
+    await b.boot()
+    rows = await b.convergence.drift()
+    assert [(row.module, row.actual, row.hint) for row in rows] == [
+        ("a", f"loaded at boot by {theirs}", f"remove line 3 of {theirs}"),
+        ("a", f"loaded at boot by {OwnFile.AUTOLOAD}", "kmodctl config apply"),
+    ]
+    assert await b.apply() == {"a": Result.CHANGED}
+    assert [(change.module, change.action) for change in b.rules.written] == [("a", RuleAction.DISABLE_AUTOLOAD)]
 
 
 async def test_a_parameter_that_cannot_be_written_means_a_reload(bench: Make) -> None:

@@ -91,8 +91,53 @@ async def test_conditions(bench: Make) -> None:
     assert b.live() == {"c"}
     assert await b.drift() == []
     b.aliases = ["pci:v8086d1"]
-    await b.modprobe("fat")
-    assert b.live() == {"b", "c", "fat"}, "a driver that came may have brought the device"
+    await b.plug("pci:v10de")
+    assert b.live() == {"c"}, "another device is no reason to look"
+    await b.plug("pci:v8086d1")
+    assert b.live() == {"b", "c"}
+
+
+async def test_devices_are_read_once_until_one_comes_or_goes(bench: Make) -> None:
+    b = bench("".join(wanted(name, 'when = { alias = "usb:*" }') for name in "abc"))
+    read: list[int] = []
+
+    def aliases() -> list[str]:
+        read.append(1)
+        return ["pci:x"]
+
+    b.desired._aliases = aliases
+    await b.boot()
+    await b.drift()
+    assert await b.apply() == {}
+    assert len(read) == 1
+    await b.plug("pci:x")
+    await b.drift()
+    assert len(read) == 2
+
+
+async def test_a_device_that_is_plugged_in_again_loads_its_module_again(bench: Make) -> None:
+    b = bench(wanted("b", 'when = { alias = "usb:v1d6b*" }') + wanted("broken", 'when = { alias = "usb:v1d6b*" }'))
+    await b.boot()
+    b.aliases = ["usb:v1d6bp2"]
+    await b.plug("usb:v1d6bp2")
+    assert b.live() == {"b"}
+    assert set(b.reconciler.failures) == {"broken"}
+    await b.rmmod("b")
+    await b.plug("usb:v1d6bp2")
+    assert b.live() == set(), "an administrator at the keyboard is right as long as it is there"
+    calls = len(b.kernel.executor.calls)
+    b.aliases = []
+    await b.plug("usb:v1d6bp2", "remove")
+    assert b.reconciler.failures == {}, "nobody misses it now"
+    b.aliases = ["usb:v1d6bp2"]
+    await b.plug("", "overflow")
+    assert b.live() == {"b"}, "events were lost: any device may have come"
+    assert len(b.kernel.executor.calls) == calls + 2
+    await b.rmmod("b")
+    await b.plug("usb:v1d6bp2", "remove")
+    assert b.live() == set(), "another one of its kind is still there"
+    await b.plug("usb:v1d6bp2", "remove", "add")
+    assert b.live() == {"b"}, "gone and back before anybody looked"
 
 
 async def test_a_failure_is_retried_when_what_could_help_happens(bench: Make) -> None:
@@ -111,6 +156,47 @@ async def test_a_failure_is_retried_when_what_could_help_happens(bench: Make) ->
     b.files.text = "#"
     b.convergence.read_again(CALLER)
     assert b.reconciler.failures == {}
+
+
+async def test_what_could_not_be_unloaded_is_tried_again_when_its_holder_goes(bench: Make) -> None:
+    b = bench('[module.fat]\nstate = "absent"\n', "fat", "vfat")
+    await b.boot()
+    assert {name: error.name() for name, error in b.reconciler.failures.items()} == {"fat": "InUse"}
+    await b.modprobe("a")
+    assert b.live() == {"a", "fat", "vfat"}
+    await b.rmmod("vfat")
+    assert b.live() == {"a"}
+    assert b.reconciler.failures == {}
+
+
+async def test_a_failure_is_forgotten_when_it_came_about_after_all(bench: Make) -> None:
+    b = bench('[module.fat]\nstate = "absent"\n' + wanted("broken") + wanted("nowhere"), "fat", "vfat")
+    await b.boot()
+    assert set(b.reconciler.failures) == {"fat", "broken", "nowhere"}
+    b.kernel.rmmod("vfat")
+    await b.rmmod("fat")
+    assert set(b.reconciler.failures) == {"broken", "nowhere"}
+    b.files.text = wanted("broken") + '[module.nowhere]\nstate = "absent"\n'
+    b.convergence.read_again(CALLER)
+    assert set(b.reconciler.failures) == {"broken"}
+
+
+async def test_whoever_notices_changed_settings_has_them_taken_over(bench: Make) -> None:
+    b = bench(wanted("a"))
+    await b.boot()
+    assert b.taken_over == [30]
+    b.settings.text = "[operations]\ntimeout = 7\n"
+    list(DesiredHealth(b.desired, b.comparison, b.reconciler).checks())
+    assert b.taken_over == [30, 7]
+    b.settings.text = "[operations]\ntimeout = 8\n"
+    await b.modprobe("b")
+    assert b.taken_over == [30, 7, 8]
+    b.settings.text = "[operations]\ntimeout = bad\n"
+    await b.modprobe("c")
+    assert b.taken_over == [30, 7, 8]
+    b.settings.text = "[operations]\ntimeout = 9\n"
+    await b.convergence.drift()
+    assert b.taken_over == [30, 7, 8, 9]
 
 
 async def test_a_restart_of_the_daemon_is_no_boot(bench: Make) -> None:

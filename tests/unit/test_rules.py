@@ -4,7 +4,10 @@
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from kmodd.bus.encoder import encode
 from kmodd.core.policy import Policy
 from kmodd.core.rules import OwnState, judge
 from kmodd.kernel.modprobe_d import parse_rules
@@ -174,3 +177,25 @@ def test_what_the_command_line_says_stands_last() -> None:
 def test_blacklisting_what_is_built_in() -> None:
     (row,) = shown(modprobe(A, "blacklist unix\n"))
     assert kinds(row) == ["builtin"]
+
+
+LINES = (
+    "options loop max_loop=8 max_part=\"1 2\"\n", "blacklist vfat\n", "install loop /bin/false\n", "softdep vfat pre: loop post: fat\n",
+    "alias pci:v0000* loop\n", "remove loop \\\n/bin/sh\n", "# Reason: x\\\\\n", "options\tloop =\n", "softdep\n", "blacklist a[b-]c_\n",
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from([line.encode() for line in LINES]), st.binary(max_size=30)), max_size=12))
+@example([b"options loop \0x=1\n", b"\xff\xfe\n", b"\\"])
+def test_no_file_whatever_is_in_it_does_harm(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    rules = tuple(parse_rules(data, A))
+    at_boot = RuleFile(LOAD, tuple(parse_modules(data, LOAD)))
+    kernel = SimulatedKernel(rules_in_force=rules, loaded=())
+    rows = judge(RuleFiles((RuleFile(A, rules),), (at_boot,), ()), {}, kernel.index, Policy(kernel.index), facts())
+    lines = data.count(b"\n") + 1
+    for row in rows:
+        assert 1 <= row.rule.line <= lines
+        for text in (row.rule.module, row.rule.value, *(finding.message for finding in row.findings)):
+            assert encode("s", (text,)).endswith(b"\0"), "it can be told"

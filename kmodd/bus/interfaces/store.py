@@ -25,6 +25,7 @@ class StoreInterface:
             version=parse_version(values["version"]) if values.get("version") else "",
             description=parse_description(values.get("description", "")),
             shadow=values.get("shadow", False),
+            dry_run=values.get("dry-run", False),
         )
         store = self._parts.store
         behalf = asked.behalf(options.on_behalf_of(values))
@@ -50,10 +51,10 @@ class StoreInterface:
         values = options.parse(wire, options.SWITCH)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
         entry = self._parts.store.catalogue.one(parse_module(name), parse_version(version), kernel)
-        load = values.get("load", False)
+        load, dry_run = values.get("load", False), values.get("dry-run", False)
 
         async def run(caller: Caller) -> tuple[str, ...]:
-            return await self._parts.activation.activate(entry, caller, load=load)
+            return await self._parts.activation.activate(entry, caller, load=load, dry_run=dry_run)
 
         details = {**_details(entry, "activate"), **asked.behalf(options.on_behalf_of(values))}
         return Call(run, details, (asked.LOAD, asked.UNLOAD) if load else ())
@@ -63,10 +64,12 @@ class StoreInterface:
         module = parse_module(name)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
         entry = self._parts.activation.active(module, kernel)
-        load = values.get("load", False)
+        load, dry_run = values.get("load", False), values.get("dry-run", False)
 
         async def run(caller: Caller) -> tuple[str, ...]:
-            return () if entry is None else await self._parts.activation.deactivate(entry, caller, load=load)
+            if entry is None:
+                return ()
+            return await self._parts.activation.deactivate(entry, caller, load=load, dry_run=dry_run)
 
         details = {"module": module, "modules": module, "action": "deactivate"}
         if entry is not None:

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Ansible's own modprobe and kernel_blacklist beside kmodd on the same /etc: neither undoes the other."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from tests.vm.machine import Machine
+
+AUTOLOAD = "/etc/modules-load.d/kmodd.conf"
+OPTIONS = "/etc/modprobe.d/kmodd-options.conf"
+BLACKLIST = "/etc/modprobe.d/kmodd-blacklist.conf"
+OURS = f"{AUTOLOAD} {OPTIONS} {BLACKLIST}"
+PARAMS, GOOD, INFO, SLOW = "kmodd_test_params", "kmodd_test_good", "kmodd_test_info", "kmodd_test_slow"
+WISHES = "/etc/kmodd/modules.d/test.toml"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(vm: Machine) -> Iterator[None]:
+    yield
+    vm.check(
+        f"rm -f {OURS} {WISHES} /etc/modprobe.d/blacklist-ansible.conf /etc/mod*.d/{PARAMS}.conf /etc/mod*.d/{GOOD}.conf;"
+        f" for m in {PARAMS} {GOOD} {INFO}; do rmmod $m 2>/dev/null; done; true"
+    )
+    assert "Traceback" not in vm.journal("-u", "kmodd*")
+
+
+def play(vm: Machine, *tasks: Mapping[str, Any]) -> list[bool]:
+    """Run tasks of community.general in one playbook on the machine itself; whether each changed something."""
+    book = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": list(tasks)}]
+    vm.write_file("/root/book.json", json.dumps(book))
+    environment = {"ANSIBLE_LOCALHOST_WARNING": "0", "HOME": "/root", "LANG": "C.UTF-8"}
+    done = vm.run(["ansible-playbook", "-i", "localhost,", "/root/book.json"], env=environment, timeout=400)
+    assert done.code == 0, done.stdout + done.stderr
+    states = [line.partition(":")[0] for line in done.stdout.splitlines() if ": [localhost]" in line]
+    assert set(states) <= {"ok", "changed"}
+    assert len(states) == len(tasks)
+    return [state == "changed" for state in states]
+
+
+def modprobe(name: str, **arguments: str) -> dict[str, Any]:
+    return {"community.general.modprobe": {"name": name, **arguments}}
+
+
+def blacklist(name: str, state: str = "present") -> dict[str, Any]:
+    return {"community.general.kernel_blacklist": {"name": name, "state": state}}
+
+
+def config(vm: Machine, *words: str) -> str:
+    return vm.check(["kmodctl", "config", *words])
+
+
+def rules(vm: Machine, module: str) -> set[tuple[str, str, str]]:
+    """(kind, value, file) of every rule in force."""
+    rows: Sequence[Mapping[str, Any]] = json.loads(vm.check(["kmodctl", "--json", "config", "show", module]))
+    return {(row["kind"], row["value"], row["file"]) for row in rows if not row["shadowed-by"]}
+
+
+def findings(vm: Machine, module: str) -> set[str]:
+    rows: Sequence[Mapping[str, Any]] = json.loads(vm.check(["kmodctl", "--json", "config", "show", module]))
+    return {kind for row in rows for kind, _ in row["findings"]}
+
+
+def drift(vm: Machine) -> set[tuple[str, str]]:
+    return {(row["module"], row["kind"]) for row in json.loads(vm.check(["kmodctl", "--json", "config", "drift"]))}
+
+
+def text(vm: Machine, files: str) -> str:
+    return vm.check(f"cat {files}")
+
+
+def test_kmodd_first_then_ansible(vm: Machine) -> None:
+    """Ansible wants the same modules as kmodd, then wants to forget them in every file there is."""
+    config(vm, "autoload", PARAMS, "level=4")
+    config(vm, "autoload", GOOD)
+    config(vm, "blacklist", INFO, "--hard", "--reason", f"{PARAMS}")
+    ours = text(vm, OURS)
+    changed = play(
+        vm,
+        modprobe(PARAMS, state="present", persistent="present", params="level=4"),
+        modprobe(PARAMS, state="present", persistent="present", params="level=4"),
+        blacklist(INFO),
+        blacklist(SLOW),
+    )
+    assert changed == [True, False, True, True]
+    assert text(vm, OURS) == ours
+    assert vm.check(f"cat /sys/module/{PARAMS}/parameters/level").strip() == "4"
+    # Both are told, each with its file.
+    theirs = f"/etc/modprobe.d/{PARAMS}.conf"
+    assert rules(vm, PARAMS) >= {
+        ("autoload", "", AUTOLOAD),
+        ("autoload", "", f"/etc/modules-load.d/{PARAMS}.conf"),
+        ("options", "level=4", OPTIONS),
+        ("options", "level=4", theirs),
+    }
+    assert rules(vm, INFO) == {
+        ("blacklist", "", BLACKLIST),
+        ("install", "/bin/false", BLACKLIST),
+        ("blacklist", "", "/etc/modprobe.d/blacklist-ansible.conf"),
+    }
+    assert "loadable-by-name" in findings(vm, SLOW)
+    changed = play(
+        vm,
+        modprobe(PARAMS, state="absent", persistent="absent"),
+        modprobe(GOOD, state="absent", persistent="absent"),
+        blacklist(INFO, "absent"),
+        blacklist(SLOW, "absent"),
+    )
+    assert changed == [True, False, True, True]
+    assert text(vm, OURS) == ours, "kmodd's rules hold when Ansible forgets its own"
+    assert rules(vm, PARAMS) == {("autoload", "", AUTOLOAD), ("options", "level=4", OPTIONS)}
+    assert rules(vm, INFO) == {("blacklist", "", BLACKLIST), ("install", "/bin/false", BLACKLIST)}
+    # What stands there is what modprobe and systemd obey.
+    assert vm.run(["modprobe", INFO]).code != 0
+    vm.check("systemctl restart systemd-modules-load.service")
+    assert vm.check(f"cat /sys/module/{PARAMS}/parameters/level").strip() == "4"
+    assert vm.run(["test", "-d", f"/sys/module/{GOOD}"]).code == 0
+    # kmodd still knows its files as its own: nothing of it counts as an edit.
+    assert "edited" not in findings(vm, PARAMS)
+    config(vm, "autoload", PARAMS, "--off")
+    config(vm, "options", PARAMS, "--off")
+    assert rules(vm, PARAMS) == set()
+
+
+def test_ansible_first_then_kmodd(vm: Machine) -> None:
+    """kmodd adds to what Ansible wrote, tells it in drift, and takes only its own away."""
+    assert play(
+        vm,
+        modprobe(PARAMS, state="present", persistent="present", params="level=4"),
+        modprobe(GOOD, state="present", persistent="present"),
+        blacklist(INFO),
+    ) == [True, True, True]
+    files = f"/etc/modules-load.d/{PARAMS}.conf /etc/modprobe.d/{PARAMS}.conf /etc/modprobe.d/blacklist-ansible.conf"
+    theirs = text(vm, files)
+    # What is wanted is there already, by Ansible's doing: no drift, and nothing for kmodd to write.
+    vm.write_file(
+        WISHES,
+        f'[module.{PARAMS}]\nstate = "loaded"\nautoload = true\noptions = {{ level = 4 }}\n[module.{INFO}]\nblacklist = "soft"\n',
+    )
+    vm.check("systemctl reload kmodd")
+    assert drift(vm) == set()
+    vm.write_file(WISHES, f'[module.{INFO}]\nblacklist = "hard"\n[module.{SLOW}]\nblacklist = "soft"\n')
+    vm.check("systemctl reload kmodd")
+    assert drift(vm) == {(INFO, "blacklist"), (SLOW, "blacklist")}
+    config(vm, "apply")
+    assert drift(vm) == set()
+    config(vm, "autoload", GOOD)
+    assert text(vm, files) == theirs
+    assert vm.run(["modprobe", INFO]).code != 0
+    assert ("autoload", "", f"/etc/modules-load.d/{GOOD}.conf") in rules(vm, GOOD)
+    # Another value than Ansible's, which is read later and would win: said, and nothing is written.
+    clash = vm.run(["kmodctl", "config", "options", PARAMS, "level=6"])
+    assert (clash.code, f"/etc/modprobe.d/{PARAMS}.conf, line 1" in " ".join(clash.stderr.split())) == (5, True)
+    # Ansible finds everything as it left it.
+    ours = text(vm, f"{AUTOLOAD} {BLACKLIST}")
+    assert play(
+        vm, modprobe(PARAMS, state="present", persistent="present", params="level=4"), blacklist(INFO), blacklist(SLOW)
+    ) == [False, False, True]
+    assert text(vm, f"{AUTOLOAD} {BLACKLIST}") == ours
+    # kmodd's own go, Ansible's stay.
+    config(vm, "blacklist", INFO, "--off")
+    config(vm, "blacklist", SLOW, "--off")
+    config(vm, "autoload", GOOD, "--off")
+    assert vm.run(f"ls {OURS}").stdout == ""
+    assert rules(vm, SLOW) == rules(vm, INFO) == {("blacklist", "", "/etc/modprobe.d/blacklist-ansible.conf")}
+    assert text(vm, f"/etc/modprobe.d/{PARAMS}.conf") == f"options {PARAMS} level=4\n"
+    vm.check(["modprobe", "-r", PARAMS])
+    vm.check("systemctl restart systemd-modules-load.service")
+    assert vm.check(f"cat /sys/module/{PARAMS}/parameters/level").strip() == "4"
