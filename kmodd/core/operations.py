@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from kmodd.core.afterwards import Afterwards
 from kmodd.core.api import (
@@ -28,6 +27,7 @@ from kmodd.core.locks import ModuleLocks
 from kmodd.core.planner import Planner
 from kmodd.core.records import failure_record, foretold, released_record, request_action, result_records
 from kmodd.core.rollback import LiveParameters
+from kmodd.core.unbroken import Unbroken
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck, TimedOut
 from kmodd.kernel.ports import Kernel
 from kmodd.model import (
@@ -85,7 +85,9 @@ class Operations:
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
         self._fresh = FreshPlans(clock)
-        self._under_way: dict[asyncio.Task[tuple[OperationResult, ...]], Execution] = {}
+        self._under_way: dict[Unbroken[tuple[OperationResult, ...]], Execution] = {}
+        self._all_ended = asyncio.Event()
+        """Set when nothing is under way any more; looked at by `close` alone."""
         self._held: dict[int, set[ModuleName]] = {}
         """Modules that each job has stuck in the kernel."""
         self._unsubscribe = events.subscribe(self._on_event)
@@ -124,18 +126,15 @@ class Operations:
             ),
             progress=lambda done: self._jobs.progress(number, done),
         )
-        # A task of its own: when the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
-        task = asyncio.get_running_loop().create_task(self._locked(plan, caller, number, taken, execution))
-        self._under_way[task] = execution
-        task.add_done_callback(self._under_way.pop)
+        # When the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
+        work = Unbroken(self._locked(plan, caller, number, taken, execution), execution.leave)
+        self._under_way[work] = execution
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            execution.leave()
-            await asyncio.wait({task})
-            with suppress(KmoddError, asyncio.CancelledError):
-                task.result()
-            raise
+            return await work
+        finally:
+            del self._under_way[work]
+            if not self._under_way:
+                self._all_ended.set()
 
     def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
         """With which parameters a module is loaded now, as far as that can be told."""
@@ -195,13 +194,13 @@ class Operations:
         self._unsubscribe()
         for execution in self._under_way.values():
             execution.leave()
-        tasks = set(self._under_way)
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=patience)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        while self._under_way:
+            self._all_ended.clear()
+            try:
+                await asyncio.wait_for(self._all_ended.wait(), patience)
+            except TimeoutError:
+                for work in self._under_way:
+                    work.abandon()
         self.flush()
 
     def flush(self) -> None:
