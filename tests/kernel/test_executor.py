@@ -5,6 +5,7 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -266,3 +267,49 @@ async def test_real_program_serves_the_pool() -> None:
     assert worker_program()[1:3] == ("-I", "-S")
     await pool.close()
     assert children() == []
+
+
+# --- workers of an earlier daemon -------------------------------------------------------------------------------------
+
+
+async def test_worker_of_an_earlier_daemon_is_found_again_and_its_end_is_told(pool: WorkerPool) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        identity = pool.identify(process.pid)
+        ended = asyncio.Event()
+        assert pool.adopt(identity, ended.set)
+        await asyncio.sleep(0.05)
+        assert not ended.is_set()
+        process.kill()
+        await asyncio.wait_for(ended.wait(), 10)
+    finally:
+        process.kill()
+        process.wait()
+    assert not pool.adopt(identity, ended.set)
+    assert pool.identify(process.pid) == ""
+
+
+async def test_another_process_of_the_same_number_is_not_taken_for_the_worker(pool: WorkerPool) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        number, _, began = pool.identify(process.pid).partition(":")
+        for identity in (f"{number}:{int(began) - 1}", number, "", ":", "-1:0", "x:y"):
+            assert not pool.adopt(identity, lambda: None), identity
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_adopted_worker_is_left_alone_at_the_end() -> None:
+    before = descriptors()
+    pool = WorkerPool(SCRIPTED)
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        told: list[None] = []
+        assert pool.adopt(pool.identify(process.pid), lambda: told.append(None))
+        await pool.close()
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert (told, descriptors()) == ([], before)
