@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -272,44 +272,43 @@ async def test_real_program_serves_the_pool() -> None:
 # --- workers of an earlier daemon -------------------------------------------------------------------------------------
 
 
-async def test_worker_of_an_earlier_daemon_is_found_again_and_its_end_is_told(pool: WorkerPool) -> None:
+@pytest.fixture
+def stranger() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is no child of the pool's."""
     process = subprocess.Popen(["sleep", "60"])
-    try:
-        identity = pool.identify(process.pid)
-        ended = asyncio.Event()
-        assert pool.adopt(identity, ended.set)
-        await asyncio.sleep(0.05)
-        assert not ended.is_set()
-        process.kill()
-        await asyncio.wait_for(ended.wait(), 10)
-    finally:
-        process.kill()
-        process.wait()
+    yield process
+    process.kill()
+    process.wait()
+
+
+async def test_worker_of_an_earlier_daemon_is_found_again_and_its_end_is_told(
+    pool: WorkerPool, stranger: "subprocess.Popen[bytes]"
+) -> None:
+    identity = pool.identify(stranger.pid)
+    ended = asyncio.Event()
+    assert pool.adopt(identity, ended.set)
+    await asyncio.sleep(0.05)
+    assert not ended.is_set()
+    stranger.kill()
+    await asyncio.wait_for(ended.wait(), 10)
+    stranger.wait()
     assert not pool.adopt(identity, ended.set)
-    assert pool.identify(process.pid) == ""
+    assert pool.identify(stranger.pid) == ""
 
 
-async def test_another_process_of_the_same_number_is_not_taken_for_the_worker(pool: WorkerPool) -> None:
-    process = subprocess.Popen(["sleep", "60"])
-    try:
-        number, _, began = pool.identify(process.pid).partition(":")
-        for identity in (f"{number}:{int(began) - 1}", number, "", ":", "-1:0", "x:y"):
-            assert not pool.adopt(identity, lambda: None), identity
-    finally:
-        process.kill()
-        process.wait()
+async def test_another_process_of_the_same_number_is_not_taken_for_the_worker(
+    pool: WorkerPool, stranger: "subprocess.Popen[bytes]"
+) -> None:
+    number, _, began = pool.identify(stranger.pid).partition(":")
+    for identity in (f"{number}:{int(began) - 1}", number, "", ":", "-1:0", "x:y"):
+        assert not pool.adopt(identity, lambda: None), identity
 
 
-async def test_adopted_worker_is_left_alone_at_the_end() -> None:
+async def test_adopted_worker_is_left_alone_at_the_end(stranger: "subprocess.Popen[bytes]") -> None:
     before = descriptors()
     pool = WorkerPool(SCRIPTED)
-    process = subprocess.Popen(["sleep", "60"])
-    try:
-        told: list[None] = []
-        assert pool.adopt(pool.identify(process.pid), lambda: told.append(None))
-        await pool.close()
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
+    told: list[None] = []
+    assert pool.adopt(pool.identify(stranger.pid), lambda: told.append(None))
+    await pool.close()
+    assert stranger.poll() is None
     assert (told, descriptors()) == ([], before)
