@@ -30,7 +30,8 @@ NO_REPLY = frames.NO_REPLY_EXPECTED
 
 def odd_call(number: int) -> bytes:
     """A valid message that no member takes; no two of the first hundred thousand have the same signature."""
-    types, rest = [], number
+    types: list[str] = []
+    rest = number
     while len(types) < 5 or rest:
         rest, digit = divmod(rest, len(_TYPES))
         types.append(_TYPES[digit])
