@@ -40,6 +40,7 @@ from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
 from kmodd.custom import CustomModules
 from kmodd.journal import JournalReader, MemoryJournal, open_system_reader
+from kmodd.kernel.memory import give_back
 from kmodd.log import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.machine import executable, machine_id, real_kernel, simulated_kernel
 from kmodd.model.tunables import Tunables
@@ -248,6 +249,7 @@ class Daemon:
         self._logger.info("daemon.started", message=self._greeting())
         gc.collect()
         gc.freeze()  # what is here now stays: the collector need not look at it again
+        give_back()
         await self._ended.wait()
         self._manager.tell("STOPPING=1")
         # Side by side: a handler whose caller waits for the kernel ends only when its operation is given up.

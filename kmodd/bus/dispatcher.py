@@ -56,6 +56,9 @@ class Wire(Protocol):
     def send(self, data: bytes) -> None:
         """Queue a marshalled message."""
 
+    def flush(self) -> None:
+        """Write what is queued now."""
+
 
 class Dispatcher:
     """One per connection to the bus; give `on_call` to the transport."""
@@ -241,6 +244,8 @@ class Dispatcher:
                 client.tasks.discard(task)
             result = call.run(caller)
             self._answer(frame, method, await result if isawaitable(result) else result)
+            # What others of this turn have to say comes afterwards: signals and records of the very same change.
+            self._wire.flush()
         except Exception as error:  # noqa: BLE001 - see _serve
             self._fail(frame, error)
         finally:

@@ -110,6 +110,8 @@ def _array(element: str) -> Writer:
 
 
 def _dictionary(pair: str) -> Writer:
+    if pair == "sv":
+        return _write_options
     key, value_type = split(pair)
     write_key, write_value = writer(key), writer(value_type)
 
@@ -126,6 +128,29 @@ def _dictionary(pair: str) -> Writer:
         _U32.pack_into(out, place, len(out) - start)
 
     return write
+
+
+def _write_options(out: bytearray, value: Mapping[str, tuple[str, Any]]) -> None:
+    """An `a{sv}`, which nearly every answer is made of."""
+    out += _PADDING[-len(out) & 3]
+    place = len(out)
+    out += b"\0\0\0\0"
+    out += _PADDING[-len(out) & 7]
+    start = len(out)
+    for name, (type_, content) in value.items():
+        out += _PADDING[-len(out) & 7]
+        out += _key_and_type(name, type_)
+        writer(type_)(out, content)
+    _U32.pack_into(out, place, len(out) - start)
+
+
+@lru_cache(maxsize=512)
+def _key_and_type(name: str, type_: str) -> bytes:
+    """The beginning of an entry of an `a{sv}`, at a place aligned to 8. There are as many as the API has names."""
+    out = bytearray()
+    _write_string(out, name)
+    _write_signature(out, type_)
+    return bytes(out)
 
 
 def _struct(content: str) -> Writer:

@@ -21,6 +21,7 @@ from dbus_next.signature import SignatureTree, Variant
 
 from kmodd.bus import frame as frames
 from kmodd.bus.frame import Frame, FrameError, Kind
+from kmodd.bus.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,6 @@ DRIVER = "org.freedesktop.DBus"
 DRIVER_PATH = "/org/freedesktop/DBus"
 MESSAGE_MAX = 128 << 20
 """Bytes of one message in the specification; who announces more does not speak it."""
-OUTBOX_MAX = 64 << 20
-"""Bytes waiting to be written; the bus reads as fast as it can, so more means that it has stopped."""
 _READ = 64 * 1024
 DESCRIPTORS_MAX = 16
 """Descriptors of one message; the system bus lets no more through either."""
@@ -102,6 +101,10 @@ class Transport:
         """Queue a marshalled message; everything queued in one turn of the loop is written together."""
         if self._bus.connected:
             self._bus.outbox.put(data)
+
+    def flush(self) -> None:
+        """Write what is queued in this turn of the loop already."""
+        self._bus.outbox.flush()
 
     async def call(
         self,
@@ -184,7 +187,7 @@ class _Connection(MessageBus):
     def __init__(self, owner: Transport, address: str | None) -> None:
         super().__init__(address or "", BusType.SYSTEM, negotiate_unix_fd=True)
         self.owner = owner
-        self.outbox = _Outbox(self)
+        self.outbox = Outbox(self._sock, lost=self._finalize, drained=self._drained)
         self._writer: Any = self.outbox
         self._buffer = bytearray()
         self._start = 0
@@ -204,6 +207,9 @@ class _Connection(MessageBus):
             line += data
         return line[:-2].decode("ascii", "replace")
 
+    def _drained(self) -> None:
+        self.owner.on_drained()
+
     def forget(self, serial: int) -> None:
         self._method_return_handlers.pop(serial, None)
 
@@ -217,6 +223,7 @@ class _Connection(MessageBus):
     def _finalize(self, err: BaseException | None = None) -> None:
         lost = not self._disconnected
         if lost:
+            self.outbox.close()
             super()._finalize(err)  # type: ignore[no-untyped-call]  # dbus-next is typed in part
             # Nobody else may ever ask for it: it must not complain about an exception that was not retrieved.
             if self._disconnect_future.done() and not self._disconnect_future.cancelled():
@@ -334,62 +341,3 @@ def _reply(frame: Frame, data: bytes) -> tuple[Any, Exception | None]:
     except Exception as error:  # noqa: BLE001 - dbus-next raises whatever a value of a service's choosing makes it raise
         return None, RemoteError(DRIVER + ".Error.InconsistentMessage", type(error).__name__)
     return unmarshaller.message, None
-
-
-class _Outbox:
-    """Replaces dbus-next's message writer: a full socket means "later", not "close"."""
-
-    def __init__(self, bus: _Connection) -> None:
-        self._bus = bus
-        self._loop = asyncio.get_running_loop()
-        self._chunks: deque[memoryview] = deque()
-        self._scheduled = False
-        self._waiting = False
-        self.size = 0
-
-    def put(self, data: bytes) -> None:
-        self._chunks.append(memoryview(data))
-        self.size += len(data)
-        if self.size > OUTBOX_MAX:
-            self._bus._finalize(BusLostError("the bus does not read any more"))
-        elif not self._scheduled and not self._waiting:
-            self._scheduled = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        self._scheduled = False
-        if self._bus._disconnected:
-            return
-        try:
-            while self._chunks:
-                first = [self._chunks[index] for index in range(min(len(self._chunks), 64))]
-                self._written(self._bus._sock.sendmsg(first))
-        except (BlockingIOError, InterruptedError):
-            if not self._waiting:
-                self._waiting = True
-                self._loop.add_writer(self._bus._fd, self.flush)
-            return
-        except OSError as error:
-            self._bus._finalize(error)
-            return
-        if self._waiting:
-            self._waiting = False
-            self._loop.remove_writer(self._bus._fd)
-        self._bus.owner.on_drained()
-
-    def _written(self, count: int) -> None:
-        self.size -= count
-        while count:
-            first = self._chunks[0]
-            if count < len(first):
-                self._chunks[0] = first[count:]
-                return
-            count -= len(first)
-            self._chunks.popleft()
-
-    def schedule_write(self, msg: Message | None = None, future: "asyncio.Future[None] | None" = None) -> None:
-        """What dbus-next calls to send a message of ours."""
-        if msg is not None:
-            self.put(bytes(msg._marshall()))
-        if future is not None:
-            future.set_result(None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.errors import Evidence
-from kmodd.model import Failure, OperationResult
+from kmodd.model import Failure, LoadedBy, OperationResult
 from kmodd.names import ModuleName, canonical, is_module_name
 
 REMEMBERED = 256
@@ -125,6 +125,8 @@ def _failure(entry: object) -> Failure | None:
             message=_of(data["message"], str),
             time=_of(data["time"], int),
             stuck=_of(data["stuck"], bool),
+            by=_asker(data.get("by")),
+            worker=_of(data.get("worker", ""), str),
             evidence=Evidence(
                 errno=None if evidence["errno"] is None else _of(evidence["errno"], int),
                 kernel_log=_texts(evidence["kernel_log"]),
@@ -141,6 +143,14 @@ def _failure(entry: object) -> Failure | None:
     except (KeyError, TypeError, ValueError):
         # A field is missing or is something else: an entry that cannot be trusted is dropped, the others stay.
         return None
+
+
+def _asker(value: object) -> LoadedBy | None:
+    if value is None:
+        return None
+    data = dict(_of(value, dict))
+    uid = None if data["uid"] is None else _of(data["uid"], int)
+    return LoadedBy(uid, _of(data["client"], str), _of(data["reason"], str), _of(data["time"], int))
 
 
 def _of(value: object, kind: type) -> Any:

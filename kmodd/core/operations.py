@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from kmodd.core.afterwards import Afterwards
 from kmodd.core.api import (
@@ -11,38 +10,34 @@ from kmodd.core.api import (
     Clock,
     Event,
     Events,
-    ModuleAdded,
     ModuleRemoved,
     StepFailed,
     StepStarted,
     StepSucceeded,
 )
 from kmodd.core.calls import CallResult, KernelCalls
-from kmodd.core.draft import Flight
 from kmodd.core.execution import Execution
 from kmodd.core.failures import Failures
 from kmodd.core.freshness import FreshPlans
-from kmodd.core.insertion import stuck as stuck_error
 from kmodd.core.jobs import Jobs
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.planner import Planner
-from kmodd.core.records import failure_record, foretold, released_record, request_action, result_records
+from kmodd.core.records import failure_record, foretold, request_action, result_records
 from kmodd.core.rollback import LiveParameters
-from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, Stuck, TimedOut
+from kmodd.core.stuck_calls import StuckCalls
+from kmodd.core.unbroken import Unbroken
+from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded
 from kmodd.kernel.ports import Kernel
 from kmodd.model import (
     Caller,
-    Failure,
     LoadedBy,
     OperationResult,
-    Outcome,
     Plan,
     Record,
     Request,
     Result,
     State,
     Step,
-    StepAction,
 )
 from kmodd.names import ModuleName
 
@@ -85,14 +80,17 @@ class Operations:
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
         self._fresh = FreshPlans(clock)
-        self._under_way: dict[asyncio.Task[tuple[OperationResult, ...]], Execution] = {}
-        self._held: dict[int, set[ModuleName]] = {}
-        """Modules that each job has stuck in the kernel."""
+        self._under_way: dict[Unbroken[tuple[OperationResult, ...]], Execution] = {}
+        self._all_ended = asyncio.Event()
+        """Set when nothing is under way any more; looked at by `close` alone."""
+        self._stuck = StuckCalls(
+            kernel, locks=locks, jobs=jobs, failures=failures, events=events, clock=clock, record=self._record
+        )
         self._unsubscribe = events.subscribe(self._on_event)
 
     def plan(self, request: Request) -> Plan:
         """Plan against what is loaded and what is under way now; what is wrong is on the steps."""
-        return self._fresh.note(self._planner.plan(request, lambda name: self._flight(name, 0)))
+        return self._fresh.note(self._planner.plan(request, lambda name: self._stuck.flight(name, 0)))
 
     async def run(self, plan: Plan, caller: Caller) -> tuple[ModuleName, ...]:
         """Execute a plan of one operation; answers the modules touched, raises its error."""
@@ -124,18 +122,15 @@ class Operations:
             ),
             progress=lambda done: self._jobs.progress(number, done),
         )
-        # A task of its own: when the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
-        task = asyncio.get_running_loop().create_task(self._locked(plan, caller, number, taken, execution))
-        self._under_way[task] = execution
-        task.add_done_callback(self._under_way.pop)
+        # When the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
+        work = Unbroken(self._locked(plan, caller, number, taken, execution), execution.leave)
+        self._under_way[work] = execution
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            execution.leave()
-            await asyncio.wait({task})
-            with suppress(KmoddError, asyncio.CancelledError):
-                task.result()
-            raise
+            return await work
+        finally:
+            del self._under_way[work]
+            if not self._under_way:
+                self._all_ended.set()
 
     def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
         """With which parameters a module is loaded now, as far as that can be told."""
@@ -143,12 +138,8 @@ class Operations:
 
     def reset_failed(self, name: ModuleName, caller: Caller | None = None) -> None:
         """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""
-        failure = self._failures.get(name)
-        if failure is None:
+        if not self._stuck.forget(name):
             return
-        if self._locks.is_stuck(name) or (failure.stuck and self._is_half_way(name)):
-            raise stuck_error(name)
-        self._failures.forget(name)
         self._record(
             Record(
                 "failure.reset",
@@ -165,27 +156,7 @@ class Operations:
 
     def recover(self) -> None:
         """At start: know again what is stuck in the kernel, and forget that about what is not any more."""
-        for name, module in self._kernel.loaded.snapshot().items():
-            if module.state not in _HALF_WAY:
-                continue
-            known = self._failures.get(name)
-            if known is not None and known.stuck:
-                continue
-            doing = "load" if module.state is State.COMING else "unload"
-            self._failures.remember(
-                Failure(
-                    module=name,
-                    action=doing,
-                    error=Stuck.name(),
-                    message=f"{name} was found half {doing}ed when kmodd started",
-                    evidence=Evidence(hint=f"kmodctl why {name}; once the kernel lets go: kmodctl reset-failed {name}"),
-                    time=self._clock(),
-                    stuck=True,
-                )
-            )
-        for failure in self._failures.stuck:
-            if not self._is_half_way(failure.module):
-                self._failures.let_go(failure.module)
+        self._stuck.recover()
 
     async def close(self, patience: float = 5.0) -> None:
         """End: what runs is told to stop after its call into the kernel and to undo what is half done.
@@ -195,13 +166,13 @@ class Operations:
         self._unsubscribe()
         for execution in self._under_way.values():
             execution.leave()
-        tasks = set(self._under_way)
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=patience)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        while self._under_way:
+            self._all_ended.clear()
+            try:
+                await asyncio.wait_for(self._all_ended.wait(), patience)
+            except TimeoutError:
+                for work in self._under_way:
+                    work.abandon()
         self.flush()
 
     def flush(self) -> None:
@@ -235,7 +206,7 @@ class Operations:
         try:
             # Root is never asked for anything, so nothing was waited for; the plans of all others are made again.
             young = caller.uid == 0 and self._fresh.take(plan)
-            fresh = plan if young else self._planner.plan(plan.request, lambda name: self._flight(name, number))
+            fresh = plan if young else self._planner.plan(plan.request, lambda name: self._stuck.flight(name, number))
             self._check(plan, fresh)
             results = await execution.run(fresh)
             self._failures.share(results, fresh.targets)
@@ -249,7 +220,7 @@ class Operations:
         else:
             return results
         finally:
-            held = self._held.get(number, set())
+            held = self._stuck.held(number)
             self._fresh.changed()
             self._locks.release([name for name in taken if name not in held], number)
             if not held:
@@ -264,25 +235,12 @@ class Operations:
                 module=_modules_named(plan),
             )
         begins = any(step.error is None for step in fresh.steps)
-        if begins and max(self._kernel.executor.abandoned, self._hanging()) >= self._stuck_max():
+        if begins and self._stuck.count() >= self._stuck_max():
             raise LimitsExceeded(
                 f"{self._stuck_max()} operations are stuck in the kernel, nothing new is begun until one of them ends",
                 module=_modules_named(plan),
                 evidence=Evidence(hint="kmodctl status; a reboot is near"),
             )
-
-    def _hanging(self) -> int:
-        # What another daemon before this one had under way counts, but not what crashed: that holds no worker any more.
-        return sum(one.error == TimedOut.name() and self._is_half_way(one.module) for one in self._failures.stuck)
-
-    def _flight(self, name: ModuleName, number: int) -> Flight:
-        if self._locks.is_stuck(name):
-            return Flight.STUCK
-        failure = self._failures.get(name)
-        if failure is not None and failure.stuck and self._is_half_way(name):
-            return Flight.STUCK
-        owner = self._locks.owner(name)
-        return Flight.NONE if owner is None or owner == number else Flight.RUNNING
 
     def begin(self, step: Step, by: LoadedBy) -> None:
         """A call into the kernel is about to be made."""
@@ -296,74 +254,13 @@ class Operations:
         else:
             stuck = called.outcome.kind == "timed-out"
             self._events.publish(StepFailed(step.module, step.action, error.name(), took, stuck))
-        self._observe(number, step, called, by)
-
-    def _observe(self, number: int, step: Step, called: CallResult, by: LoadedBy) -> None:
-        name = step.module
-        if called.error is None and step.because != "undone":  # bringing it back does not make good what failed
-            self._failures.forget(name)
-        if called.error is None or (step.optional and called.outcome.kind == "done"):
-            # A soft dependency without its hardware, a dependency that turned out to be in use: nothing failed.
-            return
-        stuck = called.outcome.kind == "timed-out"
-        self._failures.remember(
-            Failure(
-                module=name,
-                action="load" if step.action is StepAction.INSERT else "unload",
-                error=called.error.name(),
-                message=called.error.message,
-                evidence=called.error.evidence,
-                time=self._clock(),
-                stuck=stuck or (called.outcome.kind == "crashed" and self._is_half_way(name)),
-            )
-        )
-        if stuck:
-            self._held.setdefault(number, set()).add(name)
-            self._locks.mark_stuck(name, number)
-            self._jobs.stick(number)
-            self._kernel.executor.on_let_go(
-                called.outcome.worker, lambda outcome: self._let_go(number, step, outcome, by)
-            )
-
-    def _let_go(self, number: int, step: Step, outcome: Outcome, by: LoadedBy) -> None:
-        name = step.module
-        still_there = self._is_half_way(name)
-        there = self._kernel.loaded.read(name) is not None
-        if not still_there and there == (step.action is StepAction.INSERT):
-            self._events.publish(StepSucceeded(name, step.action, by, outcome.duration_usec))
-        else:
-            self._events.publish(StepFailed(name, step.action, "TimedOut", outcome.duration_usec, stuck=still_there))
-        if not still_there:
-            self._failures.let_go(name)
-        self._locks.release((name,), number)
-        self._record(released_record(step, number, outcome, still_there=still_there))
-        held = self._held.get(number, set())
-        held.discard(name)
-        if not held:
-            self._held.pop(number, None)
-            self._jobs.finish(number, "TimedOut")
+        self._stuck.observe(number, step, called, by)
 
     def _on_event(self, event: Event) -> None:
-        """What this process did not begin (another program's load, one from before a restart) ends by an event."""
         self._fresh.changed()
-        if not isinstance(event, ModuleAdded | ModuleRemoved):
-            return
         if isinstance(event, ModuleRemoved) and self._kernel.loaded.read(event.name) is None:
             self._live.removed(event.name)
-        failure = self._failures.get(name := event.name)
-        if failure is None or not failure.stuck or self._locks.is_stuck(name) or self._is_half_way(name):
-            return
-        if failure.error == Stuck.name():
-            # Only ever seen half way, and now it is through: nothing failed.
-            self._failures.forget(name)
-        else:
-            self._failures.let_go(name)
-        action = StepAction.INSERT if failure.action == "load" else StepAction.REMOVE
-        self._record(released_record(Step(action, name), 0, Outcome("done"), still_there=False))
-
-    def _is_half_way(self, name: ModuleName) -> bool:
-        module = self._kernel.loaded.read(name)
-        return module is not None and module.state in _HALF_WAY
+        self._stuck.on_event(event)
 
     def _tell_results(
         self, plan: Plan, caller: Caller, number: int, results: tuple[OperationResult, ...], took: int

@@ -13,6 +13,8 @@ from kmodd.model import Rule
 from kmodd.names import ModuleName, canonical
 
 COMMAND_LINE = "/proc/cmdline"
+_KEPT_MAX = 64
+"""Modules whose aliases are remembered."""
 _DENIALS = frozenset(f"{folder}{name}" for folder in ("", "/bin/", "/usr/bin/") for name in ("true", "false"))
 
 
@@ -24,6 +26,8 @@ class Policy:
         self._seen: tuple[Rule, ...] | None = None
         self._by_alias: tuple[Rule, ...] = ()
         self._off: tuple[Rule, ...] = ()
+        self._matches: dict[ModuleName, tuple[tuple[str, ...], tuple[Rule, ...]]] = {}
+        """Rules that name an alias of a module, with the aliases they were looked for in."""
 
     def check_load(
         self, module: ModuleName, command_line: str, *, asked: str = "", needed_by: str = "", override: bool = False
@@ -74,12 +78,23 @@ class Policy:
         named = canonical(asked)
         if asked and named != module:
             found += [rule for rule in self._index.rules(named) if rule.kind in ("blacklist", "install")]
-        alias_rules = self._alias_rules()
-        if alias_rules:
-            aliases = [alias.replace("-", "_") for alias in self._aliases(module)]
-            found += [rule for rule in alias_rules if any(fnmatchcase(rule.module, alias) for alias in aliases)]
+        if self._alias_rules():
+            found += self._about_aliases(module)
         found += self._off_rules(module)
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(found)) if found else ()
+
+    def _about_aliases(self, module: ModuleName) -> tuple[Rule, ...]:
+        """Rules about what the module is called by others. Distributions ship dozens, and hardly any is about this one."""
+        aliases = self._aliases(module)
+        known = self._matches.get(module)
+        # The very same aliases: the index has not read the file again.
+        if known is None or known[0] is not aliases:
+            spelled = [alias.replace("-", "_") for alias in aliases]
+            found = [rule for rule in self._by_alias if any(fnmatchcase(rule.module, alias) for alias in spelled)]
+            known = self._matches[module] = aliases, tuple(found)
+            while len(self._matches) > _KEPT_MAX:
+                del self._matches[next(iter(self._matches))]
+        return known[1]
 
     def _aliases(self, module: ModuleName) -> tuple[str, ...]:
         try:
@@ -107,12 +122,15 @@ class Policy:
             # modprobe finds no module of that name, which is what people write it for.
             off = () if self._index.exists(ModuleName("off")) else rules
             self._off = tuple(rule for rule in off if rule.kind == "alias" and rule.value == "off")
+            self._matches.clear()
             self._seen = rules
         return self._by_alias
 
 
 def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:
     """Find `module_blacklist=` naming the module; the last one on the line is the one the kernel keeps."""
+    if "blacklist" not in command_line:
+        return None
     names = ""
     for word in command_line.split():
         if word == "--":

@@ -47,6 +47,8 @@ class WorkerPool:
         self._leaving: set[WorkerProcess] = set()
         self._let_go: dict[int, Callable[[Outcome], None]] = {}
         self._untold: dict[int, Outcome] = {}
+        self._adopted: set[int] = set()
+        """Pidfds of workers that an earlier daemon abandoned."""
         self._closed = False
 
     def start(self) -> None:
@@ -94,9 +96,43 @@ class WorkerPool:
         else:
             raise LookupError(f"worker {worker} was not abandoned")
 
+    def identify(self, worker: int) -> str:
+        """Its process number and when it began, which no process after it shares; empty when it is gone."""
+        began = _began(worker)
+        return f"{worker}:{began}" if began else ""
+
+    def adopt(self, identity: str, ended: Callable[[], None]) -> bool:
+        """Call back once when a worker of an earlier daemon is gone; False when it is gone, or cannot be found."""
+        number, _, began = identity.partition(":")
+        if not number.isdecimal():
+            return False
+        try:
+            descriptor = os.pidfd_open(int(number))
+        except OSError:
+            return False
+        # Compared after the descriptor was opened: from then on the number is its.
+        if _began(int(number)) != began:
+            os.close(descriptor)
+            return False
+
+        def gone() -> None:
+            self._disown(descriptor)
+            ended()
+
+        self._adopted.add(descriptor)
+        asyncio.get_running_loop().add_reader(descriptor, gone)
+        return True
+
+    def _disown(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        self._adopted.discard(descriptor)
+        os.close(descriptor)
+
     async def close(self) -> None:
         """Let idle workers go; calls still under way are answered `timed-out` and left to the kernel."""
         self._closed = True
+        for descriptor in tuple(self._adopted):
+            self._disown(descriptor)
         for process in self._idle:
             self._dismiss(process)
         self._idle.clear()
@@ -220,6 +256,16 @@ class WorkerPool:
         if not process.gone.done():
             self._leaving.add(process)
             process.gone.add_done_callback(lambda _: self._leaving.discard(process))
+
+
+def _began(process: int) -> str:
+    """When a process began, in clock ticks since boot: field 22 of proc_pid_stat(5). Empty when there is none."""
+    try:
+        # The second field, its name in parentheses, may hold spaces and parentheses of its own.
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return fields[19].decode("ascii", "replace") if len(fields) > 19 else ""
 
 
 class _Call:

@@ -20,7 +20,7 @@ from kmodd.kernel.modinfo import parse_modinfo
 from kmodd.kernel.modprobe_d import DIRECTORIES, read_rules
 from kmodd.kernel.modulefile import ModuleFile
 from kmodd.kernel.rulebook import Rulebook
-from kmodd.kernel.signature import read_signature
+from kmodd.kernel.signature import Signers, read_signature
 from kmodd.model import ModuleInfo, Rule
 from kmodd.names import Alias, ModuleName, canonical
 
@@ -78,6 +78,7 @@ class LibkmodIndex:
         self._resolved: dict[str, tuple[ModuleName, ...]] = {}
         self._dependencies: dict[ModuleName, tuple[ModuleName, ...]] = {}
         self._info: dict[str, tuple[_Stamp, ModuleInfo]] = {}
+        self._signers = Signers()
         self._fault = ""
         self.refresh()
 
@@ -212,7 +213,7 @@ class LibkmodIndex:
         if known is None or known[0] != stamp:
             with ModuleFile(name, path) as file:
                 strings = [string for string in file.modinfo().split(b"\0") if string]
-                signed, signer = read_signature(file)
+                signed, signer = read_signature(file, self._signers)
             known = stamp, parse_modinfo(name, path, strings, signed=signed, signer=signer)
             if len(self._info) >= _INFO_MAX:
                 del self._info[next(iter(self._info))]

@@ -18,6 +18,9 @@ from kmodd.names import ModuleName
 MODINFO_MAX = 8 << 20
 """Bytes of a .modinfo section that are believed; the largest of Linux (amdgpu's) has some 100 KiB."""
 
+_START = 64
+"""The header of a 64 bit file."""
+_AHEAD_MAX = 32 << 10
 _TRAILER = 28 + 12
 _SIGNATURE_MAX = 64 << 10
 _ET_REL = 1
@@ -34,6 +37,8 @@ class ModuleFile:
         self.name = name
         self._path = path
         self._data: bytes | None = None
+        self._pieces: list[tuple[int, bytes]] = []
+        """What was read already, with its place in the file."""
         self._fd = -1
         try:
             # O_NONBLOCK: opening a FIFO must not wait for a writer.
@@ -65,7 +70,7 @@ class ModuleFile:
 
     def modinfo(self) -> bytes:
         """Read the .modinfo section: NUL-terminated `key=value` strings."""
-        start = self._read(0, min(64, self._size))
+        start = self._read(0, min(_START, self._size))
         if not start.startswith(b"\x7fELF"):
             raise self._bad("is not an ELF file")
         if len(start) < 20 or start[4] not in _HEADER or start[5] not in (1, 2):
@@ -81,6 +86,7 @@ class ModuleFile:
             raise self._bad("is an ELF file but not a module")
         if entry_size != section.size or not 0 < names_index < count:
             raise self._bad("has a damaged ELF header")
+        self._read_ahead(table)
         sections = list(section.iter_unpack(self._read(table, count * entry_size)))
         names = self._read(sections[names_index][4], sections[names_index][5], limit=MODINFO_MAX)
         for candidate in sections[1:]:
@@ -103,8 +109,11 @@ class ModuleFile:
             raise self._bad("is not a regular file")
         if self._size == 0:
             raise self._bad("is empty")
-        if is_compressed(self._read(0, min(6, self._size))):
+        start = self._read(0, min(_START, self._size))
+        if is_compressed(start[:6]):
             self._unpack()
+        else:
+            self._pieces.append((0, start))
 
     def _read(self, offset: int, length: int, *, limit: int | None = None) -> bytes:
         if limit is not None and length > limit:
@@ -113,6 +122,9 @@ class ModuleFile:
             raise self._bad("is truncated")
         if self._data is not None:
             return self._data[offset : offset + length]
+        for start, piece in self._pieces:
+            if start <= offset and offset + length <= start + len(piece):
+                return piece[offset - start : offset - start + length]
         try:
             data = os.pread(self._fd, length, offset)
         except OSError as error:
@@ -120,6 +132,11 @@ class ModuleFile:
         if len(data) < length:
             raise self._bad("is truncated")
         return data
+
+    def _read_ahead(self, table: int) -> None:
+        """Read what stands from the section headers on: in most files the signature follows them, and then the end."""
+        if self._data is None and 0 < self._size - table <= _AHEAD_MAX:
+            self._pieces.append((table, self._read(table, self._size - table)))
 
     def _unpack(self) -> None:
         if self._size > MAXIMUM:

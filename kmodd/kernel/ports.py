@@ -113,6 +113,12 @@ class Executor(Protocol):
     def on_let_go(self, worker: int, callback: Callable[[Outcome], None]) -> None:
         """Call back once when an abandoned worker's call ended after all."""
 
+    def identify(self, worker: int) -> str:
+        """A name by which another daemon finds this worker; empty when it is gone."""
+
+    def adopt(self, identity: str, ended: Callable[[], None]) -> bool:
+        """Call back once when this worker of an earlier daemon is gone; False when it is gone, or cannot be found."""
+
     @property
     def abandoned(self) -> int:
         """Workers that are still inside a call nobody waits for."""

@@ -2,6 +2,7 @@
 """The signature appended to a module: is there one, and who signed. Nothing is verified; the kernel does that."""
 
 import struct
+from collections.abc import Callable
 
 from kmodd.kernel.modulefile import ModuleFile
 
@@ -14,21 +15,48 @@ _COMMON_NAME = b"\x55\x04\x03"  # 2.5.4.3
 _SEQUENCE, _SET, _INTEGER = 0x30, 0x31, 0x02
 
 
-def read_signature(file: ModuleFile) -> tuple[bool, str]:
-    """Answer (signed, signer); the signer is empty when the signature does not say it in a way that can be read."""
+def read_signature(file: ModuleFile, signer_of: Callable[[bytes], str] | None = None) -> tuple[bool, str]:
+    """Answer (signed, signer); the signer is empty when the signature does not say it in a way that can be read.
+
+    `signer_of` answers the signer of a PKCS#7 message; `pkcs7_signer` unless given.
+    """
+    signer_of = signer_of or pkcs7_signer
     trailer = file.trailer()
     if len(trailer) != SIGNATURE_HEADER.size + len(MAGIC) or not trailer.endswith(MAGIC):
         return False, ""
     _, _, kind, signer_length, key_length, length = SIGNATURE_HEADER.unpack_from(trailer)
     if kind == PKCS7:
-        return True, pkcs7_signer(file.before_trailer(length))
+        return True, signer_of(file.before_trailer(length))
     # Before Linux 4.3: the signer's name, the key's identifier and the signature follow each other.
     names = file.before_trailer(signer_length + key_length + length)
     return True, names[:signer_length].decode("utf-8", "replace")
 
 
+class Signers:
+    """`pkcs7_signer`, once for each key: what one key signed differs in the last bytes alone, which are the signature."""
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._start = b""
+        self._signer = ""
+
+    def __call__(self, message: bytes) -> str:
+        """The signer."""
+        if self._start and len(message) == self._length and message.startswith(self._start):
+            return self._signer
+        signer, end = _find_signer(message)
+        # DER says the length of everything before it comes: what begins alike up to here is read alike.
+        self._length, self._start, self._signer = len(message), message[:end], signer
+        return signer
+
+
 def pkcs7_signer(message: bytes) -> str:
     """Find the issuer's common name of the first signer in a PKCS#7 SignedData (RFC 2315); empty for anything else."""
+    return _find_signer(message)[0]
+
+
+def _find_signer(message: bytes) -> tuple[str, int]:
+    """The name, and how much of the message decides it."""
     try:
         content = _Der(_Der(message).enter(_SEQUENCE))
         content.skip()  # contentType
@@ -40,16 +68,16 @@ def pkcs7_signer(message: bytes) -> str:
             signed.skip()
         signer = _Der(_Der(signed.enter(_SET)).enter(_SEQUENCE))
         signer.enter(_INTEGER)  # version
-        issuer = _Der(_Der(signer.enter(_SEQUENCE)).enter(_SEQUENCE))
-        value = b""
+        names = _Der(signer.enter(_SEQUENCE)).enter(_SEQUENCE)
+        issuer, value = _Der(names), b""
         while issuer.tag == _SET:
             attribute = _Der(_Der(issuer.enter(_SET)).enter(_SEQUENCE))
             kind, value = attribute.enter(0x06), attribute.skip()
             if kind == _COMMON_NAME:
                 break
     except ValueError:
-        return ""
-    return value.decode("utf-8", "replace")
+        return "", len(message)
+    return value.decode("utf-8", "replace"), message.rindex(names) + len(names)
 
 
 class _Der:

@@ -53,6 +53,17 @@ class SimulatedExecutor:
         elif worker in self._late:
             asyncio.get_running_loop().call_soon(callback, self._late[worker])
 
+    def identify(self, worker: int) -> str:
+        """See Executor."""
+        return str(worker)
+
+    def adopt(self, identity: str, ended: Callable[[], None]) -> bool:
+        """See Executor; a kernel in memory outlives a daemon in tests alone."""
+        if not identity.isdecimal() or int(identity) not in self._abandoned:
+            return False
+        self.on_let_go(int(identity), lambda _: ended())
+        return True
+
     def is_capable(self, worker: int) -> bool:
         """Always: nothing here asks for a capability."""
         del worker

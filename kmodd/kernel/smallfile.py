@@ -34,8 +34,22 @@ def read_all(file: int, limit: int) -> bytes:
 
 def read_text(path: Path | str, limit: int = VALUE_MAX, *, dir_fd: int | None = None) -> str | None:
     """One value: UTF-8 with what is invalid replaced, one trailing newline cut off; None when it cannot be read."""
-    content = read_bytes(path, limit, dir_fd=dir_fd)
+    content = _read_value(path, dir_fd) if limit <= VALUE_MAX else read_bytes(path, limit, dir_fd=dir_fd)
     return None if content is None else content.decode(errors="replace").removesuffix("\n")
+
+
+def _read_value(path: Path | str, dir_fd: int | None) -> bytes | None:
+    """What sysfs, sysctl and the single records of /proc give: all they have, in one read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+    except OSError:
+        return None
+    try:
+        return os.read(file, VALUE_MAX)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
 
 
 def readlink(path: Path | str) -> str:

@@ -33,6 +33,10 @@ class Failure:
     time: int
     stuck: bool = False
     """The kernel has not let go of it."""
+    by: LoadedBy | None = None
+    """Who asked, of a call that was given up: it may do what was asked after all."""
+    worker: str = ""
+    """The worker that has that call, so that another daemon can find it (`Executor.adopt`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,48 @@ async def test_real_program_serves_the_pool() -> None:
     assert worker_program()[1:3] == ("-I", "-S")
     await pool.close()
     assert children() == []
+
+
+# --- workers of an earlier daemon -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stranger() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is no child of the pool's."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+async def test_worker_of_an_earlier_daemon_is_found_again_and_its_end_is_told(
+    pool: WorkerPool, stranger: "subprocess.Popen[bytes]"
+) -> None:
+    identity = pool.identify(stranger.pid)
+    ended = asyncio.Event()
+    assert pool.adopt(identity, ended.set)
+    await asyncio.sleep(0.05)
+    assert not ended.is_set()
+    stranger.kill()
+    await asyncio.wait_for(ended.wait(), 10)
+    stranger.wait()
+    assert not pool.adopt(identity, ended.set)
+    assert pool.identify(stranger.pid) == ""
+
+
+async def test_another_process_of_the_same_number_is_not_taken_for_the_worker(
+    pool: WorkerPool, stranger: "subprocess.Popen[bytes]"
+) -> None:
+    number, _, began = pool.identify(stranger.pid).partition(":")
+    for identity in (f"{number}:{int(began) - 1}", number, "", ":", "-1:0", "x:y"):
+        assert not pool.adopt(identity, lambda: None), identity
+
+
+async def test_adopted_worker_is_left_alone_at_the_end(stranger: "subprocess.Popen[bytes]") -> None:
+    before = descriptors()
+    pool = WorkerPool(SCRIPTED)
+    told: list[None] = []
+    assert pool.adopt(pool.identify(stranger.pid), lambda: told.append(None))
+    await pool.close()
+    assert stranger.poll() is None
+    assert (told, descriptors()) == ([], before)

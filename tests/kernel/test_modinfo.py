@@ -12,7 +12,7 @@ from kmodd.errors import BadModule
 from kmodd.kernel.compression import Damaged, decompress
 from kmodd.kernel.modinfo import parse_modinfo
 from kmodd.kernel.modulefile import ModuleFile
-from kmodd.kernel.signature import MAGIC, pkcs7_signer, read_signature
+from kmodd.kernel.signature import MAGIC, Signers, pkcs7_signer, read_signature
 from kmodd.model import ModuleInfo, ParameterInfo
 from kmodd.names import ModuleName
 from tests.kernel.elf import ELF_HEADER, module_file, pkcs7_message, sign
@@ -261,6 +261,25 @@ def test_every_cut_of_a_signature_is_harmless() -> None:
     message = pkcs7_message("Me", certificates=True)
     assert pkcs7_signer(message) == "Me"
     assert {pkcs7_signer(message[:length]) for length in range(len(message))} == {""}
+
+
+def test_what_many_files_have_in_common_is_read_once_and_never_mistaken() -> None:
+    signers = Signers()
+    one, other = pkcs7_message("Me"), pkcs7_message("Us")
+    assert len(one) == len(other)
+    signed_again = one[:-200] + bytes(range(200))  # the signature proper stands at the end
+    for message, signer in ((one, "Me"), (signed_again, "Me"), (other, "Us"), (one, "Me"), (one[:-1], ""), (b"", "")):
+        assert signers(message) == signer == pkcs7_signer(message)
+
+
+@pytest.mark.parametrize("place", range(0, 330, 7))
+def test_a_changed_byte_is_read_as_if_nothing_had_been_read_before(place: int) -> None:
+    message = pkcs7_message("Me", organisation="Ours")
+    changed = bytearray(message)
+    changed[place] ^= 0x15
+    signers = Signers()
+    signers(message)
+    assert signers(bytes(changed)) == pkcs7_signer(bytes(changed))
 
 
 # --- mutations --------------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def test_restart_forgets_nothing(vm: Machine, client: Client) -> None:
             client.load(module)
             given_up(client.begin("Unload", module, named({"timeout": 2})), 2)
         else:
-            given_up(client.begin("Load", module, {}, named({"timeout": 2})), 2)
+            given_up(client.begin("Load", module, {}, named({"timeout": 2, "reason": "outlives a restart"})), 2)
     # Under emulation, beside other machines, the start alone may take most of ten seconds: what hangs adds nothing to it.
     assert restart(vm, client) < max(10, usual + 3)
     seen_stuck(client, f"{T}init_wait", action="load")
@@ -254,10 +254,19 @@ def test_restart_forgets_nothing(vm: Machine, client: Client) -> None:
         assert client.explain(module)["failure"]["error"] == "Crashed"
         assert client.refused("Load", module, {}, {}).name == "Stuck"
     served(client)
+    begin = vm.check("date +@%s.%N").strip()
     release(vm, f"{T}init_wait")
     release(vm, f"{T}exit_wait")
     soon(lambda: client.explain(f"{T}init_wait")["state"] == "live", "it is through")
     soon(lambda: client.explain(f"{T}exit_wait")["state"] == "available", "it is gone")
+    # What an earlier daemon gave up is the doing of who had asked for it, not of somebody else.
+    loaded_by = soon(lambda: client.explain(f"{T}init_wait").get("loaded-by"), "it is known who loaded it")
+    assert loaded_by is not None
+    assert (loaded_by["uid"], loaded_by["reason"]) == (0, "outlives a restart")
+    for module in (f"{T}init_wait", f"{T}exit_wait"):
+        about = ("--since", begin, f"KMODD_MODULE={module}")
+        soon(lambda: records(vm, *about, "KMODD_EVENT=operation.released"), "it is written down")  # noqa: B023 - called now
+        assert {one["KMODD_EVENT"] for one in records(vm, *about)} == {"operation.released"}
     for module in (f"{T}init_wait", f"{T}exit_wait"):
         soon(lambda name=module: not client.explain(name)["failure"]["stuck"], "the kernel has let go")  # type: ignore[misc]
         client.call("ResetFailed", module)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.client import records, soon
 from tests.system.service import CALL
 from tests.vm.channel import Result
 from tests.vm.machine import Machine
@@ -105,6 +106,53 @@ def test_somebody_else_may_not_load_it(vm: Machine) -> None:
 def test_other_actions_stay_closed_to_the_group(vm: Machine) -> None:
     answer = vm.run(f"{CALL} GetHistory 'a{{sv}}' 0", user="bob")
     assert answer.code != 0
+
+
+CLOSED = {
+    "Manager": [
+        "Load sa{ss}a{sv} vfat 0 0",
+        "Unload sa{sv} dummy 0",
+        "Reload sa{ss}a{sv} dummy 0 0",
+        "Batch a(ssa{ss})a{sv} 1 load vfat 0 0",
+        "SetParameter sss kmodd_test_params a_bool N",
+        "ResetFailed s dummy",
+        "GetHistory a{sv} 0",
+    ],
+    "Configuration": [
+        "SetAutoload sba{ss}a{sv} dummy true 0 0",
+        "SetOptions sa{ss}a{sv} dummy 1 numdummies 2 0",
+        "SetBlacklisted sba{sv} dummy true 0",
+        "Apply a{sv} 0",
+        "Reload",
+    ],
+}
+
+
+def test_nothing_that_changes_is_open_to_an_ordinary_user(vm: Machine) -> None:
+    begin = vm.check("date +@%s.%N").strip()
+    vm.check("modprobe dummy && modprobe kmodd_test_params && ls -lR /etc/modprobe.d /etc/modules-load.d > /tmp/before")
+    before = vm.check("grep -v ^kmodd_test /proc/modules; cat /sys/module/kmodd_test_params/parameters/a_bool")
+    try:
+        for interface, calls in CLOSED.items():
+            for call in calls:
+                command = f"busctl call org.kmodd1 /org/kmodd1 org.kmodd1.{interface} {_quoted(call)}"
+                answer = vm.run(command, user="alice")
+                assert answer.code != 0, call
+                assert "this needs authentication" in answer.stderr, (call, answer.stderr)
+        after = vm.check("grep -v ^kmodd_test /proc/modules; cat /sys/module/kmodd_test_params/parameters/a_bool")
+        assert after == before
+        vm.check("ls -lR /etc/modprobe.d /etc/modules-load.d | diff - /tmp/before")
+        count = sum(map(len, CLOSED.values()))
+        denied = ("KMODD_EVENT=authorization.denied", "KMODD_UID=" + vm.check("id -u alice").strip(), "--since", begin)
+        soon(lambda: len(records(vm, *denied)) >= count, "a record for each")
+        assert len(records(vm, *denied)) == count
+    finally:
+        vm.run("modprobe -r dummy kmodd_test_params")
+
+
+def _quoted(call: str) -> str:
+    member, *rest = call.split()
+    return " ".join([member, *(f"'{word}'" for word in rest)])
 
 
 def allow_only(vm: Machine, user: str, **details: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from kmodd.core.failures import REMEMBERED, Failures
 from kmodd.errors import Evidence
-from kmodd.model import Failure
+from kmodd.model import Failure, LoadedBy
 from kmodd.names import ModuleName
 
 EVIDENCE = Evidence(
@@ -26,7 +26,8 @@ EVIDENCE = Evidence(
     parameter="p",
 )
 M = ModuleName("m")
-FAILURE = Failure(M, "load", "TimedOut", "it hangs", EVIDENCE, 17, stuck=True)
+BY = LoadedBy(1000, "/usr/bin/kmodctl", "why not", 16)
+FAILURE = Failure(M, "load", "TimedOut", "it hangs", EVIDENCE, 17, stuck=True, by=BY, worker="12:34")
 
 
 def test_last_failure_of_a_module_counts() -> None:

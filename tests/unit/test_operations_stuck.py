@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.api import JobFinished, ModuleAdded, ModuleRemoved
+from kmodd.core.api import JobFinished, ModuleAdded, ModuleRemoved, StepSucceeded
 from kmodd.core.failures import Failures
 from kmodd.core.jobs import JobState
+from kmodd.core.registry import Registry
 from kmodd.errors import Crashed, LimitsExceeded, Stuck, TimedOut
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule
 from kmodd.model import Result, State
 from kmodd.names import ModuleName
-from tests.unit.fakes import load, machine, request, unload
+from tests.unit.fakes import Ticks, load, machine, request, unload
 from tests.unit.test_operations import CALLER, Bench, make_bench, settle
 
 HANG = Fault(FaultKind.HANG)
@@ -210,6 +211,33 @@ async def test_restart_knows_again_what_is_stuck(tmp_path: Path) -> None:
     assert second.journal.events[-1] == "operation.released"
     assert second.failures.stuck == ()
     await second.run(unload("hang"))
+
+
+async def test_what_was_given_up_before_a_restart_is_its_callers_doing(tmp_path: Path) -> None:
+    path = tmp_path / "failures.json"
+    first = make_bench(machine(*MODULES), Failures(path))
+    await first.run(load("exit_hang"))
+    with pytest.raises(TimedOut):
+        await first.run(load("hang"))
+    with pytest.raises(TimedOut):
+        await first.run(unload("exit_hang"))
+    second = make_bench(first.kernel, Failures(path))
+    registry = Registry(second.kernel.loaded, second.kernel.facts, second.hub, second.journal, Ticks())
+    stop = registry.start()
+    second.operations.recover()
+    for name in ("hang", "exit_hang"):
+        second.kernel.release(name)
+    await settle()
+    registry.look()
+    by = registry.presence(HANGING).by
+    assert by is not None
+    assert (by.uid, by.reason) == (CALLER.uid, "test")
+    assert "exit_hang" not in registry
+    second.operations.flush()
+    assert second.journal.events == ["operation.released"] * 2
+    assert second.failures.stuck == ()
+    assert sum(isinstance(event, StepSucceeded) for event in second.hub.published) == 2
+    stop()
 
 
 async def test_restart_does_not_raise_the_limit(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The programs people have at hand see all of the API: busctl and gdbus, as root and as anybody."""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+
+import pytest
+
+from tests.system.client import soon
+from tests.system.service import CALL
+from tests.vm.machine import Machine
+
+NAME = "org.kmodd1"
+PATH = "/org/kmodd1"
+DUMMY = f"{PATH}/module/dummy"
+BOTH = pytest.mark.parametrize("user", ["root", "alice"])
+
+
+@pytest.fixture(autouse=True)
+def _dummy_is_loaded(vm: Machine) -> Iterator[None]:
+    vm.check(f"{CALL} Load 'sa{{ss}}a{{sv}}' dummy 0 0")
+    soon(lambda: DUMMY in vm.check(["busctl", "tree", "--list", NAME]), "its object is there")
+    yield
+    vm.check(f"{CALL} Unload 'sa{{sv}}' dummy 0")
+
+
+@BOTH
+def test_busctl_tree_has_an_object_for_each_module(vm: Machine, user: str) -> None:
+    tree = set(vm.check(["busctl", "tree", "--list", NAME], user=user).split())
+    loaded = {line.split()[0] for line in vm.check("cat /proc/modules").splitlines()}
+    assert PATH in tree
+    labels = {path.removeprefix(f"{PATH}/module/") for path in tree if path.startswith(f"{PATH}/module/")}
+    assert {label.replace("_5f", "_") for label in labels} == loaded
+
+
+@BOTH
+def test_busctl_introspect_shows_members_and_values(vm: Machine, user: str) -> None:
+    shown = vm.check(["busctl", "introspect", NAME, PATH], user=user)
+    lines = {tuple(line.split()[:4]) for line in shown.splitlines()}
+    assert (".Load", "method", "sa{ss}a{sv}", "as") in lines
+    assert (".ModuleAdded", "signal", "s", "-") in lines
+    assert any(line[:3] == (".LoadedCount", "property", "u") and line[3].isdigit() for line in lines)
+    shown = vm.check(["busctl", "introspect", NAME, DUMMY], user=user)
+    assert any(line.split()[:4] == [".Name", "property", "s", '"dummy"'] for line in shown.splitlines())
+
+
+@BOTH
+def test_busctl_reads_properties(vm: Machine, user: str) -> None:
+    get = ["busctl", "get-property", NAME, DUMMY, "org.kmodd1.Module"]
+    assert vm.check([*get, "State", "References"], user=user).splitlines() == ['s "live"', "i 0"]
+    set_ = ["busctl", "set-property", NAME, DUMMY, "org.kmodd1.Module", "State", "s", "x"]
+    assert vm.run(set_, user=user).code != 0
+
+
+@BOTH
+def test_gdbus_introspects_everything(vm: Machine, user: str) -> None:
+    shown = vm.check(["gdbus", "introspect", "--system", "-d", NAME, "-o", PATH, "--recurse", "--xml"], user=user)
+    root = ET.fromstring(shown)  # noqa: S314 - our own daemon's
+    names = {node.get("name") for node in root.iter("node")}
+    assert {"module", "dummy"} <= {str(name).rpartition("/")[2] for name in names}
+    assert {one.get("name") for one in root.iter("interface")} >= {
+        "org.kmodd1.Manager", "org.kmodd1.Configuration", "org.kmodd1.Store", "org.kmodd1.Module",
+        "org.freedesktop.DBus.ObjectManager", "org.freedesktop.DBus.Properties",
+    }  # fmt: skip
+
+
+@BOTH
+def test_gdbus_calls_and_shows_errors_by_name(vm: Machine, user: str) -> None:
+    call = ["gdbus", "call", "--system", "-d", NAME, "-o", PATH, "--method"]
+    assert "'state': <'live'>" in vm.check([*call, "org.kmodd1.Manager.Explain", "dummy"], user=user)
+    refused = vm.run([*call, "org.kmodd1.Manager.Load", "no_such", "{}", "{}"], user=user)
+    assert "GDBus.Error:org.kmodd1.Error.NoSuchModule" in refused.stderr
+    shown = vm.check([*call, "org.freedesktop.DBus.ObjectManager.GetManagedObjects"], user=user)
+    assert f"objectpath '{DUMMY}'" in shown or f"'{DUMMY}'" in shown
+
+
+def test_monitors_show_what_happens(vm: Machine) -> None:
+    gdbus = vm.start(["gdbus", "monitor", "--system", "-d", NAME], user="alice")
+    busctl = vm.start(["busctl", "monitor", "--json=short", NAME])
+    gdbus.wait_for_output("is owned by")
+    soon(lambda: b"Monitoring" in busctl.out + busctl.err, "it monitors")
+    vm.check(f"{CALL} Load 'sa{{ss}}a{{sv}}' vfat 0 0")
+    vm.check(f"{CALL} Unload 'sa{{sv}}' vfat 1 unused-dependencies b true")
+    for line in ("ModuleAdded ('fat',)", "ModuleAdded ('vfat',)", "ModuleRemoved ('vfat',)", "ModuleRemoved ('fat',)"):
+        gdbus.wait_for_output(line)
+    said = gdbus.out.decode()
+    assert f"{PATH}/module/fat" in said
+    assert "org.freedesktop.DBus.Properties.PropertiesChanged ('org.kmodd1.Manager'" in said
+    for member in ("Load", "Unload", "ModuleAdded", "InterfacesAdded", "PropertiesChanged", "JobFinished"):
+        busctl.wait_for_output(f'"member":"{member}"')
+    for command in (gdbus, busctl):
+        command.kill()
+        command.wait()
