@@ -14,6 +14,7 @@ import pytest
 
 from kmodd.cli import arguments
 from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.parser import Parser
 
 ROOT = Path(__file__).parents[2]
 XML = ROOT / "dbus" / "org.kmodd1.xml"
@@ -23,8 +24,7 @@ COMPLETION = ROOT / "docs" / "completion"
 def grammar() -> dict[str, argparse.ArgumentParser]:
     """Every command's parser."""
     found: dict[str, argparse.ArgumentParser] = {}
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
+    commands = Parser().add_subparsers()
     arguments._Grammar(commands, arguments._common()).define()
     found.update(commands.choices)
     return found
