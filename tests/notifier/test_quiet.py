@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from kmodd.client import Client
-from kmodd.client_notifier import NotifierClient
 from kmodd.errors import AccessDenied, InvalidArgs
 from kmodd.gateway.counts import Counts
 from kmodd.gateway.reading import Reading
