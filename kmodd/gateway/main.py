@@ -115,8 +115,7 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
     link = DaemonLink(lambda: Client.connect(bus or None), hub.publish, time.monotonic)
     authentication = Authentication(known, verifiers(settings.issuers), time.time)
     changes = Changes(link, JournalAudit(log).record, time.monotonic)
-    shared = SharedAnswers(FRESH, time.monotonic, lambda: link.generation)
-    reading = Reading(link, shared, counts, lambda: NotifierClient.connect(bus or None))
+    reading = Reading(link, SharedAnswers(FRESH, time.monotonic, lambda: link.generation), counts)
     app = application.make(
         [
             routes_changes.router(changes),

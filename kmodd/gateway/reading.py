@@ -2,10 +2,8 @@
 """What is only read from the daemon."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kmodd.client_notifier import NotifierClient
 from kmodd.errors import KmoddError, NoSuchModule, NotLoaded
 from kmodd.gateway.asking import encode
 from kmodd.gateway.counts import Counts, Sample
@@ -16,7 +14,6 @@ from kmodd.names import parse_glob, parse_module, parse_module_or_alias
 
 METRICS_TIMEOUT = 5.0
 """Seconds the daemon has for its metrics; Prometheus gives up after ten."""
-NOTIFIER_TIMEOUT = 1.0
 OBJECT_TRIES = 5
 OBJECT_PAUSE = 0.05
 """Seconds between two looks for the object of a module that the kernel lists."""
@@ -25,15 +22,7 @@ OBJECT_PAUSE = 0.05
 class Reading:
     """One for the gateway."""
 
-    def __init__(
-        self,
-        link: DaemonLink,
-        shared: SharedAnswers,
-        counts: Counts,
-        notifier: Callable[[], Awaitable[NotifierClient]] | None = None,
-    ) -> None:
-        """`notifier` connects to the notifier, for its metrics."""
-        self._notifier = notifier
+    def __init__(self, link: DaemonLink, shared: SharedAnswers, counts: Counts) -> None:
         self._link = link
         self._shared = shared
         self._counts = counts
@@ -98,19 +87,8 @@ class Reading:
                 async with asyncio.timeout(METRICS_TIMEOUT):
                     rows = await self._link.client.data("GetMetrics")
                 samples = [(name, kind, labels, value) for name, kind, labels, value in rows]
-                samples += await self._of_the_notifier()
             except (KmoddError, TimeoutError):
                 samples = None
             return self._counts.text(samples)
 
         return await self._shared.get("metrics", ask)
-
-    async def _of_the_notifier(self) -> list[Sample]:
-        """The queue's metrics; none where no notifier runs, and it is not started for this."""
-        if self._notifier is None:
-            return []
-        try:
-            async with asyncio.timeout(NOTIFIER_TIMEOUT), await self._notifier() as notifier:
-                return [(one.name, one.type, dict(one.labels), one.value) for one in await notifier.metrics()]
-        except (KmoddError, TimeoutError):
-            return []
