@@ -13,7 +13,8 @@ USERS_MAX = 256
 _REFUSALS = frozenset({"authorization.denied", "operation.failed"})
 
 Complain = Callable[[int | None, int], None]
-"""Is told of (user, refusals that were left out), once for each period."""
+"""Is told of (user, 0) when refusals begin to be left out, and of (user, how many) once the period is over."""
+Counted = tuple[dict[int | None, tuple[int, int]], int]
 
 
 class Flood:
@@ -25,6 +26,15 @@ class Flood:
         """(beginning of the period, refusals in it) by user."""
         self.left_out = 0
         """Refusals that were not told, since the start."""
+
+    @property
+    def counted(self) -> Counted:
+        """What was counted so far, to go back to."""
+        return dict(self._counts), self.left_out
+
+    @counted.setter
+    def counted(self, before: Counted) -> None:
+        self._counts, self.left_out = dict(before[0]), before[1]
 
     def admits(self, notice: Notice) -> bool:
         """Tell whether this one is to be told. What root did, and what came to a job, always is."""

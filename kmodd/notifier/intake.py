@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Turns what the daemon tells into queued notices, each once: records of its history, and conditions that come and go."""
 
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -69,9 +70,10 @@ class Intake:
             keys[key] = row
         ids = {identifier(key): key for key in keys}
         unseen = self._outbox.unseen(ids)
-        self._overlap = OVERLAP
         if not unseen:
+            self._overlap = OVERLAP
             return 0
+        counted = self._flood.counted
         routed, changed = [], dict[tuple[str, str], bool]()
         for one, key in ids.items():
             if one not in unseen:
@@ -86,7 +88,12 @@ class Intake:
             if names and self._flood.admits(notice):
                 routed.append((notice, names))
         new = [one for one in ids if one in unseen]
-        self._outbox.take(new, int(rows[-1].get("time", 0)), routed, self._clock(), changed)
+        try:
+            self._outbox.take(new, int(rows[-1].get("time", 0)), routed, self._clock(), changed)
+        except sqlite3.Error:
+            self._flood.counted = counted  # they are read, and counted, once more
+            raise
+        self._overlap = OVERLAP
         self._told(routed)
         return len(unseen)
 

@@ -229,21 +229,26 @@ class Operator:
 
     def metrics(self) -> list[Sample]:
         """The same as numbers, in Prometheus naming."""
+        whole = {"watching": float(not self._trouble()), "left-out": float(self.intake.left_out)}
         samples: list[Sample] = [
-            ("kmodd_notifier_watching", "gauge", {}, float(not self._trouble())),
-            ("kmodd_notifier_refusals_left_out_total", "counter", {}, float(self.intake.left_out)),
+            (f"kmodd_notifier_{name}", kind, {}, whole[key])
+            for name, kind, key in (
+                ("watching", "gauge", "watching"),
+                ("refusals_left_out_total", "counter", "left-out"),
+            )
         ]
         for row in self.status().endpoints:
             labels = {"endpoint": row["name"][1]}
+            values = {**{key: value for key, (_, value) in row.items()}, "age": self._age(row["oldest"][1])}
             for name, kind, key in (
                 ("attempts_total", "counter", "attempts"),
                 ("delivered_total", "counter", "delivered"),
                 ("dropped_total", "counter", "dropped"),
                 ("waiting", "gauge", "waiting"),
                 ("refused", "gauge", "refused"),
+                ("oldest_seconds", "gauge", "age"),
                 ("failures", "gauge", "failures"),
                 ("enabled", "gauge", "enabled"),
             ):
-                samples.append((f"kmodd_notifier_{name}", kind, labels, float(row[key][1])))
-            samples.append(("kmodd_notifier_oldest_seconds", "gauge", labels, self._age(row["oldest"][1])))
+                samples.append((f"kmodd_notifier_{name}", kind, labels, float(values[key])))
         return samples

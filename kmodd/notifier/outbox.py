@@ -167,6 +167,10 @@ class Outbox:
                     (endpoint, notice.id, body, now, endpoint),
                 )
                 count += done.rowcount
+                if not done.rowcount:
+                    self._db.execute(
+                        "UPDATE endpoint SET dropped = dropped + 1 WHERE name = ? AND NOT enabled", (endpoint,)
+                    )
         return count
 
     # --- what is to be sent -------------------------------------------------------------------------------------------
@@ -306,6 +310,8 @@ class Outbox:
                 "UPDATE endpoint SET enabled = ?, why = ?, failures = 0, due = 0, wait = 0 WHERE name = ?",
                 (int(enabled), why, endpoint),
             )
+            if enabled:
+                db.execute("UPDATE delivery SET due = 0 WHERE endpoint = ?", (endpoint,))
 
     def forget_others(self, endpoints: Iterable[str]) -> dict[str, int]:
         """Drop what waits for endpoints that are no more; how many by endpoint."""

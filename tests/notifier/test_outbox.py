@@ -114,6 +114,8 @@ def test_what_is_set_aside_delays_no_other_and_comes_back(outbox: Outbox) -> Non
     assert outbox.begin("a", 1, NOW + 99) == []
     assert [one.notice for one in outbox.begin("a", 1, NOW + 100)] == [poison.notice]
     assert outbox.begin("a", 1, NOW - 365 * 24 * 3_600_000_000) != [], "the clock was set back"
+    outbox.enable("a", enabled=True)
+    assert outbox.begin("a", 1, NOW) != [], "an administrator does not have to wait"
 
 
 def test_a_disabled_endpoint_keeps_what_it_has_and_gets_no_more(outbox: Outbox) -> None:
@@ -121,8 +123,10 @@ def test_a_disabled_endpoint_keeps_what_it_has_and_gets_no_more(outbox: Outbox) 
     outbox.enable("a", enabled=False, why="410")
     put(outbox, 2)
     assert (outbox.state("a").enabled, outbox.state("a").why) == (False, "410")
+    assert outbox.state("a").dropped == 1, "what is not queued for it is counted"
     outbox.enable("a", enabled=True)
     put(outbox, 3)
+    assert outbox.state("a").dropped == 1
     assert drain(outbox) == ["failure 1", "failure 3"]
 
 

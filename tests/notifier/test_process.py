@@ -197,6 +197,12 @@ def test_a_dead_host_delays_no_other(running: Stage) -> None:
         assert time.monotonic() - began < 5
         assert running.endpoint("b")["waiting"] == 6
         assert silent.connections == 1
+        wait_until(lambda: running.endpoint("a")["delivered"] == 6, "all six are noted")
+        samples = running.ask(lambda one: one.metrics())()
+        of = {(one.name.removeprefix("kmodd_notifier_"), *dict(one.labels).values()): one.value for one in samples}
+        assert (of["delivered_total", "a"], of["waiting", "a"], of["oldest_seconds", "a"]) == (6, 0, 0)
+        assert (of["delivered_total", "b"], of["waiting", "b"], of["enabled", "b"]) == (0, 6, 1)
+        assert 0 < of["oldest_seconds", "b"] < 60
         running.stop()
 
 

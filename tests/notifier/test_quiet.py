@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a notifier that tells nobody anything answers, refuses, measures and costs."""
 
-import asyncio
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from kmodd.client import Client
-from kmodd.errors import AccessDenied, InvalidArgs
-from kmodd.gateway.counts import Counts
-from kmodd.gateway.reading import Reading
-from kmodd.gateway.shared import SharedAnswers
+from kmodd.errors import AccessDenied, InvalidArgs, Unavailable
 from tests.cli.runner import Runner
 from tests.notifier.running import Stage, stage
 
@@ -102,17 +95,11 @@ def test_metrics(quiet: Stage) -> None:
     ]
 
 
-def test_the_gateway_shows_the_queue(quiet: Stage) -> None:
-    """In /metrics, beside the daemon's own."""
-
-    async def scrape() -> str:
-        async with await Client.connect(quiet.address) as client:
-            link: Any = SimpleNamespace(client=client)
-            return (await Reading(link, SharedAnswers(1.0, time.monotonic, lambda: 0), Counts()).metrics()).decode()
-
-    shown = asyncio.run(scrape())
-    assert "kmodd_notifier_watching 1" in shown
-    assert "kmodd_modules" in shown
+def test_looking_at_metrics_of_a_notifier_that_is_away_says_so(tmp_path: Path) -> None:
+    with stage(tmp_path) as away:
+        with pytest.raises(Unavailable) as raised:
+            away.ask(lambda one: one.metrics())()
+        assert raised.value.message == "kmodd-notifier is not running"
 
 
 def test_the_user_of_another_bus_is_asked(quiet: Stage) -> None:

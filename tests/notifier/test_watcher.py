@@ -12,6 +12,7 @@ import pytest
 
 from kmodd.errors import AccessDenied, Failed, InvalidArgs, KmoddError
 from kmodd.log import Logger
+from kmodd.notifier.flood import TOLD_MAX
 from kmodd.notifier.intake import Intake
 from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.rules import Rule
@@ -130,6 +131,25 @@ async def test_a_disk_that_refuses_costs_no_record(bench: Bench, monkeypatch: py
     monkeypatch.setattr(bench.outbox, "take", take)
     await bench.watcher.look()
     assert bench.told() == ["m1"]
+
+
+async def test_a_disk_that_refuses_for_long_leaves_no_refusal_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.watcher.look()
+    bench.daemon.history = [row(n, event="authorization.denied", uid=1000) for n in range(1, TOLD_MAX + 1)]
+    take: Callable[..., int] = bench.outbox.take
+
+    def full(*_: object) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(bench.outbox, "take", full)
+    for _ in range(5):
+        await bench.watcher.look()
+    monkeypatch.setattr(bench.outbox, "take", take)
+    await bench.watcher.look()
+    assert len(bench.told()) == TOLD_MAX
+    assert bench.intake.left_out == 0
 
 
 @pytest.mark.parametrize("limit_max", [1000, 100, 7])

@@ -117,3 +117,26 @@ def test_it_is_small_and_shut_in(notifying: Machine) -> None:
     assert notifying.check("stat -c '%U %a' /var/lib/kmodd-notifier/").strip() == "kmodd-notifier 700"
     secrets = notifying.check("cut -d_ -f2 /etc/kmodd/notify.key").strip()
     assert secrets not in notifying.journal("-u", UNIT)
+
+
+def test_it_comes_with_kmodd_where_an_administrator_says_so(notifying: Machine) -> None:
+    notifying.check(f"systemctl disable --now {UNIT}; systemctl add-wants kmodd.service {UNIT}", timeout=90)
+    notifying.check("systemctl stop kmodd.service", timeout=90)
+    assert notifying.run(f"systemctl is-active {UNIT}").stdout == "inactive\n"
+    notifying.check("kmodctl list >/dev/null", timeout=90)
+    wait_until(lambda: show(notifying, "ActiveState", UNIT) == "active", "it came with kmodd")
+
+
+def test_looking_at_its_metrics_does_not_start_it(notifying: Machine) -> None:
+    notifying.check(f"rm -r /etc/systemd/system/kmodd.service.wants; systemctl daemon-reload; systemctl stop {UNIT}")
+    code = (
+        "import asyncio, sys; sys.path.insert(0, '/usr/local/lib/kmodd')\n"
+        "from kmodd.client_notifier import NotifierClient\n"
+        "async def main():\n"
+        "    async with await NotifierClient.connect() as notifier: await notifier.metrics()\n"
+        "asyncio.run(main())"
+    )
+    assert "kmodd-notifier is not running" in notifying.run(["python3", "-c", code], timeout=60).stderr
+    assert notifying.run(f"systemctl is-active {UNIT}").stdout == "inactive\n"
+    notifying.check("kmodctl notify status", timeout=90)
+    assert show(notifying, "ActiveState", UNIT) == "active"
