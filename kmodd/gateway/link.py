@@ -74,7 +74,11 @@ class DaemonLink:
                     self._client, pause = client, PAUSE
                     self._first.set()
                     self._said("daemon", {"state": "connected"})
+                    lost = 0
                     async for signal in signals:
+                        if signals.lost > lost:
+                            self._said("missed", {"count": signals.lost - lost})
+                            lost = signals.lost
                         self._on_signal(signal)
             except KmoddError:
                 # Nobody is at fault here: requests answer 503 meanwhile, and /metrics says it.

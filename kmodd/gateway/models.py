@@ -32,7 +32,9 @@ class Change(BaseModel, extra="forbid"):
 class TimedChange(Change, extra="forbid"):
     """A change of one module."""
 
-    timeout: Seconds = Field(default=30, description="Seconds to wait for each call into the kernel.")
+    timeout: Seconds | None = Field(
+        default=None, description="Seconds to wait for each call into the kernel; the daemon's setting when left out."
+    )
 
 
 class LoadRequest(TimedChange, extra="forbid"):

@@ -36,9 +36,10 @@ def router(
 
         Kinds: `module-added`, `module-removed`, `module-changed`, `job-started`, `job-changed`, `job-finished`,
         `health`, `manager-changed`, `configuration-changed`, `store-changed`, `daemon` (`running`, `gone`, `connected`,
-        `disconnected`). The first one is `hello`; when it says `"complete": false`, events were missed: look at
-        everything again. The newest 2,048 events can be caught up with by `Last-Event-ID`. A follower that does not
-        keep up is dropped; it comes back with `Last-Event-ID`.
+        `disconnected`), `missed`. The first one is `hello`. When it says `"complete": false`, and after `missed` and after
+        `daemon` with `connected`, things may have happened that were not told: look at everything again. The newest 2,048
+        events can be caught up with by `Last-Event-ID`. A follower that does not keep up is dropped; it comes back with
+        `Last-Event-ID`.
         """
         del who
         if counts.streams >= limits.streams:

@@ -94,7 +94,9 @@ def router(reading: Reading, changes: Changes, link: DaemonLink) -> APIRouter:
               **told("read", example={"records": [_RECORD]}))  # fmt: skip
     async def history(
         module: str = Query("", max_length=64, description="Only this module."),
-        since: int = Query(0, ge=0, lt=2**63, description="Only from then on, in microseconds since 1970-01-01 UTC."),
+        since: int = Query(
+            0, ge=0, le=2**53 - 1, description="Only from then on, in microseconds since 1970-01-01 UTC."
+        ),
         limit: int = Query(100, ge=1, le=1000, description="At most so many, the newest."),
         who: Principal = needs("read"),
     ) -> Answer:

@@ -64,11 +64,10 @@ CHANGES = [
 ]
 OTHER_CHANGES = [
     f"{BUS}.Configuration SetAutoload 'sba{{ss}}a{{sv}}' dummy true 0 0",
-    f"{BUS}.Configuration SetOptions 'sa{{ss}}a{{sv}}' dummy 1 numdummies 2 1 on-behalf-of s 'token admin'",
+    f"{BUS}.Configuration SetOptions 'sa{{ss}}a{{sv}}' loop 1 max_loop 9 1 on-behalf-of s 'token admin'",
     f"{BUS}.Configuration SetBlacklisted 'sba{{sv}}' dummy true 1 hard b true",
     f"{BUS}.Configuration Apply 'a{{sv}}' 0",
     f"{BUS}.Configuration Reload",
-    f"{BUS}.Store Deactivate 'sa{{sv}}' dummy 1 load b true",
     f"{BUS}.Notifier AddWebhook 'ssa{{sv}}' evil https://evil.example/ 0",
     f"{BUS}.Notifier Reload",
 ]
@@ -285,7 +284,9 @@ def test_a_file_goes_through_it_as_a_stream(gateway: Machine, token: str) -> Non
         assert (imported["name"], imported["version"]) == ("kmodd_test_good", "7.1"), imported
         refused = upload(gateway, token, f"head -c 3000 {path}")
         assert (refused["status"], refused["type"]) == (422, "urn:kmodd:error:BadModule")
-        assert ask(gateway, "DELETE", "/v1/store/kmodd_test_good/7.1", token)[0] == 403
+        # The rule lets it import for this token alone: not activate, and not remove, which says for nobody.
+        for method, path in (("POST", "/activate"), ("DELETE", "")):
+            assert ask(gateway, method, f"/v1/store/kmodd_test_good/7.1{path}", token)[0] == 403
         gateway.run("kmodctl store remove kmodd_test_good 7.1", timeout=60, check=True)
     finally:
         gateway.run(["rm", RULE], check=True)
