@@ -122,7 +122,10 @@ def test_a_parameter_is_written(served: Gateway) -> None:
     assert answer.document == {"module": "overlay", "parameter": "redirect_max", "value": "64"}
     assert served.ask("GET", "/v1/modules/overlay").document["live"]["parameters"]["redirect_max"] == "64"
     assert "deeper" in served.log.read_text()
-    assert served.ask("PUT", "/v1/modules/overlay/parameters/redirect_max", {"value": "64", "reason": "a\nb"}).status == 400
+    assert (
+        served.ask("PUT", "/v1/modules/overlay/parameters/redirect_max", {"value": "64", "reason": "a\nb"}).status
+        == 400
+    )
     assert served.ask("PUT", "/v1/modules/overlay/parameters/nosuch", {"value": "64"}).status == 404
     assert served.ask("PUT", "/v1/modules/overlay/parameters/redirect_max").status == 400
 
