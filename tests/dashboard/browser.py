@@ -152,7 +152,7 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """The same of all that fit."""
-        script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.innerText.trim())"
+        script = "return [...document.querySelectorAll(arguments[0])].map((one) => (one.innerText ?? one.textContent).trim())"
         return list(self.run(script, selector))
 
     def focused(self) -> str:

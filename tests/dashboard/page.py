@@ -17,9 +17,9 @@ class Page:
 
     def open(self, view: str = "modules") -> None:
         """Load the page anew, with nobody signed in."""
-        self.browser.go(f"{self.url}/docs")  # a page of the same origin that asks for nothing
-        self.browser.run("sessionStorage.clear()")
         self.browser.go(f"{self.url}/#/{view}")
+        self.browser.run("window.old = true; sessionStorage.clear(); location.reload()")
+        self.browser.until("return !window.old")
         self.browser.see("dialog.token")
 
     def sign_in(self, token: str, view: str = "modules") -> None:

@@ -130,6 +130,7 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
       try {
         notice(await perform(read(form)));
         made = true;
+        document.dispatchEvent(new Event("changed"));
         box.close();
       } catch (problem) {
         if (!box.isConnected) notice(`${title} failed: ${problem.message}`); // browsers close on a second Escape

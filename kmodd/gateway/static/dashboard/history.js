@@ -9,7 +9,7 @@ const STEPS = [100, 1000];
 const MARKS = {failed: ["✗", "bad", "failed"], "rolled-back": ["↶", "warn", "rolled back"]};
 
 /** Kinds of events after which there may be another record. */
-export const concerns = ["module-", "job-", "configuration-", "store-", "health", "daemon"];
+export const concerns = ["history-", "module-", "job-", "configuration-", "store-", "health", "daemon"];
 
 function entry(record) {
   const [mark, kind, words] = MARKS[record.result] || (record.error ? MARKS.failed : ["✓", "good", "done"]);
@@ -43,6 +43,9 @@ function entry(record) {
   );
 }
 
+/** Without what was allowed: what was done then tells that. What was not allowed has a record of another kind. */
+export const worthTelling = (found) => found.filter((record) => record.event !== "authorization.granted");
+
 /** Records as a list, the newest first. */
 export function records(found) {
   return found.length
@@ -53,6 +56,7 @@ export function records(found) {
 /** The view. */
 export function open(main) {
   let step = 0;
+  let all = [];
   let found = [];
   const filter = make("input", {
     type: "search",
@@ -101,12 +105,15 @@ export function open(main) {
       shown.length === found.length
         ? count(found.length, "record")
         : `${shown.length} of ${count(found.length, "record")}`;
-    more.hidden = found.length < STEPS[step] || step === STEPS.length - 1;
+    more.hidden = all.length < STEPS[step] || step === STEPS.length - 1;
     show(list, shown, () => [records(shown)]);
   }
 
-  async function again() {
-    found = (await ask("GET", `/v1/history?limit=${STEPS[step]}`)).records;
+  // Each look leaves a record of its own, that it was allowed: so only when there may be something new.
+  async function again(untold) {
+    if (untold && all.length) return;
+    all = (await ask("GET", `/v1/history?limit=${STEPS[step]}`)).records;
+    found = worthTelling(all);
     draw();
   }
 

@@ -18,7 +18,8 @@ import {forget} from "./token.js";
 
 const VIEWS = {modules, graph, health, history, store, config: rules};
 // Events come in bunches: a load is an event for each module, and one for the job.
-const TOGETHER = 150;
+// And the journal needs a moment until it has the record.
+const TOGETHER = 250;
 // What the kernel tells nobody, reference counts and who holds them, is looked at again this often while somebody looks.
 const UNTOLD = 15000;
 
@@ -51,16 +52,18 @@ class Shown {
     return kinds.some((kind) => this.source.concerns.some((one) => kind.startsWith(one)));
   }
 
-  async look() {
+  /** Look again; `untold` when nothing is known to have happened. */
+  async look(untold = false) {
     if (this.running) {
-      this.again = true;
+      this.again ||= !untold;
       return;
     }
     this.running = true;
+    let quiet = untold;
     do {
       this.again = false;
       try {
-        await this.opened.refresh();
+        await this.opened.refresh(quiet);
         this.trouble.replaceChildren();
         this.trouble.told = "";
         this.body.hidden = false;
@@ -71,6 +74,7 @@ class Shown {
         this.trouble.told = problem.message;
       }
       this.waiting.remove();
+      quiet = false;
     } while (this.again && view === this);
     this.running = false;
   }
@@ -133,7 +137,7 @@ function told(kind, data) {
     kinds = [];
     timer = null;
     const missed = seen.includes("hello") || seen.includes("daemon");
-    if (missed || view.concerns(seen)) view.look();
+    if (missed || seen.includes("changed") || view.concerns(seen)) view.look();
     if (missed || seen.some((one) => /^(health|module-|manager-|configuration-|store-)/.test(one))) summary();
     refreshChange();
   }, TOGETHER);
@@ -163,12 +167,14 @@ document.getElementById("skip").addEventListener("click", (event) => {
 });
 const look = () => {
   if (!document.hidden) {
-    view.look();
+    view.look(true);
     refreshChange();
   }
 };
 setInterval(look, UNTOLD);
 document.addEventListener("visibilitychange", look);
+// One's own changes are seen although there may be no event for them, as for a parameter.
+document.addEventListener("changed", () => told("changed", {}));
 document.addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target.matches("input:not([type=radio], [type=checkbox])")) return;
   const search = document.querySelector("main input[type=search]");

@@ -5,16 +5,16 @@ import {ask, ofModule} from "./api.js";
 import {make, nothing, section, show} from "./dom.js";
 import {panel, users} from "./failure.js";
 import {facts} from "./facts.js";
-import {records} from "./history.js";
+import {records, worthTelling} from "./history.js";
 import {load, reload, resetFailed, rule, setParameter, unload} from "./operations.js";
 import {plan, steps} from "./plan.js";
 import {table as ruleTable} from "./rules.js";
 import {STATES, taint, time} from "./wording.js";
 
-const RECORDS = 20;
+const RECORDS = 40;
 
 /** Kinds of events after which the page may be another. */
-export const concerns = ["module-", "job-", "configuration-", "store-", "health"];
+export const concerns = ["history-", "module-", "job-", "configuration-", "store-", "health"];
 
 const button = (key, text, act, kind = "", label = null) =>
   make("button", {type: "button", class: kind, "data-key": key, "aria-label": label, click: act}, text);
@@ -152,14 +152,20 @@ export function open(main, name) {
   const body = make("div", {class: "module-body"});
   main.append(head, body);
 
-  async function again() {
+  let history = null;
+
+  async function again(untold) {
     const settled = (promise) => promise.catch((problem) => ({problem}));
-    const [explained, described, config, history] = await Promise.all([
+    const [explained, described, config, read] = await Promise.all([
       ask("GET", ofModule(name, "/explain")),
       settled(ask("GET", ofModule(name))),
       settled(ask("GET", "/v1/config")),
-      settled(ask("GET", `/v1/history?limit=${RECORDS}&module=${encodeURIComponent(name)}`)),
+      // Each look at the history leaves a record of its own.
+      untold && history
+        ? history
+        : settled(ask("GET", `/v1/history?limit=${RECORDS}&module=${encodeURIComponent(name)}`)),
     ]);
+    history = read.records ? {records: worthTelling(read.records)} : read;
     const isLoaded = ["live", "coming", "going"].includes(explained.state);
     const canLoad = ["available", "disabled"].includes(explained.state);
     const ahead =

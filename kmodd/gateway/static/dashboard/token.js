@@ -83,14 +83,18 @@ function dialog(why) {
       ),
       make("p", {class: "buttons"}, button),
     );
-    // Without a token there is nothing behind it to go back to.
+    // Without a token there is nothing behind it to go back to; a browser may close it on Escape all the same.
+    function again() {
+      if (!box.isConnected) return;
+      box.showModal();
+      input.focus();
+    }
     const box = make(
       "dialog",
-      {class: "token", "aria-labelledby": "token-title", cancel: (event) => event.preventDefault()},
+      {class: "token", "aria-labelledby": "token-title", cancel: (event) => event.preventDefault(), close: again},
       form,
     );
     document.body.append(box);
-    box.showModal();
-    input.focus();
+    again();
   });
 }
