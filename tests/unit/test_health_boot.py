@@ -3,13 +3,16 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kmodd.core.health_boot import BootHealth
 from kmodd.model import HealthStatus
 from kmodd.model.boot import BootImage, Trees
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FRESH = BootImage("6.1", "/boot/initrd.img-6.1", "initramfs-tools", (), by_content=True)
 STALE = BootImage("6.1", "/boot/initrd.img-6.1", "dracut", ("/etc/modprobe.d/x.conf has changed",), by_content=True)
