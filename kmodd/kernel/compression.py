@@ -46,11 +46,16 @@ def decompress(data: bytes, maximum: int = MAXIMUM) -> bytes:
 def unpack(read: Read, start: bytes, maximum: int = MAXIMUM) -> Iterator[bytes]:
     """Unpack what `read` gives piece by piece, in little memory; `start` are its first six bytes. Damaged, Unsupported."""
     unpacker = _zstd if start.startswith(ZSTD) else _xz if start.startswith(XZ) else _gzip
+    return bounded(unpacker(read), maximum)
+
+
+def bounded(pieces: Iterator[bytes], maximum: int, what: str = "a module") -> Iterator[bytes]:
+    """The same pieces, as long as they are at most so many bytes together; TooLarge."""
     total = 0
-    for piece in unpacker(read):
+    for piece in pieces:
         total += len(piece)
         if total > maximum:
-            raise TooLarge("unpacks to more than a module can have")
+            raise TooLarge(f"unpacks to more than {what} can have")
         yield piece
 
 

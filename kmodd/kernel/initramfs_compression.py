@@ -9,7 +9,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator
 
-from kmodd.kernel.compression import GZIP, XZ, ZSTD, Damaged, Read, TooLarge, Unsupported, unpack
+from kmodd.kernel.compression import GZIP, XZ, ZSTD, Damaged, Read, Unsupported, bounded, unpack
 
 BZIP2, LZMA, LZ4, LZO = b"BZh", b"\x5d\x00\x00", b"\x02\x21\x4c\x18", b"\x89LZO\x00\r"
 _PIECE = 1 << 17
@@ -28,17 +28,11 @@ def unpack_image(read: Read, start: bytes, maximum: int) -> Iterator[bytes]:
     Unsupported is also for data that is in none of these formats, and where a library is missing.
     """
     if start.startswith((GZIP, XZ, ZSTD)):
-        yield from unpack(read, start, maximum)
-        return
+        return unpack(read, start, maximum)
     unpacker = next((found for magic, found in _UNPACKERS if start.startswith(magic)), None)
     if unpacker is None:
         raise Unsupported("a compression kmodd does not read")
-    total = 0
-    for piece in unpacker(read):
-        total += len(piece)
-        if total > maximum:
-            raise TooLarge("unpacks to more than an initramfs can have")
-        yield piece
+    return bounded(unpacker(read), maximum, "an initramfs")
 
 
 def _bzip2(read: Read) -> Iterator[bytes]:

@@ -167,11 +167,11 @@ def test_what_is_wrong_with_the_rules_of_a_machine(vm: Machine) -> None:
             "blacklist kmodd_test_good\n"
             "install kmodd_test_info /bin/sh -c true\n"
             "softdep kmodd_test_soft pre: kmodd_test_dep_a\n"
-            "options kmodd_test_params level=3\n"
+            "options kmodd_test_params level=2\n"
         ),
-        "/etc/modprobe.d/later.conf": "options kmodd_test_params level=5\n",
-        "/run/modprobe.d/later.conf": "options kmodd_test_params level=7\n",
-        "/usr/local/lib/modprobe.d/later.conf": "options kmodd_test_params level=5\n",
+        "/etc/modprobe.d/later.conf": "options kmodd_test_params level=6\n",
+        "/run/modprobe.d/later.conf": "options kmodd_test_params level=8\n",
+        "/usr/local/lib/modprobe.d/later.conf": "options kmodd_test_params level=6\n",
         "/etc/modules-load.d/admin.conf": "kmodd_test_nosuch\nkmodd_test_good\n",
     }
     try:
@@ -195,9 +195,9 @@ def test_what_is_wrong_with_the_rules_of_a_machine(vm: Machine) -> None:
         (last,) = [row for row in rows if row["file"] == "/etc/modprobe.d/later.conf"]
         assert last["masks"] == ["/run/modprobe.d/later.conf", "/usr/local/lib/modprobe.d/later.conf"]
         shown = vm.check("modprobe --showconfig")
-        assert "level=7" not in shown
+        assert "level=8" not in shown
         vm.check("modprobe kmodd_test_params; modprobe kmodd_test_soft")
-        assert vm.check("cat /sys/module/kmodd_test_params/parameters/level").strip() == "5"
+        assert vm.check("cat /sys/module/kmodd_test_params/parameters/level").strip() == "6"
         assert is_loaded(vm, "kmodd_test_dep_a")
     finally:
         vm.run(f"rm -f {' '.join(made)}; modprobe -r kmodd_test_params kmodd_test_soft kmodd_test_dep_a; true")

@@ -219,7 +219,7 @@ def test_a_second_kernel_has_its_own_versions(vm: Machine) -> None:
     newer = release.replace("6.1.", "6.9.")
     tree = f"/lib/modules/{newer}"
     # The copy has the same modules, so this kernel's own Module.symvers is its.
-    vm.check(f"cp -a /lib/modules/{release} {tree} && mkdir {tree}/build", timeout=180)
+    vm.check(f"cp -a /lib/modules/{release} {tree} && rm -f {tree}/build && mkdir {tree}/build", timeout=180)
     headers = rootfs.build() / "headers/usr/src" / f"linux-headers-{release}"
     vm.write_file(f"{tree}/build/Module.symvers", (headers / "Module.symvers").read_bytes())
     vm.check(f"rm -f {tree}/updates/kmodd-test/kmodd_test_dep_a.ko; depmod {newer}", timeout=180)
