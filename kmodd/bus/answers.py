@@ -9,7 +9,6 @@ from typing import Any
 from kmodd.bus.call import Body
 from kmodd.bus.encoder import encode
 
-
 KEEP = 10.0
 """Seconds after the last question in which what was big for a while becomes small again."""
 
