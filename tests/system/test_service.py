@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.client import records
 from tests.system.service import CALL, main_pid, resident, serves, show, wait_until, workers
 from tests.vm.machine import Machine
 
@@ -94,9 +95,15 @@ def test_restart_is_quick_while_a_worker_hangs_in_the_kernel(vm: Machine) -> Non
         assert hung[0] in workers(vm)
         explained = vm.check(f"{CALL} Explain s kmodd_test_init_wait")
         assert '"state" s "coming"' in explained
+        assert '"error" s "TimedOut"' in explained
+        (record,) = records(vm, "KMODD_MODULE=kmodd_test_init_wait", "KMODD_EVENT=operation.stuck")
+        assert record["KMODD_UID"] == "0"
     finally:
         vm.run(f"echo 1 > {RELEASE}", check=True)
     wait_until(lambda: hung[0] not in workers(vm), "the hung worker leaves once the kernel lets go")
+    explain = f"{CALL} Explain s kmodd_test_init_wait"
+    wait_until(lambda: '"loaded-by"' in vm.check(explain), "it is known who loaded it, over the restart")
+    assert records(vm, "KMODD_MODULE=kmodd_test_init_wait", "KMODD_EVENT=module.appeared") == []
 
 
 def test_stop_does_not_wait_for_an_operation(vm: Machine) -> None:
