@@ -51,7 +51,7 @@ from kmodd.watchdog import Watchdog
 CONTRACT = Path(__file__).parent.parent / "dbus" / "org.kmodd1.xml"
 """Beside the package, in the repository and where it is installed."""
 STATUS_SETTLE = 0.5
-"""Seconds between a change and systemd's status line: a burst is one line."""
+"""Seconds between a change and systemd's status line."""
 
 
 class Supervisor:
@@ -87,8 +87,7 @@ class Daemon:
         self._logger = logger
         self._threshold = threshold
         self._ended = asyncio.Event()
-        self._exit_code = 0
-        self._trouble = ""
+        self._exit_code, self._trouble = 0, ""
         self._status_timer: asyncio.TimerHandle | None = None
         self._kernel = kernel = simulated_kernel() if settings.simulate else real_kernel(settings)
         self._events = events = EventHub(
@@ -201,6 +200,7 @@ class Daemon:
             history=History(reader, limit_max=lambda: self._wanted.tunables.history_limit_max).read,
             machine_id=machine_id,
             tunables=lambda: self._wanted.tunables,
+            give_back=give_back,
         )
         self._quota = Quota()
         self._authority = InsecureSameUserAuthority(os.getuid()) if settings.simulate else Polkit(transport)

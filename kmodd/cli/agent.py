@@ -6,7 +6,9 @@ import select
 import subprocess
 from dataclasses import dataclass, field
 
-READY_TIMEOUT = 5.0
+READY_TIMEOUT = 30.0
+"""Seconds for it to start and to tell polkit, which the bus may have to start first."""
+ENDING_TIMEOUT = 5.0
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class TerminalAgent:
             return
         self._process.terminate()
         try:
-            self._process.wait(READY_TIMEOUT)
+            self._process.wait(ENDING_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

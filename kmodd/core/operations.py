@@ -161,18 +161,24 @@ class Operations:
     async def close(self, patience: float = 5.0) -> None:
         """End: what runs is told to stop after its call into the kernel and to undo what is half done.
 
-        After `patience` seconds what is still in the kernel is left to it; the next start finds it with `recover`.
+        After `patience` seconds what is still in the kernel is given up, as if its time were over, and remembered for the next
+        daemon; after as many again everything else is broken off.
         """
         self._unsubscribe()
         for execution in self._under_way.values():
             execution.leave()
+        given_up = False
         while self._under_way:
             self._all_ended.clear()
             try:
                 await asyncio.wait_for(self._all_ended.wait(), patience)
             except TimeoutError:
-                for work in self._under_way:
-                    work.abandon()
+                if given_up:
+                    for work in self._under_way:
+                        work.abandon()
+                else:
+                    given_up = True
+                    self._kernel.executor.give_up()
         self.flush()
 
     def flush(self) -> None:

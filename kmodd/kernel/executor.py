@@ -96,6 +96,13 @@ class WorkerPool:
         else:
             raise LookupError(f"worker {worker} was not abandoned")
 
+    def give_up(self) -> None:
+        """Answer every call under way as one whose time is over: the daemon ends."""
+        for process in tuple(self._calls):
+            process.receive()  # The answer may lie in the socket.
+            if process in self._calls:
+                self._abandon(process)
+
     def identify(self, worker: int) -> str:
         """Its process number and when it began, which no process after it shares; empty when it is gone."""
         began = _began(worker)
@@ -136,8 +143,7 @@ class WorkerPool:
         for process in self._idle:
             self._dismiss(process)
         self._idle.clear()
-        for process in tuple(self._calls):
-            self._abandon(process)
+        self.give_up()
         await self._wait_for_ends()
         for process in self._leaving:
             process.kill()

@@ -113,6 +113,9 @@ class Executor(Protocol):
     def on_let_go(self, worker: int, callback: Callable[[Outcome], None]) -> None:
         """Call back once when an abandoned worker's call ended after all."""
 
+    def give_up(self) -> None:
+        """Answer every call under way as one whose time is over: the daemon ends."""
+
     def identify(self, worker: int) -> str:
         """A name by which another daemon finds this worker; empty when it is gone."""
 

@@ -30,6 +30,8 @@ class SimulatedExecutor:
         self._late: dict[int, Outcome] = {}
         """What became of calls that were given up and ended after all."""
         self._timers: set[asyncio.TimerHandle] = set()
+        self._waits: set[Callable[[bool], None]] = set()
+        """Callers that wait for a call."""
         self.calls: deque[tuple[str, str, str]] = deque(maxlen=10_000)
         """The latest calls, as (`insert`, path, arguments) or (`remove`, name, ``), oldest first."""
 
@@ -52,6 +54,11 @@ class SimulatedExecutor:
             self._listeners.setdefault(worker, []).append(callback)
         elif worker in self._late:
             asyncio.get_running_loop().call_soon(callback, self._late[worker])
+
+    def give_up(self) -> None:
+        """See Executor."""
+        for tell in tuple(self._waits):
+            tell(False)
 
     def identify(self, worker: int) -> str:
         """See Executor."""
@@ -129,9 +136,11 @@ class SimulatedExecutor:
 
         call.on_end.append(lambda _: tell(True))
         timer = None if isinf(seconds) else loop.call_later(seconds * self._pace, tell, False)
+        self._waits.add(tell)
         try:
             return await answer
         finally:
+            self._waits.discard(tell)
             if timer is not None:
                 timer.cancel()
 

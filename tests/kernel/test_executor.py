@@ -269,6 +269,16 @@ async def test_real_program_serves_the_pool() -> None:
     assert children() == []
 
 
+async def test_calls_that_are_given_up_are_answered_at_once(pool: WorkerPool) -> None:
+    calls = [asyncio.ensure_future(pool.insert("sleep:60", "", timeout=60)) for _ in range(3)]
+    await asyncio.sleep(0.2)
+    pool.give_up()
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls), 5)
+    assert {outcome.kind for outcome in outcomes} == {"timed-out"}
+    assert (await pool.insert("errno:0", "", timeout=10)).kind == "done"
+    pool.give_up()  # nothing is under way
+
+
 # --- workers of an earlier daemon -------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The programs people have at hand see all of the API: busctl and gdbus, as root and as anybody."""
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
 import pytest
@@ -54,14 +53,11 @@ def test_busctl_reads_properties(vm: Machine, user: str) -> None:
 
 @BOTH
 def test_gdbus_introspects_everything(vm: Machine, user: str) -> None:
-    shown = vm.check(["gdbus", "introspect", "--system", "-d", NAME, "-o", PATH, "--recurse", "--xml"], user=user)
-    root = ET.fromstring(shown)  # noqa: S314 - our own daemon's
-    names = {node.get("name") for node in root.iter("node")}
-    assert {"module", "dummy"} <= {str(name).rpartition("/")[2] for name in names}
-    assert {one.get("name") for one in root.iter("interface")} >= {
-        "org.kmodd1.Manager", "org.kmodd1.Configuration", "org.kmodd1.Store", "org.kmodd1.Module",
-        "org.freedesktop.DBus.ObjectManager", "org.freedesktop.DBus.Properties",
-    }  # fmt: skip
+    shown = vm.check(["gdbus", "introspect", "--system", "-d", NAME, "-o", PATH, "--recurse"], user=user)
+    assert f"node {DUMMY} {{" in shown
+    assert "Load(in  s module," in shown
+    for interface in ("Manager", "Configuration", "Store", "Module"):
+        assert f"interface org.kmodd1.{interface} {{" in shown
 
 
 @BOTH

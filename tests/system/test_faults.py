@@ -85,7 +85,7 @@ def seen_stuck(client: Client, module: str, *, action: str) -> None:
 
 def given_up(call: Pending, seconds: float) -> None:
     """The caller got its answer when it had asked for it."""
-    with pytest.raises(BusError, match="has not come back after 2 s") as caught:
+    with pytest.raises(BusError, match=r"has not come back after \d s") as caught:
         call.result()
     assert caught.value.name == "TimedOut"
     assert seconds <= call.seconds < seconds + 3
@@ -110,9 +110,8 @@ def test_slow_init_is_waited_for(vm: Machine, client: Client) -> None:
     call = client.begin("Load", f"{T}slow", {"ms": "4000"}, {})
     path, job = job_of(client, f"{T}slow")
     assert (job["Action"], job["State"], job["Sender"]) == ("load", "running", client.name)
-    served(client)
     assert client.refused("Cancel", path=path, interface=JOB).name == "Busy"
-    assert not call.done
+    served(client)
     assert call.result() == [f"{T}slow"]
     soon(lambda: path not in client.objects(), "the job is gone")
     assert int(record(vm, f"KMODD_MODULE={T}slow", "KMODD_EVENT=module.loaded")["KMODD_DURATION_USEC"]) >= 4_000_000

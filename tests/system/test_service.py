@@ -4,11 +4,15 @@
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.system.client import records
 from tests.system.service import CALL, main_pid, resident, serves, show, wait_until, workers
 from tests.vm.machine import Machine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CAP_SYS_MODULE = 1 << 16
 NOISE = re.compile(
@@ -91,9 +95,15 @@ def test_restart_is_quick_while_a_worker_hangs_in_the_kernel(vm: Machine) -> Non
         assert hung[0] in workers(vm)
         explained = vm.check(f"{CALL} Explain s kmodd_test_init_wait")
         assert '"state" s "coming"' in explained
+        assert '"error" s "TimedOut"' in explained
+        (record,) = records(vm, "KMODD_MODULE=kmodd_test_init_wait", "KMODD_EVENT=operation.stuck")
+        assert record["KMODD_UID"] == "0"
     finally:
         vm.run(f"echo 1 > {RELEASE}", check=True)
     wait_until(lambda: hung[0] not in workers(vm), "the hung worker leaves once the kernel lets go")
+    explain = f"{CALL} Explain s kmodd_test_init_wait"
+    wait_until(lambda: '"loaded-by"' in vm.check(explain), "it is known who loaded it, over the restart")
+    assert records(vm, "KMODD_MODULE=kmodd_test_init_wait", "KMODD_EVENT=module.appeared") == []
 
 
 def test_stop_does_not_wait_for_an_operation(vm: Machine) -> None:
@@ -190,6 +200,35 @@ def test_memory(vm: Machine) -> None:
     assert resident(vm, main_pid(vm)) <= 30 * 1024
     # One is warm; the workers of operations that hang in the kernel are gone by now.
     assert [pid for pid in workers(vm) if resident(vm, pid) > 15 * 1024] == []
+
+
+EVERYTHING = """
+from dbus_next import Message, Variant
+from tests.bench.pipeline import Pipeline
+pipeline = Pipeline()
+def call(member, signature, *body, interface="org.kmodd1.Manager"):
+    header = {"destination": "org.kmodd1", "path": "/org/kmodd1", "interface": interface, "member": member}
+    return pipeline.marshalled(Message(**header, signature=signature, body=list(body)))
+names = [line.split(":")[0].rpartition("/")[2].partition(".")[0] for line in open("/proc/self/fd/0")]
+assert len(names) > 1000
+for _ in range(2):
+    pipeline.run([call("Describe", "s", name) for name in names], 32)
+for state in ("all", "available", "loaded"):
+    pipeline.run([call("ListModules", "a{sv}", {"state": Variant("s", state)}) for _ in range(10)], 5)
+objects = "org.freedesktop.DBus.ObjectManager"
+pipeline.run([call("GetManagedObjects", "", interface=objects) for _ in range(10)], 5)
+pipeline.run([call("GetHistory", "a{sv}", {"limit": Variant("u", 1000)}) for _ in range(3)], 1)
+"""
+
+
+def test_memory_after_much_use(vm: Machine) -> None:
+    """Right after it, what was read is kept; when nobody asks any more, it is not."""
+    vm.copy_in(ROOT / "tests/bench", "/usr/src/bench/tests/bench")
+    pid = main_pid(vm)
+    command = 'PYTHONPATH=/usr/src/bench exec python3 -c "$1" </lib/modules/$(uname -r)/modules.dep'
+    vm.run(["sh", "-c", command, "sh", EVERYTHING], timeout=120, check=True)
+    wait_until(lambda: resident(vm, pid) <= 31 * 1024, f"small again, not {resident(vm, pid)} kB", 30)
+    assert main_pid(vm) == pid
 
 
 def test_starts_again_after_a_reboot(vm: Machine) -> None:

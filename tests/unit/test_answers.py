@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Marshalled answers are kept by what they were made of, up to a number and a size."""
 
+import asyncio
+
 from kmodd.bus.answers import Answers
 
 
@@ -17,20 +19,20 @@ class Made:
         return self.answers.get(asked, made_of, make).data
 
 
-def test_answer_is_made_once_of_equal_things() -> None:
+async def test_answer_is_made_once_of_equal_things() -> None:
     made = Made(Answers("s"))
     assert made.ask("a", (1, frozenset({"n"}))) is made.ask("a", (1, frozenset({"n"})))
     assert made.texts == ["x"]
 
 
-def test_answer_is_made_again_of_something_else() -> None:
+async def test_answer_is_made_again_of_something_else() -> None:
     made = Made(Answers("s"))
     assert made.ask("a", 1, "old") != made.ask("a", 2, "new")
     assert made.ask("a", 2) == made.ask("a", 2)
     assert made.texts == ["old", "new"]
 
 
-def test_what_was_asked_for_last_is_kept_when_there_are_too_many() -> None:
+async def test_what_was_asked_for_last_is_kept_when_there_are_too_many() -> None:
     made = Made(Answers("s", size=2))
     for asked in ("a", "b", "a", "c"):
         made.ask(asked, 1, asked)
@@ -40,7 +42,7 @@ def test_what_was_asked_for_last_is_kept_when_there_are_too_many() -> None:
     assert made.texts == ["a", "b", "c", "b"]
 
 
-def test_what_is_kept_is_bounded_in_bytes() -> None:
+async def test_what_is_kept_is_bounded_in_bytes() -> None:
     made = Made(Answers("s", size=1000, size_bytes=1000))
     for turn in range(50):
         made.ask("same", turn, "y" * 400)
@@ -50,3 +52,19 @@ def test_what_is_kept_is_bounded_in_bytes() -> None:
     assert 800 < sum(len(body.data) for _, body in kept) == made.answers._bytes <= 1000
     assert len(made.ask("huge", 1, "h" * 5000)) > 5000
     assert made.answers._bytes == 0
+
+
+async def test_what_nobody_asks_for_any_more_is_forgotten() -> None:
+    forgotten: list[None] = []
+    made = Made(Answers("s", keep=0.05, forgotten=lambda: forgotten.append(None)))
+    for _ in range(4):
+        made.ask("a", 1)
+        await asyncio.sleep(0.03)
+    assert (made.texts, forgotten) == (["x"], [])
+    await asyncio.sleep(0.15)
+    assert (len(forgotten), made.answers._bytes, len(made.answers._kept)) == (1, 0, 0)
+    made.ask("a", 1)
+    assert made.texts == ["x", "x"]
+    made.answers.close()
+    await asyncio.sleep(0.1)
+    assert len(forgotten) == 1

@@ -7,7 +7,7 @@ import pytest
 
 from kmodd.core.api import JobFinished
 from kmodd.core.jobs import JobState
-from kmodd.errors import Busy, Conflict, KmoddError
+from kmodd.errors import Busy, Conflict, KmoddError, TimedOut
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule
 from kmodd.model import OperationResult, Result
@@ -179,8 +179,23 @@ async def test_end_of_the_daemon_undoes_what_is_half_done(bench: Bench) -> None:
 
 
 async def test_end_of_the_daemon_does_not_wait_for_a_hang(bench: Bench) -> None:
+    task = begin(bench, load("a"), load("wait"))
+    await until_in_kernel(bench.kernel, "wait")
+    await bench.operations.close(patience=0.01)
+    undone, failed = await task
+    assert (undone.result, failed.result) == (Result.ROLLED_BACK, Result.FAILED)
+    assert isinstance(failed.error, TimedOut)
+    # The next daemon knows whose it is, and who asked what became of it.
+    (failure,) = bench.failures.stuck
+    assert failure.by is not None
+    assert (failure.module, failure.by.uid) == ("wait", CALLER.uid)
+    assert bench.journal.events == ["operation.stuck", "batch.rolled-back"]
+
+
+async def test_end_of_the_daemon_breaks_off_what_does_not_end_when_it_is_given_up(bench: Bench) -> None:
     task = begin(bench, load("wait"))
     await until_in_kernel(bench.kernel, "wait")
+    bench.kernel.executor.give_up = lambda: None  # type: ignore[method-assign]
     await bench.operations.close(patience=0.01)
     with pytest.raises(asyncio.CancelledError):
         await task

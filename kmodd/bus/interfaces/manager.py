@@ -29,9 +29,9 @@ class ManagerInterface:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._lists = Answers("aa{sv}")
+        self._lists = Answers("aa{sv}", forgotten=parts.give_back)
         # All of a distribution's thousands of modules take one to four megabytes; a thousand are most often below one.
-        self._descriptions = Answers("a{sv}", size=8192, size_bytes=2 << 20)
+        self._descriptions = Answers("a{sv}", size=8192, size_bytes=2 << 20, forgotten=parts.give_back)
 
     # --- what changes the kernel --------------------------------------------------------------------------------------
 

@@ -232,3 +232,5 @@ class Parts:
     machine_id: Callable[[], str]
     tunables: Callable[[], Tunables] = Tunables
     """The daemon's settings in force."""
+    give_back: Callable[[], None] = lambda: None
+    """Returns memory that is free to the system."""
