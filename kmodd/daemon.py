@@ -45,6 +45,7 @@ from kmodd.log import JournalAudit, Logger, StandardBridge, Threshold, connect, 
 from kmodd.machine import executable, machine_id, real_kernel, simulated_kernel
 from kmodd.model.tunables import Tunables
 from kmodd.settings import USAGE, Settings, UsageError
+from kmodd.supervisor import Supervisor
 from kmodd.wanted import Wanted
 from kmodd.watchdog import Watchdog
 
@@ -52,21 +53,6 @@ CONTRACT = Path(__file__).parent.parent / "dbus" / "org.kmodd1.xml"
 """Beside the package, in the repository and where it is installed."""
 STATUS_SETTLE = 0.5
 """Seconds between a change and systemd's status line."""
-
-
-class Supervisor:
-    """Tells systemd (or nobody) how the daemon is: sd_notify(3) by the environment systemd gave."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._wanted = bool(environment.get("NOTIFY_SOCKET"))
-
-    def tell(self, *lines: str) -> None:
-        """Send assignments such as `READY=1`."""
-        if self._wanted:
-            # Imported here: a simulation runs without systemd.
-            from systemd.daemon import notify
-
-            notify("\n".join(lines))
 
 
 class Daemon:

@@ -39,6 +39,7 @@ from kmodd.gateway.reading import Reading
 from kmodd.gateway.settings import SETTINGS, ConfigurationError, GatewaySettings, Issuer, read
 from kmodd.gateway.shared import SharedAnswers
 from kmodd.log import JournalAudit, Logger, connect, make_logger
+from kmodd.supervisor import Supervisor
 
 USAGE = """\
 usage: kmodd-gateway [--config FILE] [--bus ADDRESS]
@@ -105,7 +106,9 @@ def verifiers(issuers: Sequence[Issuer]) -> list[Verifier]:
         raise ConfigurationError(f"cannot read an issuer's certificate authority: {error.strerror}") from error
 
 
-async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, log: Logger, notify: str) -> None:
+async def run(
+    settings: GatewaySettings, found: list[socket.socket], bus: str, log: Logger, supervisor: Supervisor
+) -> None:
     """Serve until told to stop; ConfigurationError when that makes no sense."""
     sockets.require_tls(found, tls=bool(settings.certificate))
     known = TokenList(Path(settings.tokens))
@@ -137,7 +140,7 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
         log.notice("gateway.refused", message=f"refused a request from {address}: {why}")
 
     guard = Guard(app, settings, authentication, counts, time.monotonic, report, refused)
-    serving = server.make(guard, settings, hub.close, lambda: _ready(log, found, count, notify))
+    serving = server.make(guard, settings, hub.close, lambda: _ready(log, found, count, supervisor))
     counts.connections = lambda: serving.open_connections
     linking = asyncio.create_task(link.run())
     try:
@@ -151,16 +154,13 @@ async def run(settings: GatewaySettings, found: list[socket.socket], bus: str, l
     log.info("gateway.stopped", message="the gateway has stopped")
 
 
-def _ready(log: Logger, found: Sequence[socket.socket], tokens: int, notify: str) -> None:
+def _ready(log: Logger, found: Sequence[socket.socket], tokens: int, supervisor: Supervisor) -> None:
     # The routes and their models stay as long as the process: the collector need not walk through them again and again.
     gc.collect()
     gc.freeze()
     places = ", ".join(_place(one) for one in found)
     log.info("gateway.started", message=f"the gateway listens on {places}", tokens=str(tokens))
-    if notify:
-        # sd_notify(3); an abstract socket is written with @.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
-            one.sendto(b"READY=1", "\0" + notify[1:] if notify.startswith("@") else notify)
+    supervisor.tell("READY=1")
 
 
 def _place(one: socket.socket) -> str:
@@ -175,7 +175,7 @@ def serve(arguments: Arguments, environment: Mapping[str, str], log: Logger) -> 
         settings = read(arguments.config)
         found = sockets.inherited(environment, os.getpid()) or sockets.listen(settings.listen)
         with asyncio.Runner(loop_factory=server.Loop) as runner:
-            runner.run(run(settings, found, arguments.bus, log, environment.get("NOTIFY_SOCKET", "")))
+            runner.run(run(settings, found, arguments.bus, log, Supervisor(environment)))
     except ConfigurationError as error:
         log.error("gateway.trouble", message=f"the gateway cannot start: {error}")  # noqa: TRY400 - no bug
         return EX_CONFIG

@@ -30,9 +30,9 @@ from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.section import ConfigurationError
 from kmodd.notifier.service import NAME, PATH, Service
 from kmodd.notifier.settings import USAGE, Settings
-from kmodd.notifier.supervisor import Supervisor
 from kmodd.notifier.watcher import Watcher
 from kmodd.settings import UsageError
+from kmodd.supervisor import Supervisor
 
 BAD_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: trying again without a change is of no use."""
