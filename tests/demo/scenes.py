@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The tour: what a person is shown, in order. Every line is really typed into the virtual machine."""
 
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,20 @@ reason = "VPN"
 
 [module.loop]
 state = "absent"
+"""
+
+RECEIVER = Path(__file__).parents[1] / "system" / "guest_receiver.py"
+NOTIFY = """\
+allow-networks = ["127.0.0.0/8"]      # otherwise no inner address is ever connected to
+
+[webhook.chat]
+url = "http://127.0.0.1:8099/"
+allow-http = true
+format = "chat"
+
+[[rule]]
+events = ["failure", "crash", "stuck"]
+notify = ["chat"]
 """
 
 TOUR = (
@@ -118,6 +134,24 @@ TOUR = (
         (
             Line("printf 'load bonding max_bonds=0\\nload tun\\nload kmodd_test_fail\\n' | kmodctl batch -", code=10),
             Line("kmodctl list bonding; kmodctl list tun"),
+        ),
+    ),
+    Scene(
+        "Somebody elsewhere is told: here a chat service that is played by a few lines of Python",
+        (
+            Line("cat /etc/kmodd/notify.toml"),
+            Line("kmodctl load kmodd_test_fail --reason 'to be told'", code=10),
+            Line("until grep -o '\"body\".*' /root/told; do sleep 0.3; done"),
+            Line("kmodctl notify status"),
+        ),
+        setup=(
+            "touch /root/told",
+            f"printf %s {shlex.quote(RECEIVER.read_text())} > /opt/receiver.py",
+            "systemd-run -q --unit=chat python3 /opt/receiver.py http /root/told",
+            "mkdir -p /etc/kmodd",
+            f"printf %s {shlex.quote(NOTIFY)} > /etc/kmodd/notify.toml",
+            # What was before its very first look is nobody's news.
+            """until kmodctl notify status --json | grep -Eq '"seen": ?[1-9]'; do sleep 0.3; done""",
         ),
     ),
     Scene(
