@@ -186,7 +186,7 @@ class Daemon:
             history=History(reader, limit_max=lambda: self._wanted.tunables.history_limit_max).read,
             machine_id=machine_id,
             tunables=lambda: self._wanted.tunables,
-            give_back=give_back,
+            give_back=lambda: give_back(kernel.index.forget),
         )
         self._quota = Quota()
         self._authority = InsecureSameUserAuthority(os.getuid()) if settings.simulate else Polkit(transport)

@@ -111,6 +111,12 @@ class LibkmodIndex:
         self._tree_stamps, self._configuration_stamps = tree, configuration
         return True
 
+    def forget(self) -> None:
+        """Drop what was remembered of single modules: their small objects keep large pieces of the heap in use."""
+        self._resolved.clear()
+        self._dependencies.clear()
+        self._info.clear()
+
     def _open(self, *, tree_changed: bool) -> None:
         """Make a new context, and read the tables of modules again if their files changed."""
         self.close()

@@ -30,6 +30,9 @@ class ModuleIndex(Protocol):
     def refresh(self) -> bool:
         """Notice changed indexes and configuration files; True when anything was read again. Cheap when nothing changed."""
 
+    def forget(self) -> None:
+        """Drop what was remembered of single modules, since it can be read again."""
+
     def resolve(self, name: ModuleName | Alias) -> tuple[ModuleName, ...]:
         """Canonical modules a name or alias stands for; a name that is no module is tried as alias; empty when unknown."""
 

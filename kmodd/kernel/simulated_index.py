@@ -36,6 +36,9 @@ class SimulatedIndex:
         stale, self._stale = self._stale, False
         return stale
 
+    def forget(self) -> None:
+        """See ModuleIndex; nothing is remembered."""
+
     def resolve(self, name: ModuleName | Alias) -> tuple[ModuleName, ...]:
         """See ModuleIndex."""
         spelled = canonical(name)

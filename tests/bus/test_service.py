@@ -4,7 +4,7 @@
 import asyncio
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -98,11 +98,19 @@ async def test_the_history_is_told_of_without_a_word_of_it(service: Bench, root:
     assert root.heard("HistoryChanged") == [[]]
 
 
+async def until(told: Callable[[], bool]) -> None:
+    """Wait until it was told, on a busy machine too."""
+    for _ in range(1000):
+        if told():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it was not told")
+
+
 async def test_objects_come_and_go_with_modules(service: Bench, root: Client) -> None:
     await root.listen()
     await root.call("Load", "sa{ss}a{sv}", "dummy", {}, {})
-    await asyncio.sleep(0.1)
-    await service.settled()
+    await until(lambda: any("LoadedCount" in body[1] for body in root.heard("PropertiesChanged")))
     assert ["dummy"] in root.heard("ModuleAdded")
     (path, interfaces) = next(body for body in root.heard("InterfacesAdded") if body[0].endswith("/dummy"))
     assert interfaces[MODULE]["Name"].value == "dummy"
@@ -111,8 +119,7 @@ async def test_objects_come_and_go_with_modules(service: Bench, root: Client) ->
     changed = [body for body in root.heard("PropertiesChanged") if "LoadedCount" in body[1]]
     assert changed[-1][1]["LoadedCount"].value == len(service.registry)
     service.kernel.rmmod("dummy")
-    await asyncio.sleep(0.1)
-    await service.settled()
+    await until(lambda: ["dummy"] in root.heard("ModuleRemoved"))
     assert [path, [MODULE]] in root.heard("InterfacesRemoved")
     assert ["dummy"] in root.heard("ModuleRemoved")
     with pytest.raises(Reply, match="UnknownObject"):

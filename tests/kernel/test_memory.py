@@ -33,3 +33,13 @@ def test_what_is_free_goes_back_to_the_system() -> None:
         "full = rss(); blocks.clear(); give_back(); print(full - rss())"
     )
     assert int(out) >= 20
+
+
+def test_what_is_remembered_is_dropped_first() -> None:
+    out = run(
+        "from kmodd.kernel.memory import give_back\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4 // 1024\n"
+        "kept = {number: bytes(100_000) for number in range(400)}; last = bytes(1000)\n"
+        "full = rss(); give_back(kept.clear); print(full - rss())"
+    )
+    assert int(out) >= 20
