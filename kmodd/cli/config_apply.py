@@ -2,14 +2,18 @@
 """`kmodctl config apply`."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kmodd.cli import batch, initramfs, progress
+from kmodd.cli.screen import Screen
 from kmodd.cli.session import Session
-from kmodd.cli.text import clean
+from kmodd.cli.text import clean, columns, counted
 from kmodd.client_answers import operation_result
 from kmodd.client_configuration import Configuration
 from kmodd.errors import Conflict, Evidence
+from kmodd.model import OperationResult
+from kmodd.model.configuration import Drift
 
 if TYPE_CHECKING:
     from kmodd.client import Operation
@@ -24,6 +28,7 @@ async def run(session: Session, arguments: Namespace) -> int:
         initramfs.check_root()
     session.authorize()
     configuration = Configuration(session.client)
+    before = [] if session.json else await configuration.drift()
     async with progress.shown(session.client, session.screen):
         rows = await configuration.data("Apply", options=options)
     results = [operation_result(row) for row in rows]
@@ -34,6 +39,8 @@ async def run(session: Session, arguments: Namespace) -> int:
     elif not results:
         paint, glyphs = session.screen.paint, session.screen.glyphs
         session.screen.tell(f"{paint.dim(glyphs.same)} Everything is as the files want it, nothing to do.")
+    elif arguments.dry_run and code == 0:
+        session.screen.show(foretold(before, results, session.screen))
     else:
         operations: list[Operation] = [("apply", result.module, {}) for result in results]
         said = await batch.sentences(results, session.client)
@@ -41,6 +48,27 @@ async def run(session: Session, arguments: Namespace) -> int:
     if arguments.initramfs and code == 0:
         await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
     return code
+
+
+def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen: Screen) -> list[str]:
+    """What would become what, for every module that would be touched."""
+    paint, glyphs = screen.paint, screen.glyphs
+    touched = dict.fromkeys(clean(result.module) for result in results)
+    width = max(map(columns, touched))
+    text = []
+    for name in touched:
+        padding = " " * (width - columns(name))
+        changes = [one for one in before if clean(one.module) == name and one.kind != initramfs.KIND]
+        for one in changes:
+            was = paint.dim(f"is {clean(one.actual)}")
+            text.append(
+                f"{paint.good(glyphs.arrow)} {paint.name(name)}{padding}  {one.kind} {clean(one.wanted)}  {was}"
+            )
+    return [
+        *text,
+        "",
+        f"{paint.good(glyphs.yes)} This would change {counted(len(touched), 'module')}. Nothing was changed.",
+    ]
 
 
 async def _refresh(session: Session, configuration: Configuration, *, changes: bool, dry_run: bool) -> None:

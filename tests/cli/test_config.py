@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from kmodd.cli import config_drift, config_show
+from kmodd.cli import config_apply, config_drift, config_show
 from kmodd.cli.exit_codes import ExitCode
-from kmodd.model import Rule
+from kmodd.model import OperationResult, Result, Rule
 from kmodd.model.configuration import Drift, Finding, OwnFile, ShownRule
+from kmodd.names import ModuleName
 from tests.cli.runner import Runner, screen
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,23 @@ def test_drift_apply_and_reload_of_a_machine_nobody_wants_anything_of(run: Runne
     assert "nothing to do" in run("config", "apply").out
     assert run("config", "apply", "--dry-run", "--json").document == []
     assert "has read its files again" in run("config", "reload").out
+
+
+def test_what_apply_would_do_as_people_read_it() -> None:
+    before = [
+        Drift("tun", "presence", "loaded", "absent", "kmodctl config apply"),
+        Drift("loop", "parameter", "max_part=3", "max_part=0"),
+        Drift("loop", "options", "max_part=3", "none"),
+        Drift("", "initramfs", "as /etc", "older", "update-initramfs -u"),
+    ]
+    results = [OperationResult(name, Result.CHANGED, None, (ModuleName(name),)) for name in ("tun", "loop", "loop")]
+    assert config_apply.foretold(before, results, screen(0)) == [
+        "→ tun   presence loaded  is absent",
+        "→ loop  parameter max_part=3  is max_part=0",
+        "→ loop  options max_part=3  is none",
+        "",
+        "✓ This would change 2 modules. Nothing was changed.",
+    ]
 
 
 def test_rules_as_people_read_them() -> None:
