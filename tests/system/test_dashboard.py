@@ -348,7 +348,7 @@ def test_everything_by_keyboard(signed_in: Page, vm: Machine) -> None:
 
 def test_nothing_stands_in_the_way_of_a_screen_reader_or_on_a_phone(signed_in: Page) -> None:
     window = signed_in.browser
-    found = []
+    found: list[str] = []
 
     def look_for_faults(place: str) -> None:
         for dark in (False, True):
