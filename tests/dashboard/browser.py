@@ -208,7 +208,8 @@ class Browser:
 
     def violations(self) -> list[str]:
         """What axe finds wrong for people who do not see, or not well, or have no mouse."""
-        self.run(AXE.read_text() + "\n;window.axe = axe;")
+        if not self.run("return Boolean(window.axe)"):
+            self.run(AXE.read_text() + "\n;window.axe = axe;")
         script = (
             "const done = arguments[0];"
             "axe.run(document, {resultTypes: ['violations']}).then((found) => done(found.violations.flatMap((rule) =>"

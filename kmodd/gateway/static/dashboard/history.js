@@ -12,7 +12,9 @@ const MARKS = {failed: ["✗", "bad", "failed"], "rolled-back": ["↶", "warn", 
 export const concerns = ["history-", "module-", "job-", "configuration-", "store-", "health", "daemon"];
 
 function entry(record) {
-  const [mark, kind, words] = MARKS[record.result] || (record.error ? MARKS.failed : ["✓", "good", "done"]);
+  const [mark, kind, words] =
+    MARKS[record.result] ||
+    (record.error ? MARKS.failed : record.action ? ["✓", "good", "done"] : ["·", "dim", "noted"]);
   const by = [
     who(record),
     record.exe && !record.on_behalf_of && `with ${record.exe}`,
