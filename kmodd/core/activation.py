@@ -7,6 +7,7 @@ behind is undone at the next start.
 """
 
 import asyncio
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -161,7 +162,8 @@ class Activation:
             await asyncio.wait({task})
             raise
         except (KmoddError, OSError, IndexNotMadeError) as error:
-            await self._restore(name, kernel)
+            read_only = isinstance(error, OSError) and error.errno == errno.EROFS
+            await self._restore(name, kernel, read_only=read_only)
             if was_loaded and load:
                 await self._bring_back(name, parameters, caller)
             raise _typed(error, name, kernel) from error
@@ -257,12 +259,17 @@ class Activation:
 
     # --- undoing ------------------------------------------------------------------------------------------------------
 
-    async def _restore(self, name: ModuleName, kernel: str) -> bool:
-        """Bring the tree back to what is active; tell whether that worked."""
+    async def _restore(self, name: ModuleName, kernel: str, *, read_only: bool = False) -> bool:
+        """Bring the tree back to what is active; tell whether that worked.
+
+        Where something was `read_only` the tree may be as it was, and then nothing has to be made, nor could be.
+        """
         try:
             if (name, kernel) not in await asyncio.to_thread(self._folder.changes):
                 return False
-            await self._place(name, kernel, self._catalogue.active(name, kernel))
+            former = self._catalogue.active(name, kernel)
+            if not read_only or not await self._is_as_before(name, kernel, former):
+                await self._place(name, kernel, former)
             await asyncio.to_thread(self._folder.end_change, name, kernel)
         except (KmoddError, OSError, IndexNotMadeError):
             return False  # `changing` stays, health tells of it
@@ -296,6 +303,12 @@ class Activation:
             and await self._digest(self._trees.path(entry.name, entry.kernel)) == entry.sha256
             and self._trees.is_ours(await asyncio.to_thread(self._trees.indexed, entry.name, entry.kernel))
         )
+
+    async def _is_as_before(self, name: ModuleName, kernel: str, former: StoredModule | None) -> bool:
+        if former is not None:
+            return await self._in_force(former)
+        there = self._folder.stamp(self._trees.path(name, kernel)) is not None
+        return not there and not self._trees.is_ours(await asyncio.to_thread(self._trees.indexed, name, kernel))
 
     async def _digest(self, path: Path) -> str:
         try:

@@ -184,13 +184,15 @@ def test_a_full_disk_is_an_error_and_no_more(vm: Machine) -> None:
 
 def test_a_read_only_module_tree_is_an_error_and_no_more(vm: Machine) -> None:
     store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
-    vm.check("mount --bind /lib/modules /lib/modules && mount -o remount,bind,ro /lib/modules")
+    # In the daemon's own view: the unit has a mount of its own there, which a new one outside would not cover.
+    remount = f"nsenter -m -t {main_pid(vm)} mount -o remount,bind"
+    vm.check(f"{remount},ro /usr/lib/modules")
     try:
         said = refused(vm, "activate", GOOD, "1", "--load")
         assert "Conflict" in said
         assert "read-only" in said
     finally:
-        vm.check("umount /lib/modules")
+        vm.check(f"{remount},rw /usr/lib/modules")
     assert [row["active"] for row in store(vm, "list")] == [False]
     assert not vm.run("ls /var/lib/kmodd/store/*/*/changing").stdout
     assert store(vm, "activate", GOOD, "1", "--load")["reloaded"] == [GOOD]

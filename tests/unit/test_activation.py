@@ -2,6 +2,7 @@
 """Switching versions: what fails is undone, what a crash cut short is undone at the next start, and health sees the rest."""
 
 import asyncio
+import errno
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,19 @@ async def test_a_dry_run_ends_with_what_is_in_the_way(stage: Stage) -> None:
     with pytest.raises(Conflict, match="not what was imported"):
         await stage.activation.activate(entry, CALLER, load=False, dry_run=True)
     assert stage.state == NONE
+
+
+async def test_a_read_only_tree_leaves_nothing_to_undo(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = stage.add("1")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(stage.trees, "put", refuse)
+    with pytest.raises(Conflict, match="read-only"):
+        await stage.activation.activate(entry, CALLER, load=True)
+    assert stage.state == NONE
+    assert (stage.depmod.runs, stage.files.changes()) == (0, [])
 
 
 async def test_facts_that_somebody_damaged_are_a_finding(stage: Stage) -> None:
