@@ -120,7 +120,6 @@ CLOSED = {
     ],
     "Configuration": [
         "SetAutoload sba{ss}a{sv} dummy true 0 0",
-        "SetOptions sa{ss}a{sv} loop 1 max_part 4 0",
         "SetBlacklisted sba{sv} dummy true 0",
         "Apply a{sv} 0",
         "Reload",
