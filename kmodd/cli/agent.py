@@ -23,9 +23,12 @@ class TerminalAgent:
         if self._process is not None:
             return
         read_end, write_end = os.pipe()
+        # polkit 122 looks for fallback agents in sessions alone (get_authentication_agent_for_subject in
+        # polkitbackendinteractiveauthority.c); where there is none, there is no desktop's agent to make way for either.
+        fallback = ["--fallback"] if "XDG_SESSION_ID" in os.environ else []
         try:
             self._process = subprocess.Popen(
-                [self.program, "--process", str(os.getpid()), "--fallback", "--notify-fd", str(write_end)],
+                [self.program, "--process", str(os.getpid()), *fallback, "--notify-fd", str(write_end)],
                 pass_fds=(write_end,),
             )
         except OSError:

@@ -222,15 +222,19 @@ def test_only_a_person_at_a_terminal_is_asked_for_a_password(
     assert not may_ask(uid=0)
 
 
-def test_the_agent_is_waited_for_and_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("session", [True, False])
+def test_the_agent_is_waited_for_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, session: bool) -> None:
+    monkeypatch.delenv("XDG_SESSION_ID", raising=False)
+    if session:
+        monkeypatch.setenv("XDG_SESSION_ID", "7")
     program = tmp_path / "agent"
-    program.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/said\neval "exec $5>&-"\nexec sleep 60\n')
+    program.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/said\neval "exec ${{@: -1}}>&-"\nexec sleep 60\n')
     program.chmod(0o755)
     agent = TerminalAgent(str(program))
     agent.start()
     agent.start()
     said = (tmp_path / "said").read_text()
-    assert said.startswith(f"--process {os.getpid()} --fallback --notify-fd ")
+    assert said.startswith(f"--process {os.getpid()} {'--fallback ' if session else ''}--notify-fd ")
     process = agent._process
     assert process is not None
     agent.stop()
