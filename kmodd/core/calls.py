@@ -14,9 +14,9 @@ from kmodd.kernel.ports import Kernel
 from kmodd.model import Outcome, State, Step, StepAction
 
 _TRIES = 3
+"""Calls for one insertion where others insert and remove the same module all the while."""
 _UNTRUSTED = frozenset({codes.EPERM, codes.ENOKEY, codes.EKEYREJECTED, codes.EKEYEXPIRED, codes.EKEYREVOKED})
 """Answers to a signature, or to none; EPERM under lockdown."""
-"""Calls for one insertion where others insert and remove the same module all the while."""
 
 
 @dataclass(frozen=True, slots=True)
