@@ -28,7 +28,7 @@ async def run(session: Session, arguments: Namespace) -> int:
         initramfs.check_root()
     session.authorize()
     configuration = Configuration(session.client)
-    before = [] if session.json else await configuration.drift()
+    before = await configuration.drift() if arguments.dry_run and not session.json else []
     async with progress.shown(session.client, session.screen):
         rows = await configuration.data("Apply", options=options)
     results = [operation_result(row) for row in rows]

@@ -132,11 +132,11 @@ def test_a_failed_change_refreshes_nothing(fake: FakeDaemon, kmodctl: Runner, ra
 
 
 def test_a_dry_run_runs_nothing(fake: FakeDaemon, kmodctl: Runner, ran: list[str]) -> None:
-    scripted(fake, True, applied=CHANGED)
+    scripted(fake, True, True, applied=CHANGED)  # before, to say what would change, and after
     assert f"to be refreshed by: {COMMAND}" in " ".join(
         kmodctl("config", "apply", "--initramfs", "--dry-run").out.split()
     )
-    scripted(fake, False, applied=CHANGED)
+    scripted(fake, False, False, applied=CHANGED)
     assert "would be refreshed if" in " ".join(kmodctl("config", "apply", "--initramfs", "--dry-run").out.split())
     assert ran == []
 
