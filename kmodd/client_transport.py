@@ -2,7 +2,8 @@
 """A client's connection to the bus: calls with a deadline, replies as plain values, errors as classes of `kmodd.errors`.
 
 The only file on the client's side that knows dbus-next (with client_reading, its part), so that its maintained fork could
-take its place. It carries the cures for what version 0.2.3 gets wrong (https://github.com/altdesktop/python-dbus-next/issues/153 and measured):
+take its place. It carries the cures for what version 0.2.3 gets wrong (measured, and
+https://github.com/altdesktop/python-dbus-next/issues/153):
 a full socket buffer closes the connection, end of file during authentication spins, a call on a lost connection never
 ends, a failed connection leaves its socket open.
 """
