@@ -145,6 +145,8 @@ def translate(signal: Signal) -> tuple[str, dict[str, object]] | None:
         case "JobFinished":
             job, action, module, result = values
             return "job-finished", {"job": _last(job), "action": action, "module": module, "result": result}
+        case "HistoryChanged":
+            return "history-changed", {}
         case "InterfacesAdded" if (found := values[1].get("org.kmodd1.Job")) is not None:
             return "job-started", {"job": _last(values[0]), **snake(found)}
         case "PropertiesChanged":

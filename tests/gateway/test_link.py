@@ -43,6 +43,7 @@ OBJECTS = "org.freedesktop.DBus.ObjectManager"
             Signal("", "org.freedesktop.DBus", "NameOwnerChanged", ("org.kmodd1", ":1.1", "")),
             ("daemon", {"state": "gone"}),
         ),
+        (Signal(ROOT, MANAGER, "HistoryChanged", ()), ("history-changed", {})),
         (Signal(ROOT, MANAGER, "SomethingNew", ()), None),
     ],
 )

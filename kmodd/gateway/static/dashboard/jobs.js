@@ -26,7 +26,7 @@ export function told(kind, data) {
     Object.assign(running.get(data.job), data.changed);
   } else if (kind === "job-finished") {
     running.delete(data.job);
-  } else if (kind === "hello" || kind === "daemon") {
+  } else if (kind === "hello" || kind === "daemon" || kind === "missed") {
     running.clear(); // how they went on is not known
   } else {
     return;

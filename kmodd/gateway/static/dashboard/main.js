@@ -136,7 +136,7 @@ function told(kind, data) {
     const seen = kinds;
     kinds = [];
     timer = null;
-    const missed = seen.includes("hello") || seen.includes("daemon");
+    const missed = ["hello", "daemon", "missed"].some((one) => seen.includes(one));
     if (missed || seen.includes("changed") || view.concerns(seen)) view.look();
     if (missed || seen.some((one) => /^(health|module-|manager-|configuration-|store-)/.test(one))) summary();
     refreshChange();
