@@ -36,10 +36,10 @@ def router(
 
         Kinds: `module-added`, `module-removed`, `module-changed`, `job-started`, `job-changed`, `job-finished`,
         `history-changed` (somebody with `read` may look), `health`, `manager-changed`, `configuration-changed`,
-        `store-changed`, `daemon` (`running`, `gone`, `connected`, `disconnected`), `missed`. The first one is `hello`. When it says `"complete": false`, and after `missed` and after
-        `daemon` with `connected`, things may have happened that were not told: look at everything again. The newest 2,048
-        events can be caught up with by `Last-Event-ID`. A follower that does not keep up is dropped; it comes back with
-        `Last-Event-ID`.
+        `store-changed`, `daemon` (`running`, `gone`, `connected`, `disconnected`), `missed`. The first one is `hello`. When
+        it says `"complete": false`, and after `missed` and after `daemon` with `connected`, things may have happened that
+        were not told: look at everything again. The newest 2,048 events can be caught up with by `Last-Event-ID`. A
+        follower that does not keep up is dropped; it comes back with `Last-Event-ID`.
         """
         del who
         if counts.streams >= limits.streams:
