@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kmodd.core.api import Audit, Events
+from kmodd.core.application import Versions
 from kmodd.core.configuration import Configuration
-from kmodd.core.converge import Convergence, Versions
+from kmodd.core.converge import Convergence
 from kmodd.core.desired import DesiredState, Documents
 from kmodd.core.drift import Comparison
 from kmodd.core.health import HealthMonitor

@@ -16,7 +16,7 @@ from kmodd.model import OperationResult
 from kmodd.model.configuration import Drift
 
 if TYPE_CHECKING:
-    from kmodd.client import Operation
+    from kmodd.client import Client, Operation
 
 
 async def run(session: Session, arguments: Namespace) -> int:
@@ -44,6 +44,8 @@ async def run(session: Session, arguments: Namespace) -> int:
     else:
         operations: list[Operation] = [("apply", result.module, {}) for result in results]
         said = await batch.sentences(results, session.client)
+        if code:
+            said = {**await _wishes_failed(session.client), **said}
         session.screen.show(batch.lines(operations, results, said, session.screen))
     if arguments.initramfs and code == 0:
         await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
@@ -69,6 +71,12 @@ def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen
         "",
         f"{paint.good(glyphs.yes)} This would change {counted(len(touched), 'module')}. Nothing was changed.",
     ]
+
+
+async def _wishes_failed(client: "Client") -> dict[str, str]:
+    """What health says of wishes that failed: of files and parameters nobody else knows why."""
+    checks = (await client.health()).checks
+    return {check.module: check.message for check in checks if check.name == "desired-state" and check.module}
 
 
 async def _refresh(session: Session, configuration: Configuration, *, changes: bool, dry_run: bool) -> None:

@@ -9,6 +9,7 @@ behind is undone at the next start.
 import asyncio
 import errno
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -66,7 +67,7 @@ class Activation:
         self._lock = lock
         self._audit = audit
         self._events = events
-        self._under_way: set[asyncio.Task[tuple[str, ...]]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Stop half way rather than have the daemon's end wait for depmod; the next start undoes it."""
@@ -149,31 +150,42 @@ class Activation:
         was_loaded = running and self._loaded.read(name) is not None
         parameters = self._operations.parameters(name) if was_loaded else ()
         changed = entry is None or not await self._in_force(entry)
-        touched: tuple[str, ...] = ()
+        touched: list[str] = []
         # A task of its own: half a change must not stay because somebody hung up or the daemon is told to stop.
         task = asyncio.get_running_loop().create_task(
-            self._steps(name, kernel, entry, caller, changed=changed, load=load and running, parameters=parameters)
+            self._steps(
+                name,
+                kernel,
+                entry,
+                caller,
+                changed=changed,
+                load=load and running,
+                parameters=parameters,
+                touched=touched,
+            )
         )
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         try:
-            touched = await asyncio.shield(task)
+            await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
             raise
         except (KmoddError, OSError, IndexNotMadeError) as error:
             read_only = isinstance(error, OSError) and error.errno == errno.EROFS
-            await self._restore(name, kernel, read_only=read_only)
-            if was_loaded and load:
-                await self._bring_back(name, parameters, caller)
+            restored = await self._restore(name, kernel, read_only=read_only)
+            if load:
+                await self._bring_back(
+                    name, parameters, caller, was_loaded=was_loaded, replaced=restored and bool(touched)
+                )
             raise _typed(error, name, kernel) from error
         shown = entry or former
         if shown is not None:
             action = "activate" if entry is not None else "deactivate"
-            self._audit.record(stored(action, shown, caller, changed=changed, touched=touched))
+            self._audit.record(stored(action, shown, caller, changed=changed, touched=tuple(touched)))
         if changed and was_loaded:
             self._events.publish(ModuleChanged(name, _SHOWN))
-        return touched
+        return tuple(touched)
 
     async def _rehearse(
         self, name: ModuleName, kernel: str, wanted: StoredModule | None, *, load: bool
@@ -202,17 +214,20 @@ class Activation:
         changed: bool,
         load: bool,
         parameters: Pairs,
-    ) -> tuple[str, ...]:
+        touched: list[str],
+    ) -> None:
+        """Take the steps; `touched` gets what was loaded anew as soon as it was."""
         if changed:
             await asyncio.to_thread(self._folder.begin_change, name, kernel)
             await self._place(name, kernel, entry)
-        touched = await self._reload(name, entry, parameters, caller, changed=changed) if load else ()
+        if load:
+            touched += await self._reload(name, entry, parameters, caller, changed=changed)
         if changed:
             sha256 = entry.sha256 if entry is not None else ""
             await asyncio.to_thread(self._folder.set_active, name, kernel, sha256)
             self._catalogue.activate(name, kernel, sha256)
-            await asyncio.to_thread(self._folder.end_change, name, kernel)
-        return touched
+            with suppress(OSError):  # it is done; where the mark stays, the next start looks once more
+                await asyncio.to_thread(self._folder.end_change, name, kernel)
 
     async def _place(self, name: ModuleName, kernel: str, entry: StoredModule | None) -> None:
         """Put the version into the tree, or take ours away, and make the index say so."""
@@ -270,18 +285,29 @@ class Activation:
             former = self._catalogue.active(name, kernel)
             if not read_only or not await self._is_as_before(name, kernel, former):
                 await self._place(name, kernel, former)
+            sha256 = former.sha256 if former is not None else ""
+            if await asyncio.to_thread(self._folder.active, name, kernel) != sha256:  # its last step had failed
+                await asyncio.to_thread(self._folder.set_active, name, kernel, sha256)
             await asyncio.to_thread(self._folder.end_change, name, kernel)
         except (KmoddError, OSError, IndexNotMadeError):
             return False  # `changing` stays, health tells of it
         return True
 
-    async def _bring_back(self, name: ModuleName, parameters: Pairs, caller: Caller) -> None:
-        """Load the former version again where the failed change left nothing loaded."""
-        if self._loaded.read(name) is None:
-            try:
-                await self._run(Operation(Verb.LOAD, name, parameters), caller)
-            except KmoddError as error:
-                self._audit.record(failed("load", name, caller, error))
+    async def _bring_back(
+        self, name: ModuleName, parameters: Pairs, caller: Caller, *, was_loaded: bool, replaced: bool
+    ) -> None:
+        """Bring the kernel back to what it had: the failed change left nothing loaded, or (`replaced`) what it had loaded."""
+        there = self._loaded.read(name) is not None
+        if was_loaded and not there:
+            verb = Verb.LOAD
+        elif replaced and there:
+            verb = Verb.RELOAD if was_loaded else Verb.UNLOAD
+        else:
+            return
+        try:
+            await self._run(Operation(verb, name, () if verb is Verb.UNLOAD else parameters), caller)
+        except KmoddError as error:
+            self._audit.record(failed(verb, name, caller, error))
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

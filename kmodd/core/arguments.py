@@ -7,6 +7,9 @@ from kmodd.names import kernel_arguments
 
 Pairs = tuple[tuple[str, str], ...]
 
+UNSET = "(null)"
+"""What the kernel shows of a text that was never set (param_get_charp in kernel/params.c); given back it would be set to it."""
+
 
 def split_options(text: str) -> Pairs:
     """Split the value of an `options` line as next_arg and parse_args of the kernel do (lib/cmdline.c, kernel/params.c).

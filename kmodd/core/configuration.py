@@ -2,8 +2,9 @@
 """The administrator's rules about modules: tells all of them, and keeps kmodd's own files."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from kmodd.core import own_files
 from kmodd.core.api import Audit, Clock, ConfigurationChanged, Events
@@ -56,7 +57,7 @@ class Configuration:
         self._events = events
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Mapping[int, KmoddError]]] = set()
 
     # --- kmodd's own files --------------------------------------------------------------------------------------------
 
@@ -91,61 +92,98 @@ class Configuration:
 
         A change that was begun is finished, also when the caller leaves.
         """
-        task = asyncio.get_running_loop().create_task(self._locked(change, caller))
+        for error in (await self.write_all((change,), caller)).values():
+            raise error
+
+    async def write_all(self, changes: Sequence[RuleChange], caller: Caller) -> Mapping[int, KmoddError]:
+        """Make all of these changes or none; the answer is empty, or what was in the way of which, by their numbers.
+
+        All of them are dry runs or none is.
+        """
+        task = asyncio.get_running_loop().create_task(self._locked(changes, caller))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _locked(self, change: RuleChange, caller: Caller) -> None:
+    async def _locked(self, changes: Sequence[RuleChange], caller: Caller) -> Mapping[int, KmoddError]:
         async with self._lock:
             begun = self._clock()
-            try:
-                self.check(change)
-                written = await asyncio.to_thread(self._write, change)
-            except KmoddError as error:
-                self._record(change, caller, begun, (), error)
-                raise
-            if change.dry_run:
-                return
-            if written:
-                self._index.refresh()
-            self._record(change, caller, begun, written, None)
-            if written:
-                self._events.publish(ConfigurationChanged(change.module, written))
-
-    def _write(self, change: RuleChange) -> tuple[str, ...]:
-        """Answer the files that changed (or would). All of them are sound before the first is written."""
-        amendments = [one for file in files_of(change) if (one := self._amend(file, change)) is not None]
-        if not change.dry_run:
-            done: list[Amendment] = []
-            for one in amendments:
+            refused: dict[int, KmoddError] = {}
+            for number, change in enumerate(changes):
                 try:
-                    self._replace(one.file, one.new, one.old)
-                except KmoddError:
-                    for other in done:
-                        # The fault that is told is the first one.
-                        with suppress(KmoddError):
-                            self._replace(other.file, other.old, other.new)
-                    raise
-                done.append(one)
-        return tuple(one.file for one in amendments)
+                    self.check(change)
+                except KmoddError as error:
+                    refused[number] = error
+            written: Sequence[tuple[OwnFile, ...]] = [()] * len(changes)
+            if not refused:
+                written, refused = await asyncio.to_thread(self._write, changes)
+            for number, reason in refused.items():
+                self._record(changes[number], caller, begun, (), reason)
+            if refused or all(change.dry_run for change in changes):
+                return refused
+            if any(written):
+                self._index.refresh()
+            for change, files in zip(changes, written, strict=True):
+                self._record(change, caller, begun, files, None)
+                if files:
+                    self._events.publish(ConfigurationChanged(change.module, files))
+            return {}
 
-    def _amend(self, file: OwnFile, change: RuleChange) -> Amendment | None:
-        old = self._read(file)
-        entries = {} if old is None else own_files.parse(file, old, self._folders.parse(file, old))
+    def _write(self, changes: Sequence[RuleChange]) -> tuple[Sequence[tuple[OwnFile, ...]], dict[int, KmoddError]]:
+        """The files that each change changes (or would), and what is in the way. All are sound before the first is written."""
+        written: list[tuple[OwnFile, ...]] = []
+        refused: dict[int, KmoddError] = {}
+        texts: dict[OwnFile, Amendment] = {}
+        for number, change in enumerate(changes):
+            amended = dict(texts)
+            try:
+                written.append(tuple(file for file in files_of(change) if self._amend(file, change, amended)))
+            except KmoddError as error:
+                refused[number] = error
+                written.append(())
+            else:
+                texts = amended
+        if refused or any(change.dry_run for change in changes):
+            return written, refused
+        done: list[Amendment] = []
+        for one in texts.values():
+            try:
+                self._replace(one.file, one.new, one.old)
+            except KmoddError as error:
+                told = self._take_back(done, error)
+                return written, {number: told for number, files in enumerate(written) if one.file in files}
+            done.append(one)
+        return written, {}
+
+    def _take_back(self, done: Sequence[Amendment], error: KmoddError) -> KmoddError:
+        """Put the former texts back after an error; the fault that is told is the first one, and what stays changed."""
+        stay = []
+        for one in reversed(done):
+            try:
+                self._replace(one.file, one.old, one.new)
+            except KmoddError:
+                stay.append(f"; {one.file} stays changed")
+        return replace(error, message=error.message + "".join(stay))
+
+    def _amend(self, file: OwnFile, change: RuleChange, texts: dict[OwnFile, Amendment]) -> bool:
+        """Change one file's text, on top of those that are to be written already; False when it says so already."""
+        known = texts.get(file)
+        old = self._read(file) if known is None else known.old
+        current = old if known is None else known.new
+        entries = {} if current is None else own_files.parse(file, current, self._folders.parse(file, current))
         wanted = amend(file, entries, change)
         if wanted == entries:
-            return None
+            return False
         new = own_files.render(file, wanted)
-        if new is None:
-            return Amendment(file, old, new)
-        if len(new) > FILE_MAX:
-            raise LimitsExceeded(f"{file} would be larger than {FILE_MAX // 1024} KiB", module=change.module)
-        # What modprobe and systemd-modules-load would make of it has to be what was meant.
-        rules = self._folders.parse(file, new)
-        if not own_files.is_harmless(rules) or own_files.parse(file, new, rules) != wanted:
-            raise Failed(f"the new text of {file} does not read back as it was meant")
-        return Amendment(file, old, new)
+        if new is not None:
+            if len(new) > FILE_MAX:
+                raise LimitsExceeded(f"{file} would be larger than {FILE_MAX // 1024} KiB", module=change.module)
+            # What modprobe and systemd-modules-load would make of it has to be what was meant.
+            rules = self._folders.parse(file, new)
+            if not own_files.is_harmless(rules) or own_files.parse(file, new, rules) != wanted:
+                raise Failed(f"the new text of {file} does not read back as it was meant")
+        texts[file] = Amendment(file, old, new)
+        return True
 
     def _read(self, file: OwnFile) -> bytes | None:
         try:

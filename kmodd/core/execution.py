@@ -2,7 +2,7 @@
 """One plan made real, under its locks: operation by operation, undone where it has to be."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -48,8 +48,11 @@ class Execution:
         """The caller is gone: end after the call into the kernel that is under way, and undo what is half done."""
         self._left = True
 
-    async def run(self, plan: Plan) -> tuple[OperationResult, ...]:
-        """Do it. Typed errors are in the results, never raised."""
+    async def run(self, plan: Plan, then: Callable[[], Awaitable[bool]] | None = None) -> tuple[OperationResult, ...]:
+        """Do it. Typed errors are in the results, never raised.
+
+        `then` is awaited when all of an atomic plan was done; where it answers false, all of it is undone.
+        """
         operations = plan.request.operations
         atomic = plan.request.atomic
         results: list[OperationResult] = [
@@ -74,6 +77,9 @@ class Execution:
                 if atomic:
                     await self._undo_before(plan, number, done, results)
                 break
+        else:
+            if then is not None and atomic and not await then():
+                await self._undo_before(plan, len(operations), done, results)
         return tuple(results)
 
     async def _operate(self, plan: Plan, number: int, rollback: Rollback, result: OperationResult) -> OperationResult:
@@ -103,7 +109,7 @@ class Execution:
     async def _undo_before(
         self, plan: Plan, failed: int, done: dict[int, Rollback], results: list[OperationResult]
     ) -> None:
-        """Undo the operations before the one that failed, the last one first."""
+        """Undo the operations before the one that failed (or before what had to follow them), the last one first."""
         for number in sorted((n for n in done if n < failed), reverse=True):
             if results[number].result is not Result.CHANGED:
                 continue
@@ -112,8 +118,9 @@ class Execution:
                 results[number] = replace(results[number], touched=undone.left)
             else:
                 results[number] = replace(results[number], result=Result.ROLLED_BACK, touched=())
-            error = results[failed].error
-            if error is not None:
+            if failed == len(results):
+                results[number] = replace(results[number], remarks=undone.remarks)
+            elif (error := results[failed].error) is not None:
                 results[failed] = replace(results[failed], error=_amended(error, undone))
 
     async def _take_back(self, plan: Plan, step: Step) -> KmoddError | None:

@@ -2,7 +2,7 @@
 """Loading and unloading for callers: locks, jobs, the state of the kernel read again, execution, records, what is stuck."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from kmodd.core.afterwards import Afterwards
 from kmodd.core.api import (
@@ -99,8 +99,12 @@ class Operations:
             raise result.error
         return result.touched
 
-    async def execute(self, plan: Plan, caller: Caller) -> tuple[OperationResult, ...]:
+    async def execute(
+        self, plan: Plan, caller: Caller, then: Callable[[], Awaitable[bool]] | None = None
+    ) -> tuple[OperationResult, ...]:
         """Make an authorised plan real; errors of single operations are in their results.
+
+        `then` is what has to follow an atomic plan, under its locks: where it answers false, the plan is undone.
 
         Raises only what concerns the whole request: Conflict when the machine changed so much that the plan would
         touch other modules than were authorised, or when the job was cancelled while it waited; LimitsExceeded when
@@ -123,7 +127,7 @@ class Operations:
             progress=lambda done: self._jobs.progress(number, done),
         )
         # When the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
-        work = Unbroken(self._locked(plan, caller, number, taken, execution), execution.leave)
+        work = Unbroken(self._locked(plan, caller, number, taken, execution, then), execution.leave)
         self._under_way[work] = execution
         try:
             return await work
@@ -205,7 +209,13 @@ class Operations:
         return taken
 
     async def _locked(
-        self, plan: Plan, caller: Caller, number: int, taken: tuple[ModuleName, ...], execution: Execution
+        self,
+        plan: Plan,
+        caller: Caller,
+        number: int,
+        taken: tuple[ModuleName, ...],
+        execution: Execution,
+        then: Callable[[], Awaitable[bool]] | None,
     ) -> tuple[OperationResult, ...]:
         begun = self._clock()
         outcome = "Failed"
@@ -214,7 +224,7 @@ class Operations:
             young = caller.uid == 0 and self._fresh.take(plan)
             fresh = plan if young else self._planner.plan(plan.request, lambda name: self._stuck.flight(name, number))
             self._check(plan, fresh)
-            results = await execution.run(fresh)
+            results = await execution.run(fresh, then)
             self._failures.share(results, fresh.targets)
             outcome = next((result.error.name() for result in results if result.error is not None), "done")
             took = self._clock() - begun

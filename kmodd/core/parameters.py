@@ -6,11 +6,12 @@ import errno as codes
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from kmodd.core.afterwards import Afterwards
 from kmodd.core.api import Audit, Clock, Events, ModuleChanged
+from kmodd.core.arguments import UNSET
 from kmodd.core.insertion import check_value, stuck
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.near import did_you_mean
@@ -89,6 +90,11 @@ class Parameters:
         kinds = self._kinds(module)
         check_value(module, parameter, kinds.get(parameter, ""), value)
         return ParameterWrite(module, found.name, value, reason, found.public)
+
+    def opposite(self, write: ParameterWrite) -> ParameterWrite | None:
+        """What writes the value that the parameter has now; None when that cannot be read, or not be given back."""
+        value = self._read(write)
+        return None if value is None or UNSET in value else replace(write, value=value)
 
     async def write(self, write: ParameterWrite, caller: Caller) -> str:
         """Write it under the module's lock and answer what the kernel holds then.

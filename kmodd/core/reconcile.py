@@ -12,7 +12,7 @@ from kmodd.core.api import Audit, Event, Events, ModuleAdded, ModuleRemoved
 from kmodd.core.desired import DesiredState
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
-from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, State, Verb
+from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
 from kmodd.model.desired import Ban, Presence, Wish
 from kmodd.names import ModuleName
 
@@ -142,11 +142,11 @@ class Reconciler:
 
     def note(self, results: Iterable[OperationResult]) -> None:
         """Take over how it went when somebody had the wanted state applied: what failed is tried again as if kmodd had tried it."""
-        for result in results:
-            if result.error is None:
-                self._failures.pop(ModuleName(result.module), None)
-            elif result.module in self._desired.wishes:
-                self._failures[ModuleName(result.module)] = result.error
+        done = {ModuleName(result.module) for result in results if result.result in (Result.CHANGED, Result.UNCHANGED)}
+        failed = {ModuleName(result.module): result.error for result in results if result.error is not None}
+        for name in done - failed.keys():
+            self._failures.pop(name, None)
+        self._failures |= {name: error for name, error in failed.items() if name in self._desired.wishes}
         self._changed()
 
     def files_changed(self) -> None:

@@ -37,11 +37,13 @@ def result_records(
             records.append(_success(plan, caller, job, operation, result, duration_usec, secret))
     undone = [result.module for result in results if result.result is Result.ROLLED_BACK]
     if undone:
+        what = "the batch" if any(result.error is not None for result in results) else "what had to follow the batch"
+        remarks = [remark for result in results for remark in result.remarks]
         records.append(
             replace(
                 _about(plan, caller, job),
                 event="batch.rolled-back",
-                message=f"the batch failed, what it did to {', '.join(undone)} was undone",
+                message="; ".join((f"{what} failed, what was done to {', '.join(undone)} was undone", *remarks)),
                 module=" ".join(undone),
                 action="batch",
                 result=Result.ROLLED_BACK,

@@ -4,7 +4,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from kmodd.core.arguments import Pairs, effective, split_options
+from kmodd.core.arguments import UNSET, Pairs, effective, split_options
 from kmodd.core.checks import is_standard
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
@@ -117,8 +117,8 @@ class Rollback:
 def _can_be_given(kind: str, value: str | None) -> bool:
     if value is None or '"' in value or "\n" in value:
         return False
-    # What a text that was never set, or an array without elements, reads as; giving it back would set it.
-    return "(null)" not in value and (value != "" or kind in ("charp", "string"))
+    # An array without elements reads as nothing, and giving that back would set it.
+    return UNSET not in value and (value != "" or kind in ("charp", "string"))
 
 
 def _but(lost: tuple[str, ...]) -> str:

@@ -286,6 +286,9 @@ class StoreFolder(Protocol):
     def path(self, entry: StoredModule) -> Path:
         """A version's file."""
 
+    def active(self, name: ModuleName, kernel: str) -> str:
+        """The SHA256 of the active version, as the disk has it; empty for none."""
+
     def set_active(self, name: ModuleName, kernel: str, sha256: str) -> None:
         """Say which version is active, or none."""
 

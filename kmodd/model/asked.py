@@ -104,3 +104,5 @@ class OperationResult:
     error: KmoddError | None = None
     touched: tuple[ModuleName, ...] = ()
     """Modules really inserted or removed, in order."""
+    remarks: tuple[str, ...] = ()
+    """What is not as it was before although no operation failed: clauses about undoing."""

@@ -14,6 +14,7 @@ from tests.vm.machine import Machine
 FOLDER = "/etc/kmodd/modules.d"
 CONFIGURATION = "busctl --json=short call org.kmodd1 /org/kmodd1 org.kmodd1.Configuration"
 MANAGER = "busctl --json=short call org.kmodd1 /org/kmodd1 org.kmodd1.Manager"
+FORBIDDEN = 11
 MODULES = "good params dep_c dep_b dep_a soft soft_pre soft_post slow alias_twin"
 
 
@@ -168,6 +169,41 @@ def test_drift_and_apply_of_everything(vm: Machine) -> None:
     assert vm.run("modprobe kmodd_test_slow").code != 0
     assert apply(vm) == {}
     assert health(vm, "drift")[0]["status"] == "ok"
+
+
+def test_apply_is_undone_when_the_disk_is_full_in_between(vm: Machine) -> None:
+    vm.check("modprobe kmodd_test_params level=2 && modprobe kmodd_test_soft_pre")
+    level = "cat /sys/module/kmodd_test_params/parameters/level"
+    vm.check("cp -a /etc/modprobe.d /root/kept && mount -t tmpfs -o size=8k none /etc/modprobe.d")
+    try:
+        # A mount of before its start is what the daemon sees.
+        vm.check("cp /root/kept/* /etc/modprobe.d/; cat /dev/zero > /etc/modprobe.d/filler; systemctl restart kmodd")
+        want(
+            vm,
+            '[module.kmodd_test_params]\nstate = "loaded"\nparameters = { level = 6 }\nautoload = true\n'
+            '[module.kmodd_test_dep_a]\nstate = "loaded"\n'
+            '[module.kmodd_test_soft_pre]\nstate = "absent"\n'
+            '[module.kmodd_test_slow]\nblacklist = "soft"\n',
+        )
+        before = drift(vm)
+        assert len(before) == 5
+        assert set(json.loads(vm.check("kmodctl config apply --dry-run --json"))[0]) >= {"module", "result"}
+        shown = vm.run("kmodctl config apply")
+        assert shown.code == FORBIDDEN, shown
+        assert "no space left" in " ".join(shown.stdout.split())
+        assert drift(vm) == before
+        assert [vm.check(level), is_loaded(vm, "dep_a"), is_loaded(vm, "dep_c"), is_loaded(vm, "soft_pre")] == [
+            "2\n", False, False, True,
+        ]  # fmt: skip
+        assert vm.run("ls /etc/modules-load.d/kmodd.conf /etc/modprobe.d/kmodd-*").stdout == ""
+        assert "what was done before was undone" in vm.journal("KMODD_EVENT=desired.applied")
+        vm.check("rm /etc/modprobe.d/filler")
+        assert set(apply(vm).values()) == {"changed"}
+        assert drift(vm) == set()
+        assert [vm.check(level), is_loaded(vm, "dep_a"), is_loaded(vm, "soft_pre")] == ["6\n", True, False]
+        assert vm.check("grep -l kmodd_test /etc/modules-load.d/kmodd.conf /etc/modprobe.d/kmodd-blacklist.conf")
+    finally:
+        vm.check("umount /etc/modprobe.d; rm -rf /root/kept; systemctl restart kmodd")
 
 
 def test_bad_files_leave_the_old_settings_in_force(vm: Machine) -> None:

@@ -182,6 +182,25 @@ def test_a_full_disk_is_an_error_and_no_more(vm: Machine) -> None:
         vm.check("systemctl stop kmodd && umount /var/lib/kmodd/store && systemctl start kmodd", timeout=90)
 
 
+def test_a_fault_after_the_reload_brings_the_former_version_back(vm: Machine) -> None:
+    store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
+    store(vm, "import", f"{BROKEN}/kmodd_test_vermagic_release.ko", "--version", "2")
+    store(vm, "activate", GOOD, "1", "--load")
+    reloads = ("-o", "cat", "KMODD_EVENT=module.reloaded")
+    before = vm.journal(*reloads).count(GOOD)
+    active = f"/var/lib/kmodd/store/{GOOD}/$(uname -r)/active"
+    vm.check(f"chattr +i {active}")
+    try:
+        assert "Conflict" in refused(vm, "activate", GOOD, "2", "--load")
+    finally:
+        vm.check(f"chattr -i {active}")
+    assert [row["version"] for row in store(vm, "list") if row["active"]] == ["1"]
+    assert modinfo(vm, "vermagic").startswith("6.")
+    assert vm.journal(*reloads).count(GOOD) == before + 2  # to the new version, and back
+    assert vm.check(f"grep ^{GOOD} /proc/modules").split()[4] == "Live"
+    assert store(vm, "activate", GOOD, "2", "--load")["reloaded"] == [GOOD]
+
+
 def test_a_read_only_module_tree_is_an_error_and_no_more(vm: Machine) -> None:
     store(vm, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
     # In the daemon's own view: the unit has a mount of its own there, which a new one outside would not cover.

@@ -2,7 +2,7 @@
 """The wanted state on a simulated kernel, for the tests of what is loaded by itself and of what `Apply` does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +82,19 @@ class Rules:
     """kmodd's own files."""
 
     refuse: KmoddError | None = None
+    full: KmoddError | None = None
+    """Known only when it is written for real."""
     written: list[RuleChange] = field(default_factory=list)
 
-    async def write(self, change: RuleChange, caller: Caller) -> None:
-        if self.refuse is not None:
-            raise self.refuse
-        if not change.dry_run:
-            self.written.append(change)
+    async def write_all(self, changes: Sequence[RuleChange], caller: Caller) -> dict[int, KmoddError]:
+        """As the real one: all of them or none."""
+        trial = any(change.dry_run for change in changes)
+        error = self.refuse or (None if trial else self.full)
+        if error is not None:
+            return dict.fromkeys(range(len(changes)), error)
+        if not trial:
+            self.written += changes
+        return {}
 
 
 class Versions:

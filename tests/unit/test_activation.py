@@ -346,3 +346,34 @@ async def test_a_version_is_found_for_its_kernel(stage: Stage) -> None:
     for version, kernel in (("3", ""), ("2", RELEASE)):
         with pytest.raises(NoSuchVersion):
             one(NAME, version, kernel)
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("loaded", [True, False])
+async def test_a_full_disk_after_the_reload_brings_the_former_module_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, loaded: bool, after: bool
+) -> None:
+    """The last step is saying what is active; where it fails, the new version is loaded already."""
+    stage = Stage(tmp_path, loaded=loaded)
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    real = stage.files.set_active
+    load = stage.reloader.execute
+
+    async def execute(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        if not stage.reloader.done:
+            stage.kernel.modprobe("dummy")
+        return await load(plan, caller)
+
+    def full(name: ModuleName, kernel: str, sha256: str) -> None:
+        monkeypatch.setattr(stage.files, "set_active", real)
+        if after:
+            real(name, kernel, sha256)
+        raise OSError(errno.ENOSPC, "full")
+
+    stage.reloader.execute = execute  # type: ignore[method-assign]
+    monkeypatch.setattr(stage.files, "set_active", full)
+    with pytest.raises(LimitsExceeded):
+        await stage.activation.activate(stage.add("2"), CALLER, load=True)
+    assert stage.state == FIRST
+    undone = ("reload", {"numdummies": "3", "gone": "1"}) if loaded else ("unload", {})
+    assert stage.reloader.done == [("reload", {"numdummies": "3"} if loaded else {}), undone]

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The wanted state on a simulated kernel: where the machine differs from it, and what `Apply` does about that."""
 
+import asyncio
+import errno
+
 import pytest
 
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
-from kmodd.errors import Conflict
+from kmodd.errors import BadParameter, Conflict, LimitsExceeded
 from kmodd.model import HealthStatus, Result, Rule
 from kmodd.model.configuration import OwnFile, RuleAction
 from kmodd.names import ModuleName
-from tests.unit.desired_bench import CALLER, Make, benches, wanted
+from tests.unit.desired_bench import CALLER, Bench, Make, benches, wanted
 from tests.unit.fakes import rule
 
 bench = pytest.fixture(benches)
@@ -157,7 +160,7 @@ async def test_a_file_that_cannot_be_written_is_known_before_anything_is_done(be
     b.settings.text = "[desired-state]\nreconcile = false\n"
     await b.boot()
     b.rules.refuse = Conflict("edited by hand")
-    assert await b.apply() == {"b": Result.FAILED}
+    assert await b.apply() == {"a": Result.SKIPPED, "b": Result.FAILED}
     assert b.live() == set()
 
 
@@ -181,3 +184,109 @@ async def test_a_bad_file_is_not_applied(bench: Make) -> None:
     (settings,) = (c for c in DesiredHealth(b.desired, b.comparison, b.reconciler).checks() if c.name == "settings")
     assert settings.status is HealthStatus.DEGRADED
     assert "did you mean parameters?" in settings.message
+
+
+EVERYTHING = (
+    wanted("vfat")
+    + wanted("tuned", "parameters = { level = 2 }", "autoload = true")
+    + '[module.a]\nversion = "2"\n[module.b]\nstate = "absent"\n[module.c]\nblacklist = "soft"\n'
+)
+"""A load with its dependency, an unload, a parameter, a version, two of our files."""
+
+
+async def everything(bench: Make) -> Bench:
+    b = bench(EVERYTHING, "tuned", "b")
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    b.versions.active = {ModuleName("a"): "1"}
+    await b.boot()
+    return b
+
+
+def level(b: Bench) -> str | None:
+    return next(p.value for p in b.kernel.loaded.parameters(ModuleName("tuned")) if p.name == "level")
+
+
+async def test_a_disk_that_fills_up_in_between_undoes_everything(bench: Make) -> None:
+    b = await everything(bench)
+    b.rules.full = LimitsExceeded("there is no room left on the disk")
+    plan = b.convergence.plan(dry_run=False, reason="test")
+    results = await b.convergence.apply(plan, CALLER)
+    await b.settle()
+    assert [(one.module, one.result) for one in results] == [
+        ("a", Result.ROLLED_BACK),
+        ("tuned", Result.ROLLED_BACK),
+        ("vfat", Result.ROLLED_BACK),
+        ("b", Result.ROLLED_BACK),
+        ("tuned", Result.FAILED),
+        ("c", Result.FAILED),
+    ]
+    assert (b.live(), level(b), b.rules.written) == ({"tuned", "b"}, "1", [])
+    assert b.versions.done == [("a", "2"), ("a", "1")]
+    assert set(b.reconciler.failures) == {"tuned", "c"}
+    (told,) = [record for record in b.journal.records if record.event == "batch.rolled-back"]
+    assert told.message.startswith(
+        "what had to follow the batch failed, what was done to vfat, b was undone; b was loaded"
+    )
+    (applied,) = [record for record in b.journal.records if record.event == "desired.applied"]
+    assert (applied.result, applied.message.partition(":")[2]) == (
+        Result.FAILED,
+        " c tuned failed, what was done before was undone",
+    )
+    b.rules.full = None
+    assert set((await b.apply()).values()) == {Result.CHANGED}
+    assert (b.live(), level(b), len(b.rules.written)) == ({"tuned", "fat", "vfat"}, "2", 2)
+    assert b.reconciler.failures == {}
+
+
+async def test_a_batch_that_fails_gives_parameters_back(bench: Make) -> None:
+    b = await everything(bench)
+    b.files.text = EVERYTHING + wanted("broken")
+    done = await b.apply()
+    assert done == {
+        "a": Result.ROLLED_BACK,
+        "tuned": Result.SKIPPED,
+        "vfat": Result.ROLLED_BACK,
+        "b": Result.ROLLED_BACK,
+        "broken": Result.FAILED,
+        "c": Result.SKIPPED,
+    }
+    assert (b.live(), level(b), b.rules.written) == ({"tuned", "b"}, "1", [])
+
+
+async def test_a_parameter_that_the_kernel_refuses_undoes_what_was_before(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = await everything(bench)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(b.kernel.loaded, "write_parameter", refuse)
+    assert (await b.apply())["vfat"] is Result.SKIPPED
+    assert b.versions.done == [("a", "2"), ("a", "1")]
+    assert (b.live(), b.rules.written) == ({"tuned", "b"}, [])
+    assert isinstance(b.reconciler.failures[ModuleName("tuned")], BadParameter)
+
+
+async def test_a_batch_that_may_not_begin_undoes_what_was_before(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = await everything(bench)
+
+    async def refuse(*_: object) -> None:
+        raise LimitsExceeded("4 operations are stuck in the kernel")
+
+    monkeypatch.setattr(b.operations, "execute", refuse)
+    with pytest.raises(LimitsExceeded):
+        await b.apply()
+    assert (level(b), b.versions.done, b.rules.written) == ("1", [("a", "2"), ("a", "1")], [])
+
+
+async def test_what_was_begun_is_finished_when_the_caller_leaves(bench: Make) -> None:
+    b = await everything(bench)
+    plan = b.convergence.plan(dry_run=False, reason="")
+    task = asyncio.create_task(b.convergence.apply(plan, CALLER))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await b.settle()
+    assert (b.live(), level(b), len(b.rules.written)) == ({"tuned", "fat", "vfat"}, "2", 2)

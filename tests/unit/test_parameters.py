@@ -44,6 +44,7 @@ MODULES = (
             parameter("fixed", "int", "1", mode=0o444),
             parameter("secret", "int", "7", mode=0o600),
             parameter("hidden", "int", "1", mode=0),
+            parameter("mode", "charp", "(null)", mode=0o644),
         ),
     ),
     SimulatedModule("absent"),
@@ -104,6 +105,20 @@ async def test_change_is_told_and_recorded_once(bench: Bench) -> None:
     (record,) = bench.journal.records
     assert (record.event, record.module, record.action, record.uid) == ("parameter.set", "m", "set-parameter", 0)
     assert dict(record.extra) == {"PARAMETER": "flag", "VALUE": "1", "HELD": "Y"}
+
+
+async def test_the_opposite_writes_what_was_there(bench: Bench) -> None:
+    secret = bench.parameters.prepare(M, "secret", "8", reason="try")
+    opposite = bench.parameters.opposite(secret)
+    assert opposite == ParameterWrite(M, "secret", "7", "try")
+    await bench.parameters.write(secret, CALLER)
+    assert await bench.parameters.write(opposite, CALLER) == "7"
+
+
+async def test_what_was_never_set_has_no_opposite(bench: Bench) -> None:
+    write = bench.parameters.prepare(M, "mode", "4")
+    assert bench.parameters.opposite(write) is None
+    assert bench.parameters.opposite(ParameterWrite(M, "gone", "1")) is None
 
 
 async def test_value_that_was_so_already_changes_nothing(bench: Bench) -> None:
