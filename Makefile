@@ -52,8 +52,8 @@ format: setup ## bring the sources into their form
 	@$(VENV)/bin/ruff format
 	@$(VENV)/bin/ruff check --fix
 
-bench: ## time kmodd and its gateway, in the virtual machine beside what is used today, and outside it
-	@$(PYTHON) -m tests.bench
+bench: setup ## time kmodd and its gateway, in the virtual machine beside what is used today, and outside it
+	@$(VENV)/bin/python -m tests.bench
 
 screenshots: setup ## take the pictures of the README anew, in the virtual machine
 	@KMODD_SCREENSHOTS=docs/screenshots $(VENV)/bin/python -m pytest -q tests/system/test_dashboard.py
