@@ -49,6 +49,8 @@ events = ["failure", "crash", "stuck"]
 notify = ["chat"]
 """
 
+NOTIFIER = "busctl call org.kmodd1.Notifier /org/kmodd1/Notifier org.kmodd1.Notifier"
+
 TOUR = (
     Scene(
         "A system service like any other",
@@ -133,7 +135,7 @@ TOUR = (
         "All or nothing",
         (
             Line("printf 'load bonding max_bonds=0\\nload tun\\nload kmodd_test_fail\\n' | kmodctl batch -", code=10),
-            Line("kmodctl list bonding; kmodctl list tun"),
+            Line("grep -wE 'bonding|tun' /proc/modules", code=1),
         ),
     ),
     Scene(
@@ -151,7 +153,7 @@ TOUR = (
             "mkdir -p /etc/kmodd",
             f"printf %s {shlex.quote(NOTIFY)} > /etc/kmodd/notify.toml",
             # What was before its very first look is nobody's news.
-            """until kmodctl notify status --json | grep -Eq '"seen": ?[1-9]'; do sleep 0.3; done""",
+            f"until {NOTIFIER} GetStatus | grep -q '\"seen\" t [1-9]'; do sleep 0.3; done",
         ),
     ),
     Scene(
