@@ -18,6 +18,7 @@ from kmodd.core.arguments import Pairs
 from kmodd.core.store import disk_error
 from kmodd.core.store_catalogue import StoreCatalogue
 from kmodd.core.store_records import failed, recovered, stored
+from kmodd.core.unbroken import unbroken
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
 from kmodd.kernel.ports import IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
 from kmodd.model import Caller, LoadedModule, Operation, OperationResult, Plan, Request, Verb
@@ -167,10 +168,7 @@ class Activation:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            raise
+            await unbroken(task)
         except (KmoddError, OSError, IndexNotMadeError) as error:
             read_only = isinstance(error, OSError) and error.errno == errno.EROFS
             restored = await self._restore(name, kernel, read_only=read_only)

@@ -15,6 +15,7 @@ from kmodd.core.near import did_you_mean
 from kmodd.core.own_changes import Amendment, amend, files_of
 from kmodd.core.policy import COMMAND_LINE, Policy, is_denial
 from kmodd.core.rules import OwnState, judge
+from kmodd.core.unbroken import unbroken
 from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
 from kmodd.kernel.ports import ChangedMeanwhileError, Facts, ModuleIndex
 from kmodd.kernel.ports import Configuration as Folders
@@ -57,7 +58,6 @@ class Configuration:
         self._events = events
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Mapping[int, KmoddError]]] = set()
 
     # --- kmodd's own files --------------------------------------------------------------------------------------------
 
@@ -100,10 +100,7 @@ class Configuration:
 
         All of them are dry runs or none is.
         """
-        task = asyncio.get_running_loop().create_task(self._locked(changes, caller))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        return await unbroken(asyncio.get_running_loop().create_task(self._locked(changes, caller)))
 
     async def _locked(self, changes: Sequence[RuleChange], caller: Caller) -> Mapping[int, KmoddError]:
         async with self._lock:

@@ -11,6 +11,7 @@ from kmodd.core.application import Application, ApplyPlan, Parameters, RuleFiles
 from kmodd.core.desired import DesiredState
 from kmodd.core.drift import Comparison
 from kmodd.core.reconcile import Reconciler, plan_over_own_blacklist
+from kmodd.core.unbroken import unbroken
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Caller, OperationResult, Plan, Record, Request, Result
 from kmodd.model.configuration import Drift
@@ -138,12 +139,7 @@ class Convergence:
             parameters=self._parameters,
             versions=self._versions,
         )
-        task = asyncio.get_running_loop().create_task(application.run())
-        try:
-            results = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            raise
+        results = await unbroken(asyncio.get_running_loop().create_task(application.run()))
         if not plan.request.dry_run:
             if results:
                 self._audit.record(_applied(results, plan.request.reason, caller))

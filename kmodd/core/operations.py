@@ -25,7 +25,7 @@ from kmodd.core.planner import Planner
 from kmodd.core.records import failure_record, foretold, request_action, result_records
 from kmodd.core.rollback import LiveParameters
 from kmodd.core.stuck_calls import StuckCalls
-from kmodd.core.unbroken import Unbroken
+from kmodd.core.unbroken import unbroken
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded
 from kmodd.kernel.ports import Kernel
 from kmodd.model import (
@@ -80,7 +80,7 @@ class Operations:
         self._live = LiveParameters(kernel.index, kernel.loaded)
         self._afterwards = Afterwards()
         self._fresh = FreshPlans(clock)
-        self._under_way: dict[Unbroken[tuple[OperationResult, ...]], Execution] = {}
+        self._under_way: dict[asyncio.Task[tuple[OperationResult, ...]], Execution] = {}
         self._all_ended = asyncio.Event()
         """Set when nothing is under way any more; looked at by `close` alone."""
         self._stuck = StuckCalls(
@@ -127,10 +127,10 @@ class Operations:
             progress=lambda done: self._jobs.progress(number, done),
         )
         # When the caller leaves, the call that is in the kernel goes on, and so must its aftermath.
-        work = Unbroken(self._locked(plan, caller, number, taken, execution, then), execution.leave)
+        work = asyncio.get_running_loop().create_task(self._locked(plan, caller, number, taken, execution, then))
         self._under_way[work] = execution
         try:
-            return await work
+            return await unbroken(work, execution.leave)
         finally:
             del self._under_way[work]
             if not self._under_way:
@@ -179,7 +179,7 @@ class Operations:
             except TimeoutError:
                 if given_up:
                     for work in self._under_way:
-                        work.abandon()
+                        work.cancel()
                 else:
                     given_up = True
                     self._kernel.executor.give_up()

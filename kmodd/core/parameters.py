@@ -5,7 +5,6 @@ import asyncio
 import errno as codes
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ from kmodd.core.arguments import UNSET
 from kmodd.core.insertion import check_value, stuck
 from kmodd.core.locks import ModuleLocks
 from kmodd.core.near import did_you_mean
+from kmodd.core.unbroken import unbroken
 from kmodd.errors import (
     BadParameter,
     Builtin,
@@ -106,14 +106,7 @@ class Parameters:
         owner = self._last
         taken = await self._locks.take((write.module,), owner)
         # As with operations: when the caller leaves, the setter goes on, and so must what follows it.
-        task = asyncio.get_running_loop().create_task(self._locked(write, caller, owner, taken))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            with suppress(KmoddError, asyncio.CancelledError):
-                task.result()
-            raise
+        return await unbroken(asyncio.get_running_loop().create_task(self._locked(write, caller, owner, taken)))
 
     async def _locked(self, write: ParameterWrite, caller: Caller, owner: int, taken: tuple[ModuleName, ...]) -> str:
         begun = self._clock()
