@@ -128,16 +128,18 @@ async def test_it_waits_for_threads_and_tasks_as_well() -> None:
     assert work.done == ["1", "slept", "timed"]
 
 
-async def test_an_error_nobody_waits_for_is_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
-    work, waited = Work(), future()
-    task, _ = work.start(waited)
-    await turns()
-    task.cancel()
-    await turns()
-    waited.set_exception(LookupError("gone"))
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    del task, waited
+def test_an_error_nobody_waits_for_is_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    async def leave() -> None:
+        work, waited = Work(), future()
+        task, _ = work.start(waited)
+        await turns()
+        task.cancel()
+        await turns()
+        waited.set_exception(LookupError("gone"))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
     gc.collect()
     assert caplog.records == []
 
