@@ -303,7 +303,7 @@ class Activation:
         else:
             return
         try:
-            await self._run(Operation(verb, name, () if verb is Verb.UNLOAD else parameters), caller)
+            await self._run(Operation(verb, name, parameters), caller)
         except KmoddError as error:
             self._audit.record(failed(verb, name, caller, error))
 

@@ -144,7 +144,7 @@ class Reconciler:
         """Take over how it went when somebody had the wanted state applied: what failed is tried again as if kmodd had tried it."""
         done = {ModuleName(result.module) for result in results if result.result in (Result.CHANGED, Result.UNCHANGED)}
         failed = {ModuleName(result.module): result.error for result in results if result.error is not None}
-        for name in done - failed.keys():
+        for name in done:
             self._failures.pop(name, None)
         self._failures |= {name: error for name, error in failed.items() if name in self._desired.wishes}
         self._changed()

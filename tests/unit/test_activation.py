@@ -377,3 +377,31 @@ async def test_a_full_disk_after_the_reload_brings_the_former_module_back(
     assert stage.state == FIRST
     undone = ("reload", {"numdummies": "3", "gone": "1"}) if loaded else ("unload", {})
     assert stage.reloader.done == [("reload", {"numdummies": "3"} if loaded else {}), undone]
+
+
+async def test_where_the_tree_cannot_be_brought_back_nothing_is_loaded_from_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+
+    def full(*_: object) -> None:
+        stage.depmod.error = IndexNotMadeError("depmod failed with status 1")
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(stage.files, "set_active", full)
+    with pytest.raises(LimitsExceeded):
+        await stage.activation.activate(stage.add("2"), CALLER, load=True)
+    assert [verb for verb, _ in stage.reloader.done] == ["reload"]
+    assert stage.files.changes()  # the next start tries again
+
+
+async def test_a_mark_that_stays_undoes_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.files, "end_change", full)
+        assert await stage.activation.activate(stage.add("1"), CALLER, load=True) == (NAME,)
+    assert [verb for verb, _ in stage.reloader.done] == ["reload"]
+    await stage.activation.recover()
+    assert stage.state == FIRST

@@ -8,8 +8,9 @@ import pytest
 
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
+from kmodd.core.parameters import ParameterWrite
 from kmodd.errors import BadParameter, Conflict, LimitsExceeded
-from kmodd.model import HealthStatus, Result, Rule
+from kmodd.model import Caller, HealthStatus, Result, Rule
 from kmodd.model.configuration import OwnFile, RuleAction
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Bench, Make, benches, wanted
@@ -52,7 +53,7 @@ async def test_drift_of_every_kind_and_apply(bench: Make) -> None:
     plan = b.convergence.plan(dry_run=True, reason="")
     assert plan.modules == ("a", "b", "tuned")
     assert await b.apply(dry_run=True) == dict.fromkeys(("tuned", "a", "b"), Result.CHANGED)
-    assert b.rules.written == []
+    assert (b.rules.written, level(b)) == ([], "1")
     assert await b.apply() == dict.fromkeys(("tuned", "a", "b"), Result.CHANGED)
     assert [(change.module, change.action) for change in b.rules.written] == [
         ("tuned", RuleAction.SET_OPTIONS),
@@ -236,6 +237,65 @@ async def test_a_disk_that_fills_up_in_between_undoes_everything(bench: Make) ->
     assert set((await b.apply()).values()) == {Result.CHANGED}
     assert (b.live(), level(b), len(b.rules.written)) == ({"tuned", "fat", "vfat"}, "2", 2)
     assert b.reconciler.failures == {}
+
+
+async def test_a_dry_run_tells_everything_and_does_nothing(bench: Make) -> None:
+    b = await everything(bench)
+    assert await b.apply(dry_run=True) == dict.fromkeys(("a", "tuned", "vfat", "b", "c"), Result.CHANGED)
+    b.rules.refuse = Conflict("edited")
+    b.files.text = EVERYTHING + wanted("nosuch")
+    done = await b.apply(dry_run=True)
+    assert done == {
+        "a": Result.CHANGED,
+        "tuned": Result.FAILED,
+        "vfat": Result.CHANGED,
+        "b": Result.CHANGED,
+        "nosuch": Result.FAILED,
+        "c": Result.FAILED,
+    }
+    assert (b.live(), level(b), b.rules.written, b.versions.done) == ({"tuned", "b"}, "1", [], [])
+    assert "desired.applied" not in b.journal.events
+
+
+async def test_a_value_that_cannot_be_is_known_before_anything_is_done(bench: Make) -> None:
+    b = await everything(bench)
+    b.files.text = EVERYTHING.replace("level = 2", 'level = "high"')
+    done = await b.apply()
+    assert done.pop("tuned") is Result.SKIPPED  # its file; the parameter is
+    assert isinstance(b.reconciler.failures[ModuleName("tuned")], BadParameter)
+    assert set(done.values()) == {Result.SKIPPED}
+    assert b.versions.done == []
+
+
+async def test_what_cannot_be_undone_does_not_keep_the_rest(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = await everything(bench)
+    real = b.parameters.write
+
+    async def write(one: ParameterWrite, caller: Caller) -> str:
+        if one.value == "1":
+            raise BadParameter("no way back", module="tuned")
+        return await real(one, caller)
+
+    monkeypatch.setattr(b.parameters, "write", write)
+    b.rules.full = LimitsExceeded("full")
+    plan = b.convergence.plan(dry_run=False, reason="test")
+    results = {(one.module, one.result) for one in await b.convergence.apply(plan, CALLER)}
+    await b.settle()
+    assert ("tuned", Result.CHANGED) in results
+    assert level(b) == "2"
+    assert b.versions.done == [("a", "2"), ("a", "1")]
+
+
+async def test_what_was_undone_does_not_come_by_itself(bench: Make) -> None:
+    b = bench(wanted("a", 'blacklist = "soft"'))
+    await b.boot()
+    await b.rmmod("a")
+    b.rules.full = LimitsExceeded("full")
+    assert await b.apply() == {"a": Result.FAILED}
+    assert b.live() == set()
+    b.rules.full = None
+    await b.apply()
+    assert b.live() == {"a"}
 
 
 async def test_a_batch_that_fails_gives_parameters_back(bench: Make) -> None:
