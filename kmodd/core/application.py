@@ -186,7 +186,7 @@ class Application:
             await self._write_files()
 
     async def _write_files(self) -> bool:
-        refused = {} if self._dry_run else await self._rules.write_all(self._plan.changes, self._caller)
+        refused = await self._rules.write_all(self._plan.changes, self._caller)
         self._end_changes(refused, Result.SKIPPED if refused else Result.CHANGED)
         return not refused
 
