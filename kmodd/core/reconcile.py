@@ -14,7 +14,7 @@ from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
 from kmodd.model.desired import Ban, Presence, Wish
-from kmodd.names import ModuleName
+from kmodd.names import ModuleName, canonical
 
 SETTLE = 0.05
 """Seconds between an event and acting on it: replies go first, and a burst is one look."""
@@ -142,8 +142,9 @@ class Reconciler:
 
     def note(self, results: Iterable[OperationResult]) -> None:
         """Take over how it went when somebody had the wanted state applied: what failed is tried again as if kmodd had tried it."""
-        done = {ModuleName(result.module) for result in results if result.result in (Result.CHANGED, Result.UNCHANGED)}
-        failed = {ModuleName(result.module): result.error for result in results if result.error is not None}
+        told = [(canonical(name), result) for result in results for name in result.module.split()]
+        done = {name for name, result in told if result.result in (Result.CHANGED, Result.UNCHANGED)}
+        failed = {name: result.error for name, result in told if result.error is not None}
         for name in done - failed.keys():
             self._failures.pop(name, None)
         self._failures |= {name: error for name, error in failed.items() if name in self._desired.wishes}
@@ -223,7 +224,9 @@ class Reconciler:
 
     def _missing(self, wish: Wish) -> str:
         absent = [name for name in wish.after if not self._is_live(name) and not self._index.is_builtin(name)]
-        return f"{', '.join(absent)} not being loaded" if absent else self._desired.unmet(wish)
+        if not absent:
+            return self._desired.unmet(wish)
+        return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not loaded"
 
     def _consider(self, wish: Wish, *, retry: bool = False) -> None:
         name = wish.module

@@ -37,7 +37,7 @@ async def test_after_is_loaded_once_all_are_live_whoever_loaded_them(bench: Make
     b = bench(wanted("c", 'after = ["a", "b", "unix"]'))
     await b.boot()
     assert b.live() == set()
-    assert "a, b not being loaded" in b.reconciler.waiting()[ModuleName("c")]
+    assert "a and b are not loaded" in b.reconciler.waiting()[ModuleName("c")]
     await b.modprobe("a")
     assert b.live() == {"a"}
     assert await b.drift() == [], "its time has not come"
