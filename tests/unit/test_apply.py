@@ -3,14 +3,16 @@
 
 import asyncio
 import errno
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
-from kmodd.errors import BadParameter, Conflict, LimitsExceeded
-from kmodd.model import HealthStatus, Result, Rule
-from kmodd.model.configuration import OwnFile, RuleAction
+from kmodd.errors import BadParameter, Conflict, KmoddError, LimitsExceeded, NoSuchModule
+from kmodd.model import Caller, HealthStatus, Result, Rule
+from kmodd.model.configuration import OwnFile, RuleAction, RuleChange
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Bench, Make, benches, wanted
 from tests.unit.fakes import rule
@@ -186,6 +188,34 @@ async def test_a_bad_file_is_not_applied(bench: Make) -> None:
     assert "did you mean parameters?" in settings.message
 
 
+def said(b: Bench, name: str) -> list[str]:
+    """The sentences of one check of health."""
+    return [c.message for c in DesiredHealth(b.desired, b.comparison, b.reconciler).checks() if c.name == name]
+
+
+async def test_health_of_the_wanted_state_in_words(bench: Make) -> None:
+    b = bench("")
+    await b.boot()
+    nothing = ["No file in /etc/kmodd/modules.d says what is wanted of a module."]
+    assert said(b, "drift") == said(b, "desired-state") == nothing
+    b.files.text = wanted("c", 'after = ["a", "b"]') + wanted("tuned", 'when = { kernel = ">=7" }')
+    assert said(b, "drift") == ["The machine is as it is wanted to be."]
+    assert said(b, "desired-state") == [
+        "Not due yet: c, as a and b are not loaded; tuned, as the kernel 6.1.0-1-amd64 is not >=7."
+    ]
+    b.files.text = '[module.a]\noptions = {}\n[module.b]\nblacklist = "soft"\n'
+    b.kernel.change_rules(rule("options", "a", "x=1", file=OwnFile.OPTIONS))
+    assert said(b, "drift") == [
+        "a has drifted (options): wanted none, found x=1.",
+        "b has drifted (blacklist): wanted soft, found none.",
+    ]
+    assert said(b, "desired-state") == ["Nothing that is wanted has failed."]
+    b.files.text = "[module.a]\nstat = 1\n"
+    b.desired.refresh()
+    (settings,) = said(b, "settings")
+    assert settings.endswith("did you mean state?")
+
+
 EVERYTHING = (
     wanted("vfat")
     + wanted("tuned", "parameters = { level = 2 }", "autoload = true")
@@ -278,6 +308,77 @@ async def test_a_batch_that_may_not_begin_undoes_what_was_before(bench: Make, mo
     with pytest.raises(LimitsExceeded):
         await b.apply()
     assert (level(b), b.versions.done, b.rules.written) == ("1", [("a", "2"), ("a", "1")], [])
+
+
+async def test_what_fails_for_no_reason_of_its_own_undoes_everything(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = await everything(bench)
+    write = b.rules.write_all
+
+    async def burst(changes: Sequence[RuleChange], caller: Caller) -> dict[int, KmoddError]:
+        if not changes[0].dry_run:
+            raise RuntimeError("a bug")
+        return await write(changes, caller)
+
+    monkeypatch.setattr(b.rules, "write_all", burst)
+    with pytest.raises(RuntimeError):
+        await b.apply()
+    await b.settle()
+    assert (b.live(), level(b), b.versions.active) == ({"tuned", "b"}, "1", {ModuleName("a"): "1"})
+    monkeypatch.undo()
+    assert set((await b.apply()).values()) == {Result.CHANGED}
+
+
+async def test_what_cannot_be_taken_back_is_told(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = await everything(bench)
+    b.files.text = EVERYTHING + wanted("broken")
+    monkeypatch.setattr(b.parameters, "opposite", lambda write: None)
+    assert (await b.apply())["vfat"] is Result.ROLLED_BACK
+    assert level(b) == "2"
+    (applied,) = [record for record in b.journal.records if record.event == "desired.applied"]
+    assert applied.message.endswith("broken failed, what was done before was undone; tuned stays changed")
+    assert applied.priority == 4
+
+
+async def test_a_batch_that_cannot_succeed_switches_nothing(bench: Make) -> None:
+    b = await everything(bench)
+    b.files.text = EVERYTHING + wanted("nowhere")
+    assert await b.apply() == {
+        "a": Result.SKIPPED,
+        "tuned": Result.SKIPPED,
+        "vfat": Result.SKIPPED,
+        "b": Result.SKIPPED,
+        "nowhere": Result.FAILED,
+        "c": Result.SKIPPED,
+    }
+    assert b.versions.done == []
+    assert (b.live(), level(b), b.rules.written) == ({"tuned", "b"}, "1", [])
+    assert set(b.reconciler.failures) == {"nowhere"}
+
+
+async def test_a_module_that_only_the_store_has_is_loaded_with_what_it_needs(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first version brings the module into the index, with a dependency and parameters nobody knew of."""
+    b = bench(wanted("tuned", 'version = "1"', "options = { level = 2 }", "autoload = true"))
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    index = b.kernel.machine.modules
+    module = index.pop(ModuleName("tuned"))
+    await b.boot()
+    refuse = b.rules.refuse = NoSuchModule("there is no module tuned")
+
+    async def switch(name: ModuleName, version: str, caller: Caller) -> None:
+        b.versions.active[name] = version
+        b.rules.refuse = None if version else refuse
+        index[name] = replace(module, depends=("fat",))
+
+    monkeypatch.setattr(b.versions, "restore", switch)
+    assert {row.hint for row in await b.convergence.drift()} == {"kmodctl config apply"}
+    assert await b.apply(dry_run=True) == {"tuned": Result.CHANGED}
+    assert await b.apply() == {"tuned": Result.CHANGED}
+    assert b.live() == {"fat", "tuned"}
+    assert len(b.rules.written) == 2
 
 
 async def test_what_was_begun_is_finished_when_the_caller_leaves(bench: Make) -> None:
