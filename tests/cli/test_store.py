@@ -20,6 +20,7 @@ def test_a_dry_run_of_each_command_changes_nothing(run: Runner, tmp_path: Path) 
     assert run("store", "list", "--json").document == []
     assert run("store", "remove", "special", "1.0", "--dry-run").status == ExitCode.NOT_FOUND
     assert run("store", "import", str(file)).status == 0
+    assert "is in the store already: special 1.0" in run("store", "import", str(file), "--version", "2").out
     ended = run("store", "activate", "special", "1.0", "--load", "--dry-run")
     assert "loaded anew: special (nothing was changed: dry run)" in ended.out
     assert run("store", "remove", "special", "2.0", "--dry-run").status == ExitCode.NOT_FOUND
