@@ -8,6 +8,7 @@ from kmodd.model.configuration import OwnFile
 _HINTS: dict[type[KmoddError], str] = {
     errors.Failed: "journalctl -u kmodd says more",
     errors.NoSuchModule: "kmodctl list --state all shows every module of this kernel",
+    errors.NoSuchVersion: "kmodctl store list {module} shows the versions there are",
     errors.NoSuchParameter: "kmodctl show {module} lists its parameters",
     errors.UnknownParameter: "kmodctl show {module} lists its parameters",
     errors.BadParameter: "kmodctl show {module} lists its parameters and their types",
