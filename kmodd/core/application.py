@@ -144,7 +144,8 @@ class Application:
                 if self._has_failed() and not self._dry_run:
                     await self._take_back()
                     break
-        except Exception:
+        except BaseException:
+            # The daemon's end included, which breaks a switch of versions off: those before it must not stay.
             await self._take_back()
             raise
         return tuple(self._results)

@@ -330,6 +330,24 @@ async def test_what_fails_for_no_reason_of_its_own_undoes_everything(
     assert set((await b.apply()).values()) == {Result.CHANGED}
 
 
+async def test_a_switch_that_the_daemons_end_breaks_off_takes_back_those_before(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench(VERSIONS)
+    await b.boot()
+    activate = b.versions.activate
+
+    async def broken_off(name: ModuleName, version: str, caller: Caller, *, dry_run: bool) -> tuple[ModuleName, ...]:
+        if name == "b":
+            raise asyncio.CancelledError
+        return await activate(name, version, caller, dry_run=dry_run)
+
+    monkeypatch.setattr(b.versions, "activate", broken_off)
+    with pytest.raises(asyncio.CancelledError):
+        await b.apply()
+    assert b.versions.done == [("a", "2"), ("a", "")]
+
+
 async def test_what_cannot_be_taken_back_is_told(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     b = await everything(bench)
     b.files.text = EVERYTHING + wanted("broken")
