@@ -109,7 +109,12 @@ class Reconciler:
         unsubscribe = self._events.subscribe(self._on_event)
         known = self._known.read()
         if known is not None:
-            self._met = {wish.module for wish in self._desired.wishes.values() if wish.module in known}
+            # One that waits for nothing was met as soon as there was a daemon to know it: written since, it waits for `Apply`.
+            self._met = {
+                wish.module
+                for wish in self._desired.wishes.values()
+                if wish.module in known or not (wish.after or wish.alias)
+            }
         self.reconcile(everything=known is None)
 
         def stop() -> None:
