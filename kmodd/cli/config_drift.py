@@ -36,7 +36,9 @@ def lines(found: list[Drift], screen: Screen) -> list[str]:
         Column("WANTED", paint=paint.good),
         Column("IS", stretch=True, paint=paint.warn),
     ]
-    rows = [[clean(text or "none") for text in (one.module, one.kind, one.wanted, one.actual)] for one in found]
+    rows = [
+        [clean(text) for text in (one.module, one.kind, one.wanted or "none", one.actual or "none")] for one in found
+    ]
     hints = list(dict.fromkeys(clean(one.hint) for one in found if one.hint))
     text = render(screen, header, rows)
     if hints:

@@ -191,5 +191,8 @@ def test_drift_as_people_read_it() -> None:
         "",
         "hint: kmodctl config apply",
     ]
-    (_, row) = config_drift.lines([Drift("loop", "options", "max_part=3", "")], screen(0))
-    assert row == "loop    options  max_part=3  none"
+    (_, options, initramfs) = config_drift.lines(
+        [Drift("loop", "options", "max_part=3", ""), Drift("", "initramfs", "as /etc has it", "older")], screen(0)
+    )
+    assert options == "loop    options    max_part=3      none"
+    assert initramfs == "        initramfs  as /etc has it  older"
