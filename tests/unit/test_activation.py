@@ -184,22 +184,20 @@ async def test_an_interrupted_change_is_a_finding_of_an_empty_store_too(stage: S
 
 
 async def test_a_change_under_way_is_none_that_was_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[bool, list[str]]] = []
-    settled: list[list[str]] = []
-    stage.activation.on_settled = lambda: settled.append(stage.names())
-    refresh = stage.depmod.refresh
+    told: list[list[str]] = []
+    stage.activation.on_settled = lambda: told.append(stage.names())
 
     async def look(tree: Path) -> None:
-        seen.append((bool(stage.files.changes()), stage.names()))
-        await refresh(tree)
+        told.append(["changing" if stage.files.changes() else "", *stage.names()])
+        await FakeDepmod.refresh(stage.depmod, tree)
 
     monkeypatch.setattr(stage.depmod, "refresh", look)
     await stage.activation.activate(stage.add("1"), CALLER, load=False)
-    assert (seen, settled) == ([(True, ["store"])], [["store"]])
+    assert told == [["changing", "store"], ["store"]]
     stage.depmod.error = IndexNotMadeError("depmod failed")
     with pytest.raises(Conflict):
         await stage.activation.activate(stage.add("2"), CALLER, load=False)
-    assert "store-change-interrupted" in settled[-1], "it could not be undone either"
+    assert "store-change-interrupted" in told[-1], "it could not be undone either"
 
 
 async def test_what_is_active_already_is_left_alone(stage: Stage) -> None:
