@@ -59,6 +59,8 @@ def merge(error: KmoddError, explanation: Explanation) -> Evidence:
 
 
 async def _similar(error: KmoddError, client: Client) -> Evidence:
+    if error.evidence.hint:
+        return error.evidence
     from difflib import get_close_matches  # only for a name that was mistyped
 
     known = [module.name for module in await client.list_modules("all")]

@@ -3,10 +3,12 @@
 
 from kmodd import errors
 from kmodd.errors import KmoddError
+from kmodd.model.configuration import OwnFile
 
 _HINTS: dict[type[KmoddError], str] = {
     errors.Failed: "journalctl -u kmodd says more",
     errors.NoSuchModule: "kmodctl list --state all shows every module of this kernel",
+    errors.NoSuchVersion: "kmodctl store list {module} shows the versions there are",
     errors.NoSuchParameter: "kmodctl show {module} lists its parameters",
     errors.UnknownParameter: "kmodctl show {module} lists its parameters",
     errors.BadParameter: "kmodctl show {module} lists its parameters and their types",
@@ -19,9 +21,9 @@ _HINTS: dict[type[KmoddError], str] = {
     errors.Busy: "kmodctl why {module} shows what is under way; try again when it is done",
     errors.Builtin: "what is built in needs no loading and cannot be removed",
     errors.NotRemovable: "only a reboot removes it",
-    errors.DisabledByPolicy: "change the rule, or try once with --override-policy",
     errors.LimitsExceeded: "wait until earlier requests are done",
     errors.WrongKernel: "rebuild the module for this kernel",
+    errors.Shadows: "kmodctl store import --shadow FILE, if it is meant to take that one's place",
     errors.BadSignature: "the file was changed after it was signed, or its key is not enrolled: install it again",
     errors.Lockdown: "the kernel only takes modules signed with a key it trusts",
     errors.ModulesDisabled: "kernel.modules_disabled can only be undone by a reboot",
@@ -36,7 +38,14 @@ def hint_for(error: KmoddError, module: str) -> str:
     """The daemon's own hint first; empty when there is nothing to add."""
     if error.evidence.hint:
         return error.evidence.hint
-    text = _HINTS.get(type(error), "")
-    if isinstance(error, errors.DisabledByPolicy) and ": blacklist " not in error.evidence.rule:
-        text = "change the rule: only a blacklist can be overridden"
+    text = _unblock(error.evidence.rule) if isinstance(error, errors.DisabledByPolicy) else _HINTS.get(type(error), "")
     return "" if "{module}" in text and not module else text.format(module=module)
+
+
+def _unblock(rule: str) -> str:
+    """`rule` is spelled `file:line: text`; kmodd's own file is not for editing."""
+    ours = rule.startswith(OwnFile.BLACKLIST)
+    change = "kmodctl config blacklist {module} --off takes the rule away" if ours else "change the rule"
+    if ": blacklist " in rule:
+        return f"{change}, or try once with --override-policy"
+    return change if ours else f"{change}: only a blacklist can be overridden"

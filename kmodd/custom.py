@@ -73,7 +73,8 @@ class CustomModules:
             audit=audit,
             events=events,
         )
-        self.watch = StoreWatch(files, trees, catalogue)
+        self.watch = StoreWatch(files, trees, catalogue, is_changing=self._is_changing)
+        self.activation.on_settled = self._settled
 
     @classmethod
     def of(
@@ -114,11 +115,11 @@ class CustomModules:
             self.watch.on_news = health.look_soon
             health.further += (self.watch.findings,)
         self._recovery = asyncio.get_running_loop().create_task(self._recover())
+        self._recovery.add_done_callback(lambda _: self.watch.on_news())
 
     async def _recover(self) -> None:
         await self.activation.recover()
         await self.watch.read()
-        self.watch.on_news()
 
     def active_version(self, name: ModuleName) -> str:
         """The active version for the running kernel; empty when there is none."""
@@ -152,6 +153,13 @@ class CustomModules:
         await self.watch.close()
         if self._place is not None:
             self._place.remove()
+
+    def _settled(self) -> None:
+        self.watch.on_news()
+
+    def _is_changing(self, name: ModuleName, kernel: str) -> bool:
+        recovering = self._recovery is not None and not self._recovery.done()
+        return recovering or self.activation.is_changing(name, kernel)
 
     def _is_loaded(self, name: ModuleName) -> bool:
         return self._loaded.read(name) is not None

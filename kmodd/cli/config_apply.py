@@ -2,7 +2,8 @@
 """`kmodctl config apply`."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kmodd.cli import batch, initramfs, progress
@@ -12,11 +13,14 @@ from kmodd.cli.text import clean, columns, counted
 from kmodd.client_answers import operation_result
 from kmodd.client_configuration import Configuration
 from kmodd.errors import Conflict, Evidence
-from kmodd.model import OperationResult
+from kmodd.model import OperationResult, Result
 from kmodd.model.configuration import Drift
 
 if TYPE_CHECKING:
     from kmodd.client import Client, Operation
+
+_WORST_FIRST = (Result.FAILED, Result.CHANGED, Result.ROLLED_BACK, Result.UNCHANGED, Result.SKIPPED)
+"""Beside a failure, what was changed and stays so is what one has to know."""
 
 
 async def run(session: Session, arguments: Namespace) -> int:
@@ -42,11 +46,16 @@ async def run(session: Session, arguments: Namespace) -> int:
     elif arguments.dry_run and code == 0:
         session.screen.show(foretold(before, results, session.screen))
     else:
-        operations: list[Operation] = [("apply", result.module, {}) for result in results]
-        said = await batch.sentences(results, session.client)
-        if code:
-            said = {**await _wishes_failed(session.client), **said}
-        session.screen.show(batch.lines(operations, results, said, session.screen))
+        told = by_module(results)
+        said = await batch.sentences(told, session.client)
+        if arguments.dry_run:
+            said = {**await _files_in_the_way(told, configuration), **said}
+            session.screen.show(hindered(told, said, session.screen))
+        else:
+            if code:
+                said = {**await _wishes_failed(session.client), **said}
+            operations: list[Operation] = [("apply", result.module, {}) for result in told]
+            session.screen.show(batch.lines(operations, told, said, session.screen))
     if arguments.initramfs and code == 0:
         await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
     return code
@@ -62,9 +71,9 @@ def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen
         padding = " " * (width - columns(name))
         changes = [one for one in before if clean(one.module) == name and one.kind != initramfs.KIND]
         for one in changes:
-            was = paint.dim(f"is {clean(one.actual)}")
+            was = paint.dim(f"is {clean(one.actual or 'none')}")
             text.append(
-                f"{paint.good(glyphs.arrow)} {paint.name(name)}{padding}  {one.kind} {clean(one.wanted)}  {was}"
+                f"{paint.good(glyphs.arrow)} {paint.name(name)}{padding}  {one.kind} {clean(one.wanted or 'none')}  {was}"
             )
     return [
         *text,
@@ -73,10 +82,48 @@ def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen
     ]
 
 
+def by_module(results: Sequence[OperationResult]) -> list[OperationResult]:
+    """One result for each module, of which version, parameters, presence and rules have one each; the worst counts."""
+    found: dict[str, OperationResult] = {}
+    for one in results:
+        known = found.setdefault(one.module, one)
+        worse = min(known, one, key=lambda result: _WORST_FIRST.index(result.result))
+        found[one.module] = replace(worse, touched=tuple(dict.fromkeys((*known.touched, *one.touched))))
+    return list(found.values())
+
+
+def hindered(results: Sequence[OperationResult], said: Mapping[str, str], screen: Screen) -> list[str]:
+    """What is in the way of applying anything, after a dry run."""
+    paint, glyphs = screen.paint, screen.glyphs
+    failed = [result for result in results if result.error is not None]
+    width = max(columns(clean(result.module)) for result in failed)
+    text = []
+    for result in failed:
+        name = clean(result.module)
+        why = clean(said.get(result.module, "")) or (result.error.title if result.error is not None else "")
+        text.append(f"{paint.bad(glyphs.no)} {paint.name(name)}{' ' * (width - columns(name))}  {paint.bad(why)}")
+    return [*text, "", f"{paint.bad(glyphs.no)} This would fail, and leave everything as it is. Nothing was changed."]
+
+
+async def _files_in_the_way(results: Sequence[OperationResult], configuration: Configuration) -> dict[str, str]:
+    """Which of kmodd's own files cannot be written because of what stands there: only `Show` tells after a dry run."""
+    about = [result.module for result in results if isinstance(result.error, Conflict)]
+    if not about:
+        return {}
+    findings = [finding for rule in await configuration.show() for finding in rule.findings]
+    said = "; ".join(dict.fromkeys(one.message for one in findings if one.kind in {"edited", "foreign"}))
+    return dict.fromkeys(about, said)
+
+
 async def _wishes_failed(client: "Client") -> dict[str, str]:
     """What health says of wishes that failed: of files and parameters nobody else knows why."""
     checks = (await client.health()).checks
-    return {check.module: check.message for check in checks if check.name == "desired-state" and check.module}
+    # Behind "NAME is not as it is wanted to be (ERROR): ".
+    return {
+        check.module: check.message.partition("): ")[2] or check.message
+        for check in checks
+        if check.name == "desired-state" and check.module
+    }
 
 
 async def _refresh(session: Session, configuration: Configuration, *, changes: bool, dry_run: bool) -> None:

@@ -60,7 +60,9 @@ async def _edit(error: Conflict, configuration: Configuration) -> Evidence:
         return error.evidence
     for one in rules:
         for finding in one.findings:
-            if finding.kind in {"edited", "foreign"} and one.rule.file in error.message:
+            if finding.kind == "foreign" and one.rule.file in error.message:
+                return Evidence(file=one.rule.file, hint=f"give {one.rule.file} another name in the same folder")
+            if finding.kind == "edited" and one.rule.file in error.message:
                 hint = f"move what was added to another file in the same folder, and undo the edit or remove {one.rule.file}"
                 return Evidence(file=one.rule.file, rule=finding.message, hint=hint)
     return error.evidence

@@ -8,6 +8,7 @@ from kmodd.cli.session import Session
 from kmodd.cli.table import Column, render
 from kmodd.cli.text import clean, counted
 from kmodd.client_configuration import Configuration, drift
+from kmodd.model import HealthStatus
 from kmodd.model.configuration import Drift
 
 
@@ -17,6 +18,9 @@ async def run(session: Session, _: Namespace) -> int:
     if session.json:
         session.document(data)
     else:
+        for check in (await session.client.health()).checks:
+            if check.name == "settings" and check.status is not HealthStatus.OK:
+                session.screen.complain([f"{session.screen.error_paint.warn('note:')} {clean(check.message)}"])
         session.screen.show(lines([drift(row) for row in data], session.screen))
     return 0
 
@@ -32,7 +36,9 @@ def lines(found: list[Drift], screen: Screen) -> list[str]:
         Column("WANTED", paint=paint.good),
         Column("IS", stretch=True, paint=paint.warn),
     ]
-    rows = [[clean(text) for text in (one.module, one.kind, one.wanted, one.actual)] for one in found]
+    rows = [
+        [clean(text) for text in (one.module, one.kind, one.wanted or "none", one.actual or "none")] for one in found
+    ]
     hints = list(dict.fromkeys(clean(one.hint) for one in found if one.hint))
     text = render(screen, header, rows)
     if hints:

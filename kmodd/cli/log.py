@@ -15,7 +15,7 @@ from kmodd.cli.who import user_name
 from kmodd.client import Signal, SignalStream
 from kmodd.client_answers import history_entry
 from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidArgs
-from kmodd.model import HistoryEntry
+from kmodd.model import HistoryEntry, Result
 from kmodd.names import parse_module
 
 SETTLE = 0.2
@@ -106,7 +106,7 @@ def _text(data: Sequence[Mapping[str, Any]], screen: Screen) -> list[str]:
 def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
     """A record as text: when, what, by whom, and beneath it the reason and the evidence."""
     paint, record = screen.paint, entry.record
-    failed = bool(record.error)
+    failed = bool(record.error) or record.result == Result.FAILED
     done = paint.good(screen.glyphs.yes) if record.action else paint.dim(screen.glyphs.arrow)
     mark = paint.bad(screen.glyphs.no) if failed else done
     when = paint.dim(moment(entry.time))

@@ -37,6 +37,10 @@ async def run(session: Session, arguments: Namespace) -> int:
         return 0
     paint, glyphs = session.screen.paint, session.screen.glyphs
     name, version = clean(imported.name), clean(imported.version)
+    if arguments.version and arguments.version != imported.version:
+        said = f"this very file is in the store already: {paint.name(name)} {version}"
+        session.screen.tell(f"{paint.dim(glyphs.same)} {said}")
+        return 0
     if arguments.dry_run:
         said = f"{paint.name(name)} would be imported as version {version}"
         session.screen.tell(f"{paint.good(glyphs.yes)} {said}{paint.dim(' (nothing was changed: dry run)')}")

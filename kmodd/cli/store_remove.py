@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kmodd.cli.session import Session
 from kmodd.cli.text import clean
 from kmodd.client_store import Store
-from kmodd.errors import Conflict, NoSuchModule, NoSuchVersion
+from kmodd.errors import Conflict, Evidence, NoSuchModule, NoSuchVersion
 from kmodd.model.store import StoredModule
 
 
@@ -18,7 +18,14 @@ async def run(session: Session, arguments: Namespace) -> int:
         _check(await store.list(), arguments.module, arguments.version)
     else:
         session.authorize()
-        await store.remove(arguments.module, arguments.version)
+        try:
+            await store.remove(arguments.module, arguments.version)
+        except NoSuchModule as error:
+            error.evidence = Evidence(hint="kmodctl store list")
+            raise
+        except Conflict as error:
+            error.evidence = Evidence(hint=f"kmodctl store deactivate {clean(arguments.module)}")
+            raise
     if session.json:
         session.document({"module": arguments.module, "version": arguments.version, "removed": not arguments.dry_run})
     else:
@@ -35,9 +42,11 @@ def _check(versions: Sequence[StoredModule], module: str, version: str) -> None:
     of_name = [one for one in versions if one.name == name]
     found = [one for one in of_name if one.version == version]
     if not of_name:
-        raise NoSuchModule(f"there is no module {clean(name)} in the store", module=name)
+        hint = Evidence(hint="kmodctl store list")
+        raise NoSuchModule(f"there is no module {clean(name)} in the store", module=name, evidence=hint)
     if not found:
         raise NoSuchVersion(f"there is no such version of {clean(name)} in the store", module=name)
     for one in found:
         if one.active:
-            raise Conflict(f"this version of {clean(name)} is active for kernel {clean(one.kernel)}", module=name)
+            said = f"this version of {clean(name)} is active for kernel {clean(one.kernel)}"
+            raise Conflict(said, module=name, evidence=Evidence(hint=f"kmodctl store deactivate {clean(name)}"))

@@ -6,12 +6,22 @@ from argparse import Namespace
 from kmodd.cli.session import Session
 from kmodd.cli.text import clean
 from kmodd.client_store import Store
+from kmodd.errors import Evidence, NoSuchModule
 
 
 async def run(session: Session, arguments: Namespace) -> int:
     """Bring a version into force, or take it out."""
-    store = Store(session.client)
     session.authorize()
+    try:
+        return await _switch(session, arguments)
+    except NoSuchModule as error:
+        # Not one of the kernel's: what it is called there says nothing.
+        error.evidence = Evidence(hint="kmodctl store list")
+        raise
+
+
+async def _switch(session: Session, arguments: Namespace) -> int:
+    store = Store(session.client)
     name = clean(arguments.module)
     if arguments.verb == "activate":
         touched = await store.activate(

@@ -14,6 +14,7 @@ from kmodd.cli.who import user_name
 from kmodd.client_answers import error_named, explanation
 from kmodd.errors import KmoddError
 from kmodd.model import Explanation, State
+from kmodd.model.configuration import OwnFile
 from kmodd.names import parse_module
 
 LABEL = 14
@@ -195,7 +196,8 @@ def _unblock(found: Explanation) -> list[Advice]:
     if "module_blacklist" in found.policy:
         return [Advice(words="take it out of module_blacklist= on the kernel command line and reboot")]
     where = f"line {line} of {file}" if line.isdigit() else file
-    steps = [Advice(words=f"remove {where}")]
+    ours = file == OwnFile.BLACKLIST
+    steps = [Advice(f"kmodctl config blacklist {found.name} --off") if ours else Advice(words=f"remove {where}")]
     if rule.strip().startswith("blacklist"):
         steps.append(Advice(f"kmodctl load {found.name} --override-policy --reason '...'", "or, once"))
     return steps

@@ -8,8 +8,9 @@ behind is undone at the next start.
 
 import asyncio
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -69,12 +70,19 @@ class Activation:
         self._audit = audit
         self._events = events
         self._under_way: set[asyncio.Task[None]] = set()
+        self._changing: tuple[ModuleName, str] | None = None
+        self.on_settled: Callable[[], None] = lambda: None
+        """Called when a change came to its end, whatever that was."""
 
     async def close(self) -> None:
         """Stop half way rather than have the daemon's end wait for depmod; the next start undoes it."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def is_changing(self, name: ModuleName, kernel: str) -> bool:
+        """Tell whether a change of this module is being made, or undone, at this moment."""
+        return self._changing == (name, kernel)
 
     def active(self, name: ModuleName, kernel: str = "") -> StoredModule | None:
         """The active version for a kernel; without one for the running kernel, or else the only one there is.
@@ -111,11 +119,7 @@ class Activation:
         async with self._lock:
             if dry_run:
                 return await self._rehearse(wanted.name, wanted.kernel, wanted, load=load)
-            try:
-                return await self._change(wanted.name, wanted.kernel, wanted, caller, load=load)
-            except KmoddError as error:
-                self._audit.record(failed("activate", wanted.name, caller, error))
-                raise
+            return await self._recorded("activate", wanted, wanted, caller, load=load)
 
     async def deactivate(
         self, active: StoredModule, caller: Caller, *, load: bool, dry_run: bool = False
@@ -126,11 +130,7 @@ class Activation:
                 return ()
             if dry_run:
                 return await self._rehearse(active.name, active.kernel, None, load=load)
-            try:
-                return await self._change(active.name, active.kernel, None, caller, load=load)
-            except KmoddError as error:
-                self._audit.record(failed("deactivate", active.name, caller, error))
-                raise
+            return await self._recorded("deactivate", active, None, caller, load=load)
 
     async def recover(self) -> None:
         """Undo changes that were interrupted. What cannot be undone now is left for the next start, and is a finding."""
@@ -140,6 +140,19 @@ class Activation:
                     self._audit.record(recovered(name, kernel))
 
     # --- one change ---------------------------------------------------------------------------------------------------
+
+    async def _recorded(
+        self, action: str, about: StoredModule, wanted: StoredModule | None, caller: Caller, *, load: bool
+    ) -> tuple[str, ...]:
+        self._changing = about.name, about.kernel
+        try:
+            return await self._change(about.name, about.kernel, wanted, caller, load=load)
+        except KmoddError as error:
+            self._audit.record(failed(action, about.name, caller, error))
+            raise
+        finally:
+            self._changing = None
+            self.on_settled()
 
     async def _change(
         self, name: ModuleName, kernel: str, wanted: StoredModule | None, caller: Caller, *, load: bool
@@ -176,7 +189,8 @@ class Activation:
                 await self._bring_back(
                     name, parameters, caller, was_loaded=was_loaded, replaced=restored and bool(touched)
                 )
-            raise _typed(error, name, kernel) from error
+            again = load and was_loaded and self._loaded.read(name) is not None
+            raise _typed(error, name, kernel, loaded_again=again) from error
         shown = entry or former
         if shown is not None:
             action = "activate" if entry is not None else "deactivate"
@@ -341,8 +355,15 @@ class Activation:
             return ""
 
 
-def _typed(error: KmoddError | OSError | IndexNotMadeError, name: ModuleName, kernel: str) -> KmoddError:
+def _typed(
+    error: KmoddError | OSError | IndexNotMadeError, name: ModuleName, kernel: str, *, loaded_again: bool
+) -> KmoddError:
     if isinstance(error, KmoddError):
+        # The reload could not bring the former version back, for the file was another one by then.
+        stays = f"; {name} stays unloaded"
+        if loaded_again and error.message.endswith(stays):
+            message = f"{error.message.removesuffix(stays)}; {name} was loaded again as it was before"
+            return replace(error, message=message)
         # What was touched is as before again, or the journal says what is not.
         return error
     if isinstance(error, OSError):

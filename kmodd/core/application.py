@@ -12,16 +12,30 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kmodd.core.drift import Write
-from kmodd.errors import KmoddError
-from kmodd.model import Caller, OperationResult, Plan, Result
+from kmodd.errors import (
+    BadModule,
+    BadParameter,
+    BadSignature,
+    KmoddError,
+    NoSuchModule,
+    UnknownParameter,
+    UnknownSymbol,
+    WrongKernel,
+)
+from kmodd.model import Caller, OperationResult, Plan, Request, Result, Step
 from kmodd.model.configuration import RuleChange
 from kmodd.names import ModuleName
 
 Undo = Callable[[], Awaitable[object]]
+_ABOUT_THE_FILE = (NoSuchModule, BadModule, WrongKernel, BadSignature, UnknownSymbol, UnknownParameter, BadParameter)
+"""What another version of the module may be the answer to."""
 
 
 class Batches(Protocol):
     """Carries out plans of modules: `kmodd.core.operations.Operations`."""
+
+    def plan(self, request: Request) -> Plan:
+        """The steps now."""
 
     async def execute(
         self, plan: Plan, caller: Caller, then: Callable[[], Awaitable[bool]] | None = None
@@ -101,13 +115,16 @@ class Application:
         self._rules = rules
         self._parameters = parameters
         self._versions = versions
+        self._batch = Plan(plan.request, plan.targets, plan.steps, plan.overrides)
+        self._switched = {name for name, _ in plan.versions}
+        """Modules of which nobody knows what the files say before their version is the active one."""
         self._dry_run = plan.request.dry_run
         self._undo: list[tuple[int, Undo]] = []
         """How to undo what was done, each with the number of its result."""
         names = (
             *(name for name, _ in plan.versions),
             *(write.module for write in plan.writes),
-            *(" ".join(names) for names in plan.targets),
+            *(plan.label(number) for number in range(len(plan.request.operations))),
             *(change.module for change in plan.changes),
         )
         self._results = [OperationResult(name, Result.SKIPPED) for name in names]
@@ -121,13 +138,14 @@ class Application:
         Raises what concerns the batch as a whole, as `Operations.execute` does; everything is undone then as well.
         """
         try:
-            for step in (self._check, self._switch, self._set, self._load_and_write):
+            for step in (self._check, self._foresee, self._switch, self._set, self._load_and_write):
                 await step()
                 # A dry run tells of everything that is in the way.
                 if self._has_failed() and not self._dry_run:
                     await self._take_back()
                     break
-        except Exception:
+        except BaseException:
+            # The daemon's end included, which breaks a switch of versions off: those before it must not stay.
             await self._take_back()
             raise
         return tuple(self._results)
@@ -140,13 +158,35 @@ class Application:
 
     async def _check(self) -> None:
         """See whether files and parameters could be written, before anything is done that would have to be undone."""
-        trials = [replace(change, dry_run=True) for change in self._plan.changes]
-        self._end_changes(await self._rules.write_all(trials, self._caller), Result.SKIPPED)
+        known = [number for number, one in enumerate(self._plan.changes) if one.module not in self._switched]
+        trials = [replace(self._plan.changes[number], dry_run=True) for number in known]
+        refused = await self._rules.write_all(trials, self._caller)
+        self._end_changes({known[number]: error for number, error in refused.items()}, Result.SKIPPED)
         for number, write in enumerate(self._plan.writes, self._first_write):
+            if write.module in self._switched:
+                continue
             try:
                 self._prepare(write)
             except KmoddError as error:
                 self._end(number, Result.FAILED, error)
+
+    async def _foresee(self) -> None:
+        """Have a batch that cannot succeed refused before a driver is reloaded with another version for nothing."""
+        plan = self._plan
+        if self._dry_run or not (plan.versions or plan.writes):
+            return
+        if any(self._is_doomed(step) for step in self._operations.plan(plan.request).steps):
+            # Everything about a refusal is the batch's own matter. Should it succeed after all, its turn comes later.
+            done = await self._operations.execute(self._batch, self._caller, _not_yet)
+            if any(result.result is Result.FAILED for result in done):
+                self._results[self._first_operation : self._first_change] = done
+
+    def _is_doomed(self, step: Step) -> bool:
+        """Tell whether a step is known to fail, whatever version becomes the active one."""
+        if step.error is None:
+            return False
+        switched = not self._switched.isdisjoint((step.module, step.error.module))
+        return not switched or not isinstance(step.error, _ABOUT_THE_FILE)
 
     async def _switch(self) -> None:
         for number, (name, version) in enumerate(self._plan.versions):
@@ -156,6 +196,8 @@ class Application:
                 touched = await self._versions.activate(name, version, self._caller, dry_run=self._dry_run)
             except KmoddError as error:
                 self._end(number, Result.FAILED, error)
+                if self._dry_run:
+                    continue
                 return
             self._end(number, Result.CHANGED, None, *touched)
             self._undo.append((number, _bound(self._versions.restore, name, before, self._caller)))
@@ -164,6 +206,9 @@ class Application:
         for number, write in enumerate(self._plan.writes, self._first_write):
             if self._results[number].error is not None:
                 continue
+            if self._dry_run and write.module in self._switched:
+                self._end(number, Result.CHANGED)
+                continue
             try:
                 prepared = self._prepare(write)
                 opposite = self._parameters.opposite(prepared)
@@ -171,6 +216,8 @@ class Application:
                     await self._parameters.write(prepared, self._caller)
             except KmoddError as error:
                 self._end(number, Result.FAILED, error)
+                if self._dry_run:
+                    continue
                 return
             self._end(number, Result.CHANGED)
             if opposite is not None:
@@ -179,14 +226,28 @@ class Application:
     async def _load_and_write(self) -> None:
         plan = self._plan
         if plan.request.operations:
-            batch = Plan(plan.request, plan.targets, plan.steps, plan.overrides)
-            done = await self._operations.execute(batch, self._caller, self._write_files)
+            done = await self._operations.execute(self._batch_now(), self._caller, self._write_files)
             self._results[self._first_operation : self._first_change] = done
         if self._dry_run or not plan.request.operations:
             await self._write_files()
 
+    def _batch_now(self) -> Plan:
+        """The batch as it is after the switch: a version has its own dependencies, and may be the first one there is.
+
+        In a dry run there was none, and what only the version can tell is taken for good.
+        """
+        if not self._switched:
+            return self._batch
+        if self._dry_run:
+            steps = tuple(s if self._is_doomed(s) else replace(s, error=None) for s in self._batch.steps)
+            return replace(self._batch, steps=steps)
+        fresh = self._operations.plan(self._plan.request)
+        own = [number for number, names in enumerate(fresh.targets) if not self._switched.isdisjoint(names)]
+        brought = tuple(step for step in fresh.steps if step.operation in own)
+        return replace(self._batch, targets=fresh.targets, steps=(*self._batch.steps, *brought))
+
     async def _write_files(self) -> bool:
-        refused = await self._rules.write_all(self._plan.changes, self._caller)
+        refused = {} if self._dry_run else await self._rules.write_all(self._plan.changes, self._caller)
         self._end_changes(refused, Result.SKIPPED if refused else Result.CHANGED)
         return not refused
 
@@ -208,6 +269,11 @@ class Application:
             with suppress(KmoddError):
                 await undo()
                 self._end(number, Result.ROLLED_BACK)
+
+
+async def _not_yet() -> bool:
+    """Have the batch undone."""
+    return False
 
 
 def _bound(method: Callable[..., Awaitable[object]], *arguments: object) -> Undo:

@@ -158,7 +158,7 @@ def _applied(results: Sequence[OperationResult], reason: str, caller: Caller) ->
     names = " ".join(dict.fromkeys(result.module for result in results))
     return Record(
         "desired.applied",
-        f"the wanted state was not applied to {names}: {' '.join(failed)} failed, what was done before was undone"
+        f"the wanted state was not applied to {names}: {' '.join(failed)} failed{_undone(results)}"
         if failed
         else f"the wanted state was applied to {names}",
         module=names,
@@ -169,4 +169,14 @@ def _applied(results: Sequence[OperationResult], reason: str, caller: Caller) ->
         exe=caller.exe,
         on_behalf_of=caller.on_behalf_of,
         reason=reason,
+        priority=4 if failed else 6,
+    )
+
+
+def _undone(results: Sequence[OperationResult]) -> str:
+    """What became of the rest after a failure, as a clause."""
+    undone = any(result.result is Result.ROLLED_BACK for result in results)
+    stay = sorted({result.module for result in results if result.result is Result.CHANGED})
+    return (", what was done before was undone" if undone else "") + (
+        f"; {' '.join(stay)} stays changed" if stay else ""
     )

@@ -99,7 +99,9 @@ class Comparison:
         if module is not None:
             actual, hint = str(module.state), f"kmodctl why {wish.module}"
         elif not self._index.exists(wish.module):
-            actual, hint = "no such module", f"install it, or mend {wish.file}, line {wish.line}"
+            switched = any(name == wish.module for name, _ in found.versions)
+            actual = "no such module"
+            hint = APPLY if switched else f"install it, or mend {wish.file}, line {wish.line}"
         else:
             actual, hint = "absent", APPLY
         found.rows.append(Drift(wish.module, "presence", "loaded", actual, hint))

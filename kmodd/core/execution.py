@@ -56,7 +56,7 @@ class Execution:
         operations = plan.request.operations
         atomic = plan.request.atomic
         results: list[OperationResult] = [
-            OperationResult(_label(plan, number), Result.SKIPPED) for number in range(len(operations))
+            OperationResult(plan.label(number), Result.SKIPPED) for number in range(len(operations))
         ]
         known = {step.operation: step.error for step in plan.steps if step.error is not None}
         if known and atomic:
@@ -78,9 +78,20 @@ class Execution:
                     await self._undo_before(plan, number, done, results)
                 break
         else:
-            if then is not None and atomic and not await then():
-                await self._undo_before(plan, len(operations), done, results)
+            if then is not None and atomic:
+                await self._follow(plan, then, done, results)
         return tuple(results)
+
+    async def _follow(
+        self, plan: Plan, then: Callable[[], Awaitable[bool]], done: dict[int, Rollback], results: list[OperationResult]
+    ) -> None:
+        followed = False
+        try:
+            followed = await then()
+        finally:
+            # An error of `then` is its caller's, and leaves no half behind all the same.
+            if not followed:
+                await self._undo_before(plan, len(plan.request.operations), done, results)
 
     async def _operate(self, plan: Plan, number: int, rollback: Rollback, result: OperationResult) -> OperationResult:
         steps = [step for step in plan.steps if step.operation == number]
@@ -148,10 +159,6 @@ class Execution:
                 users = await asyncio.to_thread(self._kernel.usage.users, module.name)
                 error = in_use(module, users)
         return replace(result, result=Result.FAILED, error=error)
-
-
-def _label(plan: Plan, number: int) -> str:
-    return " ".join(plan.targets[number]) or plan.request.operations[number].module
 
 
 def _caller_left(result: OperationResult) -> KmoddError:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from kmodd.core.near import did_you_mean
 from kmodd.core.policy import Policy, command_line_rule, where
 from kmodd.core.registry import Registry
+from kmodd.core.sentences import ended
 from kmodd.errors import Busy, Conflict, Crashed, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex, Usage
 from kmodd.model import Explanation, Failure, KernelFacts, LoadedModule, ModuleInfo, Rule, State, User
@@ -169,7 +170,7 @@ class Explainer:
         if module.state in _PENDING:
             failure = self._failure(module.name)
             if failure is not None and failure.error == Crashed.name():
-                return [f"{failure.message}."]
+                return [ended(failure.message)]
             return [_PENDING[module.state]]
         blockers = []
         if facts.modules_disabled:
@@ -191,7 +192,7 @@ class Explainer:
         try:
             self._policy.check_unload(module.name)
         except DisabledByPolicy as error:
-            blockers.append(f"{error.message}.")
+            blockers.append(ended(error.message))
         return blockers
 
     def _load_blockers(self, name: ModuleName, facts: KernelFacts) -> list[str]:
@@ -211,7 +212,7 @@ class Explainer:
                 blockers.append(f"Its file is not signed, and {why}.")
         # A file that cannot be read is the blocker itself: Explain answers for every module.
         except KmoddError as error:
-            blockers.append(f"{error.message.rstrip('.')}.")
+            blockers.append(ended(error.message))
         for needed in self._index.dependencies(name):
             module = self._loaded.read(needed)
             if module is not None and module.state in _PENDING:

@@ -17,6 +17,10 @@ _WORRYING = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 14
 _ALARMING = frozenset({"InitFailed", "TimedOut", "Stuck", "Crashed"})
 
 
+BROUGHT_MAX = 8
+"""Modules named that taint the kernel."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """Everything the checks look at, of one moment."""
@@ -85,6 +89,9 @@ def check_taint(vitals: Vitals) -> Iterator[HealthCheck]:
     """Flags of the kernel, and which loaded modules brought them."""
     taint = vitals.facts.taint
     flags = "; ".join(vitals.taint_flags)
+    brought = [f"{module.name} ({module.taint})" for module in vitals.modules.values() if module.taint]
+    more = f" and {len(brought) - BROUGHT_MAX} more" if len(brought) > BROUGHT_MAX else ""
+    by = f" Brought by {', '.join(brought[:BROUGHT_MAX])}{more}." if brought else ""
     if taint & _CRASHED:
         yield HealthCheck(
             "taint",
@@ -95,13 +102,13 @@ def check_taint(vitals: Vitals) -> Iterator[HealthCheck]:
         )
     elif taint & _WORRYING:
         yield HealthCheck(
-            "taint", _DEGRADED, f"The kernel is tainted ({flags}).", "", "journalctl -k says what happened"
+            "taint", _DEGRADED, f"The kernel is tainted ({flags}).{by}", "", "journalctl -k says what happened"
         )
     elif taint:
         yield HealthCheck(
             "taint",
             _OK,
-            f"The kernel is tainted ({flags}).",
+            f"The kernel is tainted ({flags}).{by}",
             "",
             "nothing to do; reports to kernel developers should say it",
         )

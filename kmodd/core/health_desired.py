@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from kmodd.core.desired import DesiredState
 from kmodd.core.drift import APPLY, Comparison
 from kmodd.core.reconcile import Reconciler
+from kmodd.core.sentences import ended
 from kmodd.model import HealthCheck, HealthStatus, Metric
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 ROWS_MAX = 64
 """Differences told one by one."""
-
+_NOTHING_WANTED = "No file in /etc/kmodd/modules.d says what is wanted of a module."
 
 KINDS = ("presence", "parameter", "blacklist", "autoload", "options", "store-version", "initramfs")
 
@@ -46,28 +47,35 @@ class DesiredHealth:
         fault = self._desired.fault
         if fault is None:
             return HealthCheck("settings", _OK, "Every settings file is in force.")
-        message = f"The settings from before stay in force: {fault.message}."
+        message = ended(f"The settings from before stay in force: {fault.message}")
         return HealthCheck("settings", _DEGRADED, message, "", fault.evidence.hint)
 
     def _failed(self) -> Iterator[HealthCheck]:
         failures = self._reconciler.failures
         for name, error in failures.items():
             hint = error.evidence.hint or f"kmodctl why {name}"
-            message = f"{name} is not as it is wanted to be ({error.name()}): {error.message}."
+            message = ended(f"{name} is not as it is wanted to be ({error.name()}): {error.message}")
             yield HealthCheck("desired-state", _DEGRADED, message, name, hint)
         if not failures:
-            waiting = self._reconciler.waiting()
-            told = "; ".join(f"{name} because of {why}" for name, why in list(waiting.items())[:ROWS_MAX])
-            message = f"Some wishes wait: {told}." if waiting else "No wish has failed."
-            yield HealthCheck("desired-state", _OK, message)
+            yield HealthCheck("desired-state", _OK, self._nothing_failed())
+
+    def _nothing_failed(self) -> str:
+        if not self._desired.wishes:
+            return _NOTHING_WANTED
+        waiting = self._reconciler.waiting()
+        if not waiting:
+            return "Nothing that is wanted has failed."
+        told = "; ".join(f"{name}, as {why}" for name, why in list(waiting.items())[:ROWS_MAX])
+        return f"Not due yet: {told}."
 
     def _drift(self) -> Iterator[HealthCheck]:
         rows = [row for row in self._comparison.find().rows if row.kind != "initramfs"]
         for row in rows[:ROWS_MAX]:
-            message = f"{row.module} has drifted ({row.kind}): wanted is {row.wanted}, there is {row.actual}."
+            wanted, actual = row.wanted or "none", row.actual or "none"
+            message = f"{row.module} has drifted ({row.kind}): wanted {wanted}, found {actual}."
             yield HealthCheck("drift", _DEGRADED, message, row.module, row.hint)
         if not rows:
-            message = "The machine is as it is wanted to be." if self._desired.wishes else "Nothing is wanted of it."
+            message = "The machine is as it is wanted to be." if self._desired.wishes else _NOTHING_WANTED
             yield HealthCheck("drift", _OK, message)
         elif len(rows) > ROWS_MAX:
             yield HealthCheck("drift", _DEGRADED, f"And {len(rows) - ROWS_MAX} differences more.", "", APPLY)

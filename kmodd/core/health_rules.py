@@ -4,12 +4,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from kmodd.core.sentences import ended
 from kmodd.model import HealthCheck, HealthStatus
 from kmodd.model.configuration import Finding, ShownRule
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 # The others are worth knowing, and part of many a distribution's own files.
-_WRONG = frozenset({"edited", "unknown-parameter"})
+_WRONG = frozenset({"edited", "foreign", "unknown-parameter"})
+_HINT = "kmodctl config show --findings"
 TOLD_MAX = 32
 
 
@@ -41,11 +43,12 @@ class RulesHealth:
             status = _DEGRADED if finding.kind in _WRONG else _OK
             rule = shown.rule
             where = f"{rule.file}, line {rule.line}" if rule.line else rule.file
-            message = f"{where}: {finding.message}."
-            yield HealthCheck("rules", status, message, rule.module, "kmodctl config show")
+            named = f"{where}: " if not finding.message.startswith(f"{rule.file} ") else ""
+            message = ended(named + finding.message)
+            yield HealthCheck("rules", status, message, rule.module, _HINT)
         if len(told) < len(self._found):
             message = f"{len(self._found) - len(told)} remarks about files of the distribution."
-            yield HealthCheck("rules", _OK, message, "", "kmodctl config show")
+            yield HealthCheck("rules", _OK, message, "", _HINT)
         if not self._found:
             yield HealthCheck("rules", _OK, "Nothing is wrong with the rules about modules.")
 

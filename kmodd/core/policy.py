@@ -73,7 +73,10 @@ class Policy:
                 raise _disabled(module, rule, "a remove line runs a shell command, which kmodd never does", "")
 
     def load_rules(self, module: ModuleName, asked: str = "") -> tuple[Rule, ...]:
-        """Every `blacklist`, `install` and `alias … off` line about the module, the name it was asked by, and its aliases."""
+        """Every `blacklist`, `install` and `alias … off` line about the module, the name it was asked by, and its aliases.
+
+        What nothing sets aside goes first: whoever is told of a rule must not be sent to override it in vain.
+        """
         found = [rule for rule in self._index.rules(module) if rule.kind in ("blacklist", "install")]
         named = canonical(asked)
         if asked and named != module:
@@ -81,7 +84,7 @@ class Policy:
         if self._alias_rules():
             found += self._about_aliases(module)
         found += self._off_rules(module)
-        return tuple(dict.fromkeys(found)) if found else ()
+        return tuple(sorted(dict.fromkeys(found), key=_can_be_set_aside)) if found else ()
 
     def _about_aliases(self, module: ModuleName) -> tuple[Rule, ...]:
         """Rules about what the module is called by others. Distributions ship dozens, and hardly any is about this one."""
@@ -142,6 +145,10 @@ def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:
         return None
     text = f"module_blacklist={names}"
     return Rule("module_blacklist", module, names, COMMAND_LINE, 1, text)
+
+
+def _can_be_set_aside(rule: Rule) -> bool:
+    return rule.kind == "blacklist"
 
 
 def is_denial(rule: Rule) -> bool:

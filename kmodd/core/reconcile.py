@@ -14,7 +14,7 @@ from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
 from kmodd.model.desired import Ban, Presence, Wish
-from kmodd.names import ModuleName
+from kmodd.names import ModuleName, canonical
 
 SETTLE = 0.05
 """Seconds between an event and acting on it: replies go first, and a burst is one look."""
@@ -109,7 +109,12 @@ class Reconciler:
         unsubscribe = self._events.subscribe(self._on_event)
         known = self._known.read()
         if known is not None:
-            self._met = {wish.module for wish in self._desired.wishes.values() if wish.module in known}
+            # One that waits for nothing was met as soon as there was a daemon to know it: written since, it waits for `Apply`.
+            self._met = {
+                wish.module
+                for wish in self._desired.wishes.values()
+                if wish.module in known or not (wish.after or wish.alias)
+            }
         self.reconcile(everything=known is None)
 
         def stop() -> None:
@@ -142,8 +147,9 @@ class Reconciler:
 
     def note(self, results: Iterable[OperationResult]) -> None:
         """Take over how it went when somebody had the wanted state applied: what failed is tried again as if kmodd had tried it."""
-        done = {ModuleName(result.module) for result in results if result.result in (Result.CHANGED, Result.UNCHANGED)}
-        failed = {ModuleName(result.module): result.error for result in results if result.error is not None}
+        told = [(canonical(name), result) for result in results for name in result.module.split()]
+        done = {name for name, result in told if result.result in (Result.CHANGED, Result.UNCHANGED)}
+        failed = {name: result.error for name, result in told if result.error is not None}
         for name in done:
             self._failures.pop(name, None)
         self._failures |= {name: error for name, error in failed.items() if name in self._desired.wishes}
@@ -223,7 +229,9 @@ class Reconciler:
 
     def _missing(self, wish: Wish) -> str:
         absent = [name for name in wish.after if not self._is_live(name) and not self._index.is_builtin(name)]
-        return f"{', '.join(absent)} not being loaded" if absent else self._desired.unmet(wish)
+        if not absent:
+            return self._desired.unmet(wish)
+        return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not loaded"
 
     def _consider(self, wish: Wish, *, retry: bool = False) -> None:
         name = wish.module

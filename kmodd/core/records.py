@@ -182,13 +182,13 @@ def _about(plan: Plan, caller: Caller, job: int) -> Record:
 def foretold(plan: Plan) -> tuple[OperationResult, ...]:
     """The results of a dry run."""
     results = []
-    for number, operation in enumerate(plan.request.operations):
-        label = " ".join(plan.targets[number]) or operation.module
+    for number in range(len(plan.request.operations)):
         steps = [step for step in plan.steps if step.operation == number]
         error = next((step.error for step in steps if step.error is not None), None)
         touched = tuple(dict.fromkeys(step.module for step in steps))
         if error is not None:
-            results.append(OperationResult(label, Result.FAILED, error))
+            results.append(OperationResult(plan.label(number), Result.FAILED, error))
         else:
-            results.append(OperationResult(label, Result.CHANGED if steps else Result.UNCHANGED, touched=touched))
+            result = Result.CHANGED if steps else Result.UNCHANGED
+            results.append(OperationResult(plan.label(number), result, touched=touched))
     return tuple(results)

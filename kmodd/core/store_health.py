@@ -20,10 +20,19 @@ _Stamp = tuple[int, ...] | None
 class StoreWatch:
     """Looks at the store's files and the installed kernels. A look costs one stat for each file, unless one has changed."""
 
-    def __init__(self, folder: StoreFolder, trees: Trees, catalogue: StoreCatalogue) -> None:
+    def __init__(
+        self,
+        folder: StoreFolder,
+        trees: Trees,
+        catalogue: StoreCatalogue,
+        *,
+        is_changing: Callable[[ModuleName, str], bool] = lambda name, kernel: False,
+    ) -> None:
+        """`is_changing` tells of a module and a kernel whether a change is under way: that is none that was interrupted."""
         self._folder = folder
         self._trees = trees
         self._catalogue = catalogue
+        self._is_changing = is_changing
         self._known: dict[Path, tuple[_Stamp, str]] = {}
         """Hashes of files, with the stamp they had when they were read."""
         self.on_news: Callable[[], None] = lambda: None
@@ -109,6 +118,8 @@ class StoreWatch:
 
     def _interrupted(self) -> Iterator[HealthCheck]:
         for name, kernel in self._folder.changes():
+            if self._is_changing(name, kernel):
+                continue
             yield HealthCheck(
                 "store-change-interrupted",
                 _DEGRADED,

@@ -89,6 +89,10 @@ class Plan:
         named = {name for names in self.targets for name in names}
         return tuple(sorted(named | {step.module for step in self.steps}))
 
+    def label(self, operation: int) -> str:
+        """Which modules an operation is about, as its result names them: what was asked for where there is none."""
+        return " ".join(self.targets[operation]) or self.request.operations[operation].module
+
     @property
     def error(self) -> KmoddError | None:
         """The first known failure, or None."""

@@ -32,6 +32,7 @@ SIGNATURES = {
     "ResetFailed": "",
     "Apply": "a(sssas)",
     "GetDrift": "aa{sv}",
+    "Show": "aa{sv}",
     "GetAll": "a{sv}",
 }
 _TYPES = {
@@ -52,6 +53,7 @@ _TYPES = {
     "parameters": "a(sssb)",
     "Parameters": "a{ss}",
     "checks": "aa{sv}",
+    "findings": "a(ss)",
     "Progress": "d",
 }
 

@@ -8,9 +8,12 @@ import pytest
 
 from kmodd.cli import config_apply, config_drift, config_show
 from kmodd.cli.exit_codes import ExitCode
+from kmodd.errors import Conflict, NoSuchModule
 from kmodd.model import OperationResult, Result, Rule
 from kmodd.model.configuration import Drift, Finding, OwnFile, ShownRule
 from kmodd.names import ModuleName
+from tests.cli import samples
+from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.runner import Runner, screen
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +102,55 @@ def test_what_apply_would_do_as_people_read_it() -> None:
     ]
 
 
+def test_apply_that_fails_as_people_read_it() -> None:
+    loop, tun = ModuleName("loop"), ModuleName("tun")
+    results = [
+        OperationResult("loop", Result.SKIPPED),
+        OperationResult("tun", Result.ROLLED_BACK, None, (tun,)),
+        OperationResult("nosuch", Result.FAILED, NoSuchModule("x")),
+        OperationResult("loop", Result.FAILED, Conflict("x"), (loop,)),
+        OperationResult("tun", Result.SKIPPED),
+    ]
+    told = config_apply.by_module(results)
+    assert [(one.module, one.result) for one in told] == [
+        ("loop", Result.FAILED),
+        ("tun", Result.ROLLED_BACK),
+        ("nosuch", Result.FAILED),
+    ]
+    assert told[0].touched == (loop,)
+    assert config_apply.hindered(told, {"loop": "its file was edited"}, screen(0)) == [
+        "✗ loop    its file was edited",
+        "✗ nosuch  no such module",
+        "",
+        "✗ This would fail, and leave everything as it is. Nothing was changed.",
+    ]
+
+
+def test_what_stays_changed_beside_a_failure_is_not_hidden_by_what_was_undone() -> None:
+    results = [OperationResult("loop", Result.CHANGED), OperationResult("loop", Result.ROLLED_BACK)]
+    assert [one.result for one in config_apply.by_module(results)] == [Result.CHANGED]
+
+
+def test_a_dry_run_tells_which_file_is_in_the_way(fake: FakeDaemon, kmodctl: Runner) -> None:
+    why = f"{OwnFile.OPTIONS} was edited since kmodd wrote it"
+    fake.answers["Apply", ""] = [["loop", "failed", "Conflict", []], ["tun", "changed", "", ["tun"]]]
+    fake.answers["GetDrift", ""] = []
+    fake.answers["Show", ""] = [{"kind": "finding", "file": OwnFile.OPTIONS.value, "findings": [["edited", why]]}]
+    ended = kmodctl("config", "apply", "--dry-run")
+    assert ended.status == ExitCode.IN_THE_WAY
+    assert ended.out.splitlines()[0] == f"✗ loop  {why}"
+    assert "tun" not in ended.out
+
+
+def test_drift_says_when_the_files_do_not_count(fake: FakeDaemon, kmodctl: Runner) -> None:
+    fake.answers["GetDrift", ""] = []
+    assert kmodctl("config", "drift").err == ""
+    said = "The settings from before stay in force: /etc/kmodd/modules.d/a.toml, line 2: this is no TOML."
+    check = {"name": "settings", "status": "degraded", "message": said}
+    fake.answers["GetHealth", ""] = {**samples.HEALTH, "checks": [check]}
+    assert kmodctl("config", "drift").err == f"note: {said}\n"
+
+
 def test_rules_as_people_read_them() -> None:
     low = "/usr/lib/modprobe.d/a.conf"
     rules = [
@@ -139,3 +191,8 @@ def test_drift_as_people_read_it() -> None:
         "",
         "hint: kmodctl config apply",
     ]
+    (_, options, initramfs) = config_drift.lines(
+        [Drift("loop", "options", "max_part=3", ""), Drift("", "initramfs", "as /etc has it", "older")], screen(0)
+    )
+    assert options == "loop    options    max_part=3      none"
+    assert initramfs == "        initramfs  as /etc has it  older"

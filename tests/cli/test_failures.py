@@ -134,6 +134,30 @@ def test_every_hint_can_be_said() -> None:
     assert "kmodctl why vfat" in hint_for(errors.InUse("x"), "vfat")
 
 
+@pytest.mark.parametrize(
+    ("rule", "hint"),
+    [
+        ("/etc/modprobe.d/a.conf:1: blacklist vfat", "change the rule, or try once with --override-policy"),
+        ("/etc/modprobe.d/a.conf:1: install vfat /bin/false", "change the rule: only a blacklist can be overridden"),
+        (
+            "/etc/modprobe.d/kmodd-blacklist.conf:6: blacklist vfat",
+            "kmodctl config blacklist vfat --off takes the rule away, or try once with --override-policy",
+        ),
+        (
+            "/etc/modprobe.d/kmodd-blacklist.conf:7: install vfat /bin/false",
+            "kmodctl config blacklist vfat --off takes the rule away",
+        ),
+    ],
+)
+def test_how_a_rule_is_taken_away(rule: str, hint: str) -> None:
+    error = errors.DisabledByPolicy("no", module="vfat", evidence=errors.Evidence(rule=rule))
+    assert hint_for(error, "vfat") == hint
+
+
+def test_how_a_module_takes_the_place_of_the_kernels_own() -> None:
+    assert "kmodctl store import --shadow" in hint_for(errors.Shadows("x"), "loop")
+
+
 def test_no_bus(kmodctl: Runner) -> None:
     kmodctl.address = "unix:path=/nonexistent/bus"
     ended = kmodctl("list")

@@ -34,6 +34,7 @@ WHY = {
     "absent": samples.ABSENT,
     "builtin": {**samples.ABSENT, "state": "builtin", "name": "ext4"},
     "removable": {**samples.MSDOS, "users": [], "references": 0, "removable": True, "blockers": []},
+    "own-rule": {**samples.PCSPKR, "policy": "/etc/modprobe.d/kmodd-blacklist.conf:6: blacklist pcspkr"},
     "cmdline": {**samples.PCSPKR, "policy": "/proc/cmdline:1: module_blacklist=pcspkr"},
 }
 OPERATIONS = [("load", "vfat", {"debug": "1"}), ("unload", "loop", {}), ("load", "nosuch", {})]

@@ -18,8 +18,12 @@ def test_a_dry_run_of_each_command_changes_nothing(run: Runner, tmp_path: Path) 
     assert (ended.status, ended.err) == (0, "")
     assert "special would be imported as version 1.0 (nothing was changed: dry run)" in ended.out
     assert run("store", "list", "--json").document == []
-    assert run("store", "remove", "special", "1.0", "--dry-run").status == ExitCode.NOT_FOUND
+    ended = run("store", "remove", "special", "1.0", "--dry-run")
+    assert (ended.status, "hint:    kmodctl store list" in ended.err) == (ExitCode.NOT_FOUND, True)
+    ended = run("store", "activate", "spezial", "1.0")
+    assert (ended.status, "hint:    kmodctl store list" in ended.err) == (ExitCode.NOT_FOUND, True)
     assert run("store", "import", str(file)).status == 0
+    assert "is in the store already: special 1.0" in run("store", "import", str(file), "--version", "2").out
     ended = run("store", "activate", "special", "1.0", "--load", "--dry-run")
     assert "loaded anew: special (nothing was changed: dry run)" in ended.out
     assert run("store", "remove", "special", "2.0", "--dry-run").status == ExitCode.NOT_FOUND
@@ -27,5 +31,7 @@ def test_a_dry_run_of_each_command_changes_nothing(run: Runner, tmp_path: Path) 
     assert [row["active"] for row in run("store", "list", "--json").document] == [False]
     assert run("store", "activate", "special", "1.0").status == 0
     assert run("store", "deactivate", "special", "--dry-run").status == 0
-    assert run("store", "remove", "special", "1.0", "--dry-run").status == ExitCode.IN_THE_WAY
+    for dry_run in ([], ["--dry-run"]):
+        ended = run("store", "remove", "special", "1.0", *dry_run)
+        assert (ended.status, "hint:    kmodctl store deactivate special" in ended.err) == (ExitCode.IN_THE_WAY, True)
     assert [row["active"] for row in run("store", "list", "--json").document] == [True]

@@ -91,7 +91,7 @@ class Stage:
             self.files, self.trees, self.depmod, self.catalogue, index=self.kernel.index, loaded=self.kernel.loaded,
             operations=self.reloader, lock=asyncio.Lock(), audit=self.journal, events=Hub(),
         )  # fmt: skip
-        self.watch = StoreWatch(self.files, self.trees, self.catalogue)
+        self.watch = StoreWatch(self.files, self.trees, self.catalogue, is_changing=self.activation.is_changing)
 
     def add(self, version: str, kernel: str = RELEASE) -> StoredModule:
         content = f"{version} {kernel}".encode()
@@ -183,6 +183,23 @@ async def test_an_interrupted_change_is_a_finding_of_an_empty_store_too(stage: S
     assert stage.names() == ["store-change-interrupted"]
 
 
+async def test_a_change_under_way_is_none_that_was_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    stage.activation.on_settled = lambda: told.append(stage.names())
+
+    async def look(tree: Path) -> None:
+        told.append(["changing" if stage.files.changes() else "", *stage.names()])
+        await FakeDepmod.refresh(stage.depmod, tree)
+
+    monkeypatch.setattr(stage.depmod, "refresh", look)
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    assert told == [["changing", "store"], ["store"]]
+    stage.depmod.error = IndexNotMadeError("depmod failed")
+    with pytest.raises(Conflict):
+        await stage.activation.activate(stage.add("2"), CALLER, load=False)
+    assert "store-change-interrupted" in told[-1], "it could not be undone either"
+
+
 async def test_what_is_active_already_is_left_alone(stage: Stage) -> None:
     entry = stage.add("1")
     await stage.activation.activate(entry, CALLER, load=False)
@@ -204,16 +221,20 @@ async def test_what_the_failure_left_unloaded_is_loaded_again(stage: Stage) -> N
     await stage.activation.activate(stage.add("1"), CALLER, load=False)
     real = stage.reloader.execute
 
+    async def back(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        stage.kernel.modprobe("dummy")
+        return await real(plan, caller)
+
     async def lose(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
         stage.kernel.rmmod("dummy")
-        stage.reloader.error = BadSignature("no", module=NAME)
+        stage.reloader.error = BadSignature("no; dummy stays unloaded", module=NAME)
         result = await real(plan, caller)
         stage.reloader.error = None
-        stage.reloader.execute = real  # type: ignore[method-assign]
+        stage.reloader.execute = back  # type: ignore[method-assign]
         return result
 
     stage.reloader.execute = lose  # type: ignore[method-assign]
-    with pytest.raises(BadSignature):
+    with pytest.raises(BadSignature, match=r"^no; dummy was loaded again as it was before$"):
         await stage.activation.activate(stage.add("2"), CALLER, load=True)
     assert [verb for verb, _ in stage.reloader.done] == ["reload", "load"]
 

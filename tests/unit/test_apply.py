@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The wanted state on a simulated kernel: where the machine differs from it, and what `Apply` does about that."""
 
-import asyncio
-import errno
-
 import pytest
 
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
-from kmodd.core.parameters import ParameterWrite
-from kmodd.errors import BadParameter, Conflict, LimitsExceeded
-from kmodd.model import Caller, HealthStatus, Result, Rule
+from kmodd.errors import Conflict
+from kmodd.model import HealthStatus, Result, Rule
 from kmodd.model.configuration import OwnFile, RuleAction
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Bench, Make, benches, wanted
@@ -53,7 +49,8 @@ async def test_drift_of_every_kind_and_apply(bench: Make) -> None:
     plan = b.convergence.plan(dry_run=True, reason="")
     assert plan.modules == ("a", "b", "tuned")
     assert await b.apply(dry_run=True) == dict.fromkeys(("tuned", "a", "b"), Result.CHANGED)
-    assert (b.rules.written, level(b)) == ([], "1")
+    values = {p.name: p.value for p in b.kernel.loaded.parameters(ModuleName("tuned"), private=True)}
+    assert (b.rules.written, values["level"]) == ([], "1")
     assert await b.apply() == dict.fromkeys(("tuned", "a", "b"), Result.CHANGED)
     assert [(change.module, change.action) for change in b.rules.written] == [
         ("tuned", RuleAction.SET_OPTIONS),
@@ -187,166 +184,29 @@ async def test_a_bad_file_is_not_applied(bench: Make) -> None:
     assert "did you mean parameters?" in settings.message
 
 
-EVERYTHING = (
-    wanted("vfat")
-    + wanted("tuned", "parameters = { level = 2 }", "autoload = true")
-    + '[module.a]\nversion = "2"\n[module.b]\nstate = "absent"\n[module.c]\nblacklist = "soft"\n'
-)
-"""A load with its dependency, an unload, a parameter, a version, two of our files."""
+def said(b: Bench, name: str) -> list[str]:
+    """The sentences of one check of health."""
+    return [c.message for c in DesiredHealth(b.desired, b.comparison, b.reconciler).checks() if c.name == name]
 
 
-async def everything(bench: Make) -> Bench:
-    b = bench(EVERYTHING, "tuned", "b")
-    b.settings.text = "[desired-state]\nreconcile = false\n"
-    b.versions.active = {ModuleName("a"): "1"}
+async def test_health_of_the_wanted_state_in_words(bench: Make) -> None:
+    b = bench("")
     await b.boot()
-    return b
-
-
-def level(b: Bench) -> str | None:
-    return next(p.value for p in b.kernel.loaded.parameters(ModuleName("tuned")) if p.name == "level")
-
-
-async def test_a_disk_that_fills_up_in_between_undoes_everything(bench: Make) -> None:
-    b = await everything(bench)
-    b.rules.full = LimitsExceeded("there is no room left on the disk")
-    plan = b.convergence.plan(dry_run=False, reason="test")
-    results = await b.convergence.apply(plan, CALLER)
-    await b.settle()
-    assert [(one.module, one.result) for one in results] == [
-        ("a", Result.ROLLED_BACK),
-        ("tuned", Result.ROLLED_BACK),
-        ("vfat", Result.ROLLED_BACK),
-        ("b", Result.ROLLED_BACK),
-        ("tuned", Result.FAILED),
-        ("c", Result.FAILED),
+    nothing = ["No file in /etc/kmodd/modules.d says what is wanted of a module."]
+    assert said(b, "drift") == said(b, "desired-state") == nothing
+    b.files.text = wanted("c", 'after = ["a", "b"]') + wanted("tuned", 'when = { kernel = ">=7" }')
+    assert said(b, "drift") == ["The machine is as it is wanted to be."]
+    assert said(b, "desired-state") == [
+        "Not due yet: c, as a and b are not loaded; tuned, as the kernel 6.1.0-1-amd64 is not >=7."
     ]
-    assert (b.live(), level(b), b.rules.written) == ({"tuned", "b"}, "1", [])
-    assert b.versions.done == [("a", "2"), ("a", "1")]
-    assert set(b.reconciler.failures) == {"tuned", "c"}
-    (told,) = [record for record in b.journal.records if record.event == "batch.rolled-back"]
-    assert told.message.startswith(
-        "what had to follow the batch failed, what was done to vfat, b was undone; b was loaded"
-    )
-    (applied,) = [record for record in b.journal.records if record.event == "desired.applied"]
-    assert (applied.result, applied.message.partition(":")[2]) == (
-        Result.FAILED,
-        " c tuned failed, what was done before was undone",
-    )
-    b.rules.full = None
-    assert set((await b.apply()).values()) == {Result.CHANGED}
-    assert (b.live(), level(b), len(b.rules.written)) == ({"tuned", "fat", "vfat"}, "2", 2)
-    assert b.reconciler.failures == {}
-
-
-async def test_a_dry_run_tells_everything_and_does_nothing(bench: Make) -> None:
-    b = await everything(bench)
-    assert await b.apply(dry_run=True) == dict.fromkeys(("a", "tuned", "vfat", "b", "c"), Result.CHANGED)
-    b.rules.refuse = Conflict("edited")
-    b.files.text = EVERYTHING + wanted("nosuch")
-    done = await b.apply(dry_run=True)
-    assert done == {
-        "a": Result.CHANGED,
-        "tuned": Result.FAILED,
-        "vfat": Result.CHANGED,
-        "b": Result.CHANGED,
-        "nosuch": Result.FAILED,
-        "c": Result.FAILED,
-    }
-    assert (b.live(), level(b), b.rules.written, b.versions.done) == ({"tuned", "b"}, "1", [], [])
-    assert "desired.applied" not in b.journal.events
-
-
-async def test_a_value_that_cannot_be_is_known_before_anything_is_done(bench: Make) -> None:
-    b = await everything(bench)
-    b.files.text = EVERYTHING.replace("level = 2", 'level = "high"')
-    done = await b.apply()
-    assert done.pop("tuned") is Result.SKIPPED  # its file; the parameter is
-    assert isinstance(b.reconciler.failures[ModuleName("tuned")], BadParameter)
-    assert set(done.values()) == {Result.SKIPPED}
-    assert b.versions.done == []
-
-
-async def test_what_cannot_be_undone_does_not_keep_the_rest(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    b = await everything(bench)
-    real = b.parameters.write
-
-    async def write(one: ParameterWrite, caller: Caller) -> str:
-        if one.value == "1":
-            raise BadParameter("no way back", module="tuned")
-        return await real(one, caller)
-
-    monkeypatch.setattr(b.parameters, "write", write)
-    b.rules.full = LimitsExceeded("full")
-    plan = b.convergence.plan(dry_run=False, reason="test")
-    results = {(one.module, one.result) for one in await b.convergence.apply(plan, CALLER)}
-    await b.settle()
-    assert ("tuned", Result.CHANGED) in results
-    assert level(b) == "2"
-    assert b.versions.done == [("a", "2"), ("a", "1")]
-
-
-async def test_what_was_undone_does_not_come_by_itself(bench: Make) -> None:
-    b = bench(wanted("a", 'blacklist = "soft"'))
-    await b.boot()
-    await b.rmmod("a")
-    b.rules.full = LimitsExceeded("full")
-    assert await b.apply() == {"a": Result.FAILED}
-    assert b.live() == set()
-    b.rules.full = None
-    await b.apply()
-    assert b.live() == {"a"}
-
-
-async def test_a_batch_that_fails_gives_parameters_back(bench: Make) -> None:
-    b = await everything(bench)
-    b.files.text = EVERYTHING + wanted("broken")
-    done = await b.apply()
-    assert done == {
-        "a": Result.ROLLED_BACK,
-        "tuned": Result.SKIPPED,
-        "vfat": Result.ROLLED_BACK,
-        "b": Result.ROLLED_BACK,
-        "broken": Result.FAILED,
-        "c": Result.SKIPPED,
-    }
-    assert (b.live(), level(b), b.rules.written) == ({"tuned", "b"}, "1", [])
-
-
-async def test_a_parameter_that_the_kernel_refuses_undoes_what_was_before(
-    bench: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    b = await everything(bench)
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EINVAL, "no")
-
-    monkeypatch.setattr(b.kernel.loaded, "write_parameter", refuse)
-    assert (await b.apply())["vfat"] is Result.SKIPPED
-    assert b.versions.done == [("a", "2"), ("a", "1")]
-    assert (b.live(), b.rules.written) == ({"tuned", "b"}, [])
-    assert isinstance(b.reconciler.failures[ModuleName("tuned")], BadParameter)
-
-
-async def test_a_batch_that_may_not_begin_undoes_what_was_before(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    b = await everything(bench)
-
-    async def refuse(*_: object) -> None:
-        raise LimitsExceeded("4 operations are stuck in the kernel")
-
-    monkeypatch.setattr(b.operations, "execute", refuse)
-    with pytest.raises(LimitsExceeded):
-        await b.apply()
-    assert (level(b), b.versions.done, b.rules.written) == ("1", [("a", "2"), ("a", "1")], [])
-
-
-async def test_what_was_begun_is_finished_when_the_caller_leaves(bench: Make) -> None:
-    b = await everything(bench)
-    plan = b.convergence.plan(dry_run=False, reason="")
-    task = asyncio.create_task(b.convergence.apply(plan, CALLER))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await b.settle()
-    assert (b.live(), level(b), len(b.rules.written)) == ({"tuned", "fat", "vfat"}, "2", 2)
+    b.files.text = '[module.a]\noptions = {}\n[module.b]\nblacklist = "soft"\n'
+    b.kernel.change_rules(rule("options", "a", "x=1", file=OwnFile.OPTIONS))
+    assert said(b, "drift") == [
+        "a has drifted (options): wanted none, found x=1.",
+        "b has drifted (blacklist): wanted soft, found none.",
+    ]
+    assert said(b, "desired-state") == ["Nothing that is wanted has failed."]
+    b.files.text = "[module.a]\nstat = 1\n"
+    b.desired.refresh()
+    (settings,) = said(b, "settings")
+    assert settings.endswith("did you mean state?")

@@ -94,6 +94,8 @@ def test_an_unsigned_module_degrades_and_is_named(ward: Ward) -> None:
     health = ward.monitor.check()
     assert health.status is DEGRADED
     assert [flag[0] for flag in health.taint_flags] == ["P", "O", "E"]
+    (taint,) = [check.message for check in health.checks if check.name == "taint"]
+    assert taint.endswith(" Brought by nvidia (POE).")
     assert [(check.name, check.module) for check in ward.wrong()] == [("unsigned-module", "nvidia")]
 
 
@@ -102,7 +104,9 @@ def test_taint_left_by_what_is_gone_is_worth_a_line_only(ward: Ward) -> None:
     ward.kernel.rmmod("nvidia")
     health = ward.monitor.check()
     assert health.status is OK
-    assert "tainted" in next(check.message for check in health.checks if check.name == "taint")
+    (taint,) = [check.message for check in health.checks if check.name == "taint"]
+    assert "tainted" in taint
+    assert "Brought by" not in taint
 
 
 async def test_a_crash_is_failing_and_its_module_stuck(ward: Ward) -> None:

@@ -55,6 +55,14 @@ def test_a_denial_by_install_line_is_not_overridden() -> None:
         policy(rule("install", "vfat", "/bin/false")).check_load(M, "", override=True)
 
 
+def test_what_cannot_be_overridden_is_told_first() -> None:
+    hard = (rule("blacklist", "vfat", line=1), rule("install", "vfat", "/bin/false", line=2))
+    with pytest.raises(DisabledByPolicy, match="an install line disables it") as caught:
+        policy(*hard).check_load(M, "")
+    assert caught.value.evidence.line == 2
+    assert policy(*hard).load_rules(M) == (hard[1], hard[0])
+
+
 @pytest.mark.parametrize(
     "line", ["module_blacklist=vfat", "quiet module_blacklist=a,vfat,b ro", 'module-blacklist="vfat"']
 )

@@ -37,7 +37,7 @@ async def test_after_is_loaded_once_all_are_live_whoever_loaded_them(bench: Make
     b = bench(wanted("c", 'after = ["a", "b", "unix"]'))
     await b.boot()
     assert b.live() == set()
-    assert "a, b not being loaded" in b.reconciler.waiting()[ModuleName("c")]
+    assert "a and b are not loaded" in b.reconciler.waiting()[ModuleName("c")]
     await b.modprobe("a")
     assert b.live() == {"a"}
     assert await b.drift() == [], "its time has not come"
@@ -207,6 +207,10 @@ async def test_a_restart_of_the_daemon_is_no_boot(bench: Make) -> None:
     again = bench(wanted("a") + wanted("c", 'after = ["b"]'), "b", known=known)
     await again.boot()
     assert again.live() == {"b", "c"}, "a was unloaded by somebody; b came while nobody looked"
+    edited = bench(wanted("a") + wanted("tuned") + wanted("c", 'after = ["b"]'), "b", known=known)
+    await edited.boot()
+    assert edited.live() == {"b"}, "an edit waits for Apply, over a restart too"
+    assert set(await edited.apply()) == {"a", "tuned", "c"}
 
 
 async def test_reconciliation_can_be_off(bench: Make) -> None:
