@@ -33,6 +33,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "configuration.changed": "7d3ff54c74554158a8b6d3d7229f7d9c",
     "authorization.granted": "52358b66bd1b4cd585eec384761866e3",
     "authorization.denied": "4a02b579463b461ab2ce5416ccc081ba",
+    "refusals.collapsed": "babe410431894328af160cac0971e6e1",
     "store.imported": "9f10a07d3f3840a1bb890dc671df27cf",
     "store.activated": "39f3a720f8ea41b4a728622337d2a753",
     "store.deactivated": "a618398c2df545e78edcb88a9fdd1195",
