@@ -15,7 +15,7 @@ from kmodd.cli.who import user_name
 from kmodd.client import Signal, SignalStream
 from kmodd.client_answers import history_entry
 from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidArgs
-from kmodd.model import HistoryEntry
+from kmodd.model import HistoryEntry, Result
 from kmodd.names import parse_module
 
 SETTLE = 0.2
@@ -106,9 +106,12 @@ def _text(data: Sequence[Mapping[str, Any]], screen: Screen) -> list[str]:
 def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
     """A record as text: when, what, by whom, and beneath it the reason and the evidence."""
     paint, record = screen.paint, entry.record
-    failed = bool(record.error)
-    done = paint.good(screen.glyphs.yes) if record.action else paint.dim(screen.glyphs.arrow)
-    mark = paint.bad(screen.glyphs.no) if failed else done
+    failed = bool(record.error) or record.result == "denied"
+    mark = paint.good(screen.glyphs.yes) if record.action else paint.dim(screen.glyphs.arrow)
+    if failed:
+        mark = paint.bad(screen.glyphs.no)
+    elif record.result == Result.ROLLED_BACK:
+        mark = paint.warn(screen.glyphs.undone)
     when = paint.dim(moment(entry.time))
     message = clean(record.message or record.event)
     who = "" if record.uid is None else paint.dim(f"  by {user_name(record.uid)}")
