@@ -142,6 +142,14 @@ def test_no_bus(kmodctl: Runner) -> None:
     assert "systemctl status kmodd" in ended.err
 
 
+def test_no_simulation_on_the_session_bus(kmodctl: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", kmodctl.address)
+    ended = kmodctl("list", "--session")
+    assert ended.status == ExitCode.UNAVAILABLE
+    assert "kmodd is not running" in ended.err
+    assert "kmodd --simulate" in ended.err
+
+
 def test_no_bus_as_json(kmodctl: Runner) -> None:
     kmodctl.address = "nonsense"
     ended = kmodctl("list", "--json")
