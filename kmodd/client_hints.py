@@ -23,6 +23,7 @@ _HINTS: dict[type[KmoddError], str] = {
     errors.LimitsExceeded: "wait until earlier requests are done",
     errors.WrongKernel: "rebuild the module for this kernel",
     errors.BadSignature: "the file was changed after it was signed, or its key is not enrolled: install it again",
+    errors.Shadows: "kmodctl store import FILE --shadow lets it go before the kernel's own",
     errors.Lockdown: "the kernel only takes modules signed with a key it trusts",
     errors.ModulesDisabled: "kernel.modules_disabled can only be undone by a reboot",
     errors.Stuck: "kmodctl reset-failed {module} clears it once the kernel let go; only a reboot forces it",

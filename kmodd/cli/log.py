@@ -21,6 +21,8 @@ from kmodd.names import parse_module
 SETTLE = 0.2
 """Seconds the journal is given to have the record of what a signal tells."""
 LINES_MAX = 1000
+_WARNINGS = ("module.unsigned",)
+"""Nothing failed, and yet somebody should look."""
 _WORTH_TELLING = ("ModuleAdded", "ModuleRemoved", "JobFinished")
 _WORTH_READING = (*_WORTH_TELLING, "HistoryChanged")
 
@@ -112,6 +114,8 @@ def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
         mark = paint.bad(screen.glyphs.no)
     elif record.result == Result.ROLLED_BACK:
         mark = paint.warn(screen.glyphs.undone)
+    elif record.event in _WARNINGS:
+        mark = paint.warn(screen.glyphs.warning)
     when = paint.dim(moment(entry.time))
     message = clean(record.message or record.event)
     who = "" if record.uid is None else paint.dim(f"  by {user_name(record.uid)}")

@@ -158,7 +158,14 @@ HISTORY: list[dict[str, Any]] = [
         "hint": "look for the device with lspci",
     },
 ]
-UNDONE_AND_COLLAPSED: list[dict[str, Any]] = [
+NEITHER_DONE_NOR_FAILED: list[dict[str, Any]] = [
+    {
+        "time": NOW - 55_000_000,
+        "event": "module.unsigned",
+        "message": "Module vfat was loaded without a valid signature.",
+        "module": "vfat",
+        "action": "load",
+    },
     {
         "time": NOW - 50_000_000,
         "event": "batch.rolled-back",

@@ -132,6 +132,7 @@ def test_every_hint_can_be_said() -> None:
         assert "{" not in hint_for(error("x"), "vfat")
         assert "{" not in hint_for(error("x"), "")
     assert "kmodctl why vfat" in hint_for(errors.InUse("x"), "vfat")
+    assert "--shadow" in hint_for(errors.Shadows("x"), "")
 
 
 def test_no_bus(kmodctl: Runner) -> None:
