@@ -88,7 +88,7 @@ def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     unit = (tmp_path / f"{prefix[1:]}/lib/systemd/system/kmodd.service").read_text()
     assert f"{prefix}/bin/kmodd\n" in unit
     page = gzip.decompress((tmp_path / f"{prefix[1:]}/share/man/man8/kmodd.8.gz").read_bytes()).decode()
-    (folder,) = re.findall(r"^\.IR (.*/share/doc/kmodd) \.$", page, re.MULTILINE)
+    (folder,) = re.findall(r"^\.IR \\%(.*/share/doc/kmodd) \.$", page, re.MULTILINE)
     assert (tmp_path / folder[1:] / "50-netadm-dummy.rules").is_file()
 
 
