@@ -123,6 +123,9 @@ install-deps: ## install the Debian packages kmodd needs to run
 	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES)
 
 install-check:
+	@! { $(LIVE); } || case "$(PREFIX)" in /usr|/usr/local) ;; *) \
+		echo "systemd finds units below /usr and /usr/local alone, not in $(PREFIX). A package build sets DESTDIR." >&2; \
+		exit 1 ;; esac
 	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I install/check_dependencies.py || { \
 		echo "kmodd cannot run here yet. As root: make install-deps" >&2; exit 1; }
 	@! { $(LIVE); } || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }

@@ -92,6 +92,11 @@ def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     assert (tmp_path / folder[1:] / "50-netadm-dummy.rules").is_file()
 
 
+def test_where_systemd_would_not_look_nothing_is_begun() -> None:
+    with pytest.raises(AssertionError, match="systemd finds units below /usr and /usr/local alone, not in /opt/kmodd"):
+        make("install-check", Path("/"), DESTDIR="", PREFIX="/opt/kmodd", LIVE="true")
+
+
 @pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])
 def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
     other = tmp_path / prefix[1:] / "bin/other"
