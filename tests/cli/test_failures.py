@@ -127,6 +127,14 @@ def test_nobody_is_asked_for_evidence_after_a_refusal_of_polkit(fake: FakeDaemon
     assert fake.asked("Explain") == []
 
 
+def test_new_parameters_for_a_loaded_module_have_their_commands(fake: FakeDaemon, kmodctl: Runner) -> None:
+    fake.answers["Load", "loop"] = Refusal(PREFIX + "Conflict", "loop is already loaded: use Reload, or SetParameter.")
+    ended = kmodctl("load", "loop", "max_loop=9")
+    assert ended.status == ExitCode.IN_THE_WAY
+    assert "kmodctl reload loop NAME=VALUE" in ended.err
+    assert "kmodctl set loop NAME VALUE" in ended.err
+
+
 def test_every_hint_can_be_said() -> None:
     for error in ERRORS.values():
         assert "{" not in hint_for(error("x"), "vfat")
