@@ -92,10 +92,12 @@ USERUNITS = kmodd-desktop-notify.service
 # Of the HTTP gateway, which wants libraries that nothing else needs: make install-gateway.
 GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
 GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-prometheus-client python3-jwt python3-cryptography
+DOCS = polkit/examples/50-netadm-dummy.rules
 GATEWAYDOCS = docs/grafana.json docs/alerts.yml polkit/examples/50-kmodd-gateway-modules.rules
 UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
 MODULES = $(shell find kmodd -type f \( -name '*.py' -o -path 'kmodd/gateway/static/*' \))
-FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g"
+FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g" \
+	-e "s,@DOCDIR@,$(DOCDIR),g"
 # There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
 LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
@@ -108,7 +110,7 @@ INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UN
 	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules $(MANDIR)/man5/notify.toml.5.gz $(MANDIR)/man8/kmodd-notifier.8.gz \
 	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz \
 	$(MANDIR)/man5/kmodd.toml.5.gz $(MANDIR)/man5/kmodd-modules.d.5.gz $(MANDIR)/man8/kmodd.8.gz \
-	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish
+	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish $(addprefix $(DOCDIR)/,$(notdir $(DOCS)))
 
 INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWAYUNITS)) $(SYSUSERSDIR)/kmodd-gateway.conf \
 	$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules \
@@ -121,6 +123,9 @@ install-deps: ## install the Debian packages kmodd needs to run
 	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES)
 
 install-check:
+	@! { $(LIVE); } || case "$(PREFIX)" in /usr|/usr/local) ;; *) \
+		echo "systemd finds units below /usr and /usr/local alone, not in $(PREFIX). A package build sets DESTDIR." >&2; \
+		exit 1 ;; esac
 	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I install/check_dependencies.py || { \
 		echo "kmodd cannot run here yet. As root: make install-deps" >&2; exit 1; }
 	@! { $(LIVE); } || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }
@@ -155,12 +160,13 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@gzip -9nc docs/notify.toml.5 > $(DESTDIR)$(MANDIR)/man5/notify.toml.5.gz
 	@gzip -9nc docs/kmodd.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd.toml.5.gz
 	@gzip -9nc docs/kmodd-modules.d.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-modules.d.5.gz
-	@gzip -9nc docs/kmodd.8 > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
+	@$(FILL_IN) docs/kmodd.8 | gzip -9nc > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
 	@$(SYSTEM_PYTHON) -I docs/org_kmodd1.py dbus/org.kmodd1.xml > $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
 	@gzip -9nf $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
 	@install -D -m 0644 docs/completion/kmodctl.bash $(DESTDIR)$(BASHDIR)/kmodctl
 	@install -D -m 0644 docs/completion/_kmodctl $(DESTDIR)$(ZSHDIR)/_kmodctl
 	@install -D -m 0644 docs/completion/kmodctl.fish $(DESTDIR)$(FISHDIR)/kmodctl.fish
+	@install -D -m 0644 -t $(DESTDIR)$(DOCDIR) $(DOCS)
 	@! { $(LIVE); } || install/after-install
 	@echo "kmodd is installed in $(DESTDIR)$(PREFIX)"
 

@@ -35,6 +35,7 @@ from kmodd.core.operations import Operations
 from kmodd.core.parameters import Parameters
 from kmodd.core.planner import Planner
 from kmodd.core.policy import Policy
+from kmodd.core.ration import RationedAudit
 from kmodd.core.refresh import Refresh
 from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
@@ -80,8 +81,8 @@ class Daemon:
             lambda _, event, error: self._report(f"a subscriber of {type(event).__name__} failed", error)
         )
         audit, reader = self._records()
-        self._audit = AnnouncedAudit(audit, events, asyncio.get_running_loop().call_later)
-        clock = _clock
+        clock, later = _clock, asyncio.get_running_loop().call_later
+        self._audit = RationedAudit(AnnouncedAudit(audit, events, later), clock, later)
         self._registry = registry = Registry(kernel.loaded, kernel.facts, events, self._audit, clock)
         policy = Policy(kernel.index)
         locks = ModuleLocks()
@@ -159,7 +160,7 @@ class Daemon:
         metrics.further += (self._wanted.metrics,)
         parts = Parts(
             operations=self._operations,
-            refusals=Refusals(kernel, self._audit, clock),
+            refusals=Refusals(kernel, self._audit),
             parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded,
@@ -243,6 +244,7 @@ class Daemon:
             self._service.close(), self._operations.close(patience=1.0), self._wanted.close(), self._custom.close()
         )
         self._parameters.flush()
+        self._audit.flush()
         for stop in stop_following:
             stop()
         for task in tasks:

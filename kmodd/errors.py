@@ -6,12 +6,20 @@ An error's message is one sentence a person can act on, made of constant text an
 D-Bus error itself.
 """
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 PREFIX = "org.kmodd1.Error."
 FREEDESKTOP = "org.freedesktop.DBus.Error."
+# Of two names for one number, those that Linux itself says; Python says the others.
+_SAID = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
+
+
+def errno_name(number: int) -> str:
+    """The symbol of an error number, such as `EINVAL`."""
+    return _SAID.get(number) or errno.errorcode.get(number, f"error {number}")
 
 
 @dataclass(frozen=True, slots=True)

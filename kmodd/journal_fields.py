@@ -6,6 +6,7 @@ Lines are `FIELD=value`, as sd_journal_sendv(3) takes them; a field may come sev
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from zlib import crc32
 
 from kmodd.model import HistoryEntry, Record
 
@@ -33,6 +34,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "configuration.changed": "7d3ff54c74554158a8b6d3d7229f7d9c",
     "authorization.granted": "52358b66bd1b4cd585eec384761866e3",
     "authorization.denied": "4a02b579463b461ab2ce5416ccc081ba",
+    "refusals.collapsed": "babe410431894328af160cac0971e6e1",
     "store.imported": "9f10a07d3f3840a1bb890dc671df27cf",
     "store.activated": "39f3a720f8ea41b4a728622337d2a753",
     "store.deactivated": "a618398c2df545e78edcb88a9fdd1195",
@@ -76,7 +78,10 @@ _TEXTS = {
     "KMODD_ON_BEHALF_OF": "on_behalf_of",
 }
 _NUMBERS = {"KMODD_UID": "uid", "KMODD_DURATION_USEC": "duration_usec", "KMODD_ERRNO": "errno"}
-_OWN = frozenset({*_TEXTS, *_NUMBERS, "KMODD_EVENT", "KMODD_MODULE", "KMODD_KERNEL_LOG"})
+_OWN = frozenset({*_TEXTS, *_NUMBERS, "KMODD_EVENT", "KMODD_MODULE", "KMODD_KERNEL_LOG", "KMODD_KERNEL_LOG_ORDER"})
+_ORDER = "KMODD_KERNEL_LOG_ORDER"
+"""What each line of the kernel's log is known by, in order: a journal file has the fields of an entry in the order in which they
+were first written to it by any entry, and equal ones once."""
 _NAME_CHARS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
@@ -111,7 +116,10 @@ def to_lines(record: Record) -> list[str]:
     lines += [
         f"{field}={number:d}" for field, name in _NUMBERS.items() if (number := getattr(record, name)) is not None
     ]
-    lines += [f"KMODD_KERNEL_LOG={clean(line)}" for line in record.kernel_log[:LINES_MAX]]
+    log = [clean(line) for line in record.kernel_log[:LINES_MAX]]
+    lines += [f"KMODD_KERNEL_LOG={line}" for line in log]
+    if len(log) > 1:
+        lines.append(f"{_ORDER}={' '.join(map(_mark, log))}")
     lines += [f"KMODD_{name}={clean(text)}" for name, text in record.extra.items() if _is_extra(name)]
     return lines
 
@@ -122,7 +130,7 @@ def from_fields(fields: Mapping[str, object], time: int) -> HistoryEntry:
         event=_text(fields.get("KMODD_EVENT")),
         message=_text(fields.get("MESSAGE")),
         module=" ".join(_texts(fields.get("KMODD_MODULE"))),
-        kernel_log=_texts(fields.get("KMODD_KERNEL_LOG")),
+        kernel_log=_in_order(_texts(fields.get("KMODD_KERNEL_LOG")), _text(fields.get(_ORDER))),
         priority=_number(fields.get("PRIORITY")) or 6,
         extra={
             field.removeprefix("KMODD_"): _text(value)
@@ -167,6 +175,17 @@ def _text(value: object) -> str:
     if isinstance(value, list | tuple):
         return _text(value[-1]) if value else ""
     return "" if value is None else str(value)
+
+
+def _mark(line: str) -> str:
+    return f"{crc32(line.encode()):08x}"
+
+
+def _in_order(lines: tuple[str, ...], order: str) -> tuple[str, ...]:
+    known = {_mark(line): line for line in lines}
+    wanted = order.split()
+    # Anything else is an older record, or none of ours: as it is.
+    return tuple(known[mark] for mark in wanted) if set(wanted) == set(known) else lines
 
 
 def _number(value: object) -> int | None:

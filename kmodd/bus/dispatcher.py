@@ -167,6 +167,7 @@ class Dispatcher:
         for frame in self._carrying:
             if frame.sender == client.sender:
                 frame.close()
+        self._gate.forget(client.sender)
         self._departed(client.sender)
 
     # --- a call's turn ----------------------------------------------------------------------------------------------

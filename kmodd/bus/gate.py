@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Lets a call through, or raises. Every decision that is not about a public member is written down."""
+"""Lets a call through, or raises. Every decision that is not about a public member is written down.
+
+Whoever may read the history does it again and again (the dashboard after every event): that is one decision for a connection and
+those it speaks for, until it is decided otherwise. A record for each reading would push what is read out of the journal.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +15,10 @@ from kmodd.bus.quota import Quota
 from kmodd.core.api import Audit
 from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, KmoddError
 from kmodd.model import Caller, Record
+
+_READING = "org.kmodd1.read-history"
+_READERS_MAX = 64
+"""Names one connection speaks for that are remembered; of further ones each reading is recorded."""
 
 Count = Callable[[str, str], None]
 """Counts for the metrics: (what, member); what is `denied`, `granted`, `limited`, `refused` or `failed`."""
@@ -24,6 +32,12 @@ class Gate:
         self._quota = quota
         self._audit = audit
         self._count = count
+        self._readers: dict[str, set[str]] = {}
+        """By connection: for whom it was granted to read, as recorded."""
+
+    def forget(self, sender: str) -> None:
+        """The connection is gone."""
+        self._readers.pop(sender, None)
 
     def speaker(self, caller: Caller, call: Call | Refusal) -> Caller:
         """The caller with whom it speaks for, to be written down; nothing is decided by that."""
@@ -43,6 +57,7 @@ class Gate:
                 await self._ask(caller, action, call)
             except (AccessDenied, InteractiveAuthorizationRequired) as error:
                 self._count("denied", row.name)
+                self.forget(caller.sender)
                 self._audit.record(
                     _record("authorization.denied", f"refused: {error.message}", row, action, call, caller, error)
                 )
@@ -50,7 +65,16 @@ class Gate:
         if caller.uid != 0:
             self._count("granted", row.name)
             for action in actions:
-                self._audit.record(_record("authorization.granted", "authorized", row, action, call, caller, None))
+                if action != _READING or self._begins_to_read(caller):
+                    self._audit.record(_record("authorization.granted", "authorized", row, action, call, caller, None))
+
+    def _begins_to_read(self, caller: Caller) -> bool:
+        known = self._readers.setdefault(caller.sender, set())
+        if caller.on_behalf_of in known:
+            return False
+        if len(known) < _READERS_MAX:
+            known.add(caller.on_behalf_of)
+        return True
 
     async def _ask(self, caller: Caller, action: str, call: Call) -> None:
         if call.on_behalf_of and not self._authority.may_speak_for_others(caller.uid):

@@ -39,6 +39,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     }.items():
         if not hasattr(parsed, name):
             setattr(parsed, name, value)
+    if parsed.session and parsed.bus:
+        parser.error("--session and --bus name two buses")
     return parsed
 
 
@@ -199,7 +201,9 @@ class _Grammar:
 
     @staticmethod
     def _parameters(parser: Parser) -> None:
-        parser.add_argument("parameters", metavar="PARAMETER=VALUE", nargs="*", help="parameters of the module")
+        parser.add_argument(
+            "parameters", metavar="PARAMETER=VALUE", nargs="*", default=[], help="parameters of the module"
+        )
 
     @staticmethod
     def _override(parser: Parser) -> None:

@@ -2,11 +2,13 @@
 """`kmodctl load`, `unload` and `reload`, and their dry runs."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 from kmodd.cli import plan
 from kmodd.cli.parameter import parse_pairs
 from kmodd.cli.session import Session
 from kmodd.cli.text import clean
+from kmodd.errors import Conflict
 from kmodd.model import Verb
 
 _MEMBERS = {Verb.LOAD: "Load", Verb.UNLOAD: "Unload", Verb.RELOAD: "Reload"}
@@ -30,7 +32,16 @@ async def run(session: Session, arguments: Namespace) -> int:
         options["timeout"] = arguments.timeout
     given = (arguments.module,) if verb is Verb.UNLOAD else (arguments.module, parameters)
     session.authorize()
-    touched = await session.client.data(_MEMBERS[verb], *given, options=options)
+    try:
+        touched = await session.client.data(_MEMBERS[verb], *given, options=options)
+    except Conflict as error:
+        if verb is Verb.LOAD and not error.evidence.hint:
+            name = arguments.module
+            hint = (
+                f"kmodctl reload {name} NAME=VALUE loads it anew; kmodctl set {name} NAME VALUE, where it is writable"
+            )
+            error.evidence = replace(error.evidence, hint=hint)
+        raise
     key = "removed" if verb is Verb.UNLOAD else "inserted"
     if session.json:
         session.document({"module": arguments.module, key: touched})

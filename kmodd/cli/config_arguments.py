@@ -23,7 +23,9 @@ def define(config: argparse.ArgumentParser, common: argparse.ArgumentParser) -> 
     autoload = add("autoload", "config_change", "load a module at every boot, or no longer", module="module")
     options = add("options", "config_change", "set the parameters a module is loaded with", module="module")
     for parser in (autoload, options):
-        parser.add_argument("parameters", metavar="PARAMETER=VALUE", nargs="*", help="parameters of the module")
+        parser.add_argument(
+            "parameters", metavar="PARAMETER=VALUE", nargs="*", default=[], help="parameters of the module"
+        )
     blacklist = add("blacklist", "config_change", "keep a module from being loaded", module="module")
     blacklist.add_argument("--hard", action="store_true", help="by its name and as a dependency too")
     for parser in (autoload, options, blacklist):

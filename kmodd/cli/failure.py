@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A failure as an administrator wants it: what, why, the evidence, what to do. And the exit status that says so."""
 
-import errno
 import os
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from kmodd.cli.text import clean, hang, wrap
 from kmodd.client import Client
 from kmodd.client_evidence import explicable, gather
 from kmodd.client_hints import hint_for
-from kmodd.errors import Evidence, KmoddError
+from kmodd.errors import Evidence, KmoddError, errno_name
 from kmodd.names import is_module_name
 
 LABEL = 9
@@ -82,7 +81,7 @@ def _says_more(message: str, error: KmoddError, name: str) -> bool:
 def _facts(evidence: Evidence, paint: Paint, width: int) -> list[str]:
     text: list[str] = []
     if evidence.errno:
-        symbol = errno.errorcode.get(evidence.errno, "?")
+        symbol = errno_name(evidence.errno)
         text += _labelled(
             "errno", [f"{paint.bold(symbol)} ({evidence.errno}): {os.strerror(evidence.errno)}"], paint.dim
         )

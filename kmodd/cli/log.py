@@ -21,6 +21,8 @@ from kmodd.names import parse_module
 SETTLE = 0.2
 """Seconds the journal is given to have the record of what a signal tells."""
 LINES_MAX = 1000
+_WARNINGS = ("module.unsigned",)
+"""Nothing failed, and yet somebody should look."""
 _WORTH_TELLING = ("ModuleAdded", "ModuleRemoved", "JobFinished")
 _WORTH_READING = (*_WORTH_TELLING, "HistoryChanged")
 
@@ -106,9 +108,14 @@ def _text(data: Sequence[Mapping[str, Any]], screen: Screen) -> list[str]:
 def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
     """A record as text: when, what, by whom, and beneath it the reason and the evidence."""
     paint, record = screen.paint, entry.record
-    failed = bool(record.error) or record.result == Result.FAILED
-    done = paint.good(screen.glyphs.yes) if record.action else paint.dim(screen.glyphs.arrow)
-    mark = paint.bad(screen.glyphs.no) if failed else done
+    failed = bool(record.error) or record.result in (Result.FAILED, "denied")
+    mark = paint.good(screen.glyphs.yes) if record.action else paint.dim(screen.glyphs.arrow)
+    if failed:
+        mark = paint.bad(screen.glyphs.no)
+    elif record.result == Result.ROLLED_BACK:
+        mark = paint.warn(screen.glyphs.undone)
+    elif record.event in _WARNINGS:
+        mark = paint.warn(screen.glyphs.warning)
     when = paint.dim(moment(entry.time))
     message = clean(record.message or record.event)
     who = "" if record.uid is None else paint.dim(f"  by {user_name(record.uid)}")

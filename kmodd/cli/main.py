@@ -5,13 +5,14 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 
 from kmodd.cli.arguments import parse
 from kmodd.cli.exit_codes import ExitCode
 from kmodd.cli.screen import Screen, discard
 from kmodd.cli.session import Session
-from kmodd.errors import KmoddError
+from kmodd.errors import KmoddError, Unavailable
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
@@ -52,6 +53,8 @@ async def _run(parsed: Namespace, screen: Screen) -> int:
         session = Session(client, screen, parsed.json, agent.start)
         status: int = await import_module(parsed.run).run(session, parsed)
     except KmoddError as error:
+        if parsed.session and isinstance(error, Unavailable):
+            error.evidence = replace(error.evidence, hint="kmodd --simulate serves a made-up kernel on this bus")
         return await report(error, client, screen, module=getattr(parsed, "module", ""), json=parsed.json)
     finally:
         agent.stop()

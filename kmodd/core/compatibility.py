@@ -137,7 +137,7 @@ def check_place(name: ModuleName, kernel: str, another: str, *, shadow: bool) ->
         return
     what = "is built into" if another == "built-in" else "is a module of"
     raise Shadows(
-        f"{name} {what} kernel {kernel} already, and importing it to go before that one needs the option 'shadow'",
+        f"{name} {what} kernel {kernel} already: a file that is to be used in its place needs the option 'shadow'",
         module=name,
         evidence=Evidence(hint="kmodctl store import --shadow"),
     )

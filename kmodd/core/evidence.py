@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Everything that was found out about one failed call into the kernel."""
 
-import errno as codes
 from dataclasses import dataclass
 
-from kmodd.errors import Evidence
+from kmodd.errors import Evidence, errno_name
 from kmodd.model import KernelFacts, LoadedModule, Outcome, Rule, Step, User
 
 LOG_LINES = 32
@@ -52,9 +51,7 @@ class StepEvidence:
     @property
     def errno_name(self) -> str:
         """Its symbol, such as `EINVAL`."""
-        if self.errno == codes.EOPNOTSUPP:
-            return "EOPNOTSUPP"  # Linux has one number for this and ENOTSUP, and says this
-        return codes.errorcode.get(self.errno, f"error {self.errno}")
+        return errno_name(self.errno)
 
     @property
     def own_lines(self) -> tuple[str, ...]:

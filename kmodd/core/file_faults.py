@@ -5,7 +5,7 @@ import errno as codes
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted
+from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted, errno_name
 from kmodd.model.configuration import OwnFile
 
 _FULL = frozenset({codes.ENOSPC, codes.EDQUOT})
@@ -31,7 +31,7 @@ def refusal(file: OwnFile, error: OSError) -> KmoddError:
     elif number == codes.ENOENT:
         sentence, hint = f"there is no folder {folder}", f"mkdir -m 0755 {folder}, then systemctl restart kmodd"
     else:
-        sentence = f"{file} cannot be written ({codes.errorcode.get(number, 'an unknown error')})"
+        sentence = f"{file} cannot be written ({errno_name(number)})"
     return NotPermitted(sentence, evidence=Evidence(errno=number or None, file=file, hint=hint))
 
 

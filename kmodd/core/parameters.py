@@ -28,6 +28,7 @@ from kmodd.errors import (
     NotPermitted,
     ReadOnlyParameter,
     TimedOut,
+    errno_name,
 )
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
 from kmodd.model import Caller, ParameterValue, Record, State
@@ -237,7 +238,7 @@ class Parameters:
         return ended.result()
 
     def _refused(self, write: ParameterWrite, error: OSError) -> KmoddError:
-        name = codes.errorcode.get(error.errno or 0, "an unknown error")
+        name = errno_name(error.errno or 0)
         evidence = Evidence(errno=error.errno, parameter=write.parameter, hint=f"kmodctl show {write.module}")
         kind: type[KmoddError] = BadParameter
         sentence = f"{write.module} does not accept this value for parameter {write.parameter} ({name})"

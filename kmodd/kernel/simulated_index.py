@@ -98,7 +98,7 @@ class SimulatedIndex:
         """See ModuleIndex."""
         module = self._modules.get(name)
         if module is None:
-            raise NoSuchModule(f"There is no module {name} for kernel {RELEASE}.", module=name)
+            raise NoSuchModule(f"there is no module {name} for kernel {RELEASE}", module=name)
         parameters = tuple(ParameterInfo(each.name, each.type, each.description) for each in module.parameters)
         return ModuleInfo(
             name=name,

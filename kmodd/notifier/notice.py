@@ -25,6 +25,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "desired.failed": ("failure", "warning"),
     "health.changed": ("health", "warning"),
     "authorization.denied": ("denied", "warning"),
+    "refusals.collapsed": ("denied", "warning"),
 }
 """Kind and severity by the event's name in the journal."""
 _HEALTH = {"ok": "notice", "degraded": "warning", "failing": "error"}

@@ -3,6 +3,7 @@
 
 import gzip
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
@@ -35,6 +36,7 @@ BELOW_PREFIX = {
     "lib/systemd/user/kmodd-desktop-notify.service",
     "lib/sysusers.d/kmodd-notifier.conf",
     "share/bash-completion/completions/kmodctl",
+    "share/doc/kmodd/50-netadm-dummy.rules",
     "share/fish/vendor_completions.d/kmodctl.fish",
     "share/man/man1/kmodctl.1.gz",
     "share/man/man5/notify.toml.5.gz",
@@ -85,6 +87,14 @@ def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     assert outside_the_package(files(tmp_path), prefix) == wanted
     unit = (tmp_path / f"{prefix[1:]}/lib/systemd/system/kmodd.service").read_text()
     assert f"{prefix}/bin/kmodd\n" in unit
+    page = gzip.decompress((tmp_path / f"{prefix[1:]}/share/man/man8/kmodd.8.gz").read_bytes()).decode()
+    (folder,) = re.findall(r"^\.IR \\%(.*/share/doc/kmodd) \.$", page, re.MULTILINE)
+    assert (tmp_path / folder[1:] / "50-netadm-dummy.rules").is_file()
+
+
+def test_where_systemd_would_not_look_nothing_is_begun() -> None:
+    with pytest.raises(AssertionError, match="systemd finds units below /usr and /usr/local alone, not in /opt/kmodd"):
+        make("install-check", Path("/"), DESTDIR="", PREFIX="/opt/kmodd", LIVE="true")
 
 
 @pytest.mark.parametrize("prefix", ["/usr/local", "/usr"])

@@ -175,7 +175,7 @@ async def bench(
         custom.start()
         parts = Parts(
             operations=deeds,
-            refusals=Refusals(kernel, journal, Ticks()),
+            refusals=Refusals(kernel, journal),
             parameters=parameters,
             explainer=Explainer(
                 loaded=kernel.loaded, index=kernel.index, usage=kernel.usage, facts=kernel.facts,

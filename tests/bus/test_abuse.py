@@ -227,7 +227,7 @@ async def test_odd_signatures_are_not_remembered(service: Bench, user: Client) -
         template.signature, template.body = signature, [0.0 if code == "d" else 0 for code in signature[:5]] + ["x"]
         template.flags = MessageFlag.NO_REPLY_EXPECTED
         user.throw(template)
-        if number % 500 == 0:
+        if number % 200 == 0:  # one connection may have 256 calls waiting
             mine = len(SignatureTree._cache)  # the client's own marshalling fills the same cache
             await user.get("Version")
             assert len(SignatureTree._cache) <= max(mine, 300)

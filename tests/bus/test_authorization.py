@@ -12,7 +12,7 @@ from kmodd.bus.authority import InsecureSameUserAuthority
 from kmodd.errors import AccessDenied
 from kmodd.model import Caller
 from kmodd.names import ModuleName
-from tests.bus.bench import Bench, bench, record_of
+from tests.bus.bench import GATEWAY, Bench, bench, record_of
 from tests.bus.buses import Reply
 
 BATCH = [["load", "dummy", {}], ["unload", "loop", {}]]
@@ -123,6 +123,44 @@ async def test_overriding_policy_needs_more(service: Bench) -> None:
 async def test_a_granted_request_is_recorded_once_for_each_action(service: Bench) -> None:
     await asked_for(service, "Load", "sa{ss}a{sv}", "dummy", {}, {})
     assert record_of(service.journal, "authorization.granted").module == "dummy"
+
+
+def granted(service: Bench) -> list[tuple[str, str]]:
+    return [
+        (record.sender, record.on_behalf_of)
+        for record in service.journal.records
+        if (record.event, record.extra.get("POLKIT_ACTION")) == ("authorization.granted", "org.kmodd1.read-history")
+    ]
+
+
+async def test_reading_on_does_not_fill_the_history_that_is_read(service: Bench) -> None:
+    async with service.client(1000) as user, service.client(1000) as other:
+        for _ in range(5):
+            await user.call("GetHistory", "a{sv}", {})
+        assert granted(service) == [(user.name, "")]
+        assert len(service.polkit.asked) == 5, "it is decided each time all the same"
+        await other.call("GetHistory", "a{sv}", {})
+        assert granted(service) == [(user.name, ""), (other.name, "")]
+        service.polkit.mode = "deny"
+        with pytest.raises(Reply, match="AccessDenied"):
+            await user.call("GetHistory", "a{sv}", {})
+        service.polkit.mode = "allow"
+        await user.call("GetHistory", "a{sv}", {})
+        assert granted(service)[2:] == [(user.name, "")], "and what is decided otherwise is written down"
+
+
+async def test_each_person_the_gateway_reads_for_is_written_down_once(service: Bench) -> None:
+    async with service.client(GATEWAY) as gateway:
+        for name in ("token:a", "token:b", "token:a", "token:b"):
+            await gateway.call("GetHistory", "a{sv}", {"on-behalf-of": gateway.transport.variant("s", name)})
+        assert granted(service) == [(gateway.name, "token:a"), (gateway.name, "token:b")]
+
+
+async def test_what_changes_something_is_written_down_each_time(service: Bench) -> None:
+    async with service.client(1000) as user:
+        for _ in range(3):
+            await user.call("ResetFailed", "s", "dummy")
+    assert service.journal.events.count("authorization.granted") == 3
 
 
 async def test_nobody_is_asked_for_what_cannot_succeed(service: Bench) -> None:

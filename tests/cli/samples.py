@@ -158,6 +158,31 @@ HISTORY: list[dict[str, Any]] = [
         "hint": "look for the device with lspci",
     },
 ]
+NEITHER_DONE_NOR_FAILED: list[dict[str, Any]] = [
+    {
+        "time": NOW - 55_000_000,
+        "event": "module.unsigned",
+        "message": "Module vfat was loaded without a valid signature.",
+        "module": "vfat",
+        "action": "load",
+    },
+    {
+        "time": NOW - 50_000_000,
+        "event": "batch.rolled-back",
+        "message": "the batch failed, what was done to vfat was undone",
+        "module": "vfat",
+        "action": "batch",
+        "result": "rolled-back",
+        "uid": 0,
+    },
+    {
+        "time": NOW - 40_000_000,
+        "event": "refusals.collapsed",
+        "message": "7 more requests of this user were refused within a minute and are not recorded singly",
+        "result": "denied",
+        "uid": 0,
+    },
+]
 ABSENT: dict[str, Any] = {
     "name": "nosuch",
     "state": "absent",

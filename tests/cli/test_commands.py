@@ -210,6 +210,17 @@ def test_version_and_usage(kmodctl: Runner) -> None:
         assert "usage: kmodctl" in ended.err
 
 
+def test_parameters_are_not_said_to_be_required(kmodctl: Runner) -> None:
+    for words in (["load"], ["reload"], ["plan", "load"], ["config", "autoload"]):
+        assert kmodctl(*words).err.endswith("the following arguments are required: MODULE\n")
+
+
+def test_one_bus_at_a_time(kmodctl: Runner) -> None:
+    ended = kmodctl("list", "--session", "--bus", kmodctl.address)
+    assert ended.status == ExitCode.USAGE
+    assert "--session and --bus name two buses" in ended.err
+
+
 def test_answers_of_an_unexpected_form_are_a_failure(fake: FakeDaemon, kmodctl: Runner) -> None:
     fake.answers["Explain", "vfat"] = {"name": "vfat", "state": "sideways"}
     ended = kmodctl("why", "vfat")

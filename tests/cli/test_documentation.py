@@ -90,6 +90,15 @@ def test_what_is_not_documented_stops_the_build(broken: str, said: str, generato
         list(generator.page(f"<node>{broken}</node>"))
 
 
+def test_the_page_of_the_daemon_has_every_action_and_detail() -> None:
+    page = (ROOT / "docs" / "kmodd.8").read_text(encoding="utf-8").replace("\\-", "-")
+    policy = ET.parse(ROOT / "polkit" / "org.kmodd1.policy")  # noqa: S314 - our own file
+    actions = {action.attrib["id"] for action in policy.iter("action")}
+    assert set(re.findall(r"^\\fB(org\.kmodd1\.[a-z-]+)\\fR\t", page, re.MULTILINE)) == actions
+    for detail in ("module", "modules", "parameters", "action", "sha256", "on-behalf-of"):
+        assert re.search(rf"^\.(B|BR) {detail}\b", page, re.MULTILINE), detail
+
+
 def test_the_page_of_kmodctl_has_every_command_option_and_status() -> None:
     page = (ROOT / "docs" / "kmodctl.1").read_text(encoding="utf-8").replace("\\-", "-")
     for command in grammar():

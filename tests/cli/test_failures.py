@@ -127,11 +127,20 @@ def test_nobody_is_asked_for_evidence_after_a_refusal_of_polkit(fake: FakeDaemon
     assert fake.asked("Explain") == []
 
 
+def test_new_parameters_for_a_loaded_module_have_their_commands(fake: FakeDaemon, kmodctl: Runner) -> None:
+    fake.answers["Load", "loop"] = Refusal(PREFIX + "Conflict", "loop is already loaded: use Reload, or SetParameter.")
+    ended = kmodctl("load", "loop", "max_loop=9")
+    assert ended.status == ExitCode.IN_THE_WAY
+    assert "kmodctl reload loop NAME=VALUE" in ended.err
+    assert "kmodctl set loop NAME VALUE" in ended.err
+
+
 def test_every_hint_can_be_said() -> None:
     for error in ERRORS.values():
         assert "{" not in hint_for(error("x"), "vfat")
         assert "{" not in hint_for(error("x"), "")
     assert "kmodctl why vfat" in hint_for(errors.InUse("x"), "vfat")
+    assert "--shadow" in hint_for(errors.Shadows("x"), "")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,14 @@ def test_no_bus(kmodctl: Runner) -> None:
     assert ended.status == ExitCode.UNAVAILABLE
     assert "cannot connect to the bus at unix:path=/nonexistent/bus: No such file or directory" in ended.err
     assert "systemctl status kmodd" in ended.err
+
+
+def test_no_simulation_on_the_session_bus(kmodctl: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", kmodctl.address)
+    ended = kmodctl("list", "--session")
+    assert ended.status == ExitCode.UNAVAILABLE
+    assert "kmodd is not running" in ended.err
+    assert "kmodd --simulate" in ended.err
 
 
 def test_no_bus_as_json(kmodctl: Runner) -> None:

@@ -122,7 +122,11 @@ def test_status() -> None:
 
 
 def test_log() -> None:
-    lines = [line for row in samples.HISTORY for line in log.lines(history_entry(row), screen(100))]
+    lines = [
+        line
+        for row in [*samples.HISTORY, *samples.NEITHER_DONE_NOR_FAILED]
+        for line in log.lines(history_entry(row), screen(100))
+    ]
     assert_golden("log.txt", lines)
 
 

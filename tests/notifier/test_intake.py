@@ -142,6 +142,7 @@ def test_records_out_of_order_are_found(bench: Bench) -> None:
         ("health.changed", "health is failing: it burns", "health", "error"),
         ("store.activated", "", "store", "notice"),
         ("authorization.denied", "", "denied", "warning"),
+        ("refusals.collapsed", "", "denied", "warning"),
     ],
 )
 def test_what_a_record_is_worth(event: str, message: str, kind: str, severity: str) -> None:

@@ -33,6 +33,14 @@ def test_every_entry_has_a_subject_and_an_explanation() -> None:
         assert len(body.strip()) > 60
 
 
+def test_no_entry_shows_the_name_of_a_field_that_is_missing() -> None:
+    """journalctl puts the name of a field where the record has none: only where that is said may one be missing."""
+    for text in entries().values():
+        assert not re.search("@KMODD_(REASON|PARAMETERS)@", text), "most operations have none"
+        if re.search("@KMODD_(ERRNO|HINT)@", text):
+            assert "Where there is nothing to tell, the name of the field stands instead." in text
+
+
 def texts(node: ast.AST) -> set[str]:
     """Dotted names among the texts below a node."""
     found = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The table of errors is whole and unambiguous."""
 
+import errno
+
 import pytest
 
-from kmodd.errors import ERRORS, KmoddError
+from kmodd.errors import ERRORS, KmoddError, errno_name
 
 # Every row users rely on: (names, exit code of kmodctl, HTTP status).
 TABLE = [
@@ -46,3 +48,10 @@ def test_freedesktop_names_are_reused() -> None:
 
 def test_the_message_is_the_text() -> None:
     assert str(KmoddError("one sentence")) == "one sentence"
+
+
+def test_error_numbers_are_called_what_linux_calls_them() -> None:
+    assert errno_name(errno.EINVAL) == "EINVAL"
+    assert errno_name(errno.EOPNOTSUPP) == "EOPNOTSUPP"
+    assert errno_name(errno.EAGAIN) == "EAGAIN"
+    assert errno_name(9999) == "error 9999"

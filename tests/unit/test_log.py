@@ -68,6 +68,7 @@ def test_a_record_has_every_field_of_the_contract() -> None:
         "KMODD_ERRNO=11",
         "KMODD_KERNEL_LOG=loop: one",
         "KMODD_KERNEL_LOG=loop: two",
+        "KMODD_KERNEL_LOG_ORDER=edc7b53e 8661b9a9",
         "KMODD_HINT=losetup --detach",
         "KMODD_ON_BEHALF_OF=alice",
         "KMODD_TOUCHED=dummy",
@@ -94,6 +95,21 @@ def test_what_is_written_reads_back_the_same() -> None:
         fields[name] = value if before is None else [*(before if isinstance(before, list) else [before]), value]
     entry = from_fields(fields, 99)
     assert (entry.time, entry.record) == (99, FULL)
+
+
+def test_the_kernels_lines_read_back_in_their_order_whatever_the_journal_does_with_them() -> None:
+    """A journal file has what any entry wrote before first, and equal values once."""
+    oops = ("BUG: null", "</TASK>", "Call Trace:", "<TASK>", "</TASK>")
+    lines = to_lines(Record("operation.crashed", "m", kernel_log=oops))
+    order = next(line.partition("=")[2] for line in lines if line.startswith("KMODD_KERNEL_LOG_ORDER="))
+    held = ["Call Trace:", "<TASK>", "</TASK>", "BUG: null"]
+    fields = {"KMODD_KERNEL_LOG": held, "KMODD_KERNEL_LOG_ORDER": order}
+    record = from_fields(fields, 1).record
+    assert record.kernel_log == oops
+    assert record.extra == {}
+    # What is older than this, or somebody forged, is shown as it is.
+    assert from_fields({"KMODD_KERNEL_LOG": held}, 1).record.kernel_log == tuple(held)
+    assert from_fields({**fields, "KMODD_KERNEL_LOG_ORDER": "x y"}, 1).record.kernel_log == tuple(held)
 
 
 def test_fields_of_a_strange_shape_read_back_as_unknown() -> None:
