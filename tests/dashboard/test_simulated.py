@@ -11,7 +11,7 @@ from kmodd.kernel.simulated_modules import RELEASE
 from tests.cli.private_bus import private_bus
 from tests.dashboard.browser import browser
 from tests.dashboard.page import Page
-from tests.gateway.processes import Gateway, daemon, gateway
+from tests.gateway.processes import Gateway, daemon, gateway, wait_for
 from tests.kernel.elf import module_file
 
 STRINGS = (
@@ -143,7 +143,7 @@ def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Pa
     assert served.ask("GET", "/v1/config").document == rules
 
 
-def test_a_file_goes_into_the_store_and_out_again(page: Page, tmp_path: Path) -> None:
+def test_a_file_goes_into_the_store_and_out_again(page: Page, served: Gateway, tmp_path: Path) -> None:
     file = tmp_path / "special.ko"
     file.write_bytes(module_file(STRINGS, this_module="special", versions={"module_layout": 1}))
     browser = page.browser
@@ -159,8 +159,24 @@ def test_a_file_goes_into_the_store_and_out_again(page: Page, tmp_path: Path) ->
     assert page.change(f"Activate-special-1.0-{RELEASE}", "to try it") == "Module special 1.0 is active"
     browser.see(".chip", "active")
     page.change(f"Deactivate-special-1.0-{RELEASE}", "tried")
-    assert page.change(f"Remove-special-1.0-{RELEASE}", "done") == "Version 1.0 of module special is removed"
+    assert page.change(f"Remove-special-1.0-{RELEASE}", "a test is over") == "Version 1.0 of module special is removed"
     browser.see(".nothing", "The store is empty")
+    for reason in ("a test of the store", "to try it", "tried", "a test is over"):
+        wait_for(lambda reason=reason: f"reason={reason}" in served.log.read_text())
+
+
+def test_every_reason_that_is_asked_for_is_written_down(page: Page, served: Gateway) -> None:
+    page.visit("config")
+    assert page.change("reread", "edited by hand") == "The files are read again"
+    wait_for(lambda: "reason=edited by hand" in served.log.read_text())
+    page.visit("modules/kmodd_test_fail")
+    page.ask_for("load")
+    page.confirm("to see it fail")
+    page.browser.see("dialog .failure", "InitFailed")
+    page.browser.press("Escape")
+    page.browser.see("[data-key=forget]")
+    assert page.change("forget", "seen it") == "Nothing failed is remembered of module kmodd_test_fail any more"
+    wait_for(lambda: "reason=seen it" in served.log.read_text())
 
 
 def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ export function resetFailed(name) {
     preview: async () => ({
       content: make("p", {}, `What failed is forgotten, and ${name} is unlocked once the kernel has let go of it.`),
     }),
-    perform: async () => (await ask("POST", ofModule(name, "/reset-failed"))).message,
+    perform: async ({reason}) => (await ask("POST", ofModule(name, "/reset-failed"), {reason})).message,
   });
 }
 

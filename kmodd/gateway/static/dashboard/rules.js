@@ -137,7 +137,7 @@ const reread = () =>
         "kmodd reads its own files again. A bad file is an error, and the settings before stay in force.",
       ),
     }),
-    perform: async () => (await ask("POST", "/v1/config/reload")).message,
+    perform: async ({reason}) => (await ask("POST", "/v1/config/reload", {reason})).message,
   });
 
 /** The view. */

@@ -85,7 +85,7 @@ const remove = (one) =>
     preview: async () => ({
       content: make("p", {}, "The file is deleted from the store. To have it back, it is imported again."),
     }),
-    perform: async () => (await ask("DELETE", of(one))).message,
+    perform: async ({reason}) => (await ask("DELETE", of(one, `?${new URLSearchParams({reason})}`))).message,
   });
 
 function row(one) {
