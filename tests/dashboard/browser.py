@@ -33,8 +33,8 @@ FLAGS = (
 AXE = Path(axe_core_python.__file__).parent / "axe.min.js"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The protocol's name for a reference to an element."""
-KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Escape": "\ue00c", "Space": "\ue00d", "Shift": "\ue008", "Left": "\ue012",
-        "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}  # fmt: skip
+KEYS = {"Backspace": "\ue003", "Tab": "\ue004", "Enter": "\ue007", "Shift": "\ue008", "Escape": "\ue00c",
+        "Space": "\ue00d", "Left": "\ue012", "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}  # fmt: skip
 
 
 class BrowserError(AssertionError):
@@ -129,7 +129,8 @@ class Browser:
         self.see(selector)
         element = self.element(selector)
         self._do("POST", f"/element/{element}/clear")
-        self._do("POST", f"/element/{element}/value", {"text": text})
+        # Pages hear of keys, and not of the clearing.
+        self._do("POST", f"/element/{element}/value", {"text": text or f"x{KEYS['Backspace']}"})
 
     def choose(self, selector: str, file: Path) -> None:
         """Choose a file in a field for one."""

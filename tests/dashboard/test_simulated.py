@@ -132,6 +132,54 @@ def test_a_rule_is_written_and_taken_away(page: Page) -> None:
     browser.see("[data-key=autoload]", "Load at boot")
 
 
+def test_options_are_written_and_taken_away(page: Page, served: Gateway) -> None:
+    """One field for each parameter, filled with what kmodd's own line says; all of them empty takes it away."""
+    browser = page.browser
+
+    def lines() -> list[str]:
+        rules = served.ask("GET", "/v1/config").document["rules"]
+        return [rule["value"] for rule in rules if rule["kind"] == "options" and rule["ours"]]
+
+    def fields() -> dict[str, str]:
+        script = "return [...document.querySelectorAll('dialog input[id^=change-parameter-]')].map((one) => [one.name, one.value])"
+        return {name.removeprefix("parameter-"): value for name, value in browser.run(script)}
+
+    page.visit("modules/bonding")
+    page.ask_for("options")
+    parameters = [row["name"] for row in served.ask("GET", "/v1/modules/bonding").document["parameters"]]
+    assert fields() == dict.fromkeys(parameters, "")
+    assert browser.focused() == f"input change-parameter-{parameters[0]}"
+    assert "Nothing: " in browser.see("dialog .preview")
+    browser.type("#change-parameter-mode", "1 2")
+    browser.type("#change-parameter-arp_ip_target", r"C:\x")
+    assert browser.see("dialog .preview code") == r'options bonding mode="1 2" arp_ip_target=C:\x'
+    assert lines() == []  # it was tried, and not written
+    page.confirm("two links")
+    browser.gone("dialog")
+    browser.see("#notice", "Rules about module bonding are as asked")
+    assert len(lines()) == 1
+
+    # What no file tells of is not lost.
+    values = {"mode": "1 2", "arp_ip_target": r"C:\x", "dyndbg": "+p"}
+    path = "/v1/config/modules/bonding/options"
+    assert served.ask("PUT", path, {"parameters": values}).status == 200
+    browser.see("table.rules", "dyndbg")
+    page.ask_for("options")
+    assert fields() == dict.fromkeys(parameters, "") | values
+    browser.type("#change-parameter-mode", "")
+    assert "No longer given: mode" in browser.see("dialog .preview", "No longer given")
+    browser.type("#change-parameter-mode", 'a "quote"')
+    assert "InvalidArgs" in browser.see("dialog .preview .failure")
+    for name in values:
+        browser.type(f"#change-parameter-{name}", "")
+    browser.see("dialog .preview", "own line in modprobe.d goes")
+    page.confirm("one link")
+    browser.gone("dialog")
+    assert lines() == []
+    page.visit("modules/printk")
+    assert browser.run("return document.querySelector('[data-key=options]')") is None
+
+
 def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
     rules = served.ask("GET", "/v1/config").document
     page.visit("modules/crc16")

@@ -7,6 +7,7 @@ import {panel, users} from "./failure.js";
 import {facts} from "./facts.js";
 import {records, worthTelling} from "./history.js";
 import {load, reload, resetFailed, rule, setParameter, unload} from "./operations.js";
+import {hasOptions, setOptions} from "./options.js";
 import {plan, steps} from "./plan.js";
 import {table as ruleTable} from "./rules.js";
 import {STATES, taint, time} from "./wording.js";
@@ -107,8 +108,9 @@ function parameters(described) {
   ];
 }
 
-function boot(name, rules) {
+function boot(name, rules, parameters) {
   const about = rules.filter((one) => one.module === name);
+  const line = about.find((one) => one.kind === "options" && one.ours);
   const has = (kind) => about.some((one) => one.kind === kind && one.ours);
   const autoload = has("autoload");
   const blacklisted = has("blacklist") || has("install");
@@ -123,9 +125,14 @@ function boot(name, rules) {
           verb: "Write the rule",
           path: "autoload",
           body: () => ({enabled: !autoload}),
-          told: autoload
-            ? "kmodd’s own line in modules-load.d goes. What is loaded now stays."
-            : "kmodd’s own file in modules-load.d gets a line. Nothing is loaded now.",
+          told: () =>
+            make(
+              "p",
+              {},
+              autoload
+                ? "kmodd’s own line in modules-load.d goes. What is loaded now stays."
+                : "kmodd’s own file in modules-load.d gets a line. Nothing is loaded now.",
+            ),
         }),
       ),
       button("blacklist", blacklisted ? "Lift the blacklist …" : "Blacklist …", () =>
@@ -137,11 +144,18 @@ function boot(name, rules) {
             ? []
             : [{name: "hard", label: "hard: it cannot be loaded by its name either", kind: "flag"}],
           body: (values) => ({blacklisted: !blacklisted, ...(values.hard ? {hard: true} : {})}),
-          told: blacklisted
-            ? "kmodd’s own line in modprobe.d goes."
-            : "kmodd’s own file in modprobe.d gets a line: no device loads it any more. What is loaded now stays.",
+          told: () =>
+            make(
+              "p",
+              {},
+              blacklisted
+                ? "kmodd’s own line in modprobe.d goes."
+                : "kmodd’s own file in modprobe.d gets a line: no device loads it any more. What is loaded now stays.",
+            ),
         }),
       ),
+      hasOptions(parameters, line) &&
+        button("options", "Options at load …", () => setOptions(name, parameters, line)),
     ),
   ];
 }
@@ -167,6 +181,7 @@ export function open(main, name) {
     ]);
     history = read.records ? {records: worthTelling(read.records)} : read;
     const isLoaded = ["live", "coming", "going"].includes(explained.state);
+    const isBuiltin = explained.state === "builtin"; // its parameters stand on the kernel's command line
     const canLoad = ["available", "disabled"].includes(explained.state);
     const ahead =
       isLoaded || canLoad ? await settled(plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
@@ -210,7 +225,12 @@ export function open(main, name) {
             ),
           ),
         section("Parameters", described.problem ? panel(described.problem) : parameters(described)),
-        section("Rules", config.problem ? panel(config.problem) : boot(explained.name, config.rules)),
+        section(
+          "Rules",
+          config.problem
+            ? panel(config.problem)
+            : boot(explained.name, config.rules, isBuiltin ? [] : described.parameters || []),
+        ),
         section(
           "History",
           history.problem ? panel(history.problem) : records(history.records),
