@@ -55,7 +55,7 @@ class Browser:
             "binary": shutil.which("chromium"),
             "args": [*FLAGS, f"--user-data-dir={profile}"],
         }
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         found = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{found['sessionId']}"
 
@@ -206,6 +206,19 @@ class Browser:
         return [
             entry["message"] for entry in self._do("POST", "/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"
         ]
+
+    def requests(self) -> list[tuple[str, int]]:
+        """What the page asked for since last time: each URL, and the status of the answer (0: there was none)."""
+        found: dict[str, tuple[str, int]] = {}
+        for entry in self._do("POST", "/se/log", {"type": "performance"}):
+            event = json.loads(entry["message"])["message"]
+            facts = event["params"]
+            match event["method"]:
+                case "Network.requestWillBeSent":
+                    found[facts["requestId"]] = (facts["request"]["url"], 0)
+                case "Network.responseReceived":
+                    found[facts["requestId"]] = (facts["response"]["url"], facts["response"]["status"])
+        return list(found.values())
 
     def violations(self) -> list[str]:
         """What axe finds wrong for people who do not see, or not well, or have no mouse."""
