@@ -238,6 +238,27 @@ def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:
     page.browser.press("Escape")
 
 
+def test_a_look_that_fails_says_so(page: Page) -> None:
+    browser = page.browser
+    browser.run(
+        "window.whole = window.fetch;"
+        "window.fetch = (path, ...rest) => path.endsWith('=all') ? Promise.reject(new TypeError()) : whole(path, ...rest)"
+    )
+    browser.click("label[for=state-all]")
+    browser.see(".failure", "The connection to the gateway failed")
+    browser.run("window.fetch = window.whole")
+    browser.click("label[for=state-builtin]")
+    browser.gone(".failure")
+    browser.see("table.sorted", "printk")
+
+
+def test_a_module_that_is_not_loaded_says_what_stands_in_the_way(page: Page) -> None:
+    page.visit("modules/overlay")
+    page.browser.see("section", "Why it is not loaded\n\nNothing stands in the way of loading it.")
+    page.visit("modules/printk")
+    page.browser.see("section", "Why it is there\n\nPart of the kernel image.")
+
+
 def test_without_kmodd_it_says_so_and_finds_it_again(window: Page, served: Gateway, address: str) -> None:
     browser = window.browser
     with daemon(address):

@@ -38,7 +38,7 @@ class Shown {
     this.waiting = make("p", {class: "nothing", role: "status"}, "Asking kmodd …");
     main.replaceChildren(heading, this.trouble, this.waiting, body);
     this.body = body;
-    this.opened = source.open(body, argument);
+    this.opened = source.open(body, argument, () => this.look());
     body.hidden = true;
     heading.textContent = this.opened.title;
     document.title = `${this.opened.title} – kmodd`;

@@ -2,7 +2,7 @@
 // One module's page: what it is, why it is there, what keeps it busy, and what would happen.
 
 import {ask, ofModule} from "./api.js";
-import {make, nothing, section, show} from "./dom.js";
+import {grid, make, nothing, section, show} from "./dom.js";
 import {panel, users} from "./failure.js";
 import {facts} from "./facts.js";
 import {records, worthTelling} from "./history.js";
@@ -23,11 +23,7 @@ const button = (key, text, act, kind = "", label = null) =>
 function why(explained) {
   const by = explained.loaded_by;
   return [
-    make(
-      "p",
-      {},
-      explained.because ? `${explained.because[0].toUpperCase()}${explained.because.slice(1)}.` : "It is not loaded.",
-    ),
+    explained.because && make("p", {}, `${explained.because[0].toUpperCase()}${explained.because.slice(1)}.`),
     by &&
       make(
         "p",
@@ -52,60 +48,35 @@ function parameters(described) {
   const rows = described.parameters || [];
   if (!rows.length) return [nothing("It has none.")];
   const values = described.live?.parameters || {};
-  return [
+  const row = (one) =>
     make(
-      "div",
-      {class: "wide"},
+      "tr",
+      {},
+      make("th", {scope: "row", class: "code"}, one.name),
       make(
-        "table",
-        {class: "parameters"},
-        make(
-          "thead",
-          {},
-          make(
-            "tr",
-            {},
-            ...["Name", "Value", "Type", "What it is", ""].map((text) =>
-              text ? make("th", {scope: "col"}, text) : make("td"),
-            ),
-          ),
-        ),
-        make(
-          "tbody",
-          {},
-          ...rows.map((one) =>
-            make(
-              "tr",
-              {},
-              make("th", {scope: "row", class: "code"}, one.name),
-              make(
-                "td",
-                {class: "code value"},
-                one.name in values
-                  ? values[one.name] || "(empty)"
-                  : make("span", {class: "dim"}, described.live ? "not shown" : ""),
-              ),
-              make("td", {class: "code dim type"}, one.type),
-              make("td", {class: "said"}, one.description),
-              make(
-                "td",
-                {class: "act"},
-                one.writable
-                  ? button(
-                      `set-${one.name}`,
-                      "Set …",
-                      () => setParameter(described.name, one, values[one.name]),
-                      "small",
-                      `Set … ${one.name}`,
-                    )
-                  : described.live && make("span", {class: "dim"}, "read-only"),
-              ),
-            ),
-          ),
-        ),
+        "td",
+        {class: "code value"},
+        one.name in values
+          ? values[one.name] || "(empty)"
+          : make("span", {class: "dim"}, described.live ? "not shown" : ""),
       ),
-    ),
-  ];
+      make("td", {class: "code dim type"}, one.type),
+      make("td", {class: "said"}, one.description),
+      make(
+        "td",
+        {class: "act"},
+        one.writable
+          ? button(
+              `set-${one.name}`,
+              "Set …",
+              () => setParameter(described.name, one, values[one.name]),
+              "small",
+              `Set … ${one.name}`,
+            )
+          : described.live && make("span", {class: "dim"}, "read-only"),
+      ),
+    );
+  return [grid("parameters", ["Name", "Value", "Type", "What it is", ""], rows.map(row))];
 }
 
 function boot(name, rules, parameters) {
@@ -182,6 +153,7 @@ export function open(main, name) {
     history = read.records ? {records: worthTelling(read.records)} : read;
     const isLoaded = ["live", "coming", "going"].includes(explained.state);
     const isBuiltin = explained.state === "builtin"; // its parameters stand on the kernel's command line
+    const free = explained.loadable && !explained.because ? ["Nothing stands in the way of loading it."] : [];
     const canLoad = ["available", "disabled"].includes(explained.state);
     const ahead =
       isLoaded || canLoad ? await settled(plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
@@ -204,9 +176,9 @@ export function open(main, name) {
         "div",
         {class: "column"},
         section(
-          isLoaded ? "Why it is loaded" : "Why it is not loaded",
+          isLoaded ? "Why it is loaded" : isBuiltin ? "Why it is there" : "Why it is not loaded",
           why(explained),
-          !isLoaded && explained.blockers.map((text) => make("p", {}, text)),
+          !isLoaded && (explained.blockers.length ? explained.blockers : free).map((text) => make("p", {}, text)),
         ),
         isLoaded && section("What keeps it busy", busy(explained)),
         ahead &&

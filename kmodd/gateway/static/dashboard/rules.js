@@ -3,7 +3,7 @@
 
 import {ask} from "./api.js";
 import {change} from "./change.js";
-import {make, moduleLink, nothing, section, show} from "./dom.js";
+import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
 import {panel} from "./failure.js";
 import {count} from "./wording.js";
 
@@ -28,7 +28,7 @@ function row(rule) {
       "td",
       {},
       make("code", {}, `${rule.file}${rule.line ? `:${rule.line}` : ""}`),
-      rule.ours && make("span", {class: "chip"}, "kmodd’s"),
+      rule.ours && [" ", make("span", {class: "chip"}, "kmodd’s")],
       rule.shadowed_by &&
         make("p", {class: "warn"}, "not in force: ", make("code", {}, rule.shadowed_by), " comes first"),
       rule.masks?.length > 0 && make("p", {class: "dim"}, "masks ", make("code", {}, rule.masks.join(", "))),
@@ -38,54 +38,23 @@ function row(rule) {
 }
 
 /** Rules as a table. */
-export function table(rules) {
-  return make(
-    "div",
-    {class: "wide"},
-    make(
-      "table",
-      {class: "rules"},
-      make(
-        "thead",
-        {},
-        make("tr", {}, ...["Kind", "Module", "Value", "Where"].map((text) => make("th", {scope: "col"}, text))),
-      ),
-      make("tbody", {}, ...rules.map(row)),
-    ),
-  );
-}
+export const table = (rules) => grid("rules", ["Kind", "Module", "Value", "Where"], rules.map(row));
 
-function drifts(found) {
-  if (!found.length) return nothing("Nothing: the machine is as its files want it.");
-  return make(
-    "div",
-    {class: "wide"},
-    make(
-      "table",
-      {class: "rules"},
-      make(
-        "thead",
-        {},
-        make("tr", {}, ...["Module", "Kind", "Wanted", "Is", "Hint"].map((text) => make("th", {scope: "col"}, text))),
-      ),
-      make(
-        "tbody",
-        {},
-        ...found.map((one) =>
-          make(
-            "tr",
-            {},
-            make("th", {scope: "row"}, one.module ? name(one.module) : "(the machine)"),
-            make("td", {}, one.kind),
-            make("td", {}, one.wanted),
-            make("td", {class: "warn"}, one.actual),
-            make("td", {}, one.hint && make("code", {}, one.hint)),
-          ),
-        ),
-      ),
-    ),
+const drift = (one) =>
+  make(
+    "tr",
+    {},
+    make("th", {scope: "row"}, one.module ? name(one.module) : "(the machine)"),
+    make("td", {}, one.kind),
+    make("td", {}, one.wanted),
+    make("td", {class: "warn"}, one.actual),
+    make("td", {}, one.hint && make("code", {}, one.hint)),
   );
-}
+
+const drifts = (found) =>
+  found.length
+    ? grid("rules", ["Module", "Kind", "Wanted", "Is", "Hint"], found.map(drift))
+    : nothing("Nothing: the machine is as its files want it.");
 
 /** What `Apply` did or would do, as a list. */
 function outcomes(found) {
