@@ -10,7 +10,7 @@ import pytest
 from kmodd.kernel.simulated_modules import RELEASE
 from tests.cli.private_bus import private_bus
 from tests.dashboard.browser import browser
-from tests.dashboard.page import Page
+from tests.dashboard.page import DESKTOP, PHONE, VIEWS, Page
 from tests.gateway.processes import Gateway, daemon, gateway, wait_for
 from tests.kernel.elf import module_file
 
@@ -80,7 +80,7 @@ def served(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 def window(served: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """A window on it."""
     with browser(tmp_path_factory.mktemp("browser")) as made:
-        made.look_like(1280, 800)
+        made.look_like(*DESKTOP)
         yield Page(made, f"http://127.0.0.1:{served.port}")
 
 
@@ -236,6 +236,20 @@ def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:
     page.confirm("a try")
     assert "BadModule" in page.browser.see("dialog .failure")
     page.browser.press("Escape")
+
+
+def test_on_a_phone_the_view_one_is_in_can_be_read_at_the_top(page: Page) -> None:
+    try:
+        page.browser.look_like(*PHONE, phone=True)
+        for view in VIEWS:
+            page.visit(view)
+            left, right = page.browser.run(
+                "const box = document.querySelector('nav [aria-current]').getBoundingClientRect(); return [box.left, box.right]"
+            )
+            assert left >= 0, view
+            assert right <= PHONE[0], view
+    finally:
+        page.browser.look_like(*DESKTOP)
 
 
 def test_a_look_that_fails_says_so(page: Page) -> None:

@@ -4,12 +4,22 @@
 
 const pretty = (value) => typeof value === "string" ? value : JSON.stringify(value, null, 2);
 
+// What stands between backquotes is a word of a program's.
+function say(node, text) {
+  node.replaceChildren(...text.split("`").map((part, index) => {
+    if (index % 2 === 0) return part;
+    const code = document.createElement("code");
+    code.textContent = part;
+    return code;
+  }));
+}
+
 function fill(list, rows) {
   for (const [name, text] of rows) {
     const term = document.createElement("dt");
     const description = document.createElement("dd");
     term.textContent = name;
-    description.textContent = text;
+    say(description, text);
     list.append(term, description);
   }
 }
@@ -39,7 +49,7 @@ function route(openapi, path, method, operation) {
   text(".path", path);
   text(".summary", operation.summary || "");
   text(".scope", operation["x-scope"] || "");
-  text(".text", operation.description || "");
+  say(node.querySelector(".text"), operation.description || "");
   const parameters = operation.parameters || [];
   const list = section(node, "parameters", parameters.length);
   if (list) fill(list.querySelector("dl"), parameters.map((one) =>

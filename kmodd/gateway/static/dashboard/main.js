@@ -102,8 +102,12 @@ function route() {
   view = new Shown(source, argument);
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.hash === `#/${VIEWS[name] ? name : "modules"}`;
-    if (here) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (!here) {
+      link.removeAttribute("aria-current");
+      continue;
+    }
+    link.setAttribute("aria-current", "page");
+    link.scrollIntoView({block: "nearest", inline: "nearest"}); // on a phone they are wider than the page
   }
   if (!first) {
     scrollTo(0, 0);
