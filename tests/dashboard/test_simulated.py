@@ -152,7 +152,7 @@ def test_options_are_written_and_taken_away(page: Page, served: Gateway) -> None
     assert "Nothing: " in browser.see("dialog .preview")
     browser.type("#change-parameter-mode", "1 2")
     browser.type("#change-parameter-arp_ip_target", r"C:\x")
-    assert browser.see("dialog .preview code") == r'options bonding mode="1 2" arp_ip_target=C:\x'
+    browser.see("dialog .preview code", r'options bonding mode="1 2" arp_ip_target=C:\x')
     assert lines() == []  # it was tried, and not written
     page.confirm("two links")
     browser.gone("dialog")
