@@ -248,6 +248,14 @@ def test_on_a_phone_the_view_one_is_in_can_be_read_at_the_top(page: Page) -> Non
             )
             assert left >= 0, view
             assert right <= PHONE[0], view
+        # Also when something beside it becomes wider meanwhile, and when the phone is turned.
+        page.browser.run(
+            "document.getElementById('status').textContent = 'three words more'; dispatchEvent(new Event('resize'))"
+        )
+        assert (
+            page.browser.run("return document.querySelector('nav [aria-current]').getBoundingClientRect().right")
+            <= PHONE[0]
+        )
     finally:
         page.browser.look_like(*DESKTOP)
 
@@ -271,6 +279,9 @@ def test_a_module_that_is_not_loaded_says_what_stands_in_the_way(page: Page) -> 
     page.browser.see("section", "Why it is not loaded\n\nNothing stands in the way of loading it.")
     page.visit("modules/printk")
     page.browser.see("section", "Why it is there\n\nPart of the kernel image.")
+    # Its parameters are the kernel command line's: nothing here offers to set them.
+    assert "time" in page.browser.see("table.parameters")
+    assert not page.browser.texts("table.parameters button")
 
 
 def test_without_kmodd_it_says_so_and_finds_it_again(window: Page, served: Gateway, address: str) -> None:

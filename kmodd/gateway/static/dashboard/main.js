@@ -102,17 +102,21 @@ function route() {
   view = new Shown(source, argument);
   for (const link of document.querySelectorAll("nav a")) {
     const here = link.hash === `#/${VIEWS[name] ? name : "modules"}`;
-    if (!here) {
-      link.removeAttribute("aria-current");
-      continue;
-    }
-    link.setAttribute("aria-current", "page");
-    link.scrollIntoView({block: "nearest", inline: "nearest"}); // on a phone they are wider than the page
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
+  keepInSight();
   if (!first) {
     scrollTo(0, 0);
     view.heading.focus({preventScroll: true});
   }
+}
+
+/** On a phone the names of the views are wider than the page: move them so that the one that is shown can be read. */
+function keepInSight() {
+  const link = document.querySelector("nav [aria-current]");
+  const [box, room] = [link, link.closest("ul")].map((one) => one.getBoundingClientRect());
+  link.closest("ul").scrollLeft += Math.max(box.right - room.right, 0) + Math.min(box.left - room.left, 0);
 }
 
 async function summary() {
@@ -126,6 +130,7 @@ async function summary() {
     status.className = "chip bad";
     status.textContent = "away";
   }
+  keepInSight();
 }
 
 let kinds = [];
@@ -187,6 +192,7 @@ document.addEventListener("keydown", (event) => {
   search.focus();
 });
 addEventListener("hashchange", route);
+addEventListener("resize", keepInSight);
 route();
 summary();
 follow(told, connection);

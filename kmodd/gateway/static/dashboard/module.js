@@ -65,7 +65,7 @@ function parameters(described) {
       make(
         "td",
         {class: "act"},
-        one.writable
+        one.writable && described.live
           ? button(
               `set-${one.name}`,
               "Set …",
@@ -178,7 +178,7 @@ export function open(main, name) {
         section(
           isLoaded ? "Why it is loaded" : isBuiltin ? "Why it is there" : "Why it is not loaded",
           why(explained),
-          !isLoaded && (explained.blockers.length ? explained.blockers : free).map((text) => make("p", {}, text)),
+          !isLoaded && !isBuiltin && (explained.blockers.length ? explained.blockers : free).map((text) => make("p", {}, text)),
         ),
         isLoaded && section("What keeps it busy", busy(explained)),
         ahead &&
