@@ -101,9 +101,10 @@ class Poster:
         if not addresses:
             raise PostError("the host has only addresses that are not reachable from everywhere; see allow-networks")
         for number, address in enumerate(addresses):
+            is_last = number == len(addresses) - 1
             try:
                 # One that swallows everything, as IPv6 does on many a machine, leaves time for those after it.
-                async with asyncio.timeout(timeout / len(addresses)):
+                async with asyncio.timeout(None if is_last else timeout / len(addresses)):
                     return await asyncio.open_connection(
                         address,
                         url.port,
@@ -114,7 +115,7 @@ class Poster:
             except ssl.SSLError:
                 raise
             except OSError:
-                if number == len(addresses) - 1:
+                if is_last:
                     raise
         raise AssertionError("the last address answers or raises")
 
