@@ -180,6 +180,26 @@ def test_options_are_written_and_taken_away(page: Page, served: Gateway) -> None
     assert browser.run("return document.querySelector('[data-key=options]')") is None
 
 
+def test_options_that_not_everyone_may_read_are_not_taken_for_none(page: Page, served: Gateway) -> None:
+    path = "/v1/config/modules/bonding/options"
+    assert served.ask("PUT", path, {"parameters": {"mode": "1"}}).status == 200
+    browser = page.browser
+    browser.run(  # as it is of a file that somebody made readable by root alone
+        "const whole = window.fetch; window.fetch = async (path, ...rest) => {"
+        "const answer = await whole(path, ...rest); if (path !== '/v1/config') return answer;"
+        "const found = await answer.json(); for (const one of found.rules) delete one.value;"
+        "return new Response(JSON.stringify(found)); }"
+    )
+    page.visit("modules/bonding")
+    browser.see("table.rules", "not for everyone to read")
+    page.ask_for("options")
+    told = browser.see("dialog .preview")
+    assert "what is written here replaces all of it" in told
+    assert "own line in modprobe.d goes" in told
+    browser.press("Escape")
+    assert served.ask("DELETE", path).status == 200
+
+
 def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
     rules = served.ask("GET", "/v1/config").document
     page.visit("modules/crc16")

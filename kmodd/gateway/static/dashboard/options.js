@@ -15,7 +15,7 @@ const spell = (values) =>
     .map(([name, value]) => (/\s/.test(value) ? `${name}="${value}"` : `${name}=${value}`))
     .join(" ");
 
-function told(module, own, wanted) {
+function told(module, own, wanted, isHidden) {
   const left = Object.keys(own).filter((name) => !(name in wanted));
   if (Object.keys(wanted).length)
     return [
@@ -24,7 +24,7 @@ function told(module, own, wanted) {
       left.length > 0 && make("p", {}, "No longer given: ", make("code", {}, left.join(", "))),
       make("p", {}, "It counts from the next load on. What is loaded now keeps its values."),
     ];
-  return left.length
+  return left.length || isHidden
     ? make("p", {}, "kmodd’s own line in modprobe.d goes. What is loaded now keeps its values.")
     : make("p", {}, "Nothing: kmodd’s own file in modprobe.d has no line about it, and gets none.");
 }
@@ -35,6 +35,7 @@ export const hasOptions = (parameters, line) => parameters.length > 0 || line !=
 /** Write the line, or take it away where every field is empty. `line` is the rule that is there, if there is one. */
 export function setOptions(module, parameters, line) {
   const own = parse(line?.value || "");
+  const isHidden = line !== undefined && line.value === undefined;
   const known = parameters.map((one) => one.name);
   // What its file does not tell of can be given all the same, such as dyndbg.
   const others = Object.keys(own).filter((name) => !known.includes(name));
@@ -44,6 +45,10 @@ export function setOptions(module, parameters, line) {
     path: "options",
     fields: parameterFields([...parameters, ...others.map((name) => ({name}))], own),
     body: (values) => ({parameters: given(values)}),
-    told: (values) => told(module, own, given(values)),
+    told: (values) => [
+      isHidden &&
+        make("p", {}, "kmodd’s own line is there, and not for everyone to read: what is written here replaces all of it."),
+      told(module, own, given(values), isHidden),
+    ],
   });
 }
