@@ -200,6 +200,27 @@ def test_options_that_not_everyone_may_read_are_not_taken_for_none(page: Page, s
     assert served.ask("DELETE", path).status == 200
 
 
+def test_what_apply_would_do_is_not_told_as_done(page: Page) -> None:
+    browser = page.browser
+    browser.run(
+        "const whole = window.fetch; const answers = {"
+        "'/v1/config/drift': {drift: [{module: 'loop', kind: 'presence', wanted: 'loaded', actual: 'absent', hint: ''}]},"
+        "'/v1/config/apply': {results: ["
+        "{module: 'vfat', result: 'changed', error: '', touched: ['fat', 'vfat']},"
+        "{module: 'loop', result: 'failed', error: 'DisabledByPolicy', touched: []}]}};"
+        "window.fetch = async (path, ...rest) =>"
+        " path in answers ? new Response(JSON.stringify(answers[path])) : whole(path, ...rest)"
+    )
+    page.visit("config")
+    page.ask_for("apply")
+    assert [text.split() for text in browser.texts("dialog .plan li")] == [
+        ["change", "vfat", "fat"],
+        ["fail", "loop", "DisabledByPolicy"],
+    ]
+    assert browser.text("dialog button.primary") == "Try it anyway"
+    browser.press("Escape")
+
+
 def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
     rules = served.ask("GET", "/v1/config").document
     page.visit("modules/crc16")

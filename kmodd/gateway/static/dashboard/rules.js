@@ -56,7 +56,10 @@ const drifts = (found) =>
     ? grid("rules", ["Module", "Kind", "Wanted", "Is", "Hint"], found.map(drift))
     : nothing("Nothing: the machine is as its files want it.");
 
-/** What `Apply` did or would do, as a list. */
+// A dry run answers as if it had been done.
+const AHEAD = {changed: "change", unchanged: "leave", failed: "fail", "rolled-back": "undo", skipped: "skip"};
+
+/** What `Apply` would do, as a list. */
 function outcomes(found) {
   if (!found.length) return make("p", {class: "nothing"}, "Nothing: it is so already.");
   return make(
@@ -66,11 +69,11 @@ function outcomes(found) {
       make(
         "li",
         {class: one.error ? "fails" : ""},
-        make("span", {class: "verb"}, one.result),
+        make("span", {class: "verb"}, AHEAD[one.result] || one.result),
         " ",
         one.module && moduleLink(one.module),
         " ",
-        make("span", {class: "because"}, one.touched.join(", ")),
+        make("span", {class: "because"}, one.touched.filter((name) => name !== one.module).join(", ")),
         one.error && make("p", {class: "why"}, make("code", {}, one.error)),
       ),
     ),
