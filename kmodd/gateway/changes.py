@@ -17,6 +17,7 @@ from kmodd.gateway.models import (
     OperationRequest,
     ParameterRequest,
     PlanRequest,
+    Reasoned,
     UnloadRequest,
 )
 from kmodd.gateway.principal import Principal
@@ -49,6 +50,7 @@ class Intent:
     action: str
     modules: str
     reason: str = ""
+    dry_run: bool = False
 
 
 class Changes:
@@ -71,7 +73,7 @@ class Changes:
         options = self._options(who, asked.reason, dry_run=asked.dry_run, timeout=asked.timeout)
         if asked.override_policy:
             options["override-policy"] = True
-        async with self.doing(who, Intent(action, name, asked.reason)) as client:
+        async with self.doing(who, Intent(action, name, asked.reason, asked.dry_run)) as client:
             await self._confine(client, who, [(action, name, parameters)], override_policy=asked.override_policy)
             inserted = await client.data(action.capitalize(), name, parameters, options=options)
         return _told(name, "inserted", inserted, f"{action}ed", dry_run=asked.dry_run)
@@ -81,7 +83,7 @@ class Changes:
         name = parse_module(module)
         also = {"dependents": asked.dependents, "unused-dependencies": asked.unused_dependencies}
         options = self._options(who, asked.reason, dry_run=asked.dry_run, timeout=asked.timeout) | also
-        async with self.doing(who, Intent("unload", name, asked.reason)) as client:
+        async with self.doing(who, Intent("unload", name, asked.reason, asked.dry_run)) as client:
             await self._confine(client, who, [("unload", name, {})], **also)
             removed = await client.data("Unload", name, options=options)
         return _told(name, "removed", removed, "unloaded", dry_run=asked.dry_run)
@@ -92,7 +94,8 @@ class Changes:
         for action, _, _ in operations:
             require_action(who, action)
         options = self._options(who, asked.reason, dry_run=asked.dry_run) | {"atomic": asked.atomic}
-        intent = Intent("batch", " ".join(dict.fromkeys(name for _, name, _ in operations)), asked.reason)
+        names = " ".join(dict.fromkeys(name for _, name, _ in operations))
+        intent = Intent("batch", names, asked.reason, asked.dry_run)
         async with self.doing(who, intent) as client:
             await self._confine(client, who, operations)
             rows = await client.data("Batch", operations, options=options)
@@ -125,11 +128,11 @@ class Changes:
             held = await client.set_parameter(name, key, text)
         return {"module": name, "parameter": key, "value": held}
 
-    async def reset_failed(self, who: Principal, module: str) -> dict[str, Any]:
+    async def reset_failed(self, who: Principal, module: str, asked: Reasoned) -> dict[str, Any]:
         """Forget a failed operation."""
-        name = parse_module(module)
+        name, reason = parse_module(module), parse_reason(asked.reason)
         who.require_modules([name])
-        async with self.doing(who, Intent("reset-failed", name)) as client:
+        async with self.doing(who, Intent("reset-failed", name, reason)) as client:
             await client.reset_failed(name)
         return {"message": f"Nothing failed is remembered of module {name} any more", "module": name}
 
@@ -203,16 +206,17 @@ class Changes:
             return  # what is known already is answered
 
     def _write(self, who: Principal, intent: Intent, started: float, error: KmoddError | None) -> None:
-        result = "failed" if error else "done"
+        # Nobody who reads it should think that something was done.
+        done, said = ("dry-run", "could be done, a dry run") if intent.dry_run else ("done", "done")
         # Once the answer is on its way: the client need not wait for the journal.
         asyncio.get_running_loop().call_soon(
             self._record,
             Record(
                 event="gateway.operation",
-                message=f"{who.name}: {intent.action} {intent.modules}: {error.title if error else 'done'}",
+                message=f"{who.name}: {intent.action} {intent.modules}: {error.title if error else said}",
                 module=intent.modules,
                 action=intent.action,
-                result=result,
+                result="failed" if error else done,
                 error=error.name() if error else "",
                 reason=intent.reason,
                 duration_usec=int((self._clock() - started) * 1_000_000),

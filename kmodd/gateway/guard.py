@@ -140,7 +140,7 @@ class Guard:
             self._counts.refused("credentials")
             wait = self._strangers.take(address)
             if wait:
-                raise _too_many(wait) from None
+                raise _too_many(wait, "without a valid token from this address") from None
             self._refused(address, str(refused))
             raise HttpProblem(
                 401,
@@ -149,7 +149,7 @@ class Guard:
             ) from None
         if wait := self._rate.take(principal.name):
             self._counts.refused("rate")
-            raise _too_many(wait)
+            raise _too_many(wait, "with this token")
         return principal
 
     def _check_body(self, headers: Headers, *, is_upload: bool) -> int | None:
@@ -179,7 +179,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise HttpProblem(400, "the connection ended before the body did")
+                        raise HttpProblem(400, BROKEN_OFF)
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > self._limits.body:
@@ -194,6 +194,7 @@ class Guard:
             ) from None
 
 
+BROKEN_OFF = "the connection ended before the body did"
 JSON = b"application/json"
 OCTETS = b"application/octet-stream"
 
@@ -250,6 +251,8 @@ class _Bounded:
                 message = await self._receive()
         except TimeoutError:
             raise HttpProblem(408, "the body took too long", {"Connection": "close"}) from None
+        if message["type"] == "http.disconnect":
+            raise HttpProblem(400, BROKEN_OFF)
         self._ended = not message.get("more_body", False)
         self._left -= len(message.get("body", b""))
         if self._left < 0:
@@ -257,8 +260,8 @@ class _Bounded:
         return message
 
 
-def _too_many(wait: float) -> HttpProblem:
-    return HttpProblem(429, "too many requests with this token", {"Retry-After": str(int(wait) + 1)})
+def _too_many(wait: float, whose: str) -> HttpProblem:
+    return HttpProblem(429, f"too many requests {whose}", {"Retry-After": str(int(wait) + 1)})
 
 
 def _first(headers: Headers, name: bytes) -> bytes | None:

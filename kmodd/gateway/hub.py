@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 KEPT = 2048
 """Events that can be caught up with."""
-BEHIND_MAX = 1024
-"""Events a follower may be behind before it is dropped."""
+TAKEN = 256
+"""Events that go to a follower at once: a thousand who catch up together must not each have a copy of everything."""
 
 
 class TooSlowError(Exception):
@@ -80,12 +80,12 @@ class Hub:
             raise Closed
 
     def take(self, place: int) -> tuple[bytes, int]:
-        """Everything from this place on, and the next place; TooSlowError when too much was missed."""
-        behind = self._next - place
-        if behind > BEHIND_MAX or place < self._oldest:
+        """What comes from this place on, and the place after it; TooSlowError when that is forgotten already."""
+        if place < self._oldest:
             raise TooSlowError
-        start = len(self._ring) - behind
-        return b"".join(self._ring[index] for index in range(start, len(self._ring))), self._next
+        start = place - self._oldest
+        end = min(start + TAKEN, len(self._ring))
+        return b"".join(self._ring[index] for index in range(start, end)), place + end - start
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, None

@@ -20,10 +20,15 @@ else:
 Parameters = dict[str, Text]
 
 
-class Change(BaseModel, extra="forbid"):
-    """What every change takes."""
+class Reasoned(BaseModel, extra="forbid"):
+    """Why."""
 
     reason: Reason = Field(default="", description="One line for the journal.")
+
+
+class Change(Reasoned, extra="forbid"):
+    """What every change takes."""
+
     dry_run: StrictBool = Field(
         default=False, description="Check everything, answer what would be done, change nothing."
     )

@@ -91,10 +91,13 @@ def router(changes: Changes) -> APIRouter:
 
     @made.post("/v1/modules/{module}/reset-failed", response_model=models.Told, operation_id="reset_failed",
                **told("load", "Stuck", "Busy",
-                      example={"message": "Nothing failed is remembered of module loop any more", "module": "loop"}))  # fmt: skip
-    async def reset_failed(module: str = MODULE, who: Principal = needs("load")) -> Answer:
+                      example={"message": "Nothing failed is remembered of module loop any more", "module": "loop"},
+                      body={"reason": "the cable is in again"}))  # fmt: skip
+    async def reset_failed(
+        body: models.Reasoned | None = None, module: str = MODULE, who: Principal = needs("load")
+    ) -> Answer:
         """Forget a failed operation, and unlock a stuck one once the kernel has let go of it."""
-        return Answer(await changes.reset_failed(who, module))
+        return Answer(await changes.reset_failed(who, module, body or models.Reasoned()))
 
     @made.post("/v1/batch", response_model=models.Results, operation_id="batch",
                **told("load or unload, by operation", *_BOTH,

@@ -36,7 +36,7 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         name, reason = parse_module(module), parse_reason(asked.reason)
         who.require_modules([name])
         options = {**_options(who, asked, reason), **more}
-        async with changes.doing(who, Intent(member, name, reason)) as client:
+        async with changes.doing(who, Intent(member, name, reason, asked.dry_run)) as client:
             await Configuration(client).data(member, name, *rest, options=options)
         said = "would be" if asked.dry_run else "are"
         return Answer({"message": f"Rules about module {name} {said} as asked", "module": name})
@@ -107,16 +107,18 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
         asked = body or models.Change()
         reason = parse_reason(asked.reason)
         _require_all(who)
-        async with changes.doing(who, Intent("Apply", "", reason)) as client:
+        async with changes.doing(who, Intent("Apply", "", reason, asked.dry_run)) as client:
             rows = await Configuration(client).data("Apply", options=_options(who, asked, reason))
         return Answer(results(rows))
 
     @made.post("/v1/config/reload", response_model=models_rules.Message, operation_id="reload_config",
-               **told("configure", "Conflict", example={"message": "The files are read again", "module": ""}))  # fmt: skip
-    async def reload(who: Principal = needs("configure")) -> Answer:
+               **told("configure", "Conflict", example={"message": "The files are read again", "module": ""},
+                      body={"reason": "edited by hand"}))  # fmt: skip
+    async def reload(body: models.Reasoned | None = None, who: Principal = needs("configure")) -> Answer:
         """Read kmodd's files again; a bad file is a clear error, and the old settings stay."""
+        reason = parse_reason(body.reason if body else "")
         _require_all(who)
-        async with changes.doing(who, Intent("Reload", "")) as client:
+        async with changes.doing(who, Intent("Reload", "", reason)) as client:
             await Configuration(client).data("Reload")
         return Answer({"message": "The files are read again", "module": ""})
 

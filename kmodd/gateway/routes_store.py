@@ -89,7 +89,7 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
                     raise HttpProblem(400, "the body is the module's file; it is empty")
                 file.flush()
                 file.seek(0)
-                async with changes.doing(who, Intent("Import", "")) as client:
+                async with changes.doing(who, Intent("Import", "", wanted["description"])) as client:
                     found = await Store(client).import_file(
                         file.fileno(), shadow=shadow, on_behalf_of=who.name, **wanted
                     )
@@ -122,11 +122,16 @@ def router(changes: Changes, link: DaemonLink) -> APIRouter:
     @made.delete("/v1/store/{name}/{version}", response_model=models_rules.Message, operation_id="remove_version",
                  **told("import", "NoSuchModule", "NoSuchVersion", "Conflict",
                         example={"message": "Version 1.2 of module loop_custom is removed", "module": "loop_custom"}))  # fmt: skip
-    async def remove(name: str = NAME, version: str = VERSION, who: Principal = needs("import")) -> Answer:
+    async def remove(
+        name: str = NAME,
+        version: str = VERSION,
+        reason: str = Query("", max_length=1024, description="One line for the journal."),
+        who: Principal = needs("import"),
+    ) -> Answer:
         """Remove a version that is not active."""
         module, exact = parse_module(name), parse_version(version)
         who.require_modules([module])
-        async with changes.doing(who, Intent("Remove", module)) as client:
+        async with changes.doing(who, Intent("Remove", module, parse_reason(reason))) as client:
             await Store(client).remove(module, exact)
         return Answer({"message": f"Version {exact} of module {module} is removed", "module": module})
 

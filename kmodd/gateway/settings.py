@@ -15,6 +15,9 @@ HOSTS = ("localhost", "127.0.0.1", "[::1]")
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
 """Signatures of JWTs that are ever accepted: asymmetric ones. The gateway could forge what it can check with HS256."""
 
+SECONDS_MAX = 1_000_000
+"""More is a mistake, and neither infinite nor no number at all."""
+
 T = TypeVar("T")
 
 
@@ -200,12 +203,15 @@ class _Table:
     def seconds(self, name: str, default: float) -> float:
         self._left.discard(name)
         value = self._data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ConfigurationError(f"{self._path}{name} is a number, not below 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= SECONDS_MAX:
+            raise ConfigurationError(f"{self._path}{name} is a number from 0 to {SECONDS_MAX}")
         return float(value)
 
     def table(self, name: str) -> "_Table":
         return _Table(self._get(name, dict, {}), f"{self._path}{name}.")
 
     def tables(self, name: str) -> list["_Table"]:
-        return [_Table(row, f"{self._path}{name}.") for row in self._get(name, list, [])]
+        rows = self._get(name, list, [])
+        if not all(isinstance(row, dict) for row in rows):
+            raise ConfigurationError(f"{self._path}{name} is a list of tables, each written [[{name}]]")
+        return [_Table(row, f"{self._path}{name}.") for row in rows]

@@ -56,7 +56,7 @@ class Poster:
         """Post and answer; PostError when nothing came back within so many seconds."""
         try:
             async with asyncio.timeout(timeout):
-                return await self._post(url, headers, body)
+                return await self._post(url, headers, body, timeout)
         except TimeoutError:
             raise PostError(f"no answer within {timeout:g} seconds") from None
         except ssl.SSLCertVerificationError as error:
@@ -73,8 +73,8 @@ class Poster:
             # asyncio's own text has the address in it, which is nobody's business.
             raise PostError(f"no connection: {os.strerror(error.errno) if error.errno else 'it failed'}") from None
 
-    async def _post(self, url: Url, headers: Mapping[str, str], body: bytes) -> Answer:
-        reader, writer = await self._connect(url)
+    async def _post(self, url: Url, headers: Mapping[str, str], body: bytes, timeout: float) -> Answer:
+        reader, writer = await self._connect(url, timeout)
         try:
             lines = [
                 f"POST {url.target} HTTP/1.1",
@@ -94,25 +94,28 @@ class Poster:
             with suppress(OSError):
                 await writer.wait_closed()
 
-    async def _connect(self, url: Url) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self, url: Url, timeout: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         literal = parse_address(url.host)
         found = [url.host] if literal is not None else await self._resolve(url.host, url.port)
         addresses = [text for text in dict.fromkeys(found) if self._may_reach(text)]
         if not addresses:
             raise PostError("the host has only addresses that are not reachable from everywhere; see allow-networks")
         for number, address in enumerate(addresses):
+            is_last = number == len(addresses) - 1
             try:
-                return await asyncio.open_connection(
-                    address,
-                    url.port,
-                    limit=HEADERS_MAX,
-                    ssl=self._tls if url.secure else None,
-                    server_hostname=url.host.rstrip(".") if url.secure else None,
-                )
+                # One that swallows everything, as IPv6 does on many a machine, leaves time for those after it.
+                async with asyncio.timeout(None if is_last else timeout / len(addresses)):
+                    return await asyncio.open_connection(
+                        address,
+                        url.port,
+                        limit=HEADERS_MAX,
+                        ssl=self._tls if url.secure else None,
+                        server_hostname=url.host.rstrip(".") if url.secure else None,
+                    )
             except ssl.SSLError:
                 raise
             except OSError:
-                if number == len(addresses) - 1:
+                if is_last:
                     raise
         raise AssertionError("the last address answers or raises")
 
@@ -140,7 +143,7 @@ def retry_after(text: str, now: float) -> float:
     """Seconds of a Retry-After header, a number or a date; 0 for what is neither."""
     if text.isdecimal():
         return float(text[:9])
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         return max(0.0, parsedate_to_datetime(text).timestamp() - now)
     return 0.0
 

@@ -4,7 +4,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 SEVERITIES = ("info", "notice", "warning", "error")
@@ -72,8 +72,9 @@ class Notice:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Undo `dump`."""
-        values = json.loads(text)
+        """Undo `dump`. What a newer version wrote besides is passed over: a queue outlives the return to an older one."""
+        known = {one.name for one in fields(cls)}
+        values = {name: value for name, value in json.loads(text).items() if name in known}
         values["kernel_log"] = tuple(values.get("kernel_log", ()))
         return cls(**{"message": "", **values})
 

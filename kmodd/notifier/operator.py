@@ -127,17 +127,14 @@ class Operator:
             return WebhookChannel(endpoint, poster, self._machine.host, self._machine.clock)
         if configuration.smtp is None:
             raise ConfigurationError(f"email.{endpoint.name}: there is no mail server")
+        if ca_file := configuration.smtp.ca_file:
+            _trust(ca_file, "smtp")  # each mail reads it again; here it is told that it can be read
         return MailChannel(endpoint, configuration.smtp, self._machine.host, self._machine.clock)
 
     def _tls(self, webhook: Webhook) -> ssl.SSLContext:
         # The system's certificates are megabytes once parsed: one context for all.
         if webhook.ca_file not in self._contexts:
-            try:
-                self._contexts[webhook.ca_file] = ssl.create_default_context(cafile=webhook.ca_file or None)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"webhook.{webhook.name}: ca-file cannot be used: {error.strerror or 'no certificates in it'}"
-                ) from None
+            self._contexts[webhook.ca_file] = _trust(webhook.ca_file, f"webhook.{webhook.name}")
         return self._contexts[webhook.ca_file]
 
     # --- what is asked over the bus -----------------------------------------------------------------------------------
@@ -252,3 +249,12 @@ class Operator:
             ):
                 samples.append((f"kmodd_notifier_{name}", kind, labels, float(values[key])))
         return samples
+
+
+def _trust(ca_file: str, about: str) -> ssl.SSLContext:
+    """What verifies servers by the certificates in the file, or by the system's when it is empty."""
+    try:
+        return ssl.create_default_context(cafile=ca_file or None)
+    except OSError as error:
+        why = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else "no certificates in it"
+        raise ConfigurationError(f"{about}: ca-file cannot be used: {why}") from None

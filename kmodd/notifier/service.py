@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The interface org.kmodd1.Notifier: what `kmodctl notify` and the gateway ask."""
 
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from kmodd.errors import InvalidArgs, KmoddError
+from kmodd.errors import InvalidArgs, KmoddError, NotPermitted
 from kmodd.log import Logger
 from kmodd.notifier.authority import Authority
 from kmodd.notifier.bus_name import Answer, Incoming, variants
@@ -56,13 +57,13 @@ class Service:
         if call.signature != wanted:
             raise InvalidArgs(f"{member} takes ({wanted})")
         if member in _PUBLIC:
-            return await handler(*body)
+            return await _kept(handler(*body))
         if member != "Reload":
             parse_name(body[0])
         uid = None
         try:
             uid = await self._authority.check(call.sender, interactive=call.interactive)
-            reply = await handler(*body)
+            reply = await _kept(handler(*body))
         except KmoddError as error:
             self._logger.warning("notifier.refused", message=f"{member}: {error.message}", uid=uid, sender=call.sender)
             raise
@@ -108,6 +109,15 @@ class Service:
     async def _reload(self) -> Answer:
         self._operator.reload()
         return "", []
+
+
+async def _kept(answer: Awaitable[Answer]) -> Answer:
+    """The answer; a disk that is full or broken is no bug of ours."""
+    try:
+        return await answer
+    except (sqlite3.Error, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise NotPermitted(f"the notifier cannot use its files: {why}") from error
 
 
 def _split(options: Mapping[str, Any], own: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,8 +33,8 @@ FLAGS = (
 AXE = Path(axe_core_python.__file__).parent / "axe.min.js"
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The protocol's name for a reference to an element."""
-KEYS = {"Tab": "\ue004", "Enter": "\ue007", "Escape": "\ue00c", "Space": "\ue00d", "Shift": "\ue008", "Left": "\ue012",
-        "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}  # fmt: skip
+KEYS = {"Backspace": "\ue003", "Tab": "\ue004", "Enter": "\ue007", "Shift": "\ue008", "Escape": "\ue00c",
+        "Space": "\ue00d", "Left": "\ue012", "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}  # fmt: skip
 
 
 class BrowserError(AssertionError):
@@ -55,7 +55,7 @@ class Browser:
             "binary": shutil.which("chromium"),
             "args": [*FLAGS, f"--user-data-dir={profile}"],
         }
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         found = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{found['sessionId']}"
 
@@ -129,7 +129,8 @@ class Browser:
         self.see(selector)
         element = self.element(selector)
         self._do("POST", f"/element/{element}/clear")
-        self._do("POST", f"/element/{element}/value", {"text": text})
+        # Pages hear of keys, and not of the clearing.
+        self._do("POST", f"/element/{element}/value", {"text": text or f"x{KEYS['Backspace']}"})
 
     def choose(self, selector: str, file: Path) -> None:
         """Choose a file in a field for one."""
@@ -205,6 +206,19 @@ class Browser:
         return [
             entry["message"] for entry in self._do("POST", "/se/log", {"type": "browser"}) if entry["level"] == "SEVERE"
         ]
+
+    def requests(self) -> list[tuple[str, int]]:
+        """What the page asked for since last time: each URL, and the status of the answer (0: there was none)."""
+        found: dict[str, tuple[str, int]] = {}
+        for entry in self._do("POST", "/se/log", {"type": "performance"}):
+            event = json.loads(entry["message"])["message"]
+            facts = event["params"]
+            match event["method"]:
+                case "Network.requestWillBeSent":
+                    found[facts["requestId"]] = (facts["request"]["url"], 0)
+                case "Network.responseReceived":
+                    found[facts["requestId"]] = (facts["response"]["url"], facts["response"]["status"])
+        return list(found.values())
 
     def violations(self) -> list[str]:
         """What axe finds wrong for people who do not see, or not well, or have no mouse."""

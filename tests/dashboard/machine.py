@@ -14,9 +14,18 @@ from tests.vm.qemu import Options
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "/usr/src/kmodd"
 RULE = "/etc/polkit-1/rules.d/50-kmodd-gateway-modules.rules"
+CONFIGURE = """polkit.addRule(function (action, subject) {
+    if (subject.user === "kmodd-gateway" &&
+        ["org.kmodd1.configure", "org.kmodd1.import-module", "org.kmodd1.activate-module"].indexOf(action.id) >= 0) {
+        return polkit.Result.YES;
+    }
+    return undefined;
+});
+"""
+"""What an administrator adds who lets the dashboard change rules and store as well."""
 MODULES = [
-    "dummy", "overlay", "kmodd_test_dep_a", "kmodd_test_dep_b", "kmodd_test_dep_c", "kmodd_test_fail", "kmodd_test_info",
-    "kmodd_test_params",
+    "dummy", "overlay", "kmodd_test_dep_a", "kmodd_test_dep_b", "kmodd_test_dep_c", "kmodd_test_fail", "kmodd_test_good",
+    "kmodd_test_info", "kmodd_test_params",
 ]  # fmt: skip
 GUEST_PORT = 8080
 # The gateway listens on the loopback of the machine, where nothing from outside arrives.
@@ -44,7 +53,7 @@ def serving() -> Iterator[tuple[Machine, str]]:
         vm.run(f"make -C {SOURCE} install-gateway", timeout=180, check=True)
         rule = (ROOT / "polkit/examples/50-kmodd-gateway-modules.rules").read_text()
         rule = rule.replace('["loop", "dummy"]', json.dumps(MODULES)).replace("Parameters = false", "Parameters = true")
-        vm.write_file(RULE, rule)
+        vm.write_file(RULE, rule + CONFIGURE)
         vm.run("systemctl restart polkit.service", timeout=60, check=True)
         vm.run("kmodctl token create first --scope read", check=True)
         vm.run(f"systemctl start kmodd-gateway.socket kmodd-gateway.service && {RELAY}", timeout=90, check=True)

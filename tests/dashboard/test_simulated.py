@@ -10,8 +10,8 @@ import pytest
 from kmodd.kernel.simulated_modules import RELEASE
 from tests.cli.private_bus import private_bus
 from tests.dashboard.browser import browser
-from tests.dashboard.page import Page
-from tests.gateway.processes import Gateway, daemon, gateway
+from tests.dashboard.page import DESKTOP, PHONE, VIEWS, Page
+from tests.gateway.processes import Gateway, daemon, gateway, wait_for
 from tests.kernel.elf import module_file
 
 STRINGS = (
@@ -80,7 +80,7 @@ def served(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 def window(served: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """A window on it."""
     with browser(tmp_path_factory.mktemp("browser")) as made:
-        made.look_like(1280, 800)
+        made.look_like(*DESKTOP)
         yield Page(made, f"http://127.0.0.1:{served.port}")
 
 
@@ -132,6 +132,95 @@ def test_a_rule_is_written_and_taken_away(page: Page) -> None:
     browser.see("[data-key=autoload]", "Load at boot")
 
 
+def test_options_are_written_and_taken_away(page: Page, served: Gateway) -> None:
+    """One field for each parameter, filled with what kmodd's own line says; all of them empty takes it away."""
+    browser = page.browser
+
+    def lines() -> list[str]:
+        rules = served.ask("GET", "/v1/config").document["rules"]
+        return [rule["value"] for rule in rules if rule["kind"] == "options" and rule["ours"]]
+
+    def fields() -> dict[str, str]:
+        script = "return [...document.querySelectorAll('dialog input[id^=change-parameter-]')].map((one) => [one.name, one.value])"
+        return {name.removeprefix("parameter-"): value for name, value in browser.run(script)}
+
+    page.visit("modules/bonding")
+    page.ask_for("options")
+    parameters = [row["name"] for row in served.ask("GET", "/v1/modules/bonding").document["parameters"]]
+    assert fields() == dict.fromkeys(parameters, "")
+    assert browser.focused() == f"input change-parameter-{parameters[0]}"
+    assert "Nothing: " in browser.see("dialog .preview")
+    browser.type("#change-parameter-mode", "1 2")
+    browser.type("#change-parameter-arp_ip_target", r"C:\x")
+    browser.see("dialog .preview code", r'options bonding mode="1 2" arp_ip_target=C:\x')
+    assert lines() == []  # it was tried, and not written
+    page.confirm("two links")
+    browser.gone("dialog")
+    browser.see("#notice", "Rules about module bonding are as asked")
+    assert len(lines()) == 1
+
+    # What no file tells of is not lost.
+    values = {"mode": "1 2", "arp_ip_target": r"C:\x", "dyndbg": "+p"}
+    path = "/v1/config/modules/bonding/options"
+    assert served.ask("PUT", path, {"parameters": values}).status == 200
+    browser.see("table.rules", "dyndbg")
+    page.ask_for("options")
+    assert fields() == dict.fromkeys(parameters, "") | values
+    browser.type("#change-parameter-mode", "")
+    assert "No longer given: mode" in browser.see("dialog .preview", "No longer given")
+    browser.type("#change-parameter-mode", 'a "quote"')
+    assert "InvalidArgs" in browser.see("dialog .preview .failure")
+    for name in values:
+        browser.type(f"#change-parameter-{name}", "")
+    browser.see("dialog .preview", "own line in modprobe.d goes")
+    page.confirm("one link")
+    browser.gone("dialog")
+    assert lines() == []
+    page.visit("modules/printk")
+    assert browser.run("return document.querySelector('[data-key=options]')") is None
+
+
+def test_options_that_not_everyone_may_read_are_not_taken_for_none(page: Page, served: Gateway) -> None:
+    path = "/v1/config/modules/bonding/options"
+    assert served.ask("PUT", path, {"parameters": {"mode": "1"}}).status == 200
+    browser = page.browser
+    browser.run(  # as it is of a file that somebody made readable by root alone
+        "const whole = window.fetch; window.fetch = async (path, ...rest) => {"
+        "const answer = await whole(path, ...rest); if (path !== '/v1/config') return answer;"
+        "const found = await answer.json(); for (const one of found.rules) delete one.value;"
+        "return new Response(JSON.stringify(found)); }"
+    )
+    page.visit("modules/bonding")
+    browser.see("table.rules", "not for everyone to read")
+    page.ask_for("options")
+    told = browser.see("dialog .preview")
+    assert "what is written here replaces all of it" in told
+    assert "own line in modprobe.d goes" in told
+    browser.press("Escape")
+    assert served.ask("DELETE", path).status == 200
+
+
+def test_what_apply_would_do_is_not_told_as_done(page: Page) -> None:
+    browser = page.browser
+    browser.run(
+        "const whole = window.fetch; const answers = {"
+        "'/v1/config/drift': {drift: [{module: 'loop', kind: 'presence', wanted: 'loaded', actual: 'absent', hint: ''}]},"
+        "'/v1/config/apply': {results: ["
+        "{module: 'vfat', result: 'changed', error: '', touched: ['fat', 'vfat']},"
+        "{module: 'loop', result: 'failed', error: 'DisabledByPolicy', touched: []}]}};"
+        "window.fetch = async (path, ...rest) =>"
+        " path in answers ? new Response(JSON.stringify(answers[path])) : whole(path, ...rest)"
+    )
+    page.visit("config")
+    page.ask_for("apply")
+    assert [text.split() for text in browser.texts("dialog .plan li")] == [
+        ["change", "vfat", "fat"],
+        ["fail", "loop", "DisabledByPolicy"],
+    ]
+    assert browser.text("dialog button.primary") == "Try it anyway"
+    browser.press("Escape")
+
+
 def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
     rules = served.ask("GET", "/v1/config").document
     page.visit("modules/crc16")
@@ -143,7 +232,7 @@ def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Pa
     assert served.ask("GET", "/v1/config").document == rules
 
 
-def test_a_file_goes_into_the_store_and_out_again(page: Page, tmp_path: Path) -> None:
+def test_a_file_goes_into_the_store_and_out_again(page: Page, served: Gateway, tmp_path: Path) -> None:
     file = tmp_path / "special.ko"
     file.write_bytes(module_file(STRINGS, this_module="special", versions={"module_layout": 1}))
     browser = page.browser
@@ -159,8 +248,24 @@ def test_a_file_goes_into_the_store_and_out_again(page: Page, tmp_path: Path) ->
     assert page.change(f"Activate-special-1.0-{RELEASE}", "to try it") == "Module special 1.0 is active"
     browser.see(".chip", "active")
     page.change(f"Deactivate-special-1.0-{RELEASE}", "tried")
-    assert page.change(f"Remove-special-1.0-{RELEASE}", "done") == "Version 1.0 of module special is removed"
+    assert page.change(f"Remove-special-1.0-{RELEASE}", "a test is over") == "Version 1.0 of module special is removed"
     browser.see(".nothing", "The store is empty")
+    for reason in ("a test of the store", "to try it", "tried", "a test is over"):
+        wait_for(lambda reason=reason: f"reason={reason}" in served.log.read_text())
+
+
+def test_every_reason_that_is_asked_for_is_written_down(page: Page, served: Gateway) -> None:
+    page.visit("config")
+    assert page.change("reread", "edited by hand") == "The files are read again"
+    wait_for(lambda: "reason=edited by hand" in served.log.read_text())
+    page.visit("modules/kmodd_test_fail")
+    page.ask_for("load")
+    page.confirm("to see it fail")
+    page.browser.see("dialog .failure", "InitFailed")
+    page.browser.press("Escape")
+    page.browser.see("[data-key=forget]")
+    assert page.change("forget", "seen it") == "Nothing failed is remembered of module kmodd_test_fail any more"
+    wait_for(lambda: "reason=seen it" in served.log.read_text())
 
 
 def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:
@@ -172,6 +277,52 @@ def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:
     page.confirm("a try")
     assert "BadModule" in page.browser.see("dialog .failure")
     page.browser.press("Escape")
+
+
+def test_on_a_phone_the_view_one_is_in_can_be_read_at_the_top(page: Page) -> None:
+    try:
+        page.browser.look_like(*PHONE, phone=True)
+        for view in VIEWS:
+            page.visit(view)
+            left, right = page.browser.run(
+                "const box = document.querySelector('nav [aria-current]').getBoundingClientRect(); return [box.left, box.right]"
+            )
+            assert left >= 0, view
+            assert right <= PHONE[0], view
+        # Also when something beside it becomes wider meanwhile, and when the phone is turned.
+        page.browser.run(
+            "document.getElementById('status').textContent = 'three words more'; dispatchEvent(new Event('resize'))"
+        )
+        assert (
+            page.browser.run("return document.querySelector('nav [aria-current]').getBoundingClientRect().right")
+            <= PHONE[0]
+        )
+    finally:
+        page.browser.look_like(*DESKTOP)
+
+
+def test_a_look_that_fails_says_so(page: Page) -> None:
+    browser = page.browser
+    browser.run(
+        "window.whole = window.fetch;"
+        "window.fetch = (path, ...rest) => path.endsWith('=all') ? Promise.reject(new TypeError()) : whole(path, ...rest)"
+    )
+    browser.click("label[for=state-all]")
+    browser.see(".failure", "The connection to the gateway failed")
+    browser.run("window.fetch = window.whole")
+    browser.click("label[for=state-builtin]")
+    browser.gone(".failure")
+    browser.see("table.sorted", "printk")
+
+
+def test_a_module_that_is_not_loaded_says_what_stands_in_the_way(page: Page) -> None:
+    page.visit("modules/overlay")
+    page.browser.see("section", "Why it is not loaded\n\nNothing stands in the way of loading it.")
+    page.visit("modules/printk")
+    page.browser.see("section", "Why it is there\n\nPart of the kernel image.")
+    # Its parameters are the kernel command line's: nothing here offers to set them.
+    assert "time" in page.browser.see("table.parameters")
+    assert not page.browser.texts("table.parameters button")
 
 
 def test_without_kmodd_it_says_so_and_finds_it_again(window: Page, served: Gateway, address: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kmodd.gateway.event_stream import EventStream
-from kmodd.gateway.hub import BEHIND_MAX, KEPT, Closed, Hub, TooSlowError
+from kmodd.gateway.hub import KEPT, TAKEN, Closed, Hub, TooSlowError
 from tests.gateway.processes import Gateway, gateway, wait_for
 
 FOLLOWERS = 1000
@@ -175,9 +175,10 @@ async def test_the_hub_forgets_what_is_old_and_drops_who_is_slow() -> None:
     assert hub.resume("run-9") is None
     assert hub.resume("run-10") == 11
     with pytest.raises(TooSlowError):
-        hub.take(hub.next - BEHIND_MAX - 1)
-    data, _ = hub.take(hub.next - BEHIND_MAX)
-    assert data.count(b"event: n") == BEHIND_MAX
+        hub.take(10)
+    data, place = hub.take(11)
+    assert (data.count(b"event: n"), place) == (TAKEN, 11 + TAKEN)
+    assert hub.take(hub.next - 1) == (b'id: run-%d\nevent: n\ndata: {"n":%d}\n\n' % (KEPT + 10, KEPT + 9), hub.next)
 
 
 class Line:
@@ -206,11 +207,25 @@ class Line:
     def abort(self) -> None:
         self.aborted += 1
 
-    def follow(self, hub: Hub) -> "asyncio.Task[None]":
+    def follow(self, hub: Hub, last: str = "") -> "asyncio.Task[None]":
         stream = EventStream(
-            hub, "", heartbeat=0.05, allowed=self.may, ended=self.ended.append, abort=self.abort, patience=0.05
+            hub, last, heartbeat=0.05, allowed=self.may, ended=self.ended.append, abort=self.abort, patience=0.05
         )
         return asyncio.create_task(stream({"type": "http"}, self.receive, self.send))
+
+
+async def test_everything_that_is_kept_can_be_caught_up_with() -> None:
+    """It comes back after a pause in which much happened, and is not dropped for that: it would come back for ever."""
+    hub, line = Hub("run"), Line()
+    for number in range(KEPT + 1):
+        hub.publish("n", {"n": number})
+    task = line.follow(hub, "run-1")
+    await asyncio.sleep(0.2)
+    line.left.set()
+    await asyncio.wait_for(task, 2)
+    numbers = [int(row.partition(b"-")[2]) for row in b"".join(line.sent).split(b"\n") if row.startswith(b"id: ")]
+    assert numbers == list(range(2, KEPT + 2))
+    assert line.ended == ["left"]
 
 
 async def test_a_follower_that_does_not_read_is_dropped() -> None:

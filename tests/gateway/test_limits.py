@@ -149,6 +149,19 @@ def test_too_many_connections_are_told_so_and_others_go_on(narrow: Gateway) -> N
     wait_for(lambda: narrow.ask("GET", "/health").status == 200)
 
 
+def test_a_file_that_breaks_off_is_no_bug(served: Gateway) -> None:
+    head = (
+        f"POST /v1/store HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n"
+        "Content-Type: application/octet-stream\r\nContent-Length: 100000\r\n\r\n"
+    )
+    counted = 'route="/v1/store",status="400"'
+    with served.socket() as sock:
+        sock.sendall(head.encode() + b"x" * 1000)
+        time.sleep(0.2)
+    wait_for(lambda: counted in served.ask("GET", "/metrics").body.decode())
+    assert "a bug" not in served.log.read_text()
+
+
 def test_malformed_requests_do_not_fill_the_journal(narrow: Gateway) -> None:
     before = narrow.log.read_text()
     for line in (b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nHost: a\r\n b: c\r\n\r\n"):
@@ -252,6 +265,9 @@ def test_a_unix_socket_is_this_machine_and_left_ones_are_replaced(tmp_path: Path
         ("[limits]\nx = 1", "no setting limits.x"),
         ("[limits]\nconnections = 0", "at least 1"),
         ("[limits]\nrate = true", "is a number"),
+        ("[limits]\nrate = nan", "is a number"),
+        ("[limits]\nkeep-alive = inf", "is a number"),
+        ('issuer = ["https://x"]', "list of tables"),
         ("hosts = 1", "another type"),
         ("hosts = []", "must name"),
         ("listen = [1]", "list of texts"),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Configuration and store over HTTP."""
 
+from urllib.parse import urlencode
+
 import pytest
 
 from tests.gateway.processes import Gateway, wait_for
@@ -80,6 +82,44 @@ def test_the_wanted_state_is_applied(served: Gateway) -> None:
     assert served.ask("POST", "/v1/config/reload").status == 200
     narrow = served.make_token("narrow", "configure", modules=["loop"])
     assert served.ask("POST", "/v1/config/apply", token=narrow).status == 403
+
+
+def test_a_reason_is_written_down_also_where_the_bus_takes_none(served: Gateway) -> None:
+    for method, path, good in [
+        ("POST", "/v1/config/reload", 200),
+        ("POST", "/v1/modules/loop/reset-failed", 200),
+        ("DELETE", "/v1/store/loop/1.0", 404),
+    ]:
+        for reason, status in ((f"why {path}", good), ("a\nb", 400)):
+            body = {"reason": reason} if method == "POST" else None
+            query = "" if method == "POST" else f"?{urlencode({'reason': reason})}"
+            assert served.ask(method, path + query, body).status == status, path
+        wait_for(lambda path=path: f"reason=why {path}" in served.log.read_text())
+    assert served.ask("POST", "/v1/store?description=why+import", raw=b"no module", headers=OCTETS).status == 422
+    wait_for(lambda: "reason=why import" in served.log.read_text())
+
+
+def test_a_dry_run_is_not_written_down_as_done(served: Gateway) -> None:
+    token = served.make_token("careful", "admin")
+    body = {"dry_run": True, "reason": "just looking"}
+    for method, path, sent in [
+        ("POST", "/v1/modules/dummy/load", body),
+        ("PUT", "/v1/config/modules/overlay/autoload", body),
+        ("POST", "/v1/config/apply", body),
+        ("POST", "/v1/batch", {"operations": [{"action": "load", "module": "dummy"}], **body}),
+    ]:
+        assert served.ask(method, path, sent, token=token).status == 200, path
+    assert served.ask("POST", "/v1/modules/dummy/load", token=token).status == 200
+    assert served.ask("POST", "/v1/modules/dummy/unload", {"dry_run": True}, token=token).status == 200
+
+    def said() -> list[str]:
+        return [line for line in served.log.read_text().splitlines() if "token careful (" in line]
+
+    wait_for(lambda: len(said()) == 6)
+    assert [("done" in line, "a dry run" in line) for line in said()] == [(True, True)] * 4 + [
+        (True, False),
+        (True, True),
+    ]
 
 
 def test_the_store_is_listed(served: Gateway) -> None:

@@ -245,3 +245,14 @@ def test_kmodctl_says_what_makes_no_sense(tmp_path: Path) -> None:
     assert kmodctl("create", "x", "--scope", "root", *file).returncode == 2
     assert kmodctl("list", "--file", "/proc/1/mem/x").returncode == 11
     assert not (tmp_path / "tokens").exists()
+
+
+def test_who_tries_without_a_token_is_told_what_is_counted(served: Gateway) -> None:
+    """The last test of these: it takes what strangers have for some seconds."""
+    for _ in range(40):
+        answer = served.ask("GET", "/v1/modules", token=None)
+        if answer.status == 429:
+            break
+    assert answer.document["detail"] == "too many requests without a valid token from this address"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert served.ask("GET", "/v1/modules").status == 200

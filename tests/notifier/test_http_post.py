@@ -2,8 +2,10 @@
 """The client posts to the address it looked at, and to no other."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import ExitStack
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -95,6 +97,22 @@ async def test_the_next_address_is_tried() -> None:
     with receiver() as server:
         poster = Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
         assert (await poster.post(url(server.port, "two.example"), HEADERS, b"", 5)).status == 204
+
+
+async def test_an_address_that_swallows_everything_leaves_time_for_the_next() -> None:
+    with receiver() as server, socket.socket() as silent, ExitStack() as callers:
+        silent.bind(("127.0.0.9", server.port))
+        silent.listen(0)
+        for _ in range(3):  # whoever comes when its queue is full gets no answer at all
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(("127.0.0.9", server.port))
+        poster = Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
+        assert (await poster.post(url(server.port, "two.example"), HEADERS, b"", 2)).status == 204
+        with pytest.raises(PostError, match="no answer within"):
+            await Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9"])).post(
+                url(server.port, "one.example"), HEADERS, b"", 0.4
+            )
 
 
 async def test_redirects_are_not_followed() -> None:
@@ -194,7 +212,15 @@ async def test_a_line_break_reaches_no_header() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("120", 120), ("", 0), ("soon", 0), ("-5", 0), ("Thu, 01 Jan 1970 00:02:00 GMT", 60), ("9" * 60, 999_999_999)],
+    [
+        ("120", 120),
+        ("", 0),
+        ("soon", 0),
+        ("-5", 0),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", 60),
+        ("9" * 60, 999_999_999),
+        ("Mon, 01 Jan 99999999999 00:00:00 GMT", 0),
+    ],
 )
 def test_retry_after(text: str, seconds: float) -> None:
     assert retry_after(text, 60.0) == seconds

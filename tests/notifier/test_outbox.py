@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The queue loses nothing, is bounded, and keeps its order."""
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def test_a_notice_comes_back_whole(outbox: Outbox) -> None:
     (one,) = outbox.begin("a", 1, NOW)
     assert one.notice == wanted
     assert Notice.parse(wanted.dump()) == wanted
+    newer = json.dumps({**json.loads(wanted.dump()), "since_next_year": 1})
+    assert Notice.parse(newer) == wanted
 
 
 def test_the_same_notice_is_queued_once_for_each(outbox: Outbox) -> None:

@@ -13,7 +13,7 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 
 from kmodd.client import Client
-from kmodd.errors import Conflict, NoSuchEndpoint, UnknownParameter
+from kmodd.errors import Conflict, NoSuchEndpoint, NotPermitted, UnknownParameter
 from kmodd.notifier.watcher import LIMIT
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
@@ -282,6 +282,31 @@ def test_endpoints_come_and_go_by_the_command_line(running: Stage, kmodctl: Runn
     shown = running.log.read_text() + kmodctl("notify", "status").err
     assert "/secret" not in shown
     assert key not in shown
+
+
+def test_files_that_cannot_be_written_are_no_bug(running: Stage, kmodctl: Runner) -> None:
+    running.configure()
+    running.start()
+    (running.state / "managed.new").mkdir()  # in the way of what it would write
+    done = kmodctl("notify", "add", "hook", "https://h.example/")
+    assert done.status == NotPermitted.exit_code
+    assert "the notifier cannot use its files: Is a directory" in done.err
+    assert not list((running.state / "secrets").iterdir())
+    (running.state / "managed.new").rmdir()
+    assert kmodctl("notify", "add", "hook", "https://h.example/").status == 0
+    running.stop()
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_a_mail_servers_certificates_are_looked_for_at_once(running: Stage) -> None:
+    """And not at the first mail, which would speak of a connection that failed."""
+    (running.folder / "empty.pem").touch()
+    for name, why in (("none.pem", "No such file or directory"), ("empty.pem", "no certificates in it")):
+        mail = f'[smtp]\nhost = "localhost"\nfrom = "kmodd@example.org"\nca-file = "{running.folder}/{name}"\n'
+        running.configure(more=mail + '[email.ops]\nto = ["root@example.org"]\n')
+        assert running.start(wait=False).wait(15) == 78
+        assert f"smtp: ca-file cannot be used: {why}" in running.log.read_text()
+    running.notifier = None
 
 
 def test_losing_the_bus_ends_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dashboard import changes
 from tests.dashboard.browser import Browser, browser
 from tests.dashboard.machine import HOSTILE, is_loaded, kernels_modules, make_token, serving, spoil
 from tests.dashboard.page import DESKTOP, PHONE, VIEWS, Page
@@ -180,6 +181,18 @@ def test_a_live_parameter_is_edited(signed_in: Page, vm: Machine) -> None:
     window.gone("dialog")
     assert window.focused() == "button Set … level"
     vm.run(["rmmod", "kmodd_test_params"], check=True)
+
+
+def test_what_is_wanted_is_brought_about(signed_in: Page, vm: Machine) -> None:
+    changes.bring_about(signed_in, vm)
+
+
+def test_rules_are_written_and_lifted(signed_in: Page, vm: Machine) -> None:
+    changes.write_rules(signed_in, vm)
+
+
+def test_a_module_of_ones_own_is_kept_and_let_go(signed_in: Page, vm: Machine, tmp_path: Path) -> None:
+    changes.keep_a_module(signed_in, vm, tmp_path)
 
 
 def test_a_busy_module_is_explained(signed_in: Page, vm: Machine) -> None:

@@ -4,12 +4,22 @@
 
 const pretty = (value) => typeof value === "string" ? value : JSON.stringify(value, null, 2);
 
+// What stands between backquotes is a word of a program's.
+function say(node, text) {
+  node.replaceChildren(...text.split("`").map((part, index) => {
+    if (index % 2 === 0) return part;
+    const code = document.createElement("code");
+    code.textContent = part;
+    return code;
+  }));
+}
+
 function fill(list, rows) {
   for (const [name, text] of rows) {
     const term = document.createElement("dt");
     const description = document.createElement("dd");
     term.textContent = name;
-    description.textContent = text;
+    say(description, text);
     list.append(term, description);
   }
 }
@@ -39,7 +49,7 @@ function route(openapi, path, method, operation) {
   text(".path", path);
   text(".summary", operation.summary || "");
   text(".scope", operation["x-scope"] || "");
-  text(".text", operation.description || "");
+  say(node.querySelector(".text"), operation.description || "");
   const parameters = operation.parameters || [];
   const list = section(node, "parameters", parameters.length);
   if (list) fill(list.querySelector("dl"), parameters.map((one) =>
@@ -72,16 +82,24 @@ function route(openapi, path, method, operation) {
 }
 
 async function show() {
-  const openapi = await (await fetch("/openapi.json")).json();
+  const answer = await fetch("/openapi.json");
+  if (!answer.ok) throw new Error(`the gateway answered ${answer.status}`);
+  const openapi = await answer.json();
   document.getElementById("title").textContent = `${openapi.info.title} ${openapi.info.version}: HTTP API`;
   document.getElementById("about").textContent = openapi.info.description;
   const routes = document.getElementById("routes");
   for (const [path, methods] of Object.entries(openapi.paths))
     for (const [method, operation] of Object.entries(methods)) routes.append(route(openapi, path, method, operation));
-  document.getElementById("find").addEventListener("input", (event) => {
-    const wanted = event.target.value.toLowerCase();
-    for (const one of routes.children) one.hidden = !one.textContent.toLowerCase().includes(wanted);
-  });
+  const all = [...routes.children];
+  const find = document.getElementById("find");
+  const narrow = () => {
+    const wanted = find.value.trim().toLowerCase();
+    for (const one of all) one.hidden = !one.textContent.toLowerCase().includes(wanted);
+    const shown = all.filter((one) => !one.hidden).length;
+    document.getElementById("found").textContent = shown === all.length ? `${shown} routes` : `${shown} of ${all.length} routes`;
+  };
+  find.addEventListener("input", narrow);
+  narrow(); // a browser that comes back may have filled the field again
 }
 
 show().catch((error) => {

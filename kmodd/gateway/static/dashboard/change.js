@@ -6,6 +6,7 @@ import {panel} from "./failure.js";
 import {notice} from "./notice.js";
 
 const TYPING = 250;
+const TYPING_RECORDED = 800;
 let open = null;
 
 /** Look at the plan of an open dialog again: something happened. */
@@ -64,7 +65,8 @@ function read(form) {
  * `preview(values)` answers {content, doubtful}: nodes that show what would be done, and whether it is known to fail.
  * `perform(values)` does it and answers one line; `values` holds the fields by name, and `reason`.
  * `fields` are {name, label, kind: "flag" | "file" | "text", value, hint, required}; `more` are those few people need.
- * `recorded` is for a preview that the journal has a record of: it is not asked for again with every event.
+ * `recorded` is for a preview that the journal has a record of: it is not asked for again with every event, nor at every
+ * pause of whoever types.
  * Resolves to whether it was made.
  */
 export function change({title, verb, fields = [], more = [], preview, perform, recorded = false}) {
@@ -149,7 +151,7 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
     form.addEventListener("input", (event) => {
       if (event.target.name === "reason") return;
       clearTimeout(timer);
-      timer = setTimeout(look, event.target.type === "checkbox" ? 0 : TYPING);
+      timer = setTimeout(look, event.target.type === "checkbox" ? 0 : recorded ? TYPING_RECORDED : TYPING);
     });
     // What is under way goes on in the kernel, whatever happens to the dialog: it stays to tell how it ended.
     box.addEventListener("cancel", (event) => {
@@ -166,7 +168,8 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
     document.body.append(box);
     open = recorded ? null : look;
     box.showModal();
-    (form.querySelector("input[type=text][required], input[type=file]") || reason.querySelector("input")).focus();
+    // The first thing to be written: what the change is about, else why.
+    form.querySelector("input:not([type=checkbox], details input)").focus();
     look();
   });
 }

@@ -32,6 +32,27 @@ export const joined = (nodes, separator = ", ") => nodes.flatMap((node, index) =
 /** A section with a heading. */
 export const section = (title, ...children) => make("section", {}, make("h2", {}, title), ...children);
 
+/** A table that scrolls by itself where it is too wide. Headers are texts or nodes; an empty one heads what needs no name. */
+export const grid = (kind, headers, rows) =>
+  make(
+    "div",
+    {class: "wide"},
+    make(
+      "table",
+      {class: kind},
+      make(
+        "thead",
+        {},
+        make(
+          "tr",
+          {},
+          ...headers.map((one) => (one instanceof Node ? one : one ? make("th", {scope: "col"}, one) : make("td"))),
+        ),
+      ),
+      make("tbody", {}, ...rows),
+    ),
+  );
+
 /** What is said where a list is empty. */
 export const nothing = (...words) => make("p", {class: "nothing"}, ...words);
 

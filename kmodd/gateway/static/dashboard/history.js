@@ -55,8 +55,8 @@ export function records(found) {
     : nothing("The journal has nothing about this.");
 }
 
-/** The view. */
-export function open(main) {
+/** The view; `look` has it look again. */
+export function open(main, _, look) {
   let step = 0;
   let all = [];
   let found = [];
@@ -76,9 +76,9 @@ export function open(main) {
     {
       type: "button",
       hidden: true,
-      click: async () => {
+      click: () => {
         step += 1;
-        await again();
+        look();
       },
     },
     "Look further back",

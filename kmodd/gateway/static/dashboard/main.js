@@ -38,7 +38,7 @@ class Shown {
     this.waiting = make("p", {class: "nothing", role: "status"}, "Asking kmodd …");
     main.replaceChildren(heading, this.trouble, this.waiting, body);
     this.body = body;
-    this.opened = source.open(body, argument);
+    this.opened = source.open(body, argument, () => this.look());
     body.hidden = true;
     heading.textContent = this.opened.title;
     document.title = `${this.opened.title} – kmodd`;
@@ -105,10 +105,18 @@ function route() {
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  keepInSight();
   if (!first) {
     scrollTo(0, 0);
     view.heading.focus({preventScroll: true});
   }
+}
+
+/** On a phone the names of the views are wider than the page: move them so that the one that is shown can be read. */
+function keepInSight() {
+  const link = document.querySelector("nav [aria-current]");
+  const [box, room] = [link, link.closest("ul")].map((one) => one.getBoundingClientRect());
+  link.closest("ul").scrollLeft += Math.max(box.right - room.right, 0) + Math.min(box.left - room.left, 0);
 }
 
 async function summary() {
@@ -122,6 +130,7 @@ async function summary() {
     status.className = "chip bad";
     status.textContent = "away";
   }
+  keepInSight();
 }
 
 let kinds = [];
@@ -183,6 +192,7 @@ document.addEventListener("keydown", (event) => {
   search.focus();
 });
 addEventListener("hashchange", route);
+addEventListener("resize", keepInSight);
 route();
 summary();
 follow(told, connection);

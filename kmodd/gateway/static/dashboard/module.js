@@ -2,11 +2,12 @@
 // One module's page: what it is, why it is there, what keeps it busy, and what would happen.
 
 import {ask, ofModule} from "./api.js";
-import {make, nothing, section, show} from "./dom.js";
+import {grid, make, nothing, section, show} from "./dom.js";
 import {panel, users} from "./failure.js";
 import {facts} from "./facts.js";
 import {records, worthTelling} from "./history.js";
 import {load, reload, resetFailed, rule, setParameter, unload} from "./operations.js";
+import {hasOptions, setOptions} from "./options.js";
 import {plan, steps} from "./plan.js";
 import {table as ruleTable} from "./rules.js";
 import {STATES, taint, time} from "./wording.js";
@@ -22,11 +23,7 @@ const button = (key, text, act, kind = "", label = null) =>
 function why(explained) {
   const by = explained.loaded_by;
   return [
-    make(
-      "p",
-      {},
-      explained.because ? `${explained.because[0].toUpperCase()}${explained.because.slice(1)}.` : "It is not loaded.",
-    ),
+    explained.because && make("p", {}, `${explained.because[0].toUpperCase()}${explained.because.slice(1)}.`),
     by &&
       make(
         "p",
@@ -51,64 +48,40 @@ function parameters(described) {
   const rows = described.parameters || [];
   if (!rows.length) return [nothing("It has none.")];
   const values = described.live?.parameters || {};
-  return [
+  const row = (one) =>
     make(
-      "div",
-      {class: "wide"},
+      "tr",
+      {},
+      make("th", {scope: "row", class: "code"}, one.name),
       make(
-        "table",
-        {class: "parameters"},
-        make(
-          "thead",
-          {},
-          make(
-            "tr",
-            {},
-            ...["Name", "Value", "Type", "What it is", ""].map((text) =>
-              text ? make("th", {scope: "col"}, text) : make("td"),
-            ),
-          ),
-        ),
-        make(
-          "tbody",
-          {},
-          ...rows.map((one) =>
-            make(
-              "tr",
-              {},
-              make("th", {scope: "row", class: "code"}, one.name),
-              make(
-                "td",
-                {class: "code value"},
-                one.name in values
-                  ? values[one.name] || "(empty)"
-                  : make("span", {class: "dim"}, described.live ? "not shown" : ""),
-              ),
-              make("td", {class: "code dim type"}, one.type),
-              make("td", {class: "said"}, one.description),
-              make(
-                "td",
-                {class: "act"},
-                one.writable
-                  ? button(
-                      `set-${one.name}`,
-                      "Set …",
-                      () => setParameter(described.name, one, values[one.name]),
-                      "small",
-                      `Set … ${one.name}`,
-                    )
-                  : described.live && make("span", {class: "dim"}, "read-only"),
-              ),
-            ),
-          ),
-        ),
+        "td",
+        {class: "code value"},
+        one.name in values
+          ? values[one.name] || "(empty)"
+          : make("span", {class: "dim"}, described.live ? "not shown" : ""),
       ),
-    ),
-  ];
+      make("td", {class: "code dim type"}, one.type),
+      make("td", {class: "said"}, one.description),
+      make(
+        "td",
+        {class: "act"},
+        one.writable && described.live
+          ? button(
+              `set-${one.name}`,
+              "Set …",
+              () => setParameter(described.name, one, values[one.name]),
+              "small",
+              `Set … ${one.name}`,
+            )
+          : described.live && make("span", {class: "dim"}, "read-only"),
+      ),
+    );
+  return [grid("parameters", ["Name", "Value", "Type", "What it is", ""], rows.map(row))];
 }
 
-function boot(name, rules) {
+function boot(name, rules, parameters) {
   const about = rules.filter((one) => one.module === name);
+  const line = about.find((one) => one.kind === "options" && one.ours);
   const has = (kind) => about.some((one) => one.kind === kind && one.ours);
   const autoload = has("autoload");
   const blacklisted = has("blacklist") || has("install");
@@ -123,9 +96,14 @@ function boot(name, rules) {
           verb: "Write the rule",
           path: "autoload",
           body: () => ({enabled: !autoload}),
-          told: autoload
-            ? "kmodd’s own line in modules-load.d goes. What is loaded now stays."
-            : "kmodd’s own file in modules-load.d gets a line. Nothing is loaded now.",
+          told: () =>
+            make(
+              "p",
+              {},
+              autoload
+                ? "kmodd’s own line in modules-load.d goes. What is loaded now stays."
+                : "kmodd’s own file in modules-load.d gets a line. Nothing is loaded now.",
+            ),
         }),
       ),
       button("blacklist", blacklisted ? "Lift the blacklist …" : "Blacklist …", () =>
@@ -137,11 +115,18 @@ function boot(name, rules) {
             ? []
             : [{name: "hard", label: "hard: it cannot be loaded by its name either", kind: "flag"}],
           body: (values) => ({blacklisted: !blacklisted, ...(values.hard ? {hard: true} : {})}),
-          told: blacklisted
-            ? "kmodd’s own line in modprobe.d goes."
-            : "kmodd’s own file in modprobe.d gets a line: no device loads it any more. What is loaded now stays.",
+          told: () =>
+            make(
+              "p",
+              {},
+              blacklisted
+                ? "kmodd’s own line in modprobe.d goes."
+                : "kmodd’s own file in modprobe.d gets a line: no device loads it any more. What is loaded now stays.",
+            ),
         }),
       ),
+      hasOptions(parameters, line) &&
+        button("options", "Options at load …", () => setOptions(name, parameters, line)),
     ),
   ];
 }
@@ -167,6 +152,8 @@ export function open(main, name) {
     ]);
     history = read.records ? {records: worthTelling(read.records)} : read;
     const isLoaded = ["live", "coming", "going"].includes(explained.state);
+    const isBuiltin = explained.state === "builtin"; // its parameters stand on the kernel's command line
+    const free = explained.loadable && !explained.because ? ["Nothing stands in the way of loading it."] : [];
     const canLoad = ["available", "disabled"].includes(explained.state);
     const ahead =
       isLoaded || canLoad ? await settled(plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
@@ -189,9 +176,9 @@ export function open(main, name) {
         "div",
         {class: "column"},
         section(
-          isLoaded ? "Why it is loaded" : "Why it is not loaded",
+          isLoaded ? "Why it is loaded" : isBuiltin ? "Why it is there" : "Why it is not loaded",
           why(explained),
-          !isLoaded && explained.blockers.map((text) => make("p", {}, text)),
+          !isLoaded && !isBuiltin && (explained.blockers.length ? explained.blockers : free).map((text) => make("p", {}, text)),
         ),
         isLoaded && section("What keeps it busy", busy(explained)),
         ahead &&
@@ -210,7 +197,12 @@ export function open(main, name) {
             ),
           ),
         section("Parameters", described.problem ? panel(described.problem) : parameters(described)),
-        section("Rules", config.problem ? panel(config.problem) : boot(explained.name, config.rules)),
+        section(
+          "Rules",
+          config.problem
+            ? panel(config.problem)
+            : boot(explained.name, config.rules, isBuiltin ? [] : described.parameters || []),
+        ),
         section(
           "History",
           history.problem ? panel(history.problem) : records(history.records),

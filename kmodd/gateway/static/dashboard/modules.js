@@ -91,8 +91,8 @@ function origin(row, stored) {
   return stored.has(row.name) ? "store" : "out-of-tree";
 }
 
-/** The view. */
-export function open(main) {
+/** The view; `look` has it look again. */
+export function open(main, _, look) {
   const remembered = {chosen: "loaded", wanted: ""};
   const filter = make("input", {
     type: "search",
@@ -121,7 +121,7 @@ export function open(main) {
         change: () => {
           remembered.chosen = value;
           rows = null;
-          again();
+          look();
         },
       }),
       make("label", {for: `state-${value}`}, label),

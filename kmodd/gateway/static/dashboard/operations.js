@@ -8,7 +8,8 @@ import {fails, plan, steps} from "./plan.js";
 
 const told = (found) => ({content: steps(found), doubtful: fails(found)});
 
-function parameterFields(parameters, values = {}) {
+/** A field for each parameter, with the value it has. */
+export function parameterFields(parameters, values = {}) {
   return parameters.map((one) => ({
     name: `parameter-${one.name}`,
     label: one.name,
@@ -19,7 +20,7 @@ function parameterFields(parameters, values = {}) {
 }
 
 /** Those parameters that something was written for. */
-function given(values) {
+export function given(values) {
   const found = Object.entries(values).filter(([name, value]) => name.startsWith("parameter-") && value !== "");
   return Object.fromEntries(found.map(([name, value]) => [name.slice("parameter-".length), value]));
 }
@@ -112,12 +113,12 @@ export function resetFailed(name) {
     preview: async () => ({
       content: make("p", {}, `What failed is forgotten, and ${name} is unlocked once the kernel has let go of it.`),
     }),
-    perform: async () => (await ask("POST", ofModule(name, "/reset-failed"))).message,
+    perform: async ({reason}) => (await ask("POST", ofModule(name, "/reset-failed"), {reason})).message,
   });
 }
 
-/** A change of the rules about a module: kmodd checks it first, without doing it. */
-export function rule(name, {title, verb, path, body, told: text, fields = []}) {
+/** A change of the rules about a module: kmodd checks it first, without doing it. `told(values)` says what it comes to. */
+export function rule(name, {title, verb, path, body, told: meaning, fields = []}) {
   const put = (values, rest) =>
     ask("PUT", `/v1/config/modules/${encodeURIComponent(name)}/${path}`, {...body(values), ...rest});
   return change({
@@ -127,7 +128,7 @@ export function rule(name, {title, verb, path, body, told: text, fields = []}) {
     fields,
     preview: async (values) => {
       await put(values, {dry_run: true});
-      return {content: make("p", {}, text)};
+      return {content: meaning(values)};
     },
     perform: async (values) => (await put(values, {reason: values.reason})).message,
   });

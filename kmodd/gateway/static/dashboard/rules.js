@@ -3,7 +3,7 @@
 
 import {ask} from "./api.js";
 import {change} from "./change.js";
-import {make, moduleLink, nothing, section, show} from "./dom.js";
+import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
 import {panel} from "./failure.js";
 import {count} from "./wording.js";
 
@@ -28,7 +28,7 @@ function row(rule) {
       "td",
       {},
       make("code", {}, `${rule.file}${rule.line ? `:${rule.line}` : ""}`),
-      rule.ours && make("span", {class: "chip"}, "kmodd’s"),
+      rule.ours && [" ", make("span", {class: "chip"}, "kmodd’s")],
       rule.shadowed_by &&
         make("p", {class: "warn"}, "not in force: ", make("code", {}, rule.shadowed_by), " comes first"),
       rule.masks?.length > 0 && make("p", {class: "dim"}, "masks ", make("code", {}, rule.masks.join(", "))),
@@ -38,56 +38,28 @@ function row(rule) {
 }
 
 /** Rules as a table. */
-export function table(rules) {
-  return make(
-    "div",
-    {class: "wide"},
-    make(
-      "table",
-      {class: "rules"},
-      make(
-        "thead",
-        {},
-        make("tr", {}, ...["Kind", "Module", "Value", "Where"].map((text) => make("th", {scope: "col"}, text))),
-      ),
-      make("tbody", {}, ...rules.map(row)),
-    ),
-  );
-}
+export const table = (rules) => grid("rules", ["Kind", "Module", "Value", "Where"], rules.map(row));
 
-function drifts(found) {
-  if (!found.length) return nothing("Nothing: the machine is as its files want it.");
-  return make(
-    "div",
-    {class: "wide"},
-    make(
-      "table",
-      {class: "rules"},
-      make(
-        "thead",
-        {},
-        make("tr", {}, ...["Module", "Kind", "Wanted", "Is", "Hint"].map((text) => make("th", {scope: "col"}, text))),
-      ),
-      make(
-        "tbody",
-        {},
-        ...found.map((one) =>
-          make(
-            "tr",
-            {},
-            make("th", {scope: "row"}, one.module ? name(one.module) : "(the machine)"),
-            make("td", {}, one.kind),
-            make("td", {}, one.wanted),
-            make("td", {class: "warn"}, one.actual),
-            make("td", {}, one.hint && make("code", {}, one.hint)),
-          ),
-        ),
-      ),
-    ),
+const drift = (one) =>
+  make(
+    "tr",
+    {},
+    make("th", {scope: "row"}, one.module ? name(one.module) : "(the machine)"),
+    make("td", {}, one.kind),
+    make("td", {}, one.wanted),
+    make("td", {class: "warn"}, one.actual),
+    make("td", {}, one.hint && make("code", {}, one.hint)),
   );
-}
 
-/** What `Apply` did or would do, as a list. */
+const drifts = (found) =>
+  found.length
+    ? grid("rules", ["Module", "Kind", "Wanted", "Is", "Hint"], found.map(drift))
+    : nothing("Nothing: the machine is as its files want it.");
+
+// A dry run answers as if it had been done.
+const AHEAD = {changed: "change", unchanged: "leave", failed: "fail", "rolled-back": "undo", skipped: "skip"};
+
+/** What `Apply` would do, as a list. */
 function outcomes(found) {
   if (!found.length) return make("p", {class: "nothing"}, "Nothing: it is so already.");
   return make(
@@ -97,11 +69,11 @@ function outcomes(found) {
       make(
         "li",
         {class: one.error ? "fails" : ""},
-        make("span", {class: "verb"}, one.result),
+        make("span", {class: "verb"}, AHEAD[one.result] || one.result),
         " ",
         one.module && moduleLink(one.module),
         " ",
-        make("span", {class: "because"}, one.touched.join(", ")),
+        make("span", {class: "because"}, one.touched.filter((name) => name !== one.module).join(", ")),
         one.error && make("p", {class: "why"}, make("code", {}, one.error)),
       ),
     ),
@@ -137,7 +109,7 @@ const reread = () =>
         "kmodd reads its own files again. A bad file is an error, and the settings before stay in force.",
       ),
     }),
-    perform: async () => (await ask("POST", "/v1/config/reload")).message,
+    perform: async ({reason}) => (await ask("POST", "/v1/config/reload", {reason})).message,
   });
 
 /** The view. */

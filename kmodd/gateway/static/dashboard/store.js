@@ -3,7 +3,7 @@
 
 import {ask, upload} from "./api.js";
 import {change} from "./change.js";
-import {make, moduleLink, nothing, section, show} from "./dom.js";
+import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
 import {size} from "./wording.js";
 
 /** Kinds of events after which the store may be another. */
@@ -85,7 +85,7 @@ const remove = (one) =>
     preview: async () => ({
       content: make("p", {}, "The file is deleted from the store. To have it back, it is imported again."),
     }),
-    perform: async () => (await ask("DELETE", of(one))).message,
+    perform: async ({reason}) => (await ask("DELETE", of(one, `?${new URLSearchParams({reason})}`))).message,
   });
 
 function row(one) {
@@ -121,26 +121,10 @@ function row(one) {
 }
 
 const table = (versions) =>
-  make(
-    "div",
-    {class: "wide"},
-    make(
-      "table",
-      {class: "rules"},
-      make(
-        "thead",
-        {},
-        make(
-          "tr",
-          {},
-          ...["Module", "Version", "State", "Kernel", "Size", "Signature", "SHA-256", "Description"].map((text) =>
-            make("th", {scope: "col", class: text === "Size" ? "number" : ""}, text),
-          ),
-          make("td"),
-        ),
-      ),
-      make("tbody", {}, ...versions.map(row)),
-    ),
+  grid(
+    "rules",
+    ["Module", "Version", "State", "Kernel", make("th", {scope: "col", class: "number"}, "Size"), "Signature", "SHA-256", "Description", ""],
+    versions.map(row),
   );
 
 /** The view. */
