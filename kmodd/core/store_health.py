@@ -45,7 +45,8 @@ class StoreWatch:
         found = [*self._changed(entries), *self._damaged(), *self._interrupted(), *self._missing(entries)]
         yield from found
         if entries and not found:
-            yield HealthCheck("store", _OK, f"All {len(entries)} versions of custom modules are as they were imported.")
+            message = "Every version of a custom module in the store is as it was imported."
+            yield HealthCheck("store", _OK, message)
 
     async def read(self) -> None:
         """Hash what is new or has changed."""

@@ -12,8 +12,8 @@ from kmodd.notifier.outcome import Channel, Outcome
 
 SLEEP_MAX = 600.0
 """Seconds after which the clock is looked at again, for it may have been set."""
-DISK_PATIENCE = 30.0
-"""Seconds until a disk that refused is tried again."""
+PATIENCE = 30.0
+"""Seconds until a queue that could not be used is tried again."""
 
 
 class Courier:
@@ -53,7 +53,11 @@ class Courier:
             except sqlite3.Error as error:
                 # What was sent and could not be noted is sent once more: at least once is what is promised.
                 self._logger.error("notifier.trouble", message=f"the queue cannot be used: {error}")  # noqa: TRY400
-                seconds = DISK_PATIENCE
+                seconds = PATIENCE
+            # A bug must not silence an endpoint until somebody restarts the service.
+            except Exception as error:  # noqa: BLE001
+                self._logger.error("notifier.trouble", message=f"{self.name}: internal error: {type(error).__name__}")  # noqa: TRY400
+                seconds = PATIENCE
             try:
                 async with asyncio.timeout(seconds):
                     await self._news.wait()

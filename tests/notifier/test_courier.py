@@ -3,6 +3,7 @@
 
 import asyncio
 import io
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -245,3 +246,23 @@ def test_jitter_keeps_machines_apart() -> None:
     assert delay(1, lambda: 0.0) == pytest.approx(4.5)
     assert delay(1, lambda: 1.0) == pytest.approx(5.5)
     assert delay(99, lambda: 0.5) == SCHEDULE[-1]
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), ValueError("a bug")])
+async def test_a_queue_that_cannot_be_used_is_tried_again(
+    bench: Bench, error: Exception, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmodd.notifier.courier.PATIENCE", 0.01)
+    channel = Scripted()
+    begin = bench.outbox.begin
+
+    def refuse(*_: object) -> list[Delivery]:
+        monkeypatch.setattr(bench.outbox, "begin", begin)
+        raise error
+
+    monkeypatch.setattr(bench.outbox, "begin", refuse)
+    bench.put(1)
+    async with bench.running(bench.courier("a", channel)):
+        await until(lambda: channel.sent)
+    assert "notifier.trouble" in log.getvalue()
+    assert len(channel.sent) == 1
