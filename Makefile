@@ -32,16 +32,20 @@ test-modules: ## build the test modules against the virtual machine's kernel
 # --- checking ------------------------------------------------------------------------------------------------------
 
 VENV ?= .venv
+# Two files at a time: without KVM a virtual machine keeps little more than one processor busy. A file stays whole, for its tests
+# share a machine.
+WORKERS ?= 2
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 .PHONY: setup test unit lint format coverage bench screenshots
 setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
 	@VENV=$(VENV) tests/setup/bootstrap
 
 test: setup ## run every test, the virtual machine included
-	@$(VENV)/bin/python -m pytest
+	@$(PYTEST)
 
 unit: setup ## run the tests that need no virtual machine
-	@$(VENV)/bin/python -m pytest -m 'not vm'
+	@$(PYTEST) -m 'not vm'
 
 lint: setup ## run the linters alone
 	@$(VENV)/bin/ruff check
