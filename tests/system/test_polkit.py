@@ -2,12 +2,15 @@
 """The real polkitd decides: the shipped example rule, what reaches rules, and who is turned away."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.system.client import records, soon
+from kmodd.bus.contract import Contract
+from kmodd.core.ration import RECORDS_MAX
+from tests.system.client import BusError, Client, records, soon
 from tests.system.service import CALL
 from tests.vm.channel import Result
 from tests.vm.machine import Machine
@@ -108,6 +111,8 @@ def test_other_actions_stay_closed_to_the_group(vm: Machine) -> None:
     assert answer.code != 0
 
 
+GOOD = "kmodd_test_good"
+# With what each method would succeed if it were allowed: a request that cannot succeed is refused before polkit is asked.
 CLOSED = {
     "Manager": [
         "Load sa{ss}a{sv} vfat 0 0",
@@ -118,35 +123,133 @@ CLOSED = {
         "ResetFailed s dummy",
         "GetHistory a{sv} 0",
     ],
+    "Job": ["Cancel"],
     "Configuration": [
         "SetAutoload sba{ss}a{sv} dummy true 0 0",
+        "SetOptions sa{ss}a{sv} loop 1 max_loop 4 0",
         "SetBlacklisted sba{sv} dummy true 0",
         "Apply a{sv} 0",
         "Reload",
     ],
+    "Store": [
+        "Import",
+        f"Activate ssa{{sv}} {GOOD} 2 0",
+        f"Deactivate sa{{sv}} {GOOD} 0",
+        f"Remove ss {GOOD} 2",
+    ],
 }
 
 
+def test_the_list_of_what_is_closed_is_complete() -> None:
+    """Whatever is not public by the contract is tried."""
+    contract = Contract.parse((ROOT / "dbus/org.kmodd1.xml").read_text())
+    guarded = {
+        (name.removeprefix("org.kmodd1."), method)
+        for name, interface in contract.interfaces.items()
+        for method, row in interface.methods.items()
+        if not row.public
+    }
+    assert {(interface, call.split()[0]) for interface, calls in CLOSED.items() for call in calls} == guarded
+
+
+STATE = (
+    "grep -v ^kmodd_test_init_wait /proc/modules; cat /sys/module/kmodd_test_params/parameters/a_bool;"
+    " find /etc/modprobe.d /etc/modules-load.d /etc/kmodd /lib/modules/*/updates /var/lib/kmodd/store ! -type d"
+    " -printf '%p %s %T@\\n' | sort; kmodctl --json store list"
+)
+
+
+@pytest.fixture
+def _everything_at_hand(vm: Machine) -> Iterator[None]:
+    """What the calls of CLOSED are about: loaded modules, a live parameter, two stored versions, and an operation that waits."""
+    vm.check(
+        f"modprobe dummy && modprobe kmodd_test_params && cd /lib/modules/$(uname -r)/updates/kmodd-test &&"
+        f" mv {GOOD}.ko /root && depmod -a && kmodctl store import /root/{GOOD}.ko --version 1 &&"
+        f" kmodctl store import /usr/lib/kmodd-test/broken/kmodd_test_vermagic_release.ko --version 2 &&"
+        f" kmodctl store activate {GOOD} 1",
+        timeout=180,
+    )
+    loading = vm.start(f"{CALL} Load 'sa{{ss}}a{{sv}}' kmodd_test_init_wait 0 1 timeout u 600")
+    soon(lambda: len(jobs(vm)) == 1, "the load")
+    waiting = vm.start(f"{CALL} Load 'sa{{ss}}a{{sv}}' kmodd_test_init_wait 0 0")
+    soon(lambda: len(jobs(vm)) == 2, "the load behind it")
+    yield
+    vm.check("echo 1 > /sys/kernel/kmodd_test_init_wait/release")
+    waiting.wait(120)
+    loading.wait(120)
+    vm.check(
+        f"kmodctl store deactivate {GOOD}; kmodctl store remove {GOOD} 1; kmodctl store remove {GOOD} 2;"
+        f" mv /root/{GOOD}.ko /lib/modules/$(uname -r)/updates/kmodd-test/ && depmod -a;"
+        f" modprobe -r dummy kmodd_test_params kmodd_test_init_wait",
+        timeout=180,
+    )
+
+
+def jobs(vm: Machine) -> list[str]:
+    """The paths of the operations under way, the oldest first."""
+    listed = vm.check("busctl --list tree org.kmodd1 | grep /job/ || true").split()
+    return sorted(listed, key=lambda path: int(path.rpartition("/")[2]))
+
+
+@pytest.mark.usefixtures("_everything_at_hand")
 def test_nothing_that_changes_is_open_to_an_ordinary_user(vm: Machine) -> None:
     begin = vm.check("date +@%s.%N").strip()
-    vm.check("modprobe dummy && modprobe kmodd_test_params && ls -lR /etc/modprobe.d /etc/modules-load.d > /tmp/before")
-    before = vm.check("grep -v ^kmodd_test /proc/modules; cat /sys/module/kmodd_test_params/parameters/a_bool")
+    before = vm.check(STATE)
+    (_, waiting) = jobs(vm)
+    for interface, calls in CLOSED.items():
+        path = waiting if interface == "Job" else "/org/kmodd1"
+        for call in calls:
+            command = f"busctl call org.kmodd1 {path} org.kmodd1.{interface} {_quoted(call)}"
+            if call == "Import":  # busctl cannot hand over a file
+                command = "kmodctl store import --shadow /usr/lib/kmodd-test/broken/dummy_unsigned.ko"
+            answer = vm.run(command, user="alice")
+            assert answer.code != 0, call
+            assert "this needs authentication" in answer.stderr, (call, answer.stderr)
+    assert waiting in jobs(vm), "nobody but who asked for it cancels it"
+    assert vm.check(STATE) == before
+    count = sum(map(len, CLOSED.values()))
+    denied = ("KMODD_EVENT=authorization.denied", "KMODD_UID=" + vm.check("id -u alice").strip(), "--since", begin)
+    soon(lambda: len(records(vm, *denied)) >= count, "a record for each")
+    assert len(records(vm, *denied)) == count
+
+
+def test_nobody_fills_the_journal_with_refusals(vm: Machine) -> None:
+    """Beyond a hundred a minute they are counted, in one record and in the metrics."""
+    asked = 250  # more than a hundred in each of the two minutes that these calls may fall into
+    mine = ("KMODD_UID=" + vm.check("id -u alice").strip(), "--since", vm.check("date +@%s.%N").strip())
+    before = denials(vm)
+    alice = Client(vm, user="alice")
     try:
-        for interface, calls in CLOSED.items():
-            for call in calls:
-                command = f"busctl call org.kmodd1 /org/kmodd1 org.kmodd1.{interface} {_quoted(call)}"
-                answer = vm.run(command, user="alice")
-                assert answer.code != 0, call
-                assert "this needs authentication" in answer.stderr, (call, answer.stderr)
-        after = vm.check("grep -v ^kmodd_test /proc/modules; cat /sys/module/kmodd_test_params/parameters/a_bool")
-        assert after == before
-        vm.check("ls -lR /etc/modprobe.d /etc/modules-load.d | diff - /tmp/before")
-        count = sum(map(len, CLOSED.values()))
-        denied = ("KMODD_EVENT=authorization.denied", "KMODD_UID=" + vm.check("id -u alice").strip(), "--since", begin)
-        soon(lambda: len(records(vm, *denied)) >= count, "a record for each")
-        assert len(records(vm, *denied)) == count
+        # What cannot succeed is refused without polkit, which takes its time; what polkit refuses comes last.
+        for _ in range(5):  # the bus lets a connection wait for 128 replies
+            hopeless = [alice.begin("Load", "kmodd_nowhere", {}, {}) for _ in range(asked // 5)]
+            for call in hopeless:
+                with pytest.raises(BusError, match="NoSuchModule"):
+                    call.result()
+        for _ in range(3):
+            with pytest.raises(BusError, match="InteractiveAuthorizationRequired"):
+                alice.call("Load", "dummy", {}, {})
     finally:
-        vm.run("modprobe -r dummy kmodd_test_params")
+        alice.process.end()
+    assert denials(vm) - before == 3
+
+    def counted() -> int:
+        singly = len(records(vm, "KMODD_EVENT=operation.failed", "KMODD_EVENT=authorization.denied", *mine))
+        assert singly <= 2 * RECORDS_MAX
+        return singly + sum(int(one["KMODD_UNWRITTEN"]) for one in records(vm, COLLAPSED, *mine))
+
+    soon(lambda: counted() == asked + 3, "each refusal in the journal, singly or counted", 90)
+    told = records(vm, COLLAPSED, *mine)[-1]
+    assert told["MESSAGE"] in vm.check("kmodctl log -n 50")
+
+
+COLLAPSED = "KMODD_EVENT=refusals.collapsed"
+
+
+def denials(vm: Machine) -> int:
+    """What the metrics say of Load."""
+    found = re.search(r'"kmodd_denials_total" "counter" 1 "method" "Load" (\d+)', vm.check(f"{CALL} GetMetrics"))
+    return int(found[1]) if found else 0
 
 
 def _quoted(call: str) -> str:
