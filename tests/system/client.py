@@ -240,21 +240,30 @@ class Ended:
 
 
 class Kmodctl:
-    """kmodctl in the machine."""
+    """kmodctl in the machine; started anew after a reboot."""
 
     def __init__(self, vm: Machine, *, user: str = "root") -> None:
-        vm.write_file("/tmp/guest_kmodctl.py", Path(__file__).with_name("guest_kmodctl.py").read_bytes())
-        package = "/usr/local/lib/kmodd"
-        self.process = Process(vm, ["/usr/bin/python3", "-B", "/tmp/guest_kmodctl.py", package], user=user)
-        self._runs = 0
+        self._vm, self._user = vm, user
+        self._start()
 
-    def __call__(self, *arguments: str) -> Ended:
+    def __call__(self, *arguments: str, seconds: float = PATIENCE) -> Ended:
+        if self.process.command.code is not None:
+            self._start()
         self._runs += 1
         self.process.send(arguments)
         answer = self.process.wait(
-            lambda lines: lines[self._runs - 1] if len(lines) >= self._runs else None, f"kmodctl {arguments} ends"
+            lambda lines: lines[self._runs - 1] if len(lines) >= self._runs else None,
+            f"kmodctl {arguments} ends",
+            seconds,
         )
         return Ended(answer["code"], answer["out"], answer["err"])
+
+    def _start(self) -> None:
+        self._vm.write_file("/tmp/guest_kmodctl.py", Path(__file__).with_name("guest_kmodctl.py").read_bytes())
+        package = "/usr/local/lib/kmodd"
+        argv = ["/usr/bin/python3", "-B", "/tmp/guest_kmodctl.py", package]
+        self.process = Process(self._vm, argv, user=self._user)
+        self._runs = 0
 
 
 UNSIGNED = "module.unsigned"
