@@ -9,6 +9,7 @@ from kmodd.core.drift import APPLY, Comparison
 from kmodd.core.reconcile import Reconciler
 from kmodd.core.sentences import ended
 from kmodd.model import HealthCheck, HealthStatus, Metric
+from kmodd.names import ModuleName
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 ROWS_MAX = 64
@@ -69,7 +70,13 @@ class DesiredHealth:
         return f"Not due yet: {told}."
 
     def _drift(self) -> Iterator[HealthCheck]:
-        rows = [row for row in self._comparison.find().rows if row.kind != "initramfs"]
+        # What is being loaded or unloaded at this moment, as much is at boot, has not drifted.
+        rows = [
+            row
+            for row in self._comparison.find().rows
+            if row.kind != "initramfs"
+            and not (row.kind == "presence" and self._reconciler.is_busy_with(ModuleName(row.module)))
+        ]
         for row in rows[:ROWS_MAX]:
             wanted, actual = row.wanted or "none", row.actual or "none"
             message = f"{row.module} has drifted ({row.kind}): wanted {wanted}, found {actual}."

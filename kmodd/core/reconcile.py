@@ -86,6 +86,7 @@ class Reconciler:
         self._plugged: dict[ModuleName, set[str]] = {}
         """Wishes whose condition on hardware may have changed, with what happened to such devices."""
         self._timer: asyncio.TimerHandle | None = None
+        self._started = False
         self._closed = False
         self._places = asyncio.Semaphore(AT_ONCE)
 
@@ -93,6 +94,10 @@ class Reconciler:
     def failures(self) -> Mapping[ModuleName, KmoddError]:
         """Wishes that could not be fulfilled, with the error of the last attempt."""
         return self._failures
+
+    def is_busy_with(self, name: ModuleName) -> bool:
+        """Tell whether a wish is being fulfilled, or may be in a moment, as kmodd has only just started."""
+        return self._desired.tunables.reconcile and (not self._started or name in self._tasks)
 
     def waiting(self) -> dict[ModuleName, str]:
         """Wishes whose time has not come, with what they wait for."""
@@ -116,6 +121,8 @@ class Reconciler:
                 if wish.module in known or not (wish.after or wish.alias)
             }
         self.reconcile(everything=known is None)
+        self._started = True
+        self._changed()
 
         def stop() -> None:
             unsubscribe()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What failed calls into the kernel leave behind: what is remembered, what is stuck, and what becomes of it in the end."""
 
+import asyncio
 from collections.abc import Callable
 
 from kmodd.core.api import Clock, Event, Events, ModuleAdded, ModuleRemoved, StepFailed, StepStarted, StepSucceeded
@@ -17,6 +18,8 @@ from kmodd.model import Failure, LoadedBy, Outcome, Record, State, Step, StepAct
 from kmodd.names import ModuleName
 
 _HALF_WAY = (State.COMING, State.GOING)
+PATIENCE = 30.0
+"""Seconds; what somebody else loads or unloads for longer hangs. The slowest drivers take some seconds, more at boot."""
 
 
 class StuckCalls:
@@ -45,6 +48,8 @@ class StuckCalls:
         """Modules that each job has stuck in the kernel."""
         self._adopted: set[ModuleName] = set()
         """Modules whose call another daemon before this one made; the end of its worker will tell what became of it."""
+        self._found: set[ModuleName] = set()
+        """Modules that somebody else was loading or unloading at start, and may be still."""
 
     def held(self, number: int) -> frozenset[ModuleName]:
         """Modules that a job has stuck in the kernel."""
@@ -76,7 +81,10 @@ class StuckCalls:
         return self._failures.forget(name)
 
     def recover(self) -> None:
-        """At start: know again what is stuck in the kernel, and forget that about what is not any more."""
+        """At start: know again what is stuck in the kernel, and forget that about what is not any more.
+
+        What somebody else has half way may be loading well, as much is at boot: it is looked at again later.
+        """
         for name, module in self._kernel.loaded.snapshot().items():
             if module.state not in _HALF_WAY:
                 continue
@@ -84,7 +92,22 @@ class StuckCalls:
             if known is not None and known.stuck:
                 self._adopt(known)
                 continue
-            doing = "load" if module.state is State.COMING else "unload"
+            self._found.add(name)
+        if self._found:
+            asyncio.get_running_loop().call_later(PATIENCE, self._find)
+        for failure in self._failures.stuck:
+            if not self._is_half_way(failure.module):
+                self._failures.let_go(failure.module)
+                self._record(released_record(_step(failure), 0, Outcome("done"), still_there=False))
+
+    def _find(self) -> None:
+        """Take what is half way since before the start for stuck: nobody tells of the end of a call that does not end."""
+        for name in sorted(self._found):
+            module = self._kernel.loaded.read(name)
+            if module is None or module.state not in _HALF_WAY:
+                continue
+            action = StepAction.INSERT if module.state is State.COMING else StepAction.REMOVE
+            doing = "load" if action is StepAction.INSERT else "unload"
             self._failures.remember(
                 Failure(
                     module=name,
@@ -96,10 +119,8 @@ class StuckCalls:
                     stuck=True,
                 )
             )
-        for failure in self._failures.stuck:
-            if not self._is_half_way(failure.module):
-                self._failures.let_go(failure.module)
-                self._record(released_record(_step(failure), 0, Outcome("done"), still_there=False))
+            self._events.publish(StepFailed(name, action, Stuck.name(), 0, stuck=True))
+        self._found.clear()
 
     def _adopt(self, failure: Failure) -> None:
         """Wait for the end of a call that an earlier daemon gave up: what it does after all is its caller's doing."""
@@ -171,7 +192,10 @@ class StuckCalls:
         """What nobody here began or waits for (another program's load) ends by an event."""
         if not isinstance(event, ModuleAdded | ModuleRemoved):
             return
-        failure = self._failures.get(name := event.name)
+        name = event.name
+        if name in self._found and not self._is_half_way(name):
+            self._found.discard(name)
+        failure = self._failures.get(name)
         if failure is None or not failure.stuck or name in self._adopted:
             return
         if self._locks.is_stuck(name) or self._is_half_way(name):

@@ -142,7 +142,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("change", TABLE, ids=["-".join(change) + f"-{number}" for number, change in enumerate(TABLE)])
+@pytest.mark.parametrize("change", TABLE, ids=[f"{number}" for number, _ in enumerate(TABLE)])
 async def test_a_bad_one_is_refused(verifier: JwtVerifier, change: dict[str, Any]) -> None:
     with pytest.raises(Refused):
         await verifier.verify(sign(**change))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.api import JobFinished, ModuleAdded, ModuleRemoved, StepSucceeded
+from kmodd.core.api import JobFinished, ModuleAdded, ModuleRemoved, StepFailed, StepSucceeded
 from kmodd.core.failures import Failures
 from kmodd.core.jobs import JobState
 from kmodd.core.registry import Registry
 from kmodd.errors import Crashed, LimitsExceeded, Stuck, TimedOut
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule
-from kmodd.model import Result, State
+from kmodd.model import Result, State, StepAction
 from kmodd.names import ModuleName
 from tests.unit.fakes import Ticks, load, machine, request, unload
 from tests.unit.test_operations import CALLER, Bench, make_bench, settle
@@ -253,16 +253,40 @@ async def test_restart_does_not_raise_the_limit(tmp_path: Path) -> None:
     assert not second.kernel.executor.abandoned
 
 
-def test_restart_finds_what_nobody_remembered() -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmodd.core.stuck_calls.PATIENCE", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_restart_finds_what_nobody_remembered() -> None:
     bench = make_bench(half_loaded())
     bench.operations.recover()
+    assert not bench.failures.stuck  # it may be loading well
+    await asyncio.sleep(0.06)
     (failure,) = bench.failures.stuck
     assert (failure.module, failure.action, failure.error) == ("hang", "load", "Stuck")
+    (told,) = bench.hub.published
+    assert told == StepFailed(HANGING, StepAction.INSERT, "Stuck", 0, stuck=True)
 
 
-def test_what_was_only_seen_half_way_is_forgotten_when_it_is_through() -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_what_others_load_while_kmodd_starts_is_not_stuck() -> None:
     bench = make_bench(half_loaded())
     bench.operations.recover()
+    bench.kernel.release("hang")
+    bench.hub.publish(ModuleAdded(HANGING))
+    bench.kernel.rmmod("hang")
+    bench.kernel.machine.start_insert(bench.kernel.index.path(HANGING), "")  # another one, that began just now
+    await asyncio.sleep(0.06)
+    assert bench.failures.all() == ()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_was_only_seen_half_way_is_forgotten_when_it_is_through() -> None:
+    bench = make_bench(half_loaded())
+    bench.operations.recover()
+    await asyncio.sleep(0.06)
     bench.hub.publish(ModuleAdded(HANGING))
     assert bench.failures.stuck != ()
     bench.kernel.release("hang")

@@ -221,3 +221,21 @@ async def test_reconciliation_can_be_off(bench: Make) -> None:
     assert b.live() == {"b"}
     assert {row[0] for row in await b.drift()} == {"a", "c"}
     assert await b.apply() == {"a": Result.CHANGED, "c": Result.CHANGED}
+
+
+async def test_what_is_being_loaded_has_not_drifted(bench: Make) -> None:
+    b = bench(wanted("a") + wanted("broken"))
+
+    def drifted() -> list[str]:
+        checks = DesiredHealth(b.desired, b.comparison, b.reconciler).checks()
+        return [check.module for check in checks if check.name == "drift" and check.module]
+
+    b.desired.reload()
+    assert drifted() == []  # kmodd has not begun yet
+    await b.boot()
+    assert drifted() == ["broken"]
+    await b.rmmod("a")
+    assert drifted() == ["a", "broken"]
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    b.desired.reload()
+    assert drifted() == ["a", "broken"]
