@@ -39,9 +39,16 @@ def outside(vm: Machine, command: str) -> Command:
     return vm.start(command, user="alice", window=WINDOW)
 
 
-def typed(started: Command, password: str) -> tuple[int, str]:
+def hidden(vm: Machine) -> bool:
+    """Whether the agent reads without echo by now; it prints the prompt before, and throws away what was typed till then."""
+    terminal = "/dev/$(ps -o tty= -p $(pgrep -n pkttyagent))"
+    return vm.run(f"stty -F {terminal} | grep -qw -- -echo").code == 0
+
+
+def typed(vm: Machine, started: Command, password: str) -> tuple[int, str]:
     """What her terminal shows, and the exit code, when she types this at the prompt."""
     started.wait_for_output("Password:", 60)
+    soon(lambda: hidden(vm), "the agent hides what is typed")
     started.write(f"{password}\n".encode())
     return ended(started)
 
@@ -56,7 +63,7 @@ def ended(started: Command) -> tuple[int, str]:
 @pytest.mark.parametrize("terminal", [logged_in, outside])
 def test_right_password_loads(vm: Machine, terminal: Callable[[Machine, str], Command]) -> None:
     reason = f"typed-{terminal.__name__}"
-    code, shown = typed(terminal(vm, f"kmodctl load dummy --reason {reason}"), PASSWORD)
+    code, shown = typed(vm, terminal(vm, f"kmodctl load dummy --reason {reason}"), PASSWORD)
     assert code == 0, shown
     assert "org.kmodd1.load" in shown, "the agent says what it is for"
     assert "inserted dummy" in shown
@@ -69,7 +76,7 @@ def test_right_password_loads(vm: Machine, terminal: Callable[[Machine, str], Co
 
 
 def test_wrong_password_does_not(vm: Machine) -> None:
-    code, shown = typed(logged_in(vm, "kmodctl load dummy"), WRONG)
+    code, shown = typed(vm, logged_in(vm, "kmodctl load dummy"), WRONG)
     assert code == 4, shown
     assert "AUTHENTICATION FAILED" in shown
     assert not loaded(vm)

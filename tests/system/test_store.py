@@ -126,7 +126,7 @@ def test_apply_brings_what_only_the_store_has(vm: Machine, kmodctl: Kmodctl) -> 
         # A switch of versions is nothing that was interrupted, though it looks so from outside while it lasts.
         assert "could not be undone" not in vm.journal("-u", "kmodd", "-o", "cat")
     finally:
-        vm.check(f"rm -f {WISHES}; rmmod {name}", timeout=60)
+        vm.check(f"rm -f {WISHES}; rmmod {name} kmodd_test_dep_a", timeout=60)
         kmodctl("config", "autoload", name, "--off")
 
 
