@@ -158,6 +158,12 @@ class Registry:
             self._arm(RETRY)
             return
         seen, self._seen = self._seen, {}
+        # The kernel announces a module when its init() has succeeded. One that goes unannounced has failed in it.
+        truth = {
+            name: module
+            for name, module in truth.items()
+            if module.state is State.LIVE or name in known or name in seen
+        }
         doubted: set[ModuleName] = set()
         steps: list[tuple[str, ModuleName]] = []
         for name, actions in seen.items():

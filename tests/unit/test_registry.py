@@ -20,7 +20,7 @@ from kmodd.core.api import (
 from kmodd.core.events import EventHub
 from kmodd.core.registry import SETTLE, Presence, Registry, origin
 from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.model import LoadedBy, Origin, Record, State, StepAction
+from kmodd.model import LoadedBy, LoadedModule, Origin, Record, State, StepAction
 from kmodd.names import ModuleName
 
 M = ModuleName
@@ -239,6 +239,20 @@ async def test_a_module_that_hangs_in_init_is_not_live_and_one_in_exit_is_going(
     module = desk.registry.get(M("kmodd_test_exit_wait"))
     assert module is not None
     assert module.state is State.GOING
+
+
+async def test_a_module_whose_init_fails_was_never_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel waits for a grace period between a failed init() and the end, with the module in /proc/modules as going."""
+    real = desk.kernel.loaded.snapshot
+    failing = LoadedModule(M("broken"), 4096, 0, (), State.GOING, "OE")
+    desk.hub.publish(StepStarted(M("broken"), StepAction.INSERT, BY))
+    monkeypatch.setattr(desk.kernel.loaded, "snapshot", lambda: {**real(), M("broken"): failing})
+    desk.registry.look()
+    assert M("broken") not in desk.registry
+    monkeypatch.undo()
+    desk.hub.publish(StepFailed(M("broken"), StepAction.INSERT, "InitFailed", 1))
+    assert await desk.settle() == []
+    assert desk.records == []
 
 
 async def test_kernel_facts_are_told_when_they_change(desk: Desk) -> None:
