@@ -20,8 +20,6 @@ SETTLE = 0.05
 """Seconds between an event and acting on it: replies go first, and a burst is one look."""
 AT_ONCE = 4
 """Wishes that are acted on side by side; a driver that waits for its hardware does not hold up the others."""
-_REPLUGGED = {"add", "remove"}
-"""A device that went and came before anybody looked: it came anew all the same."""
 OWN_FILES = "/etc/modprobe.d/kmodd-"
 CALLER = Caller(sender="", uid=0, exe="kmodd")
 """kmodd itself, for what it does without being asked; what it does is what root wrote into its files."""
@@ -85,6 +83,8 @@ class Reconciler:
         self._touched: set[ModuleName] = set()
         self._plugged: dict[ModuleName, set[str]] = {}
         """Wishes whose condition on hardware may have changed, with what happened to such devices."""
+        self._unplugged: set[ModuleName] = set()
+        """Wishes of which such a device went. Should one come again, it came anew, though at no look it was missing."""
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
         self._closed = False
@@ -208,7 +208,11 @@ class Reconciler:
         for wish in self._desired.wishes.values():
             self._retry_absent(wish, touched)
             helped = touched.intersection((*wish.after, *self._index.dependencies(wish.module)))
-            if plugged.get(wish.module, set()) >= _REPLUGGED:
+            happened = plugged.get(wish.module, set())
+            if "remove" in happened:
+                self._unplugged.add(wish.module)
+            if "add" in happened and wish.module in self._unplugged:
+                self._unplugged.discard(wish.module)
                 self._met.discard(wish.module)
             if helped or wish.module in plugged:
                 self._consider(wish, retry=True)

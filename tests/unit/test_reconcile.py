@@ -239,3 +239,14 @@ async def test_what_is_being_loaded_has_not_drifted(bench: Make) -> None:
     b.settings.text = "[desired-state]\nreconcile = false\n"
     b.desired.reload()
     assert drifted() == ["a", "broken"]
+
+
+async def test_a_device_that_went_and_came_in_two_looks_came_anew(bench: Make) -> None:
+    b = bench(wanted("b", 'when = { alias = "usb:v1d6b*" }'))
+    b.aliases = ["usb:v1d6bp2"]
+    await b.boot()
+    await b.rmmod("b")
+    await b.plug("usb:v1d6bp2", "remove")  # it is back already when that is looked at
+    assert b.live() == set()
+    await b.plug("usb:v1d6bp2")
+    assert b.live() == {"b"}
