@@ -187,7 +187,7 @@ def _softdep_override(rule: Rule, earlier: Rule) -> Finding:
     same = "says the same" if earlier.value == rule.value else "differs"
     return Finding(
         "softdep-override",
-        f"{place(earlier)} names soft dependencies of {rule.module} first and {same}: this line counts for nothing",
+        f"{place(earlier)} names soft dependencies of {rule.module} first and {same}: no other line about them counts",
     )
 
 

@@ -52,10 +52,14 @@ class ConfigurationFolders:
         elif expected is not None:
             atomic_file.remove_file(path, expected=expected)
 
-    def remember(self, file: OwnFile, text: bytes) -> None:
-        """Keep a copy, to show later what an edit changed; OSError."""
-        if self._memory is not None:
-            path = self._memory / Path(file).name
+    def remember(self, file: OwnFile, text: bytes | None) -> None:
+        """Keep a copy (None: none), to show later what an edit changed; OSError."""
+        if self._memory is None:
+            return
+        path = self._memory / Path(file).name
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
             atomic_file.replace_file(path, text, expected=atomic_file.read_file(path), mode=0o600)
 
     def remembered(self, file: OwnFile) -> bytes | None:
