@@ -130,7 +130,7 @@ class Execution:
             else:
                 results[number] = replace(results[number], result=Result.ROLLED_BACK, touched=())
             if failed == len(results):
-                results[number] = replace(results[number], remarks=undone.remarks)
+                results[number] = replace(results[number], remarks=tuple(clause for _, clause in undone.remarks))
             elif (error := results[failed].error) is not None:
                 results[failed] = replace(results[failed], error=_amended(error, undone))
 
@@ -168,8 +168,5 @@ def _caller_left(result: OperationResult) -> KmoddError:
 def _amended(error: KmoddError, undone: Undone) -> KmoddError:
     if not undone.remarks:
         return error
-    return replace(
-        error,
-        message=f"{error.message}; {'; '.join(undone.remarks)}",
-        touched=tuple(dict.fromkeys((*error.touched, *undone.left))),
-    )
+    touched = tuple(dict.fromkeys((*error.touched, *undone.left)))
+    return replace(error.after((*error.aftermath, *undone.remarks)), touched=touched)
