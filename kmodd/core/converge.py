@@ -32,6 +32,9 @@ class Operations(Protocol):
     ) -> Sequence[OperationResult]:
         """Carry out a plan; when `then` answers false, it is undone."""
 
+    async def refuse(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        """What `execute` would answer of a plan that is known to fail, recorded as well; nothing is begun."""
+
 
 class Convergence:
     """Tells where the machine differs from the wanted state, and brings it there on request."""
