@@ -121,6 +121,9 @@ class Reconciler:
                 if wish.module in known or not (wish.after or wish.alias)
             }
         self.reconcile(everything=known is None)
+        if known is None:
+            # Also where no wish was met: the next start is no boot.
+            self._known.write(self._met)
         self._started = True
         self._changed()
 
