@@ -8,8 +8,8 @@ D-Bus error itself.
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
 
 PREFIX = "org.kmodd1.Error."
 FREEDESKTOP = "org.freedesktop.DBus.Error."
@@ -53,6 +53,8 @@ class KmoddError(Exception):
     evidence: Evidence = field(default_factory=Evidence, kw_only=True)
     touched: tuple[str, ...] = field(default=(), kw_only=True)
     """Modules that stay changed although the operation failed."""
+    aftermath: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
+    """(module, clause) for what undoing left otherwise than it was; the message ends with these clauses."""
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
@@ -65,6 +67,11 @@ class KmoddError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def after(self, aftermath: tuple[tuple[str, str], ...]) -> Self:
+        """The same error with this aftermath in place of the one it has."""
+        cause = self.message.removesuffix(_joined(self.aftermath))
+        return replace(self, message=cause + _joined(aftermath), aftermath=aftermath)
+
     @classmethod
     def name(cls) -> str:
         """The short name, as in the contract's table and in KMODD_ERROR=."""
@@ -74,6 +81,10 @@ class KmoddError(Exception):
     def bus_name(cls) -> str:
         """The full D-Bus error name."""
         return cls.namespace + cls.__name__
+
+
+def _joined(aftermath: tuple[tuple[str, str], ...]) -> str:
+    return "".join(f"; {clause}" for _, clause in aftermath)
 
 
 class Failed(KmoddError):

@@ -359,11 +359,11 @@ def _typed(
     error: KmoddError | OSError | IndexNotMadeError, name: ModuleName, kernel: str, *, loaded_again: bool
 ) -> KmoddError:
     if isinstance(error, KmoddError):
-        # The reload could not bring the former version back, for the file was another one by then.
-        stays = f"; {name} stays unloaded"
-        if loaded_again and error.message.endswith(stays):
-            message = f"{error.message.removesuffix(stays)}; {name} was loaded again as it was before"
-            return replace(error, message=message)
+        if loaded_again and name in error.touched:
+            # The reload could not bring the former version back, for the file was another one by then.
+            others = tuple(remark for remark in error.aftermath if remark[0] != name)
+            told = error.after((*others, (name, f"{name} was loaded again as it was before")))
+            return replace(told, touched=tuple(one for one in error.touched if one != name))
         # What was touched is as before again, or the journal says what is not.
         return error
     if isinstance(error, OSError):

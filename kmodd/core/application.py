@@ -42,6 +42,9 @@ class Batches(Protocol):
     ) -> Sequence[OperationResult]:
         """Carry out a plan; when `then` answers false, the batch is undone."""
 
+    async def refuse(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        """What `execute` would answer of a plan that is known to fail, recorded as well; nothing is begun."""
+
 
 class RuleFiles(Protocol):
     """kmodd's own files in /etc."""
@@ -175,11 +178,10 @@ class Application:
         plan = self._plan
         if self._dry_run or not (plan.versions or plan.writes):
             return
-        if any(self._is_doomed(step) for step in self._operations.plan(plan.request).steps):
-            # Everything about a refusal is the batch's own matter. Should it succeed after all, its turn comes later.
-            done = await self._operations.execute(self._batch, self._caller, _not_yet)
-            if any(result.result is Result.FAILED for result in done):
-                self._results[self._first_operation : self._first_change] = done
+        fresh = self._operations.plan(plan.request)
+        if any(self._is_doomed(step) for step in fresh.steps):
+            refused = await self._operations.refuse(fresh, self._caller)
+            self._results[self._first_operation : self._first_change] = refused
 
     def _is_doomed(self, step: Step) -> bool:
         """Tell whether a step is known to fail, whatever version becomes the active one."""
@@ -269,11 +271,6 @@ class Application:
             with suppress(KmoddError):
                 await undo()
                 self._end(number, Result.ROLLED_BACK)
-
-
-async def _not_yet() -> bool:
-    """Have the batch undone."""
-    return False
 
 
 def _bound(method: Callable[..., Awaitable[object]], *arguments: object) -> Undo:

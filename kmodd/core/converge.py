@@ -15,7 +15,6 @@ from kmodd.core.unbroken import unbroken
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Caller, OperationResult, Plan, Record, Request, Result
 from kmodd.model.configuration import Drift
-from kmodd.model.desired import Ban
 from kmodd.names import ModuleName
 
 
@@ -32,6 +31,9 @@ class Operations(Protocol):
         self, plan: Plan, caller: Caller, then: Callable[[], Awaitable[bool]] | None = None
     ) -> Sequence[OperationResult]:
         """Carry out a plan; when `then` answers false, it is undone."""
+
+    async def refuse(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+        """What `execute` would answer of a plan that is known to fail, recorded as well; nothing is begun."""
 
 
 class Convergence:
@@ -103,17 +105,13 @@ class Convergence:
         if self._desired.fault is not None:
             raise self._desired.fault
         found = self._comparison.find()
-        wishes = self._desired.wishes
         request = Request(
             tuple(found.operations),
             dry_run=dry_run,
             reason=reason,
             timeout=float(self._desired.tunables.timeout),
         )
-        wanted = [wishes[ModuleName(one.module)] for one in found.operations if one.module in wishes]
-        plan = plan_over_own_blacklist(
-            self._operations, request, soft=any(wish.blacklist is Ban.SOFT for wish in wanted)
-        )
+        plan = plan_over_own_blacklist(self._operations, request, self._desired)
         return ApplyPlan(
             plan.request,
             plan.targets,

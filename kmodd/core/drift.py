@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from kmodd.core.arguments import split_options
 from kmodd.core.checks import same_value
 from kmodd.core.desired import DesiredState
+from kmodd.core.policy import is_denial
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Operation, Rule, State, Verb
@@ -16,7 +17,6 @@ from kmodd.names import ModuleName, kernel_arguments
 
 APPLY = "kmodctl config apply"
 WITHHELD = "(only root may see it)"
-_DENIALS = frozenset(f"{folder}{name}" for folder in ("", "/bin/", "/usr/bin/") for name in ("true", "false"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +149,17 @@ class Comparison:
 
     def _banned(self, wish: Wish) -> Iterator[tuple[Drift, RuleChange | None]]:
         rules = self._index.rules(wish.module)
-        deny = [rule for rule in rules if rule.kind == "install" and rule.value.strip() in _DENIALS]
-        soft = [rule for rule in rules if rule.kind == "blacklist"]
-        actual = Ban.HARD if deny else Ban.SOFT if soft else Ban.NONE
-        ours = any(rule.file.endswith(OwnFile.BLACKLIST) for rule in (*deny, *soft))
+        ours = {rule.kind for rule in rules if rule.file.endswith(OwnFile.BLACKLIST)}
+        # Of several install lines the first one acts.
+        install = next((rule for rule in rules if rule.kind == "install"), None)
+        if install is not None and is_denial(install):
+            actual = Ban.HARD
+        else:
+            actual = Ban.SOFT if any(rule.kind == "blacklist" for rule in rules) else Ban.NONE
         match wish.blacklist:
             case Ban.HARD if actual is not Ban.HARD:
                 action = RuleAction.BLACKLIST_HARD
-            case Ban.SOFT if actual is Ban.NONE or (actual is Ban.HARD and ours):
+            case Ban.SOFT if actual is Ban.NONE or (actual is Ban.HARD and "install" in ours):
                 action = RuleAction.BLACKLIST
             case Ban.NONE if ours:
                 action = RuleAction.UNBLACKLIST
@@ -171,15 +174,14 @@ class Comparison:
         if wish.options is None:
             return
         rules = [rule for rule in self._index.rules(wish.module) if rule.kind == "options"]
-        if not wish.options:
-            rules = [rule for rule in rules if rule.file.endswith(OwnFile.OPTIONS)]
-        actual = dict(pair for rule in rules for pair in split_options(rule.value))
+        ours = [rule for rule in rules if rule.file.endswith(OwnFile.OPTIONS)]
+        actual = dict(pair for rule in (rules if wish.options else ours) for pair in split_options(rule.value))
         wanted = dict(wish.options)
         kinds = self._kinds(wish.module)
         same = all(
             key in actual and same_value(kinds.get(key, ""), value, actual[key]) for key, value in wanted.items()
         )
-        if same if wanted else not rules:
+        if same and all(key in wanted for rule in ours for key, _ in split_options(rule.value)):
             return
         row = Drift(wish.module, "options", kernel_arguments(wanted), kernel_arguments(actual), APPLY)
         yield row, RuleChange(RuleAction.SET_OPTIONS, wish.module, wish.options, reason=wish.reason)

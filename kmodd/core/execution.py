@@ -55,18 +55,14 @@ class Execution:
         """
         operations = plan.request.operations
         atomic = plan.request.atomic
-        results: list[OperationResult] = [
-            OperationResult(plan.label(number), Result.SKIPPED) for number in range(len(operations))
-        ]
-        known = {step.operation: step.error for step in plan.steps if step.error is not None}
-        if known and atomic:
-            for number, error in known.items():
-                results[number] = await self._refused(results[number], error)
-            return tuple(results)
+        if atomic and plan.error is not None:
+            return await refuse(plan, self._kernel)
+        results = _skipped(plan)
+        known = _known(plan)
         done: dict[int, Rollback] = {}
         for number in range(len(operations)):
             if number in known:
-                results[number] = await self._refused(results[number], known[number])
+                results[number] = await _refused(results[number], known[number], self._kernel)
                 continue
             if self._left and any(step.operation >= number for step in plan.steps):
                 results[number] = replace(results[number], result=Result.FAILED, error=_caller_left(results[number]))
@@ -130,7 +126,7 @@ class Execution:
             else:
                 results[number] = replace(results[number], result=Result.ROLLED_BACK, touched=())
             if failed == len(results):
-                results[number] = replace(results[number], remarks=undone.remarks)
+                results[number] = replace(results[number], remarks=tuple(clause for _, clause in undone.remarks))
             elif (error := results[failed].error) is not None:
                 results[failed] = replace(results[failed], error=_amended(error, undone))
 
@@ -151,14 +147,32 @@ class Execution:
         self._watch.end(step, called)
         return called
 
-    async def _refused(self, result: OperationResult, error: KmoddError) -> OperationResult:
-        """Complete what planning, which may look at public facts only, could not say about a busy module."""
-        if isinstance(error, InUse) and not error.evidence.users:
-            module = self._kernel.loaded.read(ModuleName(error.module))
-            if module is not None and module.references > len(module.holders):
-                users = await asyncio.to_thread(self._kernel.usage.users, module.name)
-                error = in_use(module, users)
-        return replace(result, result=Result.FAILED, error=error)
+
+async def refuse(plan: Plan, kernel: Kernel) -> tuple[OperationResult, ...]:
+    """The results of an atomic plan that is known to fail: nothing of it is begun."""
+    results = _skipped(plan)
+    for number, error in _known(plan).items():
+        results[number] = await _refused(results[number], error, kernel)
+    return tuple(results)
+
+
+def _skipped(plan: Plan) -> list[OperationResult]:
+    return [OperationResult(plan.label(number), Result.SKIPPED) for number in range(len(plan.request.operations))]
+
+
+def _known(plan: Plan) -> dict[int, KmoddError]:
+    """What is known to fail, by the number of the operation."""
+    return {step.operation: step.error for step in plan.steps if step.error is not None}
+
+
+async def _refused(result: OperationResult, error: KmoddError, kernel: Kernel) -> OperationResult:
+    """Complete what planning, which may look at public facts only, could not say about a busy module."""
+    if isinstance(error, InUse) and not error.evidence.users:
+        module = kernel.loaded.read(ModuleName(error.module))
+        if module is not None and module.references > len(module.holders):
+            users = await asyncio.to_thread(kernel.usage.users, module.name)
+            error = in_use(module, users)
+    return replace(result, result=Result.FAILED, error=error)
 
 
 def _caller_left(result: OperationResult) -> KmoddError:
@@ -168,8 +182,5 @@ def _caller_left(result: OperationResult) -> KmoddError:
 def _amended(error: KmoddError, undone: Undone) -> KmoddError:
     if not undone.remarks:
         return error
-    return replace(
-        error,
-        message=f"{error.message}; {'; '.join(undone.remarks)}",
-        touched=tuple(dict.fromkeys((*error.touched, *undone.left))),
-    )
+    touched = tuple(dict.fromkeys((*error.touched, *undone.left)))
+    return replace(error.after((*error.aftermath, *undone.remarks)), touched=touched)

@@ -16,7 +16,7 @@ from kmodd.core.api import (
     StepSucceeded,
 )
 from kmodd.core.calls import CallResult, KernelCalls
-from kmodd.core.execution import Execution
+from kmodd.core.execution import Execution, refuse
 from kmodd.core.failures import Failures
 from kmodd.core.freshness import FreshPlans
 from kmodd.core.jobs import Jobs
@@ -135,6 +135,14 @@ class Operations:
             del self._under_way[work]
             if not self._under_way:
                 self._all_ended.set()
+
+    async def refuse(self, plan: Plan, caller: Caller) -> tuple[OperationResult, ...]:
+        """Answer and record what `execute` would of an atomic plan that is known to fail; nothing is begun."""
+        begun = self._clock()
+        results = await refuse(plan, self._kernel)
+        self._failures.share(results, plan.targets)
+        self._tell_results(plan, caller, 0, results, self._clock() - begun)
+        return results
 
     def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
         """With which parameters a module is loaded now, as far as that can be told."""

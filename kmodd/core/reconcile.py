@@ -121,6 +121,9 @@ class Reconciler:
                 if wish.module in known or not (wish.after or wish.alias)
             }
         self.reconcile(everything=known is None)
+        if known is None:
+            # Also where no wish was met: the next start is no boot.
+            self._known.write(self._met)
         self._started = True
         self._changed()
 
@@ -301,15 +304,20 @@ class Reconciler:
         operation = Operation(verb, wish.module, wish.live if verb is Verb.LOAD else ())
         reason = wish.reason or f"desired state: {wish.file}, line {wish.line}"
         request = Request((operation,), reason=reason, timeout=float(self._desired.tunables.timeout))
-        return plan_over_own_blacklist(self._operations, request, soft=wish.blacklist is Ban.SOFT)
+        return plan_over_own_blacklist(self._operations, request, self._desired)
 
 
-def plan_over_own_blacklist(operations: Operations, request: Request, *, soft: bool) -> Plan:
+def plan_over_own_blacklist(operations: Operations, request: Request, desired: DesiredState) -> Plan:
     """Plan; a module that is wanted and softly blacklisted in one wish is loaded over kmodd's own line, over no other."""
-    if soft:
+    lines = {
+        f"blacklist {wish.module}"
+        for wish in desired.wishes.values()
+        if wish.state is Presence.LOADED and wish.blacklist is Ban.SOFT and not desired.unmet(wish)
+    }
+    if lines:
         with suppress(KmoddError):
             plan = operations.plan(replace(request, override_policy=True))
-            if all(rule.startswith(OWN_FILES) for rule in plan.overrides):
+            if all(rule.startswith(OWN_FILES) and rule.partition(": ")[2] in lines for rule in plan.overrides):
                 return plan
     return operations.plan(request)
 

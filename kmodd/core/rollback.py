@@ -30,8 +30,8 @@ class Undone:
 
     left: tuple[ModuleName, ...] = ()
     """Modules that stay changed."""
-    remarks: tuple[str, ...] = ()
-    """Clauses about what is not as it was before, and what was loaded again."""
+    remarks: tuple[tuple[ModuleName, str], ...] = ()
+    """(module, clause) about what is not as it was before, and what was loaded again."""
 
 
 class LiveParameters:
@@ -94,7 +94,7 @@ class Rollback:
     async def undo(self, take: Callable[[Step], Awaitable[KmoddError | None]]) -> Undone:
         """Take the opposite steps in reverse order; one that fails does not stop the others."""
         left: list[ModuleName] = []
-        remarks: list[str] = []
+        remarks: list[tuple[ModuleName, str]] = []
         while self._done:
             step, memory = self._done.pop()
             again = step.action is StepAction.REMOVE
@@ -108,9 +108,10 @@ class Rollback:
             error = await take(opposite)
             if error is not None:
                 left.append(step.module)
-                remarks.append(f"{step.module} stays {'unloaded' if again else 'loaded'}")
+                remarks.append((step.module, f"{step.module} stays {'unloaded' if again else 'loaded'}"))
             elif again:
-                remarks.append(f"{step.module} was loaded again with its old parameters{_but(memory.lost)}")
+                clause = f"{step.module} was loaded again with its old parameters{_but(memory.lost)}"
+                remarks.append((step.module, clause))
         return Undone(tuple(reversed(left)), tuple(remarks))
 
 

@@ -70,7 +70,8 @@ class _Judgement:
         self._seen: dict[tuple[str, str, str], Rule] = {}
         self._first: dict[str, list[Rule]] = {kind: [] for kind in _FIRST_ACTS}
         self._masked: set[str] = set()
-        self._refused = {one.rule.module for one in shown if self._refuses(one)}
+        self._installs = [one.rule for one in shown if one.rule.kind == "install" and not one.shadowed_by]
+        self._refused_by_kernel = {one.rule.module for one in shown if one.rule.kind == "module_blacklist"}
         self._last_values = self._options()
 
     def rules(self) -> list[ShownRule]:
@@ -156,17 +157,16 @@ class _Judgement:
         name = ModuleName(rule.module)
         if self._index.is_builtin(name):
             yield Finding("builtin", f"{name} is built into the kernel, where blacklisting changes nothing")
-        elif self._index.exists(name) and name not in self._refused:
+        elif self._index.exists(name) and not self._is_refused(name):
             yield Finding(
                 "loadable-by-name",
                 f"{name} is still loaded by its name and as a dependency; only an install line with /bin/false keeps it out",
             )
 
-    def _refuses(self, one: ShownRule) -> bool:
-        if one.shadowed_by:
-            return False
-        rule = one.rule
-        return rule.kind == "module_blacklist" or (rule.kind == "install" and is_denial(rule))
+    def _is_refused(self, name: ModuleName) -> bool:
+        """Tell whether it is not loaded by its name either."""
+        first = next((rule for rule in self._installs if fnmatchcase(name, rule.module)), None)
+        return (first is not None and is_denial(first)) or name in self._refused_by_kernel
 
     def _options(self) -> dict[tuple[str, str], tuple[Rule, str]]:
         """The rule that gives each parameter the value that counts."""

@@ -11,6 +11,7 @@ from kmodd.core.api import Audit, Clock
 from kmodd.core.compatibility import check_file, check_kernel, check_place, check_signature
 from kmodd.core.store_catalogue import StoreCatalogue
 from kmodd.core.store_records import failed, stored
+from kmodd.core.unbroken import unbroken
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded
 from kmodd.kernel.ports import Facts, FileExaminer, Spool, StoreFolder, Trees
 from kmodd.model import Caller
@@ -155,12 +156,14 @@ class Store:
                 known = self.catalogue.same(entry.name, entry.kernel, entry.sha256)
                 if known is None:
                     continue  # somebody else removed it: so it is gone, as was asked
-                if known.active:
-                    raise Conflict(f"this version of {entry.name} was activated meanwhile", module=entry.name)
                 try:
+                    if known.active:
+                        raise Conflict(f"this version of {entry.name} was activated meanwhile", module=entry.name)
                     await asyncio.to_thread(self._folder.remove, known)
-                except OSError as error:
-                    raise disk_error(error, entry.name) from error
+                except (KmoddError, OSError) as error:
+                    refused = disk_error(error, entry.name) if isinstance(error, OSError) else error
+                    self._audit.record(failed("remove", entry.name, caller, refused))
+                    raise refused from error
                 self.catalogue.drop(known)
                 self._audit.record(stored("remove", known, caller))
 
@@ -171,11 +174,16 @@ class Store:
         self._check_room(0, caller, limits)
         spool: Spool | None = None
         try:
-            spool = await asyncio.to_thread(self._folder.spool)
+            spool = await self._open_spool()
             try:
                 found = await self._examiner.examine(
                     source, spool.copy, spool.plain, maximum=limits.file, unpacked=limits.unpacked
                 )
+            except OSError as error:
+                raise Conflict(
+                    "no process could be started to examine the file",
+                    evidence=Evidence(errno=error.errno, hint="systemctl status kmodd-parser.socket"),
+                ) from error
             finally:
                 spool.close()
             name = check_file(found, maximum=limits.file, unpacked=limits.unpacked)
@@ -186,6 +194,17 @@ class Store:
                 spool.remove()
             if isinstance(error, OSError):
                 raise disk_error(error, "") from error
+            raise
+
+    async def _open_spool(self) -> Spool:
+        opening = asyncio.get_running_loop().create_task(asyncio.to_thread(self._folder.spool))
+        try:
+            return await unbroken(opening)
+        except asyncio.CancelledError:
+            # The caller left. A thread that has begun goes on to its end, and nobody else knows what it opened.
+            if not opening.cancelled() and opening.exception() is None:
+                opening.result().close()
+                opening.result().remove()
             raise
 
     async def _describe(

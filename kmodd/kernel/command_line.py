@@ -16,6 +16,11 @@ _WORD = re.compile(r'(?:[^\s"]|"[^"]*(?:"|$))+')
 _OPTION = re.compile(r'("?)([^".=\s]+)\.([^".=\s]+)(?:(=)(.*))?', re.DOTALL)
 
 
+def words(command_line: str) -> list[str]:
+    """Split it at white space outside quotes; the quotes stay."""
+    return _WORD.findall(command_line)
+
+
 def command_line_rules(command_line: str) -> list[Rule]:
     """Parse `module_blacklist=`, `modprobe.blacklist=` and `MODULE.PARAMETER=VALUE`, in their order.
 
@@ -25,7 +30,7 @@ def command_line_rules(command_line: str) -> list[Rule]:
     rules: list[Rule] = []
     kernel: list[Rule] = []
     ended = False
-    for word in _WORD.findall(command_line):
+    for word in words(command_line):
         ended = ended or word == "--"
         bare = word.strip('"')
         key, equals, value = bare.partition("=")

@@ -5,7 +5,9 @@ Follows src/modules-load/modules-load.c of systemd 252: one name or alias on a l
 comments; blacklisted modules are skipped when it loads, which is not this reader's to say.
 """
 
-from kmodd.kernel.command_line import FILE
+import re
+
+from kmodd.kernel.command_line import FILE, words
 from kmodd.model import Rule
 
 DIRECTORIES = (
@@ -21,8 +23,10 @@ KIND = "autoload"
 INITRAMFS = "initramfs"
 """Value of a rule that counts in the initramfs only (`rd.modules-load=`)."""
 
-# strstrip() of systemd.
+# strstrip() and read_line() of systemd.
 _WHITESPACE = " \t\n\r"
+_LINE_END = re.compile("[\r\0]")
+"""Beside the newline."""
 
 
 def is_modules_load(name: bytes) -> bool:
@@ -34,16 +38,17 @@ def parse_modules(data: bytes, file: str) -> list[Rule]:
     """Parse the text of one file."""
     rules = []
     for number, line in enumerate(data.decode("utf-8", "replace").split("\n"), 1):
-        name = line.strip(_WHITESPACE)
-        if name and name[0] not in "#;":
-            rules.append(Rule(KIND, name.replace("-", "_"), "", file, number, name))
+        for part in _LINE_END.split(line):
+            name = part.strip(_WHITESPACE)
+            if name and name[0] not in "#;":
+                rules.append(Rule(KIND, name.replace("-", "_"), "", file, number, name))
     return rules
 
 
 def command_line_modules(command_line: str) -> list[Rule]:
     """Parse `modules-load=` and `rd.modules-load=`; `-` and `_` are the same letter there."""
     rules = []
-    for word in command_line.split():
+    for word in words(command_line):
         key, equals, value = word.strip('"').partition("=")
         place = {"modules_load": "", "rd.modules_load": INITRAMFS}.get(key.replace("-", "_"))
         if equals and place is not None:

@@ -220,6 +220,61 @@ def test_modprobe_reads_the_same_from_random_files(tmp_path: Path) -> None:
         )
 
 
+REAL = b"""\
+# This file is part of the kmod package.
+options bonding max_bonds=0
+blacklist pcspkr
+install usb-storage /bin/false
+install floppy /sbin/modprobe --ignore-install floppy && /bin/true \\
+    || /bin/false
+alias char-major-10-200 tun
+alias net-pf-10 off
+options snd-hda-intel model=auto \\
+  power_save=1
+softdep nfsd pre: auth_rpcgss post: nfs-ssc\tlockd
+remove nfsd /bin/true
+options thinkpad_acpi fan_control=1 hotkey="a b"
+alias symbol:[a-z]-x y
+"""
+DAMAGE = (
+    b"",
+    b"\\",
+    b"\\\n",
+    b"\n",
+    b"\0",
+    b"\r",
+    b"\v",
+    b"\xff",
+    b"\xc3\xa4",
+    b"[",
+    b"]",
+    b"#",
+    b"-",
+    b"*",
+    b'"',
+    b" ",
+    b"\t",
+)
+
+
+def test_modprobe_reads_the_same_from_mutated_files(tmp_path: Path) -> None:
+    root = scenario("dependencies", tmp_path)
+    folder = tmp_path / "mutated"
+    folder.mkdir()
+    rest = [*read_rules(root.tree / "modules.softdep"), *command_line_rules(Path("/proc/cmdline").read_text())]
+    chance = random.Random(252)  # noqa: S311 - no secret
+    for _ in range(24):
+        data = bytearray(REAL * 8)
+        for _ in range(60):
+            at = chance.randrange(len(data))
+            data[at : at + chance.choice((0, 0, 1, 8))] = chance.choice(DAMAGE)
+        (folder / "a.conf").write_bytes(data)
+        rules = [*parse_rules(bytes(data), "a.conf"), *rest]
+        assert as_modprobe_prints([r for r in rules if r.kind != "module_blacklist"]) == modprobe_configuration(
+            tmp_path, folder
+        )
+
+
 # --- the kernel's command line --------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """modules-load.d as systemd-modules-load reads it, and the files that mask each other."""
 
+import random
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ def place(root: Path, name: str, text: str) -> Path:
         ("# loop\n; dummy\n\n  snd-pcm \t\r\n", [("snd_pcm", 4)]),
         ("  # indented\nfs-ext4\n", [("fs_ext4", 2)]),
         ("loop # no comment here\n", [("loop # no comment here", 1)]),
+        ("loop\rdummy\0fat\n\r#a\0vfat\n", [("loop", 1), ("dummy", 1), ("fat", 1), ("vfat", 2)]),
         ("", []),
     ],
 )
@@ -34,6 +38,49 @@ def test_lines(text: str, modules: list[tuple[str, int]]) -> None:
     assert {rule.kind for rule in rules} <= {"autoload"}
 
 
+SYSTEMD = "/lib/systemd/systemd-modules-load"
+
+
+def test_systemd_reads_the_same_from_mutated_files(tmp_path: Path) -> None:
+    """Names that no machine has, so that nothing is loaded: systemd tells each before it looks for it."""
+    pieces = (
+        b"kmodd_none_1",
+        b"kmodd-none-2",
+        b"\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b" ",
+        b"\t",
+        b"\v",
+        b"#",
+        b";",
+        b"\xff",
+        b"\\\n",
+    )
+    chance = random.Random(7)  # noqa: S311 - no secret
+    path = tmp_path / "a.conf"
+    for _ in range(4):
+        data = bytearray(b"# kmodd_none\nkmodd_none_1\n\n  ; kmodd-none-2\n\tkmodd-none-3 \r\n" * 40)
+        for _ in range(150):
+            at = chance.randrange(len(data))
+            # Whole lines go and pieces come: no name is cut into that of a module there is.
+            end = data.find(b"\n", at) + 1 or len(data)
+            data[data.rfind(b"\n", 0, at) + 1 : end] = b"".join(chance.choices(pieces, k=4))
+        path.write_bytes(data)
+        done = subprocess.run(
+            [SYSTEMD, str(path)],
+            env={"SYSTEMD_LOG_LEVEL": "debug", "SYSTEMD_LOG_TARGET": "console", "SYSTEMD_LOG_COLOR": "0"},
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        told = re.findall(rb"^Loading module: (.*)$", done.stderr, re.MULTILINE)
+        assert len(told) > 50
+        assert [rule.text for rule in parse_modules(bytes(data), str(path))] == [
+            name.decode("utf-8", "replace") for name in told
+        ]
+
+
 @pytest.mark.parametrize(
     ("line", "modules"),
     [
@@ -41,6 +88,8 @@ def test_lines(text: str, modules: list[tuple[str, int]]) -> None:
         ("modules_load=loop", [("loop", "")]),
         ("rd.modules-load=dm-mod rd.modules_load=loop", [("dm_mod", "initramfs"), ("loop", "initramfs")]),
         ("modules-load= modules-load", []),
+        ('modules-load="loop,dummy" "modules-load=fat"', [("loop", ""), ("dummy", ""), ("fat", "")]),
+        ('dyndbg="file a.c +p modules-load=loop"', []),
         ("xmodules-load=loop", []),
     ],
 )

@@ -227,15 +227,18 @@ async def test_what_the_failure_left_unloaded_is_loaded_again(stage: Stage) -> N
 
     async def lose(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
         stage.kernel.rmmod("dummy")
-        stage.reloader.error = BadSignature("no; dummy stays unloaded", module=NAME)
+        error = BadSignature("no", module=NAME, touched=(NAME, "holder"))
+        stage.reloader.error = error.after(((NAME, "dummy stays unloaded"), ("holder", "holder stays unloaded")))
         result = await real(plan, caller)
         stage.reloader.error = None
         stage.reloader.execute = back  # type: ignore[method-assign]
         return result
 
     stage.reloader.execute = lose  # type: ignore[method-assign]
-    with pytest.raises(BadSignature, match=r"^no; dummy was loaded again as it was before$"):
+    said = r"^no; holder stays unloaded; dummy was loaded again as it was before$"
+    with pytest.raises(BadSignature, match=said) as caught:
         await stage.activation.activate(stage.add("2"), CALLER, load=True)
+    assert caught.value.touched == ("holder",)
     assert [verb for verb, _ in stage.reloader.done] == ["reload", "load"]
 
 

@@ -171,6 +171,57 @@ async def test_own_soft_blacklist_is_no_hindrance_another_one_is(bench: Make) ->
     assert b.reconciler.failures[ModuleName("b")].name() == "DisabledByPolicy"
 
 
+OWN_BLACKLIST, OWN_OPTIONS = "/etc/modprobe.d/kmodd-blacklist.conf", "/etc/modprobe.d/kmodd-options.conf"
+
+
+async def test_what_others_keep_out_by_name_too_is_no_drift_from_softly(bench: Make) -> None:
+    own = rule("blacklist", "a", file=OWN_BLACKLIST)
+    b = bench('[module.a]\nblacklist = "soft"\n', rules=[rule("install", "a", "/bin/false"), own])
+    await b.boot()
+    assert await b.drift() == []
+
+
+async def test_own_hard_blacklist_is_drift_from_softly(bench: Make) -> None:
+    own = [rule("blacklist", "a", file=OWN_BLACKLIST), rule("install", "a", "/bin/false", file=OWN_BLACKLIST)]
+    b = bench('[module.a]\nblacklist = "soft"\n', rules=own)
+    await b.boot()
+    assert await b.drift() == [("a", "blacklist", "soft", "hard")]
+
+
+async def test_of_several_install_lines_the_first_decides_whether_it_is_kept_out(bench: Make) -> None:
+    lines = [rule("install", "a", "/sbin/insmod a.ko"), rule("install", "a", "/bin/false", file=OWN_BLACKLIST)]
+    b = bench('[module.a]\nblacklist = "hard"\n', rules=lines)
+    await b.boot()
+    assert await b.drift() == [("a", "blacklist", "hard", "none")]
+
+
+async def test_an_option_that_is_wanted_no_more_goes_from_kmodds_file(bench: Make) -> None:
+    b = bench("[module.a]\noptions = { x = 1 }\n", rules=[rule("options", "a", "x=1 y=2", file=OWN_OPTIONS)])
+    await b.boot()
+    assert await b.drift() == [("a", "options", "x=1", "x=1 y=2")]
+    await b.apply()
+    assert [change.parameters for change in b.rules.written] == [(("x", "1"),)]
+    b.kernel.change_rules(rule("options", "a", "x=1", file=OWN_OPTIONS), rule("options", "a", "z=3"))
+    assert await b.drift() == [], "what others set beside it is theirs"
+
+
+async def test_a_soft_blacklist_of_one_wish_is_no_leave_to_load_another_module(bench: Make) -> None:
+    own = [rule("blacklist", name, file=OWN_BLACKLIST) for name in "ab"]
+    b = bench(wanted("a", 'blacklist = "soft"') + wanted("b"), rules=own)
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    await b.boot()
+    assert await b.apply() == {"a": Result.FAILED, "b": Result.FAILED}
+    assert b.live() == set()
+
+
+async def test_a_dependency_is_loaded_over_the_blacklist_that_its_own_wish_asks_for(bench: Make) -> None:
+    own = rule("blacklist", "fat", file=OWN_BLACKLIST)
+    b = bench(wanted("vfat") + wanted("fat", 'blacklist = "soft"'), rules=[own])
+    await b.boot()
+    assert b.live() == {"fat", "vfat"}
+    assert not b.reconciler.failures
+
+
 async def test_a_bad_file_is_not_applied(bench: Make) -> None:
     b = bench(wanted("a"))
     await b.boot()

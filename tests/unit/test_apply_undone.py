@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from kmodd.core.api import StepStarted
 from kmodd.core.parameters import ParameterWrite
-from kmodd.errors import BadParameter, Conflict, KmoddError, LimitsExceeded, NoSuchModule
-from kmodd.model import Caller, Result
+from kmodd.errors import BadParameter, Busy, Conflict, KmoddError, LimitsExceeded, NoSuchModule
+from kmodd.model import Caller, Plan, Request, Result
 from kmodd.model.configuration import RuleChange
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Bench, Make, benches, wanted
@@ -234,6 +235,30 @@ async def test_a_batch_that_cannot_succeed_switches_nothing(bench: Make) -> None
     assert b.versions.done == []
     assert (b.live(), level(b), b.rules.written) == ({"tuned", "b"}, "1", [])
     assert set(b.reconciler.failures) == {"nowhere"}
+
+
+async def test_what_is_in_the_way_of_a_batch_is_told_without_trying_it(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench('[module.c]\nversion = "2"\n' + wanted("a"))
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    await b.boot()
+    plan = b.operations.plan
+    events: list[object] = []
+    b.hub.subscribe(events.append)
+
+    def doomed(request: Request) -> Plan:
+        # What is in the way may be gone the next moment: still nothing is loaded only to be unloaded again.
+        found = plan(request)
+        return replace(found, steps=tuple(replace(step, error=Busy("no", module="a")) for step in found.steps))
+
+    applied = b.convergence.plan(dry_run=False, reason="test")
+    monkeypatch.setattr(b.operations, "plan", doomed)
+    results = await b.convergence.apply(applied, CALLER)
+    await b.settle()
+    assert [(result.module, result.result) for result in results] == [("c", Result.SKIPPED), ("a", Result.FAILED)]
+    assert not [event for event in events if isinstance(event, StepStarted)]
+    assert b.journal.events == ["operation.failed", "desired.applied"]
 
 
 async def test_a_module_that_only_the_store_has_is_loaded_with_what_it_needs(

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The files of modules.d and kmodd.toml: what they may say, and how they say what is wrong."""
 
+import random
+import re
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from kmodd.core.conditions import kernel_fits, unmet
 from kmodd.core.desired import DesiredState
 from kmodd.core.desired_files import KEYS, read_wishes
-from kmodd.core.tunables import read_tunables
+from kmodd.core.tunables import LEVELS, read_tunables
 from kmodd.errors import Conflict
 from kmodd.kernel.toml_file import parse_document
 from kmodd.model.desired import Ban, Presence, Wish
@@ -177,6 +180,68 @@ def test_wrong_daemon_settings(text: str, line: int, words: str) -> None:
         read_tunables([parse_document(text, "kmodd.toml")])
     assert caught.value.message.startswith(f"kmodd.toml, line {line}: ")
     assert words in caught.value.message
+
+
+SETTINGS = """\
+[operations]
+timeout = 20
+timeout-max = 300
+per-user = 8
+stuck-max = 2
+[prompts]
+per-user = 1
+timeout = 60
+[history]
+limit-max = 500
+[log]
+level = "notice"
+[desired-state]
+reconcile = false
+[store]
+file-max = "16M"
+total-max = 1_000_000_000
+versions-max = 4
+"""
+DAMAGE = ("", "0", "9" * 30, "-", ".", "e9", *'"[]=\nK\u0663\u202e', "{}", "true", "inf", "timeout", "level")
+WITHIN = {
+    "timeout": (1, 3600), "timeout_max": (1, 3600), "operations_per_user": (1, 64), "stuck_max": (1, 16),
+    "prompts_per_user": (1, 16), "prompt_timeout": (5, 900), "history_limit_max": (1, 10_000),
+    "store_file_max": (4096, 256 << 20), "store_total_max": (4096, 64 << 30), "store_versions_max": (1, 1024),
+}  # fmt: skip
+
+
+def assert_points_into(error: Conflict, text: str) -> None:
+    assert error.message.startswith(f"f.toml, line {error.evidence.line}: ")
+    assert 1 <= error.evidence.line <= text.count("\n") + 1
+    assert error.message.isprintable()
+    assert len(error.message) < 500
+
+
+def test_mutated_daemon_settings_are_within_their_bounds_or_refused() -> None:
+    chance = random.Random(5)  # noqa: S311 - no secret
+    refused = taken = 0
+    for _ in range(1500):
+        text = SETTINGS
+        if chance.random() < 0.5:  # anywhere
+            at = chance.randrange(len(text))
+            text = text[:at] + chance.choice(DAMAGE) + text[at + chance.choice((0, 1, 1, 4)) :]
+        for _ in range(chance.randrange(3)):  # a digit of some value
+            at = chance.choice([found.start() for found in re.finditer("[0-9]", text)])
+            text = text[:at] + chance.choice(("0", "7", "_", "", "99", "9" * 4, "-")) + text[at + 1 :]
+        try:
+            found = read_tunables([parse_document(text, "f.toml")])
+        except Conflict as error:
+            assert_points_into(error, text)
+            refused += 1
+            continue
+        values = asdict(found)
+        assert (type(values.pop("reconcile")), values.pop("log_level") in LEVELS) == (bool, True), text
+        assert all(type(value) is int and WITHIN[key][0] <= value <= WITHIN[key][1] for key, value in values.items()), (
+            text
+        )
+        assert found.timeout <= found.timeout_max, text
+        taken += 1
+    assert min(refused, taken) > 200
 
 
 class Text:

@@ -213,6 +213,17 @@ async def test_a_restart_of_the_daemon_is_no_boot(bench: Make) -> None:
     assert set(await edited.apply()) == {"a", "tuned", "c"}
 
 
+@pytest.mark.parametrize("at_boot", ["", '[module.a]\nstate = "absent"\n', wanted("c", 'after = ["b"]')])
+async def test_a_restart_is_no_boot_where_no_wish_was_met_at_boot(bench: Make, at_boot: str) -> None:
+    known = Known()
+    first = bench(at_boot, known=known)
+    await first.boot()
+    text = '[module.a]\nstate = "absent"\n' + wanted("tuned")
+    again = bench(text, "a", known=known)
+    await again.boot()
+    assert again.live() == {"a"}, "loaded by somebody since, and an edit that waits for Apply"
+
+
 async def test_reconciliation_can_be_off(bench: Make) -> None:
     b = bench(wanted("a") + wanted("c", 'after = ["b"]'))
     b.settings.text = "[desired-state]\nreconcile = false\n"

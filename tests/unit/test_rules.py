@@ -87,6 +87,17 @@ def test_a_blacklist_with_a_refusing_install_line_protects() -> None:
     assert not any(row.findings for row in rows)
 
 
+def test_a_refusing_install_line_about_a_pattern_protects_too() -> None:
+    rows = shown(modprobe(A, "blacklist loop\ninstall lo* /bin/false\n"))
+    assert not any(row.findings for row in rows)
+
+
+def test_a_refusing_install_line_that_comes_second_protects_nothing() -> None:
+    text = "blacklist loop\ninstall loop /sbin/insmod loop.ko\ninstall loop /bin/false\n"
+    rows = shown(modprobe(A, text))
+    assert [kinds(row) for row in rows] == [["loadable-by-name"], ["shell-command"], []]
+
+
 def test_the_first_softdep_line_counts() -> None:
     first, second = shown(modprobe(A, "softdep vfat pre: loop\n"), modprobe(B, "softdep vfat pre: dummy\n"))
     assert (first.shadowed_by, kinds(first)) == ("", [])
