@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from kmodd.kernel.smallfile import shown
 from kmodd.model import Rule
 
 DIRECTORIES = ("etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
@@ -35,15 +36,16 @@ def is_configuration_name(name: bytes) -> bool:
 
 def read_rules(file: str | Path) -> list[Rule]:
     """Read the rules of one file; none when it cannot be read, as for libkmod."""
-    path = Path(file)
+    return parse_rules(read_text(Path(file)), str(file))
+
+
+def read_text(path: Path) -> bytes:
+    """The text of one file; empty when it cannot be read."""
     try:
         # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
-        if not (path.is_file() or path.samefile(os.devnull)):
-            return []
-        data = path.read_bytes()
+        return path.read_bytes() if path.is_file() or path.samefile(os.devnull) else b""
     except OSError:
-        return []
-    return parse_rules(data, str(path))
+        return b""
 
 
 def parse_rules(data: bytes, file: str) -> list[Rule]:
@@ -54,6 +56,18 @@ def parse_rules(data: bytes, file: str) -> list[Rule]:
         if rule is not None:
             rules.append(rule)
     return rules
+
+
+def ignored_lines(data: bytes, file: str) -> list[Rule]:
+    """Find the lines libkmod reads over: an unknown word, or a known one without what belongs behind it.
+
+    They are no rules: the kind is `finding`, and the text is the first word, safe to show.
+    """
+    return [
+        Rule("finding", "", "", file, number, shown(_word(line)[0].decode("utf-8", "replace"), 40))
+        for number, line in logical_lines(data)
+        if line.strip() and not line.lstrip(_SPACE).startswith(b"#") and not _parse_line(line, file, number)
+    ]
 
 
 def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:

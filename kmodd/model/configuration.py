@@ -83,12 +83,15 @@ class RuleFile:
 
     path: str
     rules: tuple[Rule, ...]
+    """In their order; with kind `finding` a line that is read over, of which the text is the first word."""
     shadowed_by: str = ""
     """The file of the same name that is read in its place."""
     masks: tuple[str, ...] = ()
     """Files of the same name that are not read because of it."""
     public: bool = True
     """Everyone may read it."""
+    read: bool = True
+    """False for a file of a name that its readers pass over, such as one without `.conf`."""
 
 
 @dataclass(frozen=True, slots=True)
