@@ -55,7 +55,7 @@ def _of_file(file: RuleFile, own: Mapping[str, OwnState]) -> Iterator[ShownRule]
 
 def _about_name(file: RuleFile) -> Iterator[Finding]:
     if not file.read:
-        yield Finding("not-read", f"nobody reads {file.path}: its name does not end in .conf")
+        yield Finding("not-read", f"{file.path} is read by nobody: its name does not end in .conf")
 
 
 def _about_line(rule: Rule, *, public: bool) -> Iterator[Finding]:
