@@ -138,6 +138,14 @@ def test_a_missing_library_is_an_unsupported_compression(
             list(members(tmp_path / "image", lambda name: False))
 
 
+def test_a_member_of_a_negative_size_is_no_member(tmp_path: Path) -> None:
+    archive = bytearray(cpio({"etc/a.conf": b"one"}) + bytes(1 << 20))
+    archive[54:62] = b"-0000001"
+    (tmp_path / "image").write_bytes(archive)
+    with pytest.raises(Damaged, match="cannot be"):
+        list(members(tmp_path / "image", lambda name: True))
+
+
 class Machine:
     """A root folder with an initramfs that is up to date."""
 
