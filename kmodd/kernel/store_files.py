@@ -70,19 +70,21 @@ class StoreFiles:
         """Files of facts that could not be read when `entries` last looked."""
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what a crash left half done."""
+        """Make the folder, and clear away what a crash left half done; what cannot be cleared away is left to the next start."""
         self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._spool.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                clear_folder(path)
-            else:
-                path.unlink()
+            with suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    clear_folder(path)
+                else:
+                    path.unlink()
         for folder in self._folders():
             for path in folder.iterdir():
                 other = {".ko": ".json", ".json": ".ko"}.get(path.suffix)
                 half = other is not None and not path.with_suffix(other).exists()
                 if (half or path.name.endswith(".new")) and not path.is_dir():
-                    path.unlink()
+                    with suppress(OSError):
+                        path.unlink()
             with suppress(OSError):  # not empty
                 folder.rmdir()
                 folder.parent.rmdir()

@@ -208,6 +208,14 @@ def test_the_same_content_written_again_is_not_stale(m: Machine) -> None:
     assert (found.differences, found.by_content) == ((), True)
 
 
+def test_a_link_to_itself_among_the_rules_stops_nobody(m: Machine) -> None:
+    image = m.image()
+    (m.root / "etc/modprobe.d/loop.conf").symlink_to("loop.conf")
+    found = image.look()
+    assert found is not None
+    assert found.differences == ("it lacks /etc/modprobe.d/loop.conf",)
+
+
 def test_new_and_removed_rules(m: Machine) -> None:
     image = m.image()
     m.write("etc/modprobe.d/kmodd-blacklist.conf", b"blacklist x\n", age=-5)
