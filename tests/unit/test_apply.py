@@ -205,6 +205,15 @@ async def test_an_option_that_is_wanted_no_more_goes_from_kmodds_file(bench: Mak
     assert await b.drift() == [], "what others set beside it is theirs"
 
 
+async def test_options_in_a_file_that_not_everyone_may_read_are_told_without_values(bench: Make) -> None:
+    secret = rule("options", "a", "x=topsecret other=topsecret", file="/etc/modprobe.d/secret.conf")
+    b = bench("[module.a]\noptions = { x = 1 }\n", rules=[secret])
+    await b.boot()
+    assert await b.drift() == [("a", "options", "x=1", "x=topsecret")], "what nobody wants otherwise is nobody's matter"
+    b.closed.add("/etc/modprobe.d/secret.conf")
+    assert await b.drift() == [("a", "options", "x=1", WITHHELD)]
+
+
 async def test_a_soft_blacklist_of_one_wish_is_no_leave_to_load_another_module(bench: Make) -> None:
     own = [rule("blacklist", name, file=OWN_BLACKLIST) for name in "ab"]
     b = bench(wanted("a", 'blacklist = "soft"') + wanted("b"), rules=own)
