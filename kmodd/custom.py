@@ -64,7 +64,7 @@ class CustomModules:
         self.activation = Activation(
             files,
             trees,
-            Depmod(folder / "index"),
+            Depmod(folder / ".index"),
             catalogue,
             index=kernel.index,
             loaded=kernel.loaded,

@@ -5,10 +5,11 @@
     NAME/KERNEL/SHA256.json   what is known of it; a version exists when this file does
     NAME/KERNEL/active        the SHA256 that is to lie in the kernel's module tree
     NAME/KERNEL/changing      there while the module tree is being brought to another version
-    spool/                    files being imported; emptied at every start
+    .spool/                   files being imported; emptied at every start
+    .index/                   depmod's work; emptied whenever it is used
 
-Everything is written whole and to the disk before the next step, so a crash leaves either what was or what is to be. All
-methods block on the disk: call them in a thread. OSError is the disk's.
+No module's name starts with a dot. Everything is written whole and to the disk before the next step, so a crash leaves either
+what was or what is to be. All methods block on the disk: call them in a thread. OSError is the disk's.
 """
 
 import json
@@ -64,7 +65,7 @@ class StoreFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spool = folder / "spool"
+        self._spool = folder / ".spool"
         self._numbers = count(1)
         self.damaged: tuple[str, ...] = ()
         """Files of facts that could not be read when `entries` last looked."""
@@ -192,7 +193,7 @@ class StoreFiles:
 
     def _folders(self) -> Iterator[Path]:
         for module in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
-            if module != self._spool and is_module_name(module.name) and module.is_dir():
+            if is_module_name(module.name) and module.is_dir():
                 yield from (
                     folder for folder in sorted(module.iterdir()) if folder.is_dir() and is_release(folder.name)
                 )

@@ -74,7 +74,7 @@ def opened() -> int:
 
 
 def spooled(files: StoreFiles) -> list[Path]:
-    return list((files.path(ENTRY).parents[2] / "spool").iterdir())
+    return list((files.path(ENTRY).parents[2] / ".spool").iterdir())
 
 
 async def test_a_caller_that_leaves_while_files_are_opened_leaves_none_open(files: SlowFiles, store: Store) -> None:
