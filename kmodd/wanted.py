@@ -22,7 +22,6 @@ from kmodd.errors import Conflict
 from kmodd.kernel import modprobe_d, modules_load_d
 from kmodd.kernel.file_watch import FileWatch
 from kmodd.kernel.initramfs import Initramfs
-from kmodd.kernel.layers import is_public
 from kmodd.kernel.modaliases import present_aliases
 from kmodd.kernel.ports import Kernel
 from kmodd.kernel.toml_file import FOLDERS, DropIns
@@ -99,7 +98,6 @@ class Wanted:
             autoloaded=kernel.configuration.autoload,
             active_version=active_version,
             initramfs=tuple if boot is None else boot.drift,
-            is_public=lambda file: is_public(Path(file)),
         )
         self.reconciler = reconciler = Reconciler(
             desired,

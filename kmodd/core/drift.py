@@ -51,13 +51,8 @@ class Comparison:
         autoloaded: Callable[[], Sequence[Rule]],
         active_version: Callable[[ModuleName], str],
         initramfs: Callable[[], Sequence[Drift]] = tuple,
-        is_public: Callable[[str], bool] = lambda file: True,
     ) -> None:
-        """`autoloaded` are the lines of modules-load.d in force, `active_version` is the store's (empty for none).
-
-        `is_public` tells of a configuration file whether everyone may read it: others' values are told to nobody.
-        """
-        self._is_public = is_public
+        """`autoloaded` are the lines of modules-load.d in force, `active_version` is the store's (empty for none)."""
         self._desired = desired
         self._loaded = loaded
         self._index = index
@@ -192,7 +187,7 @@ class Comparison:
         )
         if same and named == wanted.keys():
             return
-        public = all(self._is_public(rule.file) for rule, _ in said)
+        public = all(rule.public for rule, _ in said)
         shown = kernel_arguments(actual) if public else WITHHELD
         row = Drift(wish.module, "options", kernel_arguments(wanted), shown, APPLY)
         yield row, RuleChange(RuleAction.SET_OPTIONS, wish.module, wish.options, reason=wish.reason)

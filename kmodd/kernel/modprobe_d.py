@@ -9,6 +9,7 @@ ends a file vanishes.
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,17 +41,19 @@ def read_rules(file: str | Path) -> list[Rule]:
         # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
         if not (path.is_file() or path.samefile(os.devnull)):
             return []
-        data = path.read_bytes()
+        with path.open("rb") as opened:
+            public = bool(os.fstat(opened.fileno()).st_mode & stat.S_IROTH)
+            data = opened.read()
     except OSError:
         return []
-    return parse_rules(data, str(path))
+    return parse_rules(data, str(path), public=public)
 
 
-def parse_rules(data: bytes, file: str) -> list[Rule]:
+def parse_rules(data: bytes, file: str, *, public: bool = True) -> list[Rule]:
     """Parse the text of one file; lines libkmod ignores as bad give no rule."""
     rules = []
     for number, line in logical_lines(data):
-        rule = _parse_line(line, file, number)
+        rule = _parse_line(line, file, number, public=public)
         if rule is not None:
             rules.append(rule)
     return rules
@@ -76,7 +79,7 @@ def _unescape(found: re.Match[bytes]) -> bytes:
     return b"" if found[1] == b"\n" else found[1] or b"\xff"
 
 
-def _parse_line(line: bytes, file: str, number: int) -> Rule | None:
+def _parse_line(line: bytes, file: str, number: int, *, public: bool) -> Rule | None:
     if line.startswith(b"#"):
         return None
     kind, rest = _word(line)
@@ -99,7 +102,7 @@ def _parse_line(line: bytes, file: str, number: int) -> Rule | None:
     if value is None:
         return None
     value = value.rstrip(_C_SPACE) if kind == b"softdep" else value.strip(_C_SPACE)
-    return Rule(kind.decode(), module, value, file, number, line.decode("utf-8", "replace").strip())
+    return Rule(kind.decode(), module, value, file, number, line.decode("utf-8", "replace").strip(), public)
 
 
 def _word(text: bytes) -> tuple[bytes, bytes]:

@@ -2,6 +2,7 @@
 """The configuration folders as files: what `Show` tells of, and the three that kmodd writes itself."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from kmodd.kernel import atomic_file, modprobe_d, modules_load_d
@@ -111,7 +112,7 @@ class ConfigurationFolders:
     def _placed(self, rules: list[Rule]) -> tuple[Rule, ...]:
         if self._root == Path("/"):
             return tuple(rules)
-        return tuple(Rule(one.kind, one.module, one.value, self._shown(one.file), one.line, one.text) for one in rules)
+        return tuple(replace(one, file=self._shown(one.file)) for one in rules)
 
 
 def _modules(path: Path) -> list[Rule]:

@@ -132,8 +132,6 @@ class Bench:
         self.aliases: list[str] = []
         self.taken_over: list[int] = []
         self.autoloaded: list[Rule] = []
-        self.closed: set[str] = set()
-        """Files that not everyone may read."""
         self.versions = Versions()
         self.hub = EventHub(self._complain)
         clock, kernel = Ticks(), self.kernel
@@ -166,7 +164,6 @@ class Bench:
             kernel.index,
             autoloaded=lambda: self.autoloaded,
             active_version=self.versions.active_version,
-            is_public=lambda file: file not in self.closed,
         )
         self.reconciler = Reconciler(
             self.desired,
