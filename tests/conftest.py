@@ -9,6 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("kmodd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kmodd")
 
 _DESCRIPTORS = Path("/proc/self/fd")
 _PROCESSES = Path("/proc")

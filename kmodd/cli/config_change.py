@@ -8,7 +8,8 @@ from kmodd.cli.session import Session
 from kmodd.cli.text import clean
 from kmodd.client_configuration import Configuration
 from kmodd.errors import Conflict, Evidence, InvalidArgs, KmoddError
-from kmodd.model.configuration import OwnFile
+from kmodd.model import Rule
+from kmodd.model.configuration import OwnFile, way_out
 
 _FILES = {"autoload": OwnFile.AUTOLOAD, "options": OwnFile.OPTIONS, "blacklist": OwnFile.BLACKLIST}
 
@@ -53,12 +54,14 @@ def _request(arguments: Namespace) -> tuple[str, tuple[object, ...], dict[str, o
 
 
 async def _edit(error: Conflict, configuration: Configuration) -> Evidence:
-    """The evidence with what was edited, where it was an edit; a failure to find out is no failure of its own."""
+    """The evidence with what was edited, or what overrules it; a failure to find out is no failure of its own."""
     try:
         rules = await configuration.show()
     except KmoddError:
         return error.evidence
     for one in rules:
+        if not one.ours and _names(error.message, one.rule):
+            return Evidence(file=one.rule.file, line=one.rule.line, hint=way_out(one.rule.file))
         for finding in one.findings:
             if finding.kind == "foreign" and one.rule.file in error.message:
                 return Evidence(file=one.rule.file, hint=f"give {one.rule.file} another name in the same folder")
@@ -66,6 +69,10 @@ async def _edit(error: Conflict, configuration: Configuration) -> Evidence:
                 hint = f"move what was added to another file in the same folder, and undo the edit or remove {one.rule.file}"
                 return Evidence(file=one.rule.file, rule=finding.message, hint=hint)
     return error.evidence
+
+
+def _names(message: str, rule: Rule) -> bool:
+    return f"{rule.file}, line {rule.line}," in message or (rule.file == "/proc/cmdline" and rule.file in message)
 
 
 def _sentence(session: Session, arguments: Namespace) -> str:

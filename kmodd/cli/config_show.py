@@ -9,7 +9,7 @@ from kmodd.cli.screen import Screen
 from kmodd.cli.session import Session
 from kmodd.cli.text import clean, columns, counted, hang
 from kmodd.client_configuration import Configuration, shown_rule
-from kmodd.model.configuration import ShownRule
+from kmodd.model.configuration import Finding, ShownRule
 
 _INDENT = 6
 
@@ -42,29 +42,36 @@ def lines(rules: Sequence[ShownRule], screen: Screen) -> list[str]:
         masks = paint.dim(f"  masks {' '.join(map(clean, own[0].masks))}") if own[0].masks else ""
         text += [*([""] if text else []), f"{paint.bold(clean(file))}{mark}{masks}"]
         width = max(columns(_words(one)) for one in own)
-        for one in own:
-            text += _rule(one, screen, width)
+        # A module with many lines of one kind has the same said about each of them.
+        for findings, alike in groupby(own, key=lambda one: one.findings):
+            text += [line for one in alike if (line := _rule(one, screen, width))]
+            text += _findings(findings, screen)
     if screen.stdout.isatty():
         found = sum(len(one.findings) for one in rules)
         text += ["", paint.dim(f"{counted(len(rules), 'rule')}, {counted(found, 'finding')}")]
     return text
 
 
-def _rule(one: ShownRule, screen: Screen, width: int) -> list[str]:
+def _rule(one: ShownRule, screen: Screen, width: int) -> str:
+    """One line of a file; empty for what is told about the whole file."""
+    if one.rule.kind == "finding":
+        return ""
     paint = screen.paint
+    words = _words(one)
+    shadow = ""
+    if one.shadowed_by:
+        padding = " " * (width - columns(words))
+        words = paint.dim(words)
+        shadow = f"{padding}  {paint.warn(f'not in force: {clean(one.shadowed_by)}')}"
+    return f"{one.rule.line:>4}  {words}{shadow}".rstrip()
+
+
+def _findings(findings: Sequence[Finding], screen: Screen) -> list[str]:
     text = []
-    if one.rule.kind != "finding":
-        words = _words(one)
-        shadow = ""
-        if one.shadowed_by:
-            padding = " " * (width - columns(words))
-            words = paint.dim(words)
-            shadow = f"{padding}  {paint.warn(f'not in force: {clean(one.shadowed_by)}')}"
-        text.append(f"{one.rule.line:>4}  {words}{shadow}".rstrip())
     room = (screen.fits(_INDENT + 2) or 10_000) - 2
-    for finding in one.findings:
+    for finding in findings:
         first, *rest = hang(clean(finding.message), room)
-        text.append(f"{' ' * _INDENT}{paint.warn(screen.glyphs.no)} {first}")
+        text.append(f"{' ' * _INDENT}{screen.paint.warn(screen.glyphs.no)} {first}")
         text += [f"{' ' * _INDENT}  {line}" for line in rest]
     return text
 

@@ -20,7 +20,7 @@ from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, Limits
 from kmodd.kernel.ports import ChangedMeanwhileError, Facts, ModuleIndex
 from kmodd.kernel.ports import Configuration as Folders
 from kmodd.model import Caller, Record, Rule
-from kmodd.model.configuration import OwnFile, RuleAction, RuleChange, RuleFiles, ShownRule
+from kmodd.model.configuration import OwnFile, RuleAction, RuleChange, RuleFiles, ShownRule, way_out
 from kmodd.names import ModuleName
 
 FILE_MAX = 256 * 1024
@@ -216,7 +216,7 @@ class Configuration:
             raise refusal(file, error) from error
         # The copy only serves to show an edit: the change stands without it.
         with suppress(OSError):
-            self._folders.remember(file, new or b"")
+            self._folders.remember(file, new)
 
     def _check_exists(self, name: ModuleName) -> None:
         if self._index.exists(name):
@@ -227,7 +227,7 @@ class Configuration:
         raise NoSuchModule(
             f"there is no module {name} for kernel {facts.release}",
             module=name,
-            evidence=Evidence(hint=did_you_mean(name, self._index.available()) or "kmodctl list --available"),
+            evidence=Evidence(hint=did_you_mean(name, self._index.available()) or "kmodctl list --state available"),
         )
 
     def _check_first_install(self, name: ModuleName) -> None:
@@ -237,9 +237,7 @@ class Configuration:
             raise Conflict(
                 f"an install line in {first.file}, line {first.line}, has the last word about loading {name} by name",
                 module=name,
-                evidence=Evidence(
-                    file=first.file, line=first.line, rule=first.text, hint=f"remove it from {first.file}"
-                ),
+                evidence=Evidence(file=first.file, line=first.line, rule=first.text, hint=way_out(first.file)),
             )
 
     def _check_last_options(self, change: RuleChange) -> None:
@@ -263,7 +261,7 @@ class Configuration:
                             line=rule.line,
                             rule=rule.text,
                             parameter=parameter,
-                            hint=f"change it there, or mask it by a file of the same name in /etc/modprobe.d: {rule.file}",
+                            hint=way_out(rule.file),
                         ),
                     )
 

@@ -10,7 +10,7 @@ from kmodd.model.configuration import Finding, ShownRule
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 # The others are worth knowing, and part of many a distribution's own files.
-_WRONG = frozenset({"edited", "foreign", "unknown-parameter"})
+_WRONG = frozenset({"edited", "foreign", "ignored-line", "unknown-parameter"})
 _HINT = "kmodctl config show --findings"
 TOLD_MAX = 32
 

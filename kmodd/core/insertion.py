@@ -221,7 +221,7 @@ class Insertion:
         return NoSuchModule(
             f"there is no module {name} for kernel {facts.release}",
             module=name,
-            evidence=Evidence(hint=did_you_mean(name, self._index.available()) or "kmodctl list --available"),
+            evidence=Evidence(hint=did_you_mean(name, self._index.available()) or "kmodctl list --state available"),
         )
 
     def _missing_dependency(self, name: ModuleName, need: ModuleName) -> KmoddError:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kmodd.core.arguments import spell
 from kmodd.errors import Crashed, KmoddError, TimedOut
-from kmodd.model import Caller, Operation, OperationResult, Outcome, Plan, Record, Result, Step, Verb
+from kmodd.model import Attempt, Caller, Operation, OperationResult, Outcome, Plan, Record, Result, Step, Verb
 from kmodd.names import ModuleName
 
 _DONE = {
@@ -96,6 +96,26 @@ def failure_record(
         hint=error.evidence.hint,
         priority=priority,
         extra=extra,
+    )
+
+
+def attempt_record(attempt: Attempt, error: KmoddError, caller: Caller) -> Record:
+    """The record of a request that is no plan, and that was known to fail."""
+    return Record(
+        "operation.failed",
+        error.message,
+        module=attempt.module,
+        action=attempt.action,
+        result=Result.FAILED,
+        error=error.name(),
+        uid=caller.uid,
+        sender=caller.sender,
+        exe=caller.exe,
+        on_behalf_of=caller.on_behalf_of,
+        reason=attempt.reason,
+        errno=error.evidence.errno,
+        hint=error.evidence.hint,
+        priority=WARNING,
     )
 
 

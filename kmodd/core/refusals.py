@@ -4,11 +4,11 @@
 import asyncio
 
 from kmodd.core.api import Audit
-from kmodd.core.records import failure_record
+from kmodd.core.records import attempt_record, failure_record
 from kmodd.core.usage import in_use
 from kmodd.errors import InUse, KmoddError
 from kmodd.kernel.ports import Kernel
-from kmodd.model import Caller, Plan
+from kmodd.model import Attempt, Caller, Plan
 from kmodd.names import ModuleName
 
 SEARCHES = 4
@@ -35,6 +35,12 @@ class Refusals:
             operation = plan.request.operations[step.operation]
             named = " ".join(plan.targets[step.operation]) or operation.module
             self._audit.record(failure_record(plan, caller, 0, operation, named, error))
+        return error
+
+    async def note(self, attempt: Attempt, error: KmoddError, caller: Caller) -> KmoddError:
+        """Answer the error of a request that is no plan, and record it once."""
+        if not attempt.dry_run:
+            self._audit.record(attempt_record(attempt, error, caller))
         return error
 
     async def _completed(self, error: InUse) -> InUse:

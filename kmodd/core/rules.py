@@ -15,6 +15,8 @@ from kmodd.model import KernelFacts, Rule
 from kmodd.model.configuration import Finding, RuleFile, RuleFiles, ShownRule
 from kmodd.names import ModuleName, parse_module_or_alias
 
+_WORDS = ("alias", "blacklist", "install", "options", "remove", "softdep")
+"""What a line of modprobe.d begins with."""
 _FIRST_ACTS = frozenset({"install", "remove", "softdep"})
 """Of several such lines about one module libkmod obeys the first (kmod_module_get_softdeps and the like, kmod 30)."""
 
@@ -40,14 +42,33 @@ def judge(
 
 def _of_file(file: RuleFile, own: Mapping[str, OwnState]) -> Iterator[ShownRule]:
     state = own.get(file.path, OwnState())
-    findings = tuple(_about_own(file.path, state))
+    findings = (*_about_own(file.path, state), *_about_name(file))
     rules: Iterable[Rule] = file.rules
     if findings and not file.rules:
         rules = (Rule("finding", "", "", file.path, 1, ""),)
     for rule in rules:
         # What is wrong with a file as a whole stands with its first rule only.
-        yield ShownRule(rule, state.ours, file.masks, file.shadowed_by, findings, file.public)
+        about = (*findings, *_about_line(rule, public=file.public))
+        yield ShownRule(rule, state.ours, file.masks, file.shadowed_by, about, file.public)
         findings = ()
+
+
+def _about_name(file: RuleFile) -> Iterator[Finding]:
+    if not file.read:
+        yield Finding("not-read", f"nobody reads {file.path}: its name does not end in .conf")
+
+
+def _about_line(rule: Rule, *, public: bool) -> Iterator[Finding]:
+    """What a line is that is none; of a file that not everyone may read it is not said what stands there."""
+    if rule.kind != "finding" or not rule.text:
+        return
+    if rule.text in _WORDS:
+        why = f"what belongs behind {rule.text} is missing, or no name"
+    elif public:
+        why = f"{rule.text} is no word it knows{_more(did_you_mean(rule.text, _WORDS))}"
+    else:
+        why = "it begins with no word it knows"
+    yield Finding("ignored-line", f"modprobe ignores this line: {why}")
 
 
 def _about_own(path: str, state: OwnState) -> Iterator[Finding]:
@@ -187,7 +208,7 @@ def _softdep_override(rule: Rule, earlier: Rule) -> Finding:
     same = "says the same" if earlier.value == rule.value else "differs"
     return Finding(
         "softdep-override",
-        f"{place(earlier)} names soft dependencies of {rule.module} first and {same}: this line counts for nothing",
+        f"{place(earlier)} names soft dependencies of {rule.module} first and {same}: no other line about them counts",
     )
 
 

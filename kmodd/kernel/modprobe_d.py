@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from kmodd.kernel.smallfile import shown
 from kmodd.model import Rule
 
 DIRECTORIES = ("etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
@@ -36,17 +37,25 @@ def is_configuration_name(name: bytes) -> bool:
 
 def read_rules(file: str | Path) -> list[Rule]:
     """Read the rules of one file; none when it cannot be read, as for libkmod."""
-    path = Path(file)
+    data, public = _read(Path(file))
+    return parse_rules(data, str(file), public=public)
+
+
+def read_text(path: Path) -> bytes:
+    """The text of one file; empty when it cannot be read."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[bytes, bool]:
+    """The text, and whether everyone may read it."""
     try:
         # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
         if not (path.is_file() or path.samefile(os.devnull)):
-            return []
+            return b"", True
         with path.open("rb") as opened:
-            public = bool(os.fstat(opened.fileno()).st_mode & stat.S_IROTH)
-            data = opened.read()
+            return opened.read(), bool(os.fstat(opened.fileno()).st_mode & stat.S_IROTH)
     except OSError:
-        return []
-    return parse_rules(data, str(path), public=public)
+        return b"", True
 
 
 def parse_rules(data: bytes, file: str, *, public: bool = True) -> list[Rule]:
@@ -57,6 +66,18 @@ def parse_rules(data: bytes, file: str, *, public: bool = True) -> list[Rule]:
         if rule is not None:
             rules.append(rule)
     return rules
+
+
+def ignored_lines(data: bytes, file: str) -> list[Rule]:
+    """Find the lines libkmod reads over: an unknown word, or a known one without what belongs behind it.
+
+    They are no rules: the kind is `finding`, and the text is the first word, safe to show.
+    """
+    return [
+        Rule("finding", "", "", file, number, shown(_word(line)[0].decode("utf-8", "replace"), 40))
+        for number, line in logical_lines(data)
+        if line.strip() and not line.lstrip(_SPACE).startswith(b"#") and not _parse_line(line, file, number)
+    ]
 
 
 def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -79,7 +100,7 @@ def _unescape(found: re.Match[bytes]) -> bytes:
     return b"" if found[1] == b"\n" else found[1] or b"\xff"
 
 
-def _parse_line(line: bytes, file: str, number: int, *, public: bool) -> Rule | None:
+def _parse_line(line: bytes, file: str, number: int, *, public: bool = True) -> Rule | None:
     if line.startswith(b"#"):
         return None
     kind, rest = _word(line)

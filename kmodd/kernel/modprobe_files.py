@@ -2,6 +2,7 @@
 """The configuration folders as files: what `Show` tells of, and the three that kmodd writes itself."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,10 +54,14 @@ class ConfigurationFolders:
         elif expected is not None:
             atomic_file.remove_file(path, expected=expected)
 
-    def remember(self, file: OwnFile, text: bytes) -> None:
-        """Keep a copy, to show later what an edit changed; OSError."""
-        if self._memory is not None:
-            path = self._memory / Path(file).name
+    def remember(self, file: OwnFile, text: bytes | None) -> None:
+        """Keep a copy (None: none), to show later what an edit changed; OSError."""
+        if self._memory is None:
+            return
+        path = self._memory / Path(file).name
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
             atomic_file.replace_file(path, text, expected=atomic_file.read_file(path), mode=0o600)
 
     def remembered(self, file: OwnFile) -> bytes | None:
@@ -84,13 +89,14 @@ class ConfigurationFolders:
         found = [
             RuleFile(
                 self._shown(str(one.path)),
-                self._placed(modprobe_d.read_rules(one.path)),
+                self._placed(_modprobe_lines(one.path, read_over=not one.shadowed_by)),
                 self._shown(one.shadowed_by) if one.shadowed_by else "",
                 tuple(map(self._shown, one.masks)),
                 one.public,
             )
             for one in layered(directories, modprobe_d.is_configuration_name)
         ]
+        found += self._passed_over(directories, modprobe_d.is_configuration_name)
         softdeps = self._tree / modprobe_d.DEPMOD_SOFTDEPS
         found.append(RuleFile(self._shown(str(softdeps)), self._placed(modprobe_d.read_rules(softdeps))))
         # Stable: a file stays before those it masks.
@@ -98,7 +104,7 @@ class ConfigurationFolders:
 
     def _autoload(self) -> list[RuleFile]:
         directories = [self._root / name for name in modules_load_d.DIRECTORIES]
-        return [
+        found = [
             RuleFile(
                 self._shown(str(one.path)),
                 self._placed(_modules(one.path)),
@@ -108,11 +114,30 @@ class ConfigurationFolders:
             )
             for one in layered(directories, modules_load_d.is_modules_load)
         ]
+        found += self._passed_over(directories, modules_load_d.is_modules_load)
+        return sorted(found, key=lambda one: os.fsencode(Path(one.path).name))
+
+    def _passed_over(self, directories: Sequence[Path], accepts: Callable[[bytes], bool]) -> list[RuleFile]:
+        """Files that nobody reads for their name, and that were not put aside on purpose as `x.conf.bak` was."""
+
+        def is_passed_over(name: bytes) -> bool:
+            return not accepts(name) and b".conf" not in name and not name.startswith(b"README")
+
+        return [RuleFile(self._shown(str(one.path)), (), read=False) for one in layered(directories, is_passed_over)]
 
     def _placed(self, rules: list[Rule]) -> tuple[Rule, ...]:
         if self._root == Path("/"):
             return tuple(rules)
         return tuple(replace(one, file=self._shown(one.file)) for one in rules)
+
+
+def _modprobe_lines(path: Path, *, read_over: bool) -> list[Rule]:
+    """The rules, and for `read_over` the lines that are none, in their order."""
+    data = modprobe_d.read_text(path)
+    lines = modprobe_d.parse_rules(data, str(path))
+    if read_over:
+        lines += modprobe_d.ignored_lines(data, str(path))
+    return sorted(lines, key=lambda one: one.line)
 
 
 def _modules(path: Path) -> list[Rule]:

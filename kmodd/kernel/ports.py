@@ -203,8 +203,8 @@ class Configuration(Protocol):
     def write(self, file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
         """Replace all of `expected` by `text` (None: no file) or nothing; ChangedMeanwhileError, OSError."""
 
-    def remember(self, file: OwnFile, text: bytes) -> None:
-        """Keep a copy of what was written; OSError."""
+    def remember(self, file: OwnFile, text: bytes | None) -> None:
+        """Keep a copy of what was written (None: none); OSError."""
 
     def remembered(self, file: OwnFile) -> bytes | None:
         """The copy, None when there is none."""

@@ -59,9 +59,12 @@ class SimulatedConfiguration:
             self._texts[file] = text
         self._changed(tuple(rule for one in self.files().modprobe for rule in one.rules))
 
-    def remember(self, file: OwnFile, text: bytes) -> None:
+    def remember(self, file: OwnFile, text: bytes | None) -> None:
         """See Configuration."""
-        self._copies[file] = text
+        if text is None:
+            self._copies.pop(file, None)
+        else:
+            self._copies[file] = text
 
     def remembered(self, file: OwnFile) -> bytes | None:
         """See Configuration."""

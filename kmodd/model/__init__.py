@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Frozen values that every layer shares. Times are microseconds since the epoch, durations microseconds, sizes bytes."""
 
-from kmodd.model.asked import Caller, Operation, OperationResult, Plan, Request, Step
+from kmodd.model.asked import Attempt, Caller, Operation, OperationResult, Plan, Request, Step
 from kmodd.model.kinds import HealthStatus, Origin, Result, State, StepAction, Verb
 from kmodd.model.machine import (
     KernelFacts,
@@ -27,6 +27,7 @@ from kmodd.model.told import (
 )
 
 __all__ = [
+    "Attempt",
     "Caller",
     "Explanation",
     "Failure",

@@ -53,6 +53,18 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """A request that is no plan and is refused before it is begun, as the journal tells of it."""
+
+    action: str
+    module: str
+    reason: str = ""
+    dry_run: bool = False
+    on_behalf_of: str = ""
+    """As of a Request."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One call into the kernel, or the reason why there will be none."""
 

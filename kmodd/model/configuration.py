@@ -67,18 +67,31 @@ class OwnFile(StrEnum):
     BLACKLIST = "/etc/modprobe.d/kmodd-blacklist.conf"
 
 
+def way_out(file: str) -> str:
+    """What to do about a line in somebody else's file that overrules what kmodd is to write."""
+    if file == "/proc/cmdline":
+        return "it is on the kernel's command line: change it in the boot loader"
+    if file.startswith("/etc/"):
+        return f"change or remove it in {file}"
+    own = f"/etc/modprobe.d/{file.rpartition('/')[2]}"
+    return f"copy {file} to {own}, which then counts in its place, and change it there"
+
+
 @dataclass(frozen=True, slots=True)
 class RuleFile:
     """One configuration file with its lines about modules."""
 
     path: str
     rules: tuple[Rule, ...]
+    """In their order; with kind `finding` a line that is read over, of which the text is the first word."""
     shadowed_by: str = ""
     """The file of the same name that is read in its place."""
     masks: tuple[str, ...] = ()
     """Files of the same name that are not read because of it."""
     public: bool = True
     """Everyone may read it."""
+    read: bool = True
+    """False for a file of a name that its readers pass over, such as one without `.conf`."""
 
 
 @dataclass(frozen=True, slots=True)

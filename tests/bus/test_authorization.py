@@ -172,12 +172,20 @@ async def test_nobody_is_asked_for_what_cannot_succeed(service: Bench) -> None:
         ("Batch", "a(ssa{ss})a{sv}", ([["load", "dummy", {}], ["load", "nosuch", {}]], {})),
         ("SetParameter", "sss", ("dummy", "x", "1")),
         ("SetParameter", "sss", ("../../x", "x", "1")),
+        ("Activate", "ssa{sv}", ("nosuch", "1", {})),
+        ("Remove", "ss", ("nosuch", "1")),
     ]
     async with service.client(1000) as user:
         for member, signature, body in hopeless:
+            interface = "org.kmodd1.Store" if member in {"Activate", "Remove"} else "org.kmodd1.Manager"
             with pytest.raises(Reply):
-                await user.call(member, signature, *body)
+                await user.call(member, signature, *body, interface=interface)
     assert not service.polkit.asked
+    # What is no name at all is nothing that was tried with a module.
+    assert [(one.action, one.module) for one in service.journal.records if one.event == "operation.failed"] == [
+        ("load", "nosuch"), ("load", "dummy"), ("unload", "nosuch"), ("load", "nosuch"), ("set-parameter", "dummy"),
+        ("activate", "nosuch"), ("remove", "nosuch"),
+    ]  # fmt: skip
 
 
 async def test_a_prompt_is_shown_only_when_it_is_needed_and_allowed(service: Bench) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dbus_next import Variant
 
 from kmodd.errors import Conflict, NotPermitted
 from kmodd.model.configuration import OwnFile
@@ -81,6 +82,18 @@ async def test_nobody_is_asked_about_what_cannot_be(service: Bench) -> None:
                 await ask(user, member, signature, *body)
             assert refused.value.name == f"org.kmodd1.Error.{name}"
     assert service.polkit.asked == []
+    assert [(one.action, one.module, one.error, one.uid) for one in service.journal.records] == [
+        ("enable-autoload", "overlai", "NoSuchModule", 1000),
+        ("set-options", "overlay", "UnknownParameter", 1000),
+        ("blacklist", "unix", "Builtin", 1000),
+    ]
+
+
+async def test_a_dry_run_that_cannot_be_is_no_event(service: Bench) -> None:
+    async with service.client() as root:
+        with pytest.raises(Reply):
+            await ask(root, "SetBlacklisted", "sba{sv}", "unix", True, {"dry-run": Variant("b", True)})
+    assert service.journal.records == []
 
 
 async def test_everyone_sees_the_rules(service: Bench) -> None:

@@ -66,6 +66,11 @@ def test_a_dry_run_says_so_and_changes_nothing(run: Runner) -> None:
         (("blacklist", "loop", "--hard", "--off"), ExitCode.USAGE, "the option hard is for blacklisting"),
         (("blacklist", "../loop"), ExitCode.USAGE, "a module name is"),
         (("options", "dummy", "numdummies=2"), ExitCode.IN_THE_WAY, "/usr/lib/modprobe.d/systemd.conf, line 15,"),
+        (
+            ("options", "dummy", "numdummies=2"),
+            ExitCode.IN_THE_WAY,
+            "to /etc/modprobe.d/systemd.conf, which then counts",
+        ),
         (("blacklist", "unix"), ExitCode.IN_THE_WAY, "changes nothing"),
         (("nonsense",), ExitCode.USAGE, "is not known"),
         ((), ExitCode.USAGE, "required"),
@@ -159,6 +164,8 @@ def test_rules_as_people_read_them() -> None:
         ShownRule(Rule("blacklist", "dummy", "", "/etc/modprobe.d/a.conf", 12, "")),
         ShownRule(Rule("options", "loop", "", low, 1, ""), shadowed_by="/etc/modprobe.d/a.conf", public=False),
         ShownRule(Rule("autoload", "e\x1bvil", "", OwnFile.AUTOLOAD, 5, ""), ours=True),
+        *(ShownRule(Rule("softdep", "cifs", f"pre: {word}", "/m/modules.softdep", line, ""),
+                    findings=(Finding("softdep-override", "line 3 counts"),)) for line, word in ((4, "ccm"), (5, "gcm"))),
         ShownRule(Rule("finding", "", "", OwnFile.OPTIONS, 1, ""), findings=(Finding("foreign", "not kmodd's"),)),
     ]  # fmt: skip
     assert config_show.lines(rules, screen(0)) == [
@@ -172,6 +179,11 @@ def test_rules_as_people_read_them() -> None:
         "",
         f"{OwnFile.AUTOLOAD}  written by kmodd",
         "   5  autoload e\\x1bvil",
+        "",
+        "/m/modules.softdep",
+        "   4  softdep cifs pre: ccm",
+        "   5  softdep cifs pre: gcm",
+        "      ✗ line 3 counts",
         "",
         OwnFile.OPTIONS,
         "      ✗ not kmodd's",

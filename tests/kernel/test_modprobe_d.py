@@ -11,6 +11,7 @@ import pytest
 from kmodd.kernel.command_line import command_line_rules
 from kmodd.kernel.configuration_folders import ConfigurationFolders
 from kmodd.kernel.modprobe_d import (
+    ignored_lines,
     logical_lines,
     normalise,
     parse_rules,
@@ -120,6 +121,15 @@ def test_logical_lines(data: bytes, lines: list[tuple[int, bytes]]) -> None:
 )
 def test_lines_libkmod_calls_bad_give_no_rule(line: str) -> None:
     assert parsed(line + "\n") == []
+
+
+def test_what_libkmod_reads_over() -> None:
+    text = b"# a note\n  # another\n\n \r\nblaklist a\\\n b\nblacklist\nblacklist c\noptions loop"
+    assert [(one.line, one.text) for one in ignored_lines(text, "x.conf")] == [
+        (5, "blaklist"),
+        (7, "blacklist"),
+        (9, "options"),
+    ]
 
 
 def test_names_in_files_are_not_cut_at_a_dot() -> None:

@@ -104,7 +104,7 @@ def test_the_first_folder_masks_the_others(tmp_path: Path) -> None:
     place(tmp_path, "run/modules-load.d/.hidden.conf", "hidden\n")
     place(tmp_path, "run/modules-load.d/notes.txt", "notes\n")
     (tmp_path / "etc/modules-load.d/dir.conf").mkdir()
-    files = ConfigurationFolders(tmp_path, "6.1.0").files().autoload
+    files = [file for file in ConfigurationFolders(tmp_path, "6.1.0").files().autoload if file.read]
     assert [(file.path, file.shadowed_by) for file in files] == [
         ("/etc/modules-load.d/a.conf", ""),
         ("/run/modules-load.d/a.conf", "/etc/modules-load.d/a.conf"),
@@ -113,6 +113,16 @@ def test_the_first_folder_masks_the_others(tmp_path: Path) -> None:
     ]
     assert files[0].masks == ("/run/modules-load.d/a.conf", "/usr/lib/modules-load.d/a.conf")
     assert files[0].rules[0].file == "/etc/modules-load.d/a.conf"
+
+
+@pytest.mark.parametrize("folder", ["modules-load.d", "modprobe.d"])
+def test_files_that_are_passed_over_for_their_name_are_told(tmp_path: Path, folder: str) -> None:
+    for name in ("a.conf", "b", "c.txt", "d.conf.dpkg-old", "e.conf~", ".f", "README"):
+        place(tmp_path, f"etc/{folder}/{name}", "blacklist loop\n")
+    files = ConfigurationFolders(tmp_path, "6.1.0").files()
+    told = files.autoload if folder == "modules-load.d" else files.modprobe
+    assert [file.path for file in told if not file.read] == [f"/etc/{folder}/b", f"/etc/{folder}/c.txt"]
+    assert all(not file.rules for file in told if not file.read)
 
 
 def test_a_link_to_nothing_masks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kmodd.bus.encoder import encode
 from kmodd.core.policy import Policy
 from kmodd.core.rules import OwnState, judge
-from kmodd.kernel.modprobe_d import parse_rules
+from kmodd.kernel.modprobe_d import ignored_lines, parse_rules
 from kmodd.kernel.modules_load_d import parse_modules
 from kmodd.kernel.simulated import SimulatedKernel
 from kmodd.model import Rule
@@ -21,8 +21,12 @@ A, B = "/etc/modprobe.d/a.conf", "/etc/modprobe.d/b.conf"
 LOAD = "/etc/modules-load.d/a.conf"
 
 
-def modprobe(path: str, text: str, *, shadowed_by: str = "", masks: tuple[str, ...] = ()) -> RuleFile:
-    return RuleFile(path, tuple(parse_rules(text.encode(), path)), shadowed_by, masks)
+def modprobe(
+    path: str, text: str, *, shadowed_by: str = "", masks: tuple[str, ...] = (), public: bool = True
+) -> RuleFile:
+    data = text.encode()
+    lines = (*parse_rules(data, path), *ignored_lines(data, path))
+    return RuleFile(path, lines, shadowed_by, masks, public)
 
 
 def shown(
@@ -59,6 +63,10 @@ def test_a_plain_machine_has_no_findings() -> None:
         ("blacklist loop", "loadable-by-name", "/bin/false"),
         ("install loop /sbin/modprobe --ignore-install loop", "shell-command", "as root"),
         ("remove loop /bin/sh -c true", "shell-command", "remove line"),
+        ("blaklist loop", "ignored-line", "blaklist is no word it knows: did you mean blacklist?"),
+        ("bl\x1b[1m loop", "ignored-line", "bl\\x1b[1m is no word"),
+        ("blacklist", "ignored-line", "what belongs behind blacklist is missing"),
+        ("include /etc/other", "ignored-line", "include is no word it knows"),
     ],
 )
 def test_faults_of_one_line(line: str, kind: str, says: str) -> None:
@@ -167,6 +175,19 @@ def test_files_of_ours() -> None:
     assert second.ours
     assert (kinds(first), kinds(second)) == (["edited"], [])
     assert "+x" in first.findings[0].message
+
+
+def test_of_a_file_for_root_alone_nothing_is_quoted() -> None:
+    (row,) = shown(modprobe(A, "secret loop\n", public=False))
+    assert [finding.message for finding in row.findings] == [
+        "modprobe ignores this line: it begins with no word it knows"
+    ]
+
+
+def test_a_file_that_nobody_reads_for_its_name() -> None:
+    (row,) = shown(RuleFile("/etc/modprobe.d/nouveau", (), read=False))
+    assert kinds(row) == ["not-read"]
+    assert "does not end in .conf" in row.findings[0].message
 
 
 def test_a_file_without_rules_has_a_row_when_something_is_wrong_with_it() -> None:

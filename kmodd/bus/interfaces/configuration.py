@@ -4,9 +4,11 @@
 from collections.abc import Mapping
 
 from kmodd.bus import asked, configuration_rows, options, rows
-from kmodd.bus.call import Call
+from kmodd.bus.call import Call, Refusal
 from kmodd.bus.interfaces.parts import Parts
-from kmodd.model import Caller
+from kmodd.bus.interfaces.refusing import refusal
+from kmodd.errors import KmoddError
+from kmodd.model import Attempt, Caller
 from kmodd.model.configuration import RuleAction, RuleChange
 from kmodd.names import kernel_arguments, parse_reason
 
@@ -21,19 +23,25 @@ class ConfigurationInterface:
 
     # --- kmodd's own files --------------------------------------------------------------------------------------------
 
-    def set_autoload(self, module: str, enabled: bool, parameters: Mapping[str, str], wire: options.Wire) -> Call:
+    def set_autoload(
+        self, module: str, enabled: bool, parameters: Mapping[str, str], wire: options.Wire
+    ) -> Call | Refusal:
         action = RuleAction.ENABLE_AUTOLOAD if enabled else RuleAction.DISABLE_AUTOLOAD
         return self._change(options.rule_change(action, module, wire, parameters))
 
-    def set_options(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call:
+    def set_options(self, module: str, parameters: Mapping[str, str], wire: options.Wire) -> Call | Refusal:
         return self._change(options.rule_change(RuleAction.SET_OPTIONS, module, wire, parameters))
 
-    def set_blacklisted(self, module: str, blacklisted: bool, wire: options.Wire) -> Call:
+    def set_blacklisted(self, module: str, blacklisted: bool, wire: options.Wire) -> Call | Refusal:
         return self._change(options.blacklist(module, wire, blacklisted=blacklisted))
 
-    def _change(self, change: RuleChange) -> Call:
+    def _change(self, change: RuleChange) -> Call | Refusal:
         """What is known to fail fails before anyone is asked for a password."""
-        self._parts.configuration.check(change)
+        try:
+            self._parts.configuration.check(change)
+        except KmoddError as error:
+            attempt = Attempt(change.action, change.module, change.reason, change.dry_run, change.on_behalf_of)
+            return refusal(self._parts.refusals, attempt, error)
         details = {"module": change.module, "modules": change.module, "action": change.action.value}
         if change.parameters:
             details["parameters"] = kernel_arguments(dict(change.parameters))

@@ -10,7 +10,9 @@ from kmodd.bus import asked, options, rows
 from kmodd.bus.answers import Answers
 from kmodd.bus.call import Body, Call, Refusal
 from kmodd.bus.interfaces.parts import Parts
-from kmodd.model import Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
+from kmodd.bus.interfaces.refusing import refusal
+from kmodd.errors import KmoddError
+from kmodd.model import Attempt, Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
 from kmodd.names import (
     kernel_arguments,
     parse_module,
@@ -56,10 +58,13 @@ class ManagerInterface:
 
         return Call(run, asked.details(plan, "batch"), asked.actions(plan))
 
-    def set_parameter(self, module: str, parameter: str, value: str) -> Call:
+    def set_parameter(self, module: str, parameter: str, value: str) -> Call | Refusal:
         name = parse_module(module)
         key, text = parse_parameter_name(parameter), parse_parameter_value(value)
-        prepared = self._parts.parameters.prepare(name, key, text)
+        try:
+            prepared = self._parts.parameters.prepare(name, key, text)
+        except KmoddError as error:
+            return refusal(self._parts.refusals, Attempt("set-parameter", name), error)
         details = {
             "module": name,
             "modules": name,

@@ -11,6 +11,7 @@ from kmodd.core.registry import Presence
 from kmodd.core.store import Store
 from kmodd.errors import KmoddError
 from kmodd.model import (
+    Attempt,
     Caller,
     Explanation,
     Health,
@@ -48,6 +49,9 @@ class Refusals(Protocol):
 
     async def tell(self, plan: Plan, caller: Caller) -> KmoddError:
         """The plan's error, complete; recorded."""
+
+    async def note(self, attempt: Attempt, error: KmoddError, caller: Caller) -> KmoddError:
+        """The error of what is no plan; recorded."""
 
 
 class Parameters(Protocol):

@@ -2,10 +2,12 @@
 """org.kmodd1.Store."""
 
 from kmodd.bus import asked, options, rows
-from kmodd.bus.call import Call
+from kmodd.bus.call import Call, Refusal
 from kmodd.bus.interfaces.parts import Parts
+from kmodd.bus.interfaces.refusing import refusal
 from kmodd.core.store import ImportOptions
-from kmodd.model import Caller
+from kmodd.errors import KmoddError
+from kmodd.model import Attempt, Caller
 from kmodd.model.store import StoredModule
 from kmodd.names import parse_description, parse_module, parse_release, parse_version
 
@@ -47,11 +49,16 @@ class StoreInterface:
     def list(self) -> Call:
         return Call(lambda _: [_row(entry) for entry in self._parts.store.all()])
 
-    def activate(self, name: str, version: str, wire: options.Wire) -> Call:
+    def activate(self, name: str, version: str, wire: options.Wire) -> Call | Refusal:
         values = options.parse(wire, options.SWITCH)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
-        entry = self._parts.store.catalogue.one(parse_module(name), parse_version(version), kernel)
         load, dry_run = values.get("load", False), values.get("dry-run", False)
+        module, wanted = parse_module(name), parse_version(version)
+        try:
+            entry = self._parts.store.catalogue.one(module, wanted, kernel)
+        except KmoddError as error:
+            attempt = Attempt("activate", module, dry_run=dry_run, on_behalf_of=options.on_behalf_of(values))
+            return refusal(self._parts.refusals, attempt, error)
 
         async def run(caller: Caller) -> tuple[str, ...]:
             return await self._parts.activation.activate(entry, caller, load=load, dry_run=dry_run)
@@ -77,8 +84,12 @@ class StoreInterface:
         details |= asked.behalf(options.on_behalf_of(values))
         return Call(run, details, (asked.LOAD, asked.UNLOAD) if load else ())
 
-    def remove(self, name: str, version: str) -> Call:
-        entries = self._parts.store.removable(parse_module(name), parse_version(version))
+    def remove(self, name: str, version: str) -> Call | Refusal:
+        module, wanted = parse_module(name), parse_version(version)
+        try:
+            entries = self._parts.store.removable(module, wanted)
+        except KmoddError as error:
+            return refusal(self._parts.refusals, Attempt("remove", module), error)
 
         async def run(caller: Caller) -> None:
             await self._parts.store.remove(entries, caller)
