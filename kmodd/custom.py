@@ -59,12 +59,12 @@ class CustomModules:
             lock=lock,
             audit=audit,
             clock=clock,
-            limits=lambda: _limits(tunables()),
+            limits=lambda: limits_of(tunables()),
         )
         self.activation = Activation(
             files,
             trees,
-            Depmod(folder / "index"),
+            Depmod(folder / ".index"),
             catalogue,
             index=kernel.index,
             loaded=kernel.loaded,
@@ -165,9 +165,14 @@ class CustomModules:
         return self._loaded.read(name) is not None
 
 
-def _limits(tunables: Tunables) -> StoreLimits:
+def limits_of(tunables: Tunables) -> StoreLimits:
+    """The store's limits as they are set; root has more room than others, and never less."""
+    usual = StoreLimits()
     return StoreLimits(
-        file=tunables.store_file_max, per_user=tunables.store_total_max, versions=tunables.store_versions_max
+        file=tunables.store_file_max,
+        per_user=tunables.store_total_max,
+        root=max(usual.root, tunables.store_total_max),
+        versions=tunables.store_versions_max,
     )
 
 

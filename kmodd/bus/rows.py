@@ -25,11 +25,12 @@ Row = dict[str, tuple[str, Any]]
 
 def step(one: Step) -> Row:
     """A row of `Plan`."""
+    told = {name: "…" if name in one.withheld else value for name, value in one.parameters}
     row: Row = {
         "action": ("s", one.action.value),
         "module": ("s", one.module),
         "path": ("s", one.path),
-        "parameters": ("s", kernel_arguments(dict(one.parameters))),
+        "parameters": ("s", kernel_arguments(told)),
         "because": ("s", one.because),
         "operation": ("u", one.operation),
     }

@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,10 +31,25 @@ _SIGN_FILE = (
 
 def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIGN_FILE) -> int:
     """A new descriptor of the signed module; `file` is closed. InvalidArgs says what is wrong with file, key or program."""
-    with os.fdopen(file, "rb") as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
+    try:
+        return _signed(file, key, certificate, programs)
+    except OSError as error:
+        raise InvalidArgs(f"the module cannot be signed: {error.strerror}") from error
+
+
+def _signed(file: int, key: str, certificate: str, programs: Sequence[str]) -> int:
+    try:
+        opened = os.fdopen(file, "rb")
+    except OSError:
+        os.close(file)  # it is a folder
+        raise
+    with opened as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
         folder = Path(name)
         plain = folder / "plain.ko"
-        plain.write_bytes(_unpacked(source.read()))
+        unsigned = _unpacked(source.read())
+        if unsigned.endswith(MARK):
+            raise InvalidArgs("the module is signed already")
+        plain.write_bytes(unsigned)
         for what, path in (("key", key), ("certificate", certificate)):
             if not Path(path).is_file() and not path.startswith("pkcs11:"):
                 raise InvalidArgs(f"the {what} to sign with is not there")
@@ -72,7 +88,7 @@ def _run(command: list[str]) -> None:
     program = command[0].rpartition("/")[2]
     try:
         done = subprocess.run(command, check=False)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InvalidArgs(f"the module cannot be signed: there is no {program}, nor the kernel's sign-file") from error
     if done.returncode != 0:
         raise InvalidArgs(f"the module cannot be signed: {program} failed")
@@ -85,13 +101,10 @@ def _unpacked(content: bytes) -> bytes:
             return gzip.decompress(content)
         if content.startswith(b"\xfd7zXZ\0"):
             return lzma.decompress(content)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+        if content.startswith(b"\x28\xb5\x2f\xfd"):
+            return subprocess.run(["zstd", "-dcq"], input=content, stdout=subprocess.PIPE, check=True).stdout
+    except FileNotFoundError as error:
+        raise InvalidArgs("the file cannot be unpacked: there is no zstd") from error
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, subprocess.CalledProcessError) as error:
         raise InvalidArgs("the file does not unpack") from error
-    if content.startswith(b"\x28\xb5\x2f\xfd"):
-        done = subprocess.run(["zstd", "-dcq"], input=content, stdout=subprocess.PIPE, check=False)
-        if done.returncode != 0:
-            raise InvalidArgs("the file does not unpack")
-        return done.stdout
-    if content.endswith(MARK):
-        raise InvalidArgs("the module is signed already")
     return content

@@ -18,7 +18,7 @@ def split_options(text: str) -> Pairs:
     What follows a lone `--` is not the module's, and the kernel ignores it.
     """
     pairs = []
-    for word in _words(text):
+    for word in words(text):
         if word == "--":
             break
         name, equals, value = word.partition("=")
@@ -46,8 +46,9 @@ def spell(pairs: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{name}={value}" if '"' in value else kernel_arguments({name: value}) for name, value in pairs)
 
 
-def _words(text: str) -> list[str]:
-    words = []
+def words(text: str) -> list[str]:
+    """Split at white space outside quotes; quotes around a whole word are left out."""
+    found = []
     word = ""
     quoted = False
     for char in text:
@@ -55,11 +56,11 @@ def _words(text: str) -> list[str]:
             quoted = not quoted
         if char.isspace() and not quoted:
             if word:
-                words.append(word)
+                found.append(word)
             word = ""
         else:
             word += char
     if word:
-        words.append(word)
+        found.append(word)
     # A quote before the name surrounds the whole assignment: "name=a b".
-    return [w[1:].removesuffix('"') if w.startswith('"') else w for w in words]
+    return [w[1:].removesuffix('"') if w.startswith('"') else w for w in found]

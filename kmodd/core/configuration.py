@@ -147,10 +147,17 @@ class Configuration:
             try:
                 self._replace(one.file, one.new, one.old)
             except KmoddError as error:
-                told = self._take_back(done, error)
+                # The last step of a write may fail, which is telling the disk, with the new text in place.
+                told = self._take_back([*done, one] if self._is_written(one) else done, error)
                 return written, {number: told for number, files in enumerate(written) if one.file in files}
             done.append(one)
         return written, {}
+
+    def _is_written(self, one: Amendment) -> bool:
+        try:
+            return self._folders.read(one.file) == one.new
+        except OSError:
+            return False
 
     def _take_back(self, done: Sequence[Amendment], error: KmoddError) -> KmoddError:
         """Put the former texts back after an error; the fault that is told is the first one, and what stays changed."""

@@ -9,7 +9,15 @@ from kmodd.core.conditions import is_kernel_condition
 from kmodd.core.settings_table import Table, printable
 from kmodd.model.desired import Ban, Parameters, Presence, Wish
 from kmodd.model.document import Document
-from kmodd.names import ARRAY_MAX, ModuleName, is_module_name, parse_module, parse_parameters, parse_reason
+from kmodd.names import (
+    ARRAY_MAX,
+    ModuleName,
+    is_module_name,
+    parse_module,
+    parse_parameters,
+    parse_reason,
+    parse_version,
+)
 
 WISHES_MAX = 1024
 KEYS = (
@@ -26,7 +34,6 @@ KEYS = (
     "retry",
 )
 _CONDITIONS = ("alias", "kernel")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")
 _ALIAS = re.compile(r"[A-Za-z0-9*?\[][A-Za-z0-9:._,+=()<>@*?\[\]!-]{0,479}")
 
 
@@ -78,7 +85,7 @@ def _wish(module: ModuleName, table: Table) -> Wish:
         unload_when_gone=table.flag("unload-when-gone", default=False),
         alias=_matching(when, "alias", _ALIAS, "a pattern such as pci:v00008086d*") if when is not None else "",
         kernel=_kernel(when) if when is not None else "",
-        version=_matching(table, "version", _VERSION, "a version: letters, digits and . _ + ~ -"),
+        version=table.parsed("version", lambda: parse_version(table.text("version"))) if "version" in table else "",
         reason=table.parsed("reason", lambda: parse_reason(table.text("reason"))),
         retry=table.flag("retry", default=True),
     )

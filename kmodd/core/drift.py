@@ -175,15 +175,21 @@ class Comparison:
             return
         rules = [rule for rule in self._index.rules(wish.module) if rule.kind == "options"]
         ours = [rule for rule in rules if rule.file.endswith(OwnFile.OPTIONS)]
-        actual = dict(pair for rule in (rules if wish.options else ours) for pair in split_options(rule.value))
         wanted = dict(wish.options)
+        # What others set beside it is theirs.
+        named = {key for rule in ours for key, _ in split_options(rule.value)}.union(wanted)
+        said = [(rule, pair) for rule in (rules if wanted else ours) for pair in split_options(rule.value)]
+        said = [(rule, pair) for rule, pair in said if pair[0] in named]
+        actual = dict(pair for _, pair in said)
         kinds = self._kinds(wish.module)
         same = all(
             key in actual and same_value(kinds.get(key, ""), value, actual[key]) for key, value in wanted.items()
         )
-        if same and all(key in wanted for rule in ours for key, _ in split_options(rule.value)):
+        if same and named == wanted.keys():
             return
-        row = Drift(wish.module, "options", kernel_arguments(wanted), kernel_arguments(actual), APPLY)
+        public = all(rule.public for rule, _ in said)
+        shown = kernel_arguments(actual) if public else WITHHELD
+        row = Drift(wish.module, "options", kernel_arguments(wanted), shown, APPLY)
         yield row, RuleChange(RuleAction.SET_OPTIONS, wish.module, wish.options, reason=wish.reason)
 
     def _autoload(self, wish: Wish, autoloaded: Sequence[Rule]) -> Iterator[tuple[Drift, RuleChange | None]]:

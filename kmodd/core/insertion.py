@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The steps that bring modules in: dependencies, soft dependencies, options, policy and parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kmodd.core.arguments import Pairs, effective, split_options
 from kmodd.core.checks import ALWAYS_KNOWN, expectation, same_value
@@ -25,7 +25,7 @@ from kmodd.errors import (
     UnknownParameter,
 )
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
-from kmodd.model import KernelFacts, ModuleInfo, State, Step, StepAction
+from kmodd.model import KernelFacts, ModuleInfo, Rule, State, Step, StepAction
 from kmodd.names import Alias, ModuleName, parse_module_or_alias
 
 
@@ -151,15 +151,15 @@ class Insertion:
         if (module := self._draft.get(name)) is not None and module.state is State.LIVE:
             return
         self._check_kernel(name)
-        options = [
-            pair for rule in self._index.rules(name) if rule.kind == "options" for pair in split_options(rule.value)
-        ]
+        rules = [rule for rule in self._index.rules(name) if rule.kind == "options"]
+        options = [pair for rule in rules for pair in split_options(rule.value)]
         self.steps.append(
             Step(
                 StepAction.INSERT,
                 name,
                 path=self._index.path(name),
                 parameters=effective((*options, *parameters)),
+                withheld=_withheld(rules, parameters),
                 because=because,
                 operation=self._operation,
                 optional=optional,
@@ -305,3 +305,9 @@ def _parsed(text: str) -> ModuleName | Alias:
         return parse_module_or_alias(text)
     except KmoddError:
         return Alias(text)
+
+
+def _withheld(options: Iterable[Rule], given: Pairs) -> frozenset[str]:
+    """Parameters whose last value stands in a file that not everyone may read; what the caller gives is known to the caller."""
+    public = {name: rule.public for rule in options for name, _ in split_options(rule.value)}
+    return frozenset(name for name, told in public.items() if not told).difference(name for name, _ in given)

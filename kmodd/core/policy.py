@@ -6,7 +6,9 @@ runs a shell command, which kmodd refuses to do.
 """
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
+from kmodd.core.arguments import words
 from kmodd.errors import BadModule, DisabledByPolicy, Evidence
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Rule
@@ -134,17 +136,24 @@ def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:
     """Find `module_blacklist=` naming the module; the last one on the line is the one the kernel keeps."""
     if "blacklist" not in command_line:
         return None
+    names = _blacklisted_by_the_kernel(command_line)
+    if module not in (canonical(name) for name in names.split(",")):
+        return None
+    text = f"module_blacklist={names}"
+    return Rule("module_blacklist", module, names, COMMAND_LINE, 1, text)
+
+
+@lru_cache(maxsize=4)
+def _blacklisted_by_the_kernel(command_line: str) -> str:
+    # Remembered, as it is asked about for every module there is.
     names = ""
-    for word in command_line.split():
+    for word in words(command_line):
         if word == "--":
             break
         key, _, value = word.partition("=")
         if key.replace("-", "_") == "module_blacklist":
             names = value.strip('"')
-    if module not in (canonical(name) for name in names.split(",")):
-        return None
-    text = f"module_blacklist={names}"
-    return Rule("module_blacklist", module, names, COMMAND_LINE, 1, text)
+    return names
 
 
 def _can_be_set_aside(rule: Rule) -> bool:

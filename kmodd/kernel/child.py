@@ -18,7 +18,12 @@ async def run(program: Sequence[str], *, timeout: float) -> int:
     """
     loop = asyncio.get_running_loop()
     pid = _start(program)
-    handle = os.pidfd_open(pid)
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        _kill(pid)
+        _reap(pid)
+        raise
     ended: asyncio.Future[None] = loop.create_future()
 
     def end() -> None:
@@ -33,7 +38,7 @@ async def run(program: Sequence[str], *, timeout: float) -> int:
         loop.remove_reader(handle)
         os.close(handle)
         if not ended.done():
-            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            _kill(pid)
         status = _reap(pid)
     return status
 
@@ -53,7 +58,12 @@ def _start(program: Sequence[str]) -> int:
     )
 
 
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+
+
 def _reap(pid: int) -> int:
     # It has ended, or has just been killed and waits for nothing: this does not block.
     _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) % 256
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -100,7 +100,8 @@ def _archive(reader: _Reader, wanted: Callable[[str], bool]) -> Iterator[tuple[s
             size, length = int(header[54:62], 16), int(header[94:102], 16)
         except ValueError as error:
             raise Damaged("no number in a cpio header") from error
-        if not 0 < length <= NAME_MAX or reader.at + size > UNPACKED_MAX:
+        # int() takes a sign as well.
+        if not 0 < length <= NAME_MAX or size < 0 or reader.at + size > UNPACKED_MAX:
             raise Damaged("a cpio member that cannot be")
         name = reader.take(length).rstrip(b"\0").decode("utf-8", "replace")
         reader.skip(-(110 + length) % 4)

@@ -5,6 +5,7 @@ Times are compared first, which costs some stats. Only when something is newer t
 in a thread of the caller's: a file that was written again with the same content makes nothing stale.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -136,7 +137,8 @@ class Initramfs:
                 if key in there:
                     continue
                 there.add(key)
-                content = read_bytes(path.resolve()) or b""
+                # Path.resolve() raises for a link to itself, realpath() does not.
+                content = read_bytes(os.path.realpath(path)) or b""
                 if key not in inside:
                     yield f"it lacks {self._shown(path)}"
                 elif inside[key][1] != content:

@@ -24,7 +24,7 @@ class Layered:
 def layered(directories: Sequence[Path], accepts: Callable[[bytes], bool]) -> list[Layered]:
     """Every file, by name and bytewise, the one in force before those it masks.
 
-    A dangling link and a link to /dev/null mask as well; a folder does not.
+    A link to /dev/null masks as well, and so does one that leads nowhere or where root may not look; a folder does not.
     """
     found: dict[bytes, list[Path]] = {}
     for directory in _distinct(directories):
@@ -34,7 +34,7 @@ def layered(directories: Sequence[Path], accepts: Callable[[bytes], bool]) -> li
             continue  # most of these folders do not exist on most machines
         for name in names:
             path = directory / os.fsdecode(name)
-            if not name.startswith(b".") and accepts(name) and not path.is_dir():
+            if not name.startswith(b".") and accepts(name) and not _is_folder(path):
                 found.setdefault(name, []).append(path)
     return [one for name in sorted(found) for one in _ranked(found[name])]
 
@@ -57,6 +57,13 @@ def _distinct(directories: Sequence[Path]) -> Iterator[Path]:
         if (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
             yield directory
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _is_public(path: Path) -> bool:

@@ -9,6 +9,7 @@ ends a file vanishes.
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,23 +37,32 @@ def is_configuration_name(name: bytes) -> bool:
 
 def read_rules(file: str | Path) -> list[Rule]:
     """Read the rules of one file; none when it cannot be read, as for libkmod."""
-    return parse_rules(read_text(Path(file)), str(file))
+    data, public = _read(Path(file))
+    return parse_rules(data, str(file), public=public)
 
 
 def read_text(path: Path) -> bytes:
     """The text of one file; empty when it cannot be read."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[bytes, bool]:
+    """The text, and whether everyone may read it."""
     try:
         # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
-        return path.read_bytes() if path.is_file() or path.samefile(os.devnull) else b""
+        if not (path.is_file() or path.samefile(os.devnull)):
+            return b"", True
+        with path.open("rb") as opened:
+            return opened.read(), bool(os.fstat(opened.fileno()).st_mode & stat.S_IROTH)
     except OSError:
-        return b""
+        return b"", True
 
 
-def parse_rules(data: bytes, file: str) -> list[Rule]:
+def parse_rules(data: bytes, file: str, *, public: bool = True) -> list[Rule]:
     """Parse the text of one file; lines libkmod ignores as bad give no rule."""
     rules = []
     for number, line in logical_lines(data):
-        rule = _parse_line(line, file, number)
+        rule = _parse_line(line, file, number, public=public)
         if rule is not None:
             rules.append(rule)
     return rules
@@ -90,7 +100,7 @@ def _unescape(found: re.Match[bytes]) -> bytes:
     return b"" if found[1] == b"\n" else found[1] or b"\xff"
 
 
-def _parse_line(line: bytes, file: str, number: int) -> Rule | None:
+def _parse_line(line: bytes, file: str, number: int, *, public: bool = True) -> Rule | None:
     if line.startswith(b"#"):
         return None
     kind, rest = _word(line)
@@ -113,7 +123,7 @@ def _parse_line(line: bytes, file: str, number: int) -> Rule | None:
     if value is None:
         return None
     value = value.rstrip(_C_SPACE) if kind == b"softdep" else value.strip(_C_SPACE)
-    return Rule(kind.decode(), module, value, file, number, line.decode("utf-8", "replace").strip())
+    return Rule(kind.decode(), module, value, file, number, line.decode("utf-8", "replace").strip(), public)
 
 
 def _word(text: bytes) -> tuple[bytes, bytes]:

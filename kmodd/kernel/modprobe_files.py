@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kmodd.kernel import atomic_file, modprobe_d, modules_load_d
@@ -127,7 +128,7 @@ class ConfigurationFolders:
     def _placed(self, rules: list[Rule]) -> tuple[Rule, ...]:
         if self._root == Path("/"):
             return tuple(rules)
-        return tuple(Rule(one.kind, one.module, one.value, self._shown(one.file), one.line, one.text) for one in rules)
+        return tuple(replace(one, file=self._shown(one.file)) for one in rules)
 
 
 def _modprobe_lines(path: Path, *, read_over: bool) -> list[Rule]:

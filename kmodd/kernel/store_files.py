@@ -5,10 +5,11 @@
     NAME/KERNEL/SHA256.json   what is known of it; a version exists when this file does
     NAME/KERNEL/active        the SHA256 that is to lie in the kernel's module tree
     NAME/KERNEL/changing      there while the module tree is being brought to another version
-    spool/                    files being imported; emptied at every start
+    .spool/                   files being imported; emptied at every start
+    .index/                   depmod's work; emptied whenever it is used
 
-Everything is written whole and to the disk before the next step, so a crash leaves either what was or what is to be. All
-methods block on the disk: call them in a thread. OSError is the disk's.
+No module's name starts with a dot. Everything is written whole and to the disk before the next step, so a crash leaves either
+what was or what is to be. All methods block on the disk: call them in a thread. OSError is the disk's.
 """
 
 import json
@@ -64,25 +65,27 @@ class StoreFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._spool = folder / "spool"
+        self._spool = folder / ".spool"
         self._numbers = count(1)
         self.damaged: tuple[str, ...] = ()
         """Files of facts that could not be read when `entries` last looked."""
 
     def prepare(self) -> None:
-        """Make the folder, and clear away what a crash left half done."""
+        """Make the folder, and clear away what a crash left half done; what cannot be cleared away is left to the next start."""
         self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in self._spool.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                clear_folder(path)
-            else:
-                path.unlink()
+            with suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    clear_folder(path)
+                else:
+                    path.unlink()
         for folder in self._folders():
             for path in folder.iterdir():
                 other = {".ko": ".json", ".json": ".ko"}.get(path.suffix)
                 half = other is not None and not path.with_suffix(other).exists()
                 if (half or path.name.endswith(".new")) and not path.is_dir():
-                    path.unlink()
+                    with suppress(OSError):
+                        path.unlink()
             with suppress(OSError):  # not empty
                 folder.rmdir()
                 folder.parent.rmdir()
@@ -190,7 +193,7 @@ class StoreFiles:
 
     def _folders(self) -> Iterator[Path]:
         for module in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
-            if module != self._spool and is_module_name(module.name) and module.is_dir():
+            if is_module_name(module.name) and module.is_dir():
                 yield from (
                     folder for folder in sorted(module.iterdir()) if folder.is_dir() and is_release(folder.name)
                 )

@@ -82,6 +82,8 @@ class Step:
     """Set on a step that is known to fail; nothing after it in the same operation is planned."""
     optional: bool = False
     """Its failure does not fail the operation: soft dependencies, dependencies that nobody needs any more."""
+    withheld: frozenset[str] = frozenset()
+    """Parameters whose value stands in a file that not everyone may read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,3 +139,5 @@ class Rule:
     line: int
     text: str
     """The logical line as written, joined."""
+    public: bool = True
+    """Everyone may read its file."""

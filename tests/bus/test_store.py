@@ -16,6 +16,7 @@ import pytest
 from dbus_next import Message, MessageFlag, Variant
 
 from kmodd.kernel.simulated_modules import RELEASE
+from kmodd.kernel.store_files import StoreFiles
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import NAME, PATH, Client, Reply
 from tests.bus.test_abuse import nothing_left
@@ -91,7 +92,7 @@ async def listed(client: Client) -> list[dict[str, Any]]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    return list((folder / "machine/store/spool").iterdir())
+    return list((folder / "machine/store/.spool").iterdir())
 
 
 async def test_a_module_is_imported_and_listed(service: Bench, user: Client, tmp_path: Path) -> None:
@@ -109,6 +110,16 @@ async def test_a_module_is_imported_and_listed(service: Bench, user: Client, tmp
     assert path.read_bytes() == content
     assert path.stat().st_mode & 0o777 == 0o600
     assert not leftovers(tmp_path)
+
+
+async def test_modules_called_like_folders_of_the_store_are_kept(service: Bench, user: Client, tmp_path: Path) -> None:
+    for name in ("spool", "index"):
+        await give(user, module(name))
+        await user.call("Activate", "ssa{sv}", name, "1.0", {}, interface=STORE)
+    files = StoreFiles(tmp_path / "machine/store")
+    files.prepare()
+    assert sorted((entry.name, entry.active) for entry in files.entries()) == [("index", True), ("spool", True)]
+    assert all(files.path(entry).exists() for entry in files.entries())
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gz", "xz"])

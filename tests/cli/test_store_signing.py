@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Signing a module before it is handed over."""
 
+import gzip
 import lzma
 import os
 import subprocess
@@ -53,6 +54,36 @@ def test_the_signature_verifies(pair: tuple[Path, Path], tmp_path: Path, pack: t
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x1f\x8b\x08" + bytes(40), gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT).replace(b"\x08\x00", b"\x08\x07", 1),
+     lzma.compress(CONTENT)[:50], b"\x28\xb5\x2f\xfd" + bytes(9)],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_in_words(pair: tuple[Path, Path], content: bytes) -> None:
+    with pytest.raises(InvalidArgs, match="does not unpack"):
+        sign(content, *pair)
+
+
+def test_a_machine_without_zstd(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InvalidArgs, match="there is no zstd"):
+        sign(b"\x28\xb5\x2f\xfd" + bytes(9), *pair)
+
+
+def test_what_is_signed_and_packed_is_not_signed_twice(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(InvalidArgs, match="signed already"):
+        sign(gzip.compress(sign(CONTENT, *pair)), *pair)
+
+
+def test_a_folder_and_a_certificate_that_cannot_be_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgs, match="cannot be signed: Is a directory"):
+        signed(os.open(tmp_path, os.O_RDONLY), str(pair[0]), str(pair[1]), ())
+    file = os.memfd_create("x")
+    os.write(file, CONTENT)
+    with pytest.raises(InvalidArgs, match="cannot be signed: No such file"):
+        signed(file, str(pair[0]), "pkcs11:object=x", ())
 
 
 def test_a_certificate_in_der_will_do(pair: tuple[Path, Path], tmp_path: Path) -> None:

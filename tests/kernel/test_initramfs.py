@@ -138,6 +138,14 @@ def test_a_missing_library_is_an_unsupported_compression(
             list(members(tmp_path / "image", lambda name: False))
 
 
+def test_a_member_of_a_negative_size_is_no_member(tmp_path: Path) -> None:
+    archive = bytearray(cpio({"etc/a.conf": b"one"}) + bytes(1 << 20))
+    archive[54:62] = b"-0000001"
+    (tmp_path / "image").write_bytes(archive)
+    with pytest.raises(Damaged, match="cannot be"):
+        list(members(tmp_path / "image", lambda name: True))
+
+
 class Machine:
     """A root folder with an initramfs that is up to date."""
 
@@ -198,6 +206,14 @@ def test_the_same_content_written_again_is_not_stale(m: Machine) -> None:
     found = image.look()
     assert found is not None
     assert (found.differences, found.by_content) == ((), True)
+
+
+def test_a_link_to_itself_among_the_rules_stops_nobody(m: Machine) -> None:
+    image = m.image()
+    (m.root / "etc/modprobe.d/loop.conf").symlink_to("loop.conf")
+    found = image.look()
+    assert found is not None
+    assert found.differences == ("it lacks /etc/modprobe.d/loop.conf",)
 
 
 def test_new_and_removed_rules(m: Machine) -> None:

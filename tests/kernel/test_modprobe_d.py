@@ -184,6 +184,14 @@ def test_a_fifo_in_a_folder_does_not_stop_the_reader(tmp_path: Path) -> None:
     assert read_rules(tmp_path / "a.conf") == []
 
 
+def test_a_rule_says_whether_everyone_may_read_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.conf"
+    path.write_text("options a key=1\n")
+    for mode, public in ((0o640, False), (0o644, True)):
+        path.chmod(mode)
+        assert [rule.public for rule in read_rules(path)] == [public]
+
+
 def test_modprobe_reads_the_same_from_the_masking_scenario(tmp_path: Path) -> None:
     root = scenario("masking", tmp_path)
     directories = [tmp_path / name for name in ("etc", "run", "usr/local/lib", "usr/lib", "lib")]

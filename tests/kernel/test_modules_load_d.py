@@ -147,6 +147,15 @@ def test_a_file_that_not_everyone_may_read_says_so(tmp_path: Path) -> None:
     assert [file.public for file in layered([tmp_path], is_modules_load)] == [False, True]
 
 
+def test_a_link_that_leads_nowhere_at_all_stops_nobody(tmp_path: Path) -> None:
+    for folder in ("etc/modules-load.d", "etc/modprobe.d"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.conf").symlink_to("x" * 300)  # ENAMETOOLONG, as a link into a closed folder is EACCES
+    folders = ConfigurationFolders(tmp_path, "6.1.0")
+    assert folders.autoload() == []
+    assert [file.rules for file in folders.files().modprobe] == [(), ()]
+
+
 def test_modprobe_files_stand_in_reading_order_with_depmods_among_them(tmp_path: Path) -> None:
     place(tmp_path, "etc/modprobe.d/z.conf", "blacklist z\n")
     place(tmp_path, "usr/lib/modprobe.d/a.conf", "options a b=1\n")

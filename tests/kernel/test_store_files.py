@@ -99,11 +99,32 @@ def test_facts_that_are_no_facts_are_told(files: StoreFiles, text: str) -> None:
 
 def test_folders_in_the_way_stop_no_start(files: StoreFiles, tmp_path: Path) -> None:
     add(files)
-    (tmp_path / "store/spool/x/y").mkdir(parents=True)
+    (tmp_path / "store/.spool/x/y").mkdir(parents=True)
     (files.path(ENTRY).parent / "odd.ko").mkdir()
     files.prepare()
     assert files.entries() == [ENTRY]
-    assert list((tmp_path / "store/spool").iterdir()) == []
+    assert list((tmp_path / "store/.spool").iterdir()) == []
+
+
+def test_what_a_read_only_disk_keeps_stops_no_start(
+    files: StoreFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(files)
+    (tmp_path / "store/.spool/1.copy").write_bytes(b"left behind")
+    half = files.path(ENTRY).with_name("cd" * 32 + ".ko")
+    half.write_bytes(b"left behind")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rmdir", "rename"):
+            patch.setattr(Path, name, read_only)
+        files.prepare()
+    assert files.entries() == [ENTRY]
+    files.prepare()
+    assert not half.exists()
+    assert list((tmp_path / "store/.spool").iterdir()) == []
 
 
 STEPS = ["rename", "fsync", "mkdir", "unlink", "open", "write"]

@@ -88,7 +88,7 @@ def test_a_module_is_imported_activated_and_removed(vm: Machine, kmodctl: Kmodct
     assert vm.run(["modinfo", name]).code != 0
     store(kmodctl, "remove", name, imported["version"])
     assert store(kmodctl, "list") == []
-    assert vm.check("ls -A /var/lib/kmodd/store").split() == ["spool"]
+    assert vm.check("ls -A /var/lib/kmodd/store").split() == [".spool"]
 
 
 def test_versions_are_switched_and_survive_a_reboot(vm: Machine, kmodctl: Kmodctl) -> None:
@@ -178,7 +178,7 @@ def test_a_change_that_is_killed_is_undone(vm: Machine, kmodctl: Kmodctl) -> Non
         if row["active"]:
             store(kmodctl, "deactivate", GOOD)
     assert store(kmodctl, "activate", GOOD, "1")["reloaded"] == []
-    assert vm.check("ls -A /var/lib/kmodd/store/spool") == ""
+    assert vm.check("ls -A /var/lib/kmodd/store/.spool") == ""
 
 
 def test_health_tells_of_kernels_without_a_version_and_of_changed_files(vm: Machine, kmodctl: Kmodctl) -> None:
@@ -205,7 +205,7 @@ def test_a_full_disk_is_an_error_and_no_more(vm: Machine, kmodctl: Kmodctl) -> N
     try:
         assert "no room left" in refused(kmodctl, "import", f"{FILES}/{GOOD}.ko")
         assert store(kmodctl, "list") == []
-        assert vm.check("ls -A /var/lib/kmodd/store/spool") == ""
+        assert vm.check("ls -A /var/lib/kmodd/store/.spool") == ""
     finally:
         vm.check("systemctl stop kmodd && umount /var/lib/kmodd/store && systemctl start kmodd", timeout=90)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The wanted state on a simulated kernel: where the machine differs from it, and what `Apply` does about that."""
 
+from dataclasses import replace
+
 import pytest
 
 from kmodd.core.drift import WITHHELD, Write
@@ -203,6 +205,15 @@ async def test_an_option_that_is_wanted_no_more_goes_from_kmodds_file(bench: Mak
     assert [change.parameters for change in b.rules.written] == [(("x", "1"),)]
     b.kernel.change_rules(rule("options", "a", "x=1", file=OWN_OPTIONS), rule("options", "a", "z=3"))
     assert await b.drift() == [], "what others set beside it is theirs"
+
+
+async def test_options_in_a_file_that_not_everyone_may_read_are_told_without_values(bench: Make) -> None:
+    secret = rule("options", "a", "x=topsecret other=topsecret", file="/etc/modprobe.d/secret.conf")
+    b = bench("[module.a]\noptions = { x = 1 }\n", rules=[secret])
+    await b.boot()
+    assert await b.drift() == [("a", "options", "x=1", "x=topsecret")], "what nobody wants otherwise is nobody's matter"
+    b.kernel.change_rules(replace(secret, public=False))
+    assert await b.drift() == [("a", "options", "x=1", WITHHELD)]
 
 
 async def test_a_soft_blacklist_of_one_wish_is_no_leave_to_load_another_module(bench: Make) -> None:

@@ -217,6 +217,13 @@ def assert_points_into(error: Conflict, text: str) -> None:
     assert len(error.message) < 500
 
 
+def test_every_version_that_can_be_imported_can_be_wanted() -> None:
+    (wish,) = wishes('[module.a]\nversion = "1:2.0~rc1+b-3"\n').values()
+    assert wish.version == "1:2.0~rc1+b-3"
+    with pytest.raises(Conflict, match="line 2: a version is "):
+        wishes('[module.a]\nversion = ""\n')
+
+
 def test_mutated_daemon_settings_are_within_their_bounds_or_refused() -> None:
     chance = random.Random(5)  # noqa: S311 - no secret
     refused = taken = 0

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Plans of loads."""
 
+from dataclasses import replace
+
 import pytest
 
+from kmodd.bus import rows
 from kmodd.core.draft import Flight
 from kmodd.core.planner import Planner
 from kmodd.errors import (
@@ -54,6 +57,14 @@ def error(kernel: SimulatedKernel, *operations: Operation, override: bool = Fals
     found = plan(kernel, *operations, override=override).error
     assert found is not None
     return found
+
+
+def test_a_plan_tells_no_value_of_a_file_that_not_everyone_may_read() -> None:
+    closed = replace(rule("options", "dummy", "numdummies=77 flag=Y hidden=88"), public=False)
+    kernel = machine(DUMMY, rules=[closed, rule("options", "dummy", "flag=N")])
+    (step,) = plan(kernel, load("dummy", hidden="5")).steps
+    assert dict(step.parameters) == {"numdummies": "77", "flag": "N", "hidden": "5"}
+    assert rows.step(step)["parameters"] == ("s", "numdummies=… flag=N hidden=5")
 
 
 def test_dependencies_come_first() -> None:

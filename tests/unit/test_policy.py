@@ -64,7 +64,14 @@ def test_what_cannot_be_overridden_is_told_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["module_blacklist=vfat", "quiet module_blacklist=a,vfat,b ro", 'module-blacklist="vfat"']
+    "line",
+    [
+        "module_blacklist=vfat",
+        "quiet module_blacklist=a,vfat,b ro",
+        'module-blacklist="vfat"',
+        '"module_blacklist=a,vfat" ro',
+        'dyndbg="file a.c -- +p" module_blacklist=vfat',
+    ],
 )
 @pytest.mark.parametrize("override", [False, True])
 def test_kernel_command_line_cannot_be_set_aside(line: str, override: bool) -> None:
@@ -74,7 +81,14 @@ def test_kernel_command_line_cannot_be_set_aside(line: str, override: bool) -> N
 
 
 @pytest.mark.parametrize(
-    "line", ["", "module_blacklist=vfat2", "module_blacklist=vfat module_blacklist=x", "-- module_blacklist=vfat"]
+    "line",
+    [
+        "",
+        "module_blacklist=vfat2",
+        "module_blacklist=vfat module_blacklist=x",
+        "-- module_blacklist=vfat",
+        'dyndbg="+p module_blacklist=vfat"',
+    ],
 )
 def test_command_line_that_names_others(line: str) -> None:
     assert command_line_rule(M, line) is None

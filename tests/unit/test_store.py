@@ -12,6 +12,7 @@ import pytest
 
 from kmodd.core.store import ImportOptions, Store
 from kmodd.core.store_catalogue import StoreCatalogue
+from kmodd.custom import limits_of
 from kmodd.errors import Conflict
 from kmodd.kernel.module_tree import ModuleTree
 from kmodd.kernel.simulated import SimulatedKernel
@@ -19,6 +20,7 @@ from kmodd.kernel.simulated_modules import RELEASE
 from kmodd.kernel.store_files import SpoolFiles, StoreFiles
 from kmodd.model import Caller
 from kmodd.model.store import Examination, StoredModule
+from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
 from tests.unit.fakes import Journal, Ticks
 
@@ -74,7 +76,7 @@ def opened() -> int:
 
 
 def spooled(files: StoreFiles) -> list[Path]:
-    return list((files.path(ENTRY).parents[2] / "spool").iterdir())
+    return list((files.path(ENTRY).parents[2] / ".spool").iterdir())
 
 
 async def test_a_caller_that_leaves_while_files_are_opened_leaves_none_open(files: SlowFiles, store: Store) -> None:
@@ -96,6 +98,12 @@ async def test_a_process_that_cannot_be_started_is_no_matter_of_the_disk(files: 
         await store.examine(0, ImportOptions(), CALLER)
     assert caught.value.evidence.errno == errno.EACCES
     assert not spooled(files)
+
+
+@pytest.mark.parametrize(("total", "roots"), [(1 << 20, 4 << 30), (64 << 30, 64 << 30)])
+def test_root_has_as_much_room_as_anybody(total: int, roots: int) -> None:
+    limits = limits_of(Tunables(store_total_max=total))
+    assert (limits.per_user, limits.root) == (total, roots)
 
 
 async def test_a_version_that_cannot_be_removed_is_in_the_journal(store: Store, journal: Journal) -> None:
