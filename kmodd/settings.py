@@ -68,7 +68,7 @@ class Settings:
             help=wants_help,
             version=wants_version,
             watchdog_usec=_watchdog(environment, pid),
-            # systemd gives a colon-separated list; ours is one folder (RuntimeDirectory=kmodd).
+            # systemd gives a colon-separated list; ours is one folder (RuntimeDirectory=kmodd/state).
             runtime_directory="" if simulate else environment.get("RUNTIME_DIRECTORY", "").split(":")[0],
             state_directory="" if simulate else environment.get("STATE_DIRECTORY", "").split(":")[0],
             worker_socket="" if simulate else environment.get("KMODD_WORKER_SOCKET", ""),

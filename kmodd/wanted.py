@@ -84,7 +84,7 @@ class Wanted:
         self._on_tunables = on_tunables
         self._audit = audit
         self._look_soon = health.look_soon
-        folders = () if root is None else _watched(root, release)
+        folders = () if root is None else watched_folders(root, release)
         self._watch = FileWatch(folders, self._on_files)
         self._boot = boot = (
             None
@@ -188,7 +188,8 @@ class Wanted:
         self._on_tunables(self.desired.tunables)
 
 
-def _watched(root: Path, release: str) -> Iterator[Path]:
+def watched_folders(root: Path, release: str) -> Iterator[Path]:
+    """Where something that is written may help a wish that failed. kmodd itself keeps nothing there."""
     yield root / "lib/modules" / release
     yield root / "boot"
     yield from (root / place for place in (*modprobe_d.DIRECTORIES, *modules_load_d.DIRECTORIES))

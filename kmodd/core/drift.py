@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from kmodd.core.arguments import split_options
-from kmodd.core.checks import same_value
+from kmodd.core.checks import ALWAYS_KNOWN, same_value
 from kmodd.core.desired import DesiredState
 from kmodd.core.policy import is_denial
 from kmodd.errors import KmoddError
@@ -116,6 +116,11 @@ class Comparison:
         reload = False
         for name, wanted in wish.live:
             value = values.get(name)
+            if value is None and kinds and name not in kinds and name not in ALWAYS_KNOWN:
+                hint = f"mend {wish.file}, line {wish.line}: kmodctl show {wish.module} lists its parameters"
+                found.rows.append(Drift(wish.module, "parameter", f"{name}={wanted}", "no such parameter", hint))
+                found.writes.append(Write(wish.module, name, wanted))  # which fails, and says why
+                continue
             # Many parameters have no file below /sys: nothing tells what they are.
             if value is None or value.value is None or same_value(kinds.get(name, ""), wanted, value.value):
                 continue

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.wanted import watched_folders
 from tests.architecture.installation import make
 
 SERVICES = ["kmodd.service", "kmodd-worker@.service", "kmodd-parser@.service"]
@@ -53,6 +54,13 @@ def read(units: Path, service: str) -> dict[str, str]:
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # names of systemd's settings have capitals
     parser.read(units / service)
     return dict(parser["Service"])
+
+
+def test_nothing_is_written_where_changed_settings_are_looked_for(units: Path) -> None:
+    """Each wish that failed would be tried again for what was written about its failure, without an end."""
+    written = Path("/run", read(units, "kmodd.service")["RuntimeDirectory"])
+    assert written.parts[:3] == ("/", "run", "kmodd")
+    assert written not in set(watched_folders(Path("/"), "6.1.0"))
 
 
 def test_only_workers_may_load_modules(units: Path) -> None:

@@ -270,6 +270,9 @@ def test_after_a_reboot_the_machine_is_as_it_was_meant_to_be(fresh_vm: Machine) 
     assert is_loaded(vm, "dep_a")
     failed = {check["module"] for check in health(vm, "desired-state") if check["status"] == "degraded"}
     assert failed == {"kmodd_test_fail", "no_such_module"}
+    time.sleep(5)
+    tried = vm.journal("-u", "kmodd", "KMODD_EVENT=desired.failed", "KMODD_MODULE=kmodd_test_fail", "-o", "cat")
+    assert len(tried.splitlines()) == 1, "nothing happened that could have helped"
     vm.check("rmmod kmodd_test_good; systemctl restart kmodd")
     time.sleep(2)
     assert not is_loaded(vm, "good"), "a restart of the daemon is no boot"

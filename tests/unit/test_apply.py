@@ -7,7 +7,7 @@ import pytest
 
 from kmodd.core.drift import WITHHELD, Write
 from kmodd.core.health_desired import DesiredHealth
-from kmodd.errors import Conflict
+from kmodd.errors import Conflict, NoSuchParameter
 from kmodd.model import HealthStatus, Result, Rule
 from kmodd.model.configuration import OwnFile, RuleAction
 from kmodd.names import ModuleName
@@ -134,6 +134,20 @@ async def test_a_parameter_that_cannot_be_written_means_a_reload(bench: Make) ->
     assert await b.apply() == {"tuned": Result.CHANGED}
     assert await b.drift() == []
     assert b.comparison.find().writes == list[Write]()
+
+
+async def test_a_parameter_that_does_not_exist_is_drift_that_says_so(bench: Make) -> None:
+    b = bench(wanted("tuned", "parameters = { levle = 3, level = 3 }"), "tuned")
+    await b.boot()
+    rows = await b.convergence.drift()
+    assert [(row.wanted, row.actual) for row in rows] == [("levle=3", "no such parameter"), ("level=3", "level=1")]
+    assert "mend /etc/kmodd/modules.d/" in rows[0].hint
+    results = await b.convergence.apply(b.convergence.plan(dry_run=False, reason=""), CALLER)
+    assert [(one.result, type(one.error)) for one in results] == [
+        (Result.FAILED, NoSuchParameter),
+        (Result.SKIPPED, type(None)),
+    ]
+    assert await b.convergence.drift() == rows
 
 
 async def test_apply_loads_in_the_order_of_after_and_is_atomic(bench: Make) -> None:
