@@ -8,15 +8,20 @@ struct module_signature, and a mark. A passphrase is asked for by the program th
 import gzip
 import lzma
 import os
+import stat
 import struct
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, cast
 
-from kmodd.errors import InvalidArgs
+from kmodd.errors import BadModule, InvalidArgs
 
 HASH = "sha256"
+MAXIMUM = 256 << 20
+"""Bytes that are read, and unpacked: what the daemon would take at most."""
 MARK = b"~Module signature appended~\n"
 _PKCS7 = 2
 _TRAILER = struct.Struct(">BBBBB3xI")
@@ -29,11 +34,20 @@ _SIGN_FILE = (
 
 
 def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIGN_FILE) -> int:
-    """A new descriptor of the signed module; `file` is closed. InvalidArgs says what is wrong with file, key or program."""
+    """A new descriptor of the signed module; `file` is closed.
+
+    InvalidArgs says what is wrong with file, key or program, BadModule that it is no file at all.
+    """
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # a device may have no end
+        os.close(file)
+        raise BadModule("what was handed over is not a regular file")
     with os.fdopen(file, "rb") as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
         folder = Path(name)
         plain = folder / "plain.ko"
-        plain.write_bytes(_unpacked(source.read()))
+        content = _unpacked(source)
+        if content.endswith(MARK):
+            raise InvalidArgs("the module is signed already")
+        plain.write_bytes(content)
         for what, path in (("key", key), ("certificate", certificate)):
             if not Path(path).is_file() and not path.startswith("pkcs11:"):
                 raise InvalidArgs(f"the {what} to sign with is not there")
@@ -78,20 +92,38 @@ def _run(command: list[str]) -> None:
         raise InvalidArgs(f"the module cannot be signed: {program} failed")
 
 
-def _unpacked(content: bytes) -> bytes:
+def _unpacked(source: IO[bytes]) -> bytes:
     """The module itself: the signature is of what the kernel loads."""
+    start = os.pread(source.fileno(), 6, 0)
     try:
-        if content.startswith(b"\x1f\x8b"):
-            return gzip.decompress(content)
-        if content.startswith(b"\xfd7zXZ\0"):
-            return lzma.decompress(content)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+        if start.startswith(b"\x1f\x8b"):
+            return _bounded(gzip.GzipFile(fileobj=source))
+        if start.startswith(b"\xfd7zXZ\0"):
+            return _bounded(lzma.LZMAFile(source))
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InvalidArgs("the file does not unpack") from error
-    if content.startswith(b"\x28\xb5\x2f\xfd"):
-        done = subprocess.run(["zstd", "-dcq"], input=content, stdout=subprocess.PIPE, check=False)
-        if done.returncode != 0:
-            raise InvalidArgs("the file does not unpack")
-        return done.stdout
-    if content.endswith(MARK):
-        raise InvalidArgs("the module is signed already")
+    return _zstd(source) if start.startswith(b"\x28\xb5\x2f\xfd") else _bounded(source)
+
+
+def _zstd(source: IO[bytes]) -> bytes:
+    # Python has it only since 3.14.
+    try:
+        process = subprocess.Popen(["zstd", "-dcq"], stdin=source.fileno(), stdout=subprocess.PIPE)
+    except OSError as error:
+        raise InvalidArgs("the file cannot be unpacked: there is no zstd") from error
+    with process:
+        try:
+            content = _bounded(cast("IO[bytes]", process.stdout))
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise InvalidArgs("the file does not unpack")
+    return content
+
+
+def _bounded(source: IO[bytes] | lzma.LZMAFile | gzip.GzipFile) -> bytes:
+    content = source.read(MAXIMUM + 1)
+    if len(content) > MAXIMUM:
+        raise InvalidArgs(f"a module is at most {MAXIMUM >> 20} MiB")
     return content
