@@ -338,6 +338,28 @@ async def test_a_stored_file_that_was_changed_is_not_activated(stage: Stage) -> 
     await stage.watch.close()
 
 
+async def test_a_switch_is_no_change_by_somebody_else(stage: Stage) -> None:
+    """The file in the tree is hashed later than the other version is the active one."""
+    first, second = stage.add("1"), stage.add("2")
+    for entry in (first, second, first):
+        await stage.activation.activate(entry, CALLER, load=False)
+        assert stage.names() == ["store"]
+        await stage.watch.read()
+        assert stage.names() == ["store"]
+    for text in ("of another", "of a third"):
+        stage.trees.path(NAME, RELEASE).write_text(text)
+        await stage.watch.read()
+        assert stage.names() == ["store-file-changed"]
+    await stage.activation.activate(second, CALLER, load=False)
+    await stage.watch.read()
+    assert stage.names() == ["store"]
+    stage.files.path(second).write_text("rot")
+    await stage.watch.read()
+    (found,) = stage.watch.findings()
+    assert found.hint.startswith(f"kmodctl store deactivate dummy --kernel {RELEASE}; kmodctl store remove dummy 2;")
+    await stage.watch.close()
+
+
 async def test_health_names_a_later_kernel_without_a_version(stage: Stage) -> None:
     await stage.activation.activate(stage.add("1"), CALLER, load=False)
     for release in ("5.0.0", "9.9.9"):
@@ -349,6 +371,12 @@ async def test_health_names_a_later_kernel_without_a_version(stage: Stage) -> No
     assert found.name == "store-version-missing"
     assert "9.9.9" in found.message
     assert found.module == NAME
+    assert found.message.endswith("after a reboot into it dummy is missing.")
+    (tree / "modules.dep").write_text("kernel/drivers/net/dummy.ko.xz:\n")
+    assert "into it kernel/drivers/net/dummy.ko.xz is used." in next(iter(stage.watch.findings())).message
+    (tree / "modules.dep").write_text("")
+    (tree / "modules.builtin").write_text("kernel/drivers/net/dummy.ko\n")
+    assert "into it the built-in dummy is used." in next(iter(stage.watch.findings())).message
     other = stage.add("1", "9.9.9")
     assert "kmodctl store activate dummy 1 --kernel 9.9.9" in next(iter(stage.watch.findings())).hint
     await stage.activation.activate(other, CALLER, load=True)
