@@ -89,6 +89,7 @@ class Stage:
         self.depmod, self.reloader, self.journal = FakeDepmod(), FakeReloader(), Journal()
         self.activation = Activation(
             self.files, self.trees, self.depmod, self.catalogue, index=self.kernel.index, loaded=self.kernel.loaded,
+            facts=self.kernel.facts,
             operations=self.reloader, lock=asyncio.Lock(), audit=self.journal, events=Hub(),
         )  # fmt: skip
         self.watch = StoreWatch(self.files, self.trees, self.catalogue, is_changing=self.activation.is_changing)
@@ -335,28 +336,6 @@ async def test_a_stored_file_that_was_changed_is_not_activated(stage: Stage) -> 
     assert stage.state == NONE
     await stage.watch.read()
     assert stage.names() == ["store-file-changed"]
-    await stage.watch.close()
-
-
-async def test_a_switch_is_no_change_by_somebody_else(stage: Stage) -> None:
-    """The file in the tree is hashed later than the other version is the active one."""
-    first, second = stage.add("1"), stage.add("2")
-    for entry in (first, second, first):
-        await stage.activation.activate(entry, CALLER, load=False)
-        assert stage.names() == ["store"]
-        await stage.watch.read()
-        assert stage.names() == ["store"]
-    for text in ("of another", "of a third"):
-        stage.trees.path(NAME, RELEASE).write_text(text)
-        await stage.watch.read()
-        assert stage.names() == ["store-file-changed"]
-    await stage.activation.activate(second, CALLER, load=False)
-    await stage.watch.read()
-    assert stage.names() == ["store"]
-    stage.files.path(second).write_text("rot")
-    await stage.watch.read()
-    (found,) = stage.watch.findings()
-    assert found.hint.startswith(f"kmodctl store deactivate dummy --kernel {RELEASE}; kmodctl store remove dummy 2;")
     await stage.watch.close()
 
 
