@@ -69,9 +69,10 @@ coverage: setup ## run the tests that need no virtual machine, and say what they
 # --- installing ----------------------------------------------------------------------------------------------------
 # For Debian 12 and newer, from the distribution's own packages. A package build sets DESTDIR and PREFIX=/usr.
 
-# What was not installed by the package manager belongs below /usr/local: man, shells, systemd and journald look there too.
+# What was not installed by the package manager belongs below /usr/local: man, bash, zsh, systemd and journald look there too.
 PREFIX ?= /usr/local
-# polkit and the bus read descriptions of services from /usr/share alone, whatever the prefix.
+# polkit and the bus read descriptions of services from /usr/share alone, whatever the prefix; so does fish its completions,
+# where no desktop sets XDG_DATA_DIRS.
 SHAREDIR ?= /usr/share
 DESTDIR ?=
 # The interpreter of the distribution, whose libraries are used: never the one of a virtual environment.
@@ -87,7 +88,7 @@ MANDIR = $(PREFIX)/share/man
 DOCDIR = $(PREFIX)/share/doc/kmodd
 BASHDIR = $(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(PREFIX)/share/zsh/site-functions
-FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
+FISHDIR = $(SHAREDIR)/fish/vendor_completions.d
 
 RUNTIME_PACKAGES = python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog libkmod2 dbus polkitd udev
 PROGRAMS = kmodd kmodctl kmodd-notifier

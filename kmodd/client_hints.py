@@ -25,7 +25,9 @@ _HINTS: dict[type[KmoddError], str] = {
     errors.WrongKernel: "rebuild the module for this kernel",
     errors.Shadows: "kmodctl store import --shadow FILE, if it is meant to take that one's place",
     errors.BadSignature: "the file was changed after it was signed, or its key is not enrolled: install it again",
-    errors.Lockdown: "the kernel only takes modules signed with a key it trusts",
+    errors.Lockdown: (
+        "sign it with a key that the kernel trusts, or enrol yours: `mokutil --import CERT` (in DER form), then reboot and confirm"
+    ),
     errors.ModulesDisabled: "kernel.modules_disabled can only be undone by a reboot",
     errors.Stuck: "kmodctl reset-failed {module} clears it once the kernel let go; only a reboot forces it",
     errors.TimedOut: "kmodctl why {module} shows whether it is still under way",

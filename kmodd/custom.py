@@ -68,6 +68,7 @@ class CustomModules:
             catalogue,
             index=kernel.index,
             loaded=kernel.loaded,
+            facts=kernel.facts,
             operations=operations,
             lock=lock,
             audit=audit,

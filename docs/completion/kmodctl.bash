@@ -10,6 +10,11 @@ _kmodctl_available() {
     sed -n 's|^\([^:]*/\)\{0,1\}\([^/:.]*\)\.ko[^:]*:.*|\2|p' "/lib/modules/$(uname -r)/modules.dep" 2>/dev/null | tr - _
 }
 
+# What has an active version. The store itself is for root's eyes alone.
+_kmodctl_stored() {
+    printf '%s\n' /lib/modules/*/updates/kmodd/*.ko | sed -n 's|.*/\([^/*]*\)\.ko$|\1|p' | sort -u
+}
+
 _kmodctl_parameters() {
     local module=${1//-/_} entry
     for entry in "/sys/module/$module/parameters/"*; do
@@ -106,6 +111,7 @@ _kmodctl() {
         notify:0) _kmodctl_offer 'status list add remove enable disable test reload' ;;
         token:0) _kmodctl_offer 'create list revoke' ;;
         set:1) _kmodctl_offer "$(_kmodctl_parameters "$module")" ;;
+        store-list:0|store-activate:0|store-deactivate:0|store-remove:0) _kmodctl_offer "$(_kmodctl_stored)" ;;
         batch:0|store-import:0) mapfile -t COMPREPLY < <(compgen -f -- "$current") ;;
     esac
 }

@@ -119,6 +119,13 @@ function __kmodctl_store
     set -l words (__kmodctl_words)
     test "$words[1]" = store; and contains -- "$words[2]" $argv
 end
+# What has an active version, for the first word after the command. The store itself is for root's eyes alone.
+function __kmodctl_stored
+    test (count (__kmodctl_words)) -eq 2; or return
+    for file in /lib/modules/*/updates/kmodd/*.ko
+        string replace -r '.*/(.*)\.ko$' '$1' -- $file
+    end | sort -u
+end
 complete -c kmodctl -n 'test (count (__kmodctl_words)) -eq 0' -a store -d 'Custom modules'
 set -l store 'test "$(__kmodctl_words)" = store'
 complete -c kmodctl -n $store -a list -d 'Show every version'
@@ -127,10 +134,11 @@ complete -c kmodctl -n $store -a activate -d 'Bring a version into force'
 complete -c kmodctl -n $store -a deactivate -d 'Give the own one back'
 complete -c kmodctl -n $store -a remove -d 'Remove a version'
 complete -c kmodctl -n '__kmodctl_store import' -F
+complete -c kmodctl -n '__kmodctl_store list activate deactivate remove' -a '(__kmodctl_stored)' -d 'Active module'
 complete -c kmodctl -n '__kmodctl_store import' -l version -x -d 'Default: its own'
 complete -c kmodctl -n '__kmodctl_store import' -l description -x -d 'One line about it'
 complete -c kmodctl -n '__kmodctl_store import' -l shadow -d 'Before one of the kernel'
 complete -c kmodctl -n '__kmodctl_store import' -l sign -r -d 'Sign it first: KEY CERT'
 complete -c kmodctl -n '__kmodctl_store import activate deactivate remove' -l dry-run -d 'Change nothing'
 complete -c kmodctl -n '__kmodctl_store activate deactivate' -l load -d 'Load or reload it'
-complete -c kmodctl -n '__kmodctl_store activate deactivate' -l kernel -x -d 'Default: the running one'
+complete -c kmodctl -n '__kmodctl_store activate deactivate' -l kernel -x -a '(command ls /lib/modules 2>/dev/null)' -d 'Default: the running one'

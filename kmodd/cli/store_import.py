@@ -3,15 +3,39 @@
 
 import os
 from argparse import Namespace
+from dataclasses import replace
 
 from kmodd.cli.session import Session
 from kmodd.cli.text import clean
 from kmodd.client_store import Store
-from kmodd.errors import InvalidArgs
+from kmodd.errors import BadSignature, InvalidArgs, KmoddError, LimitsExceeded, UnknownSymbol
 
 
 async def run(session: Session, arguments: Namespace) -> int:
     """Sign the file if so wished, and hand it over."""
+    try:
+        return await _import(session, arguments)
+    except KmoddError as error:
+        # What is said of these errors elsewhere is of a module that is loaded from the tree.
+        if not error.evidence.hint and (hint := what_helps(error)):
+            error.evidence = replace(error.evidence, hint=hint)
+        raise
+
+
+def what_helps(error: KmoddError) -> str:
+    """A hint of what to do about a file that was not taken; empty for what any command says of such an error."""
+    match error:
+        case UnknownSymbol():
+            return "import and activate the modules it depends on first, or rebuild it for this kernel"
+        case BadSignature() if "no signature" in error.message:
+            return "kmodctl store import --sign KEY CERT FILE"
+        case LimitsExceeded() if "under way" not in error.message and "waiting" not in error.message:
+            return "kmodctl store remove makes room, and kmodd.toml(5) has the limits"
+        case _:
+            return ""
+
+
+async def _import(session: Session, arguments: Namespace) -> int:
     try:
         # O_NONBLOCK: a FIFO would wait for a writer here; the daemon says that it wants a file.
         file = os.open(arguments.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

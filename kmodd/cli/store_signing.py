@@ -8,16 +8,20 @@ struct module_signature, and a mark. A passphrase is asked for by the program th
 import gzip
 import lzma
 import os
+import stat
 import struct
 import subprocess
 import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, cast
 
-from kmodd.errors import InvalidArgs
+from kmodd.errors import BadModule, InvalidArgs
 
 HASH = "sha256"
+MAXIMUM = 256 << 20
+"""Bytes that are read, and unpacked: what the daemon would take at most."""
 MARK = b"~Module signature appended~\n"
 _PKCS7 = 2
 _TRAILER = struct.Struct(">BBBBB3xI")
@@ -30,26 +34,20 @@ _SIGN_FILE = (
 
 
 def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIGN_FILE) -> int:
-    """A new descriptor of the signed module; `file` is closed. InvalidArgs says what is wrong with file, key or program."""
-    try:
-        return _signed(file, key, certificate, programs)
-    except OSError as error:
-        raise InvalidArgs(f"the module cannot be signed: {error.strerror}") from error
+    """A new descriptor of the signed module; `file` is closed.
 
-
-def _signed(file: int, key: str, certificate: str, programs: Sequence[str]) -> int:
-    try:
-        opened = os.fdopen(file, "rb")
-    except OSError:
-        os.close(file)  # it is a folder
-        raise
-    with opened as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
+    InvalidArgs says what is wrong with file, key or program, BadModule that it is no file at all.
+    """
+    if not stat.S_ISREG(os.fstat(file).st_mode):  # a device may have no end
+        os.close(file)
+        raise BadModule("what was handed over is not a regular file")
+    with os.fdopen(file, "rb") as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
         folder = Path(name)
         plain = folder / "plain.ko"
-        unsigned = _unpacked(source.read())
-        if unsigned.endswith(MARK):
+        content = _unpacked(source)
+        if content.endswith(MARK):
             raise InvalidArgs("the module is signed already")
-        plain.write_bytes(unsigned)
+        plain.write_bytes(content)
         for what, path in (("key", key), ("certificate", certificate)):
             if not Path(path).is_file() and not path.startswith("pkcs11:"):
                 raise InvalidArgs(f"the {what} to sign with is not there")
@@ -72,7 +70,11 @@ def _signed(file: int, key: str, certificate: str, programs: Sequence[str]) -> i
 
 def _with_openssl(plain: Path, key: str, certificate: str, folder: Path) -> bytes:
     pem = folder / "certificate.pem"
-    if Path(certificate).read_bytes().startswith(b"-----BEGIN"):
+    try:
+        own = Path(certificate).read_bytes()
+    except OSError as error:
+        raise InvalidArgs(f"the certificate to sign with cannot be read: {error.strerror}") from error
+    if own.startswith(b"-----BEGIN"):
         pem = Path(certificate)
     else:  # as mokutil wants it
         _run(["openssl", "x509", "-inform", "DER", "-in", certificate, "-out", str(pem)])
@@ -88,23 +90,44 @@ def _run(command: list[str]) -> None:
     program = command[0].rpartition("/")[2]
     try:
         done = subprocess.run(command, check=False)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise InvalidArgs(f"the module cannot be signed: there is no {program}, nor the kernel's sign-file") from error
     if done.returncode != 0:
         raise InvalidArgs(f"the module cannot be signed: {program} failed")
 
 
-def _unpacked(content: bytes) -> bytes:
+def _unpacked(source: IO[bytes]) -> bytes:
     """The module itself: the signature is of what the kernel loads."""
+    start = os.pread(source.fileno(), 6, 0)
     try:
-        if content.startswith(b"\x1f\x8b"):
-            return gzip.decompress(content)
-        if content.startswith(b"\xfd7zXZ\0"):
-            return lzma.decompress(content)
-        if content.startswith(b"\x28\xb5\x2f\xfd"):
-            return subprocess.run(["zstd", "-dcq"], input=content, stdout=subprocess.PIPE, check=True).stdout
-    except FileNotFoundError as error:
-        raise InvalidArgs("the file cannot be unpacked: there is no zstd") from error
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, subprocess.CalledProcessError) as error:
+        if start.startswith(b"\x1f\x8b"):
+            return _bounded(gzip.GzipFile(fileobj=source))
+        if start.startswith(b"\xfd7zXZ\0"):
+            return _bounded(lzma.LZMAFile(source))
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InvalidArgs("the file does not unpack") from error
+    return _zstd(source) if start.startswith(b"\x28\xb5\x2f\xfd") else _bounded(source)
+
+
+def _zstd(source: IO[bytes]) -> bytes:
+    # Python has it only since 3.14.
+    try:
+        process = subprocess.Popen(["zstd", "-dcq"], stdin=source.fileno(), stdout=subprocess.PIPE)
+    except OSError as error:
+        raise InvalidArgs("the file cannot be unpacked: there is no zstd") from error
+    with process:
+        try:
+            content = _bounded(cast("IO[bytes]", process.stdout))
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise InvalidArgs("the file does not unpack")
+    return content
+
+
+def _bounded(source: IO[bytes] | lzma.LZMAFile | gzip.GzipFile) -> bytes:
+    content = source.read(MAXIMUM + 1)
+    if len(content) > MAXIMUM:
+        raise InvalidArgs(f"a module is at most {MAXIMUM >> 20} MiB")
     return content

@@ -16,12 +16,13 @@ from typing import Protocol
 
 from kmodd.core.api import Audit, Events, ModuleChanged
 from kmodd.core.arguments import Pairs
+from kmodd.core.compatibility import check_signature
 from kmodd.core.store import disk_error
 from kmodd.core.store_catalogue import StoreCatalogue
 from kmodd.core.store_records import failed, recovered, stored
 from kmodd.core.unbroken import unbroken
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
-from kmodd.kernel.ports import IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
+from kmodd.kernel.ports import Facts, IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
 from kmodd.model import Caller, LoadedModule, Operation, OperationResult, Plan, Request, Verb
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName
@@ -54,6 +55,7 @@ class Activation:
         *,
         index: ModuleIndex,
         loaded: LoadedModules,
+        facts: Facts,
         operations: Reloader,
         lock: asyncio.Lock,
         audit: Audit,
@@ -65,6 +67,7 @@ class Activation:
         self._catalogue = catalogue
         self._index = index
         self._loaded = loaded
+        self._facts = facts
         self._operations = operations
         self._lock = lock
         self._audit = audit
@@ -163,7 +166,7 @@ class Activation:
         running = kernel == self._catalogue.running
         was_loaded = running and self._loaded.read(name) is not None
         parameters = self._operations.parameters(name) if was_loaded else ()
-        changed = entry is None or not await self._in_force(entry)
+        changed = entry is None or await self._is_new(entry)
         touched: list[str] = []
         # A task of its own: half a change must not stay because somebody hung up or the daemon is told to stop.
         task = asyncio.get_running_loop().create_task(
@@ -204,10 +207,11 @@ class Activation:
     ) -> tuple[str, ...]:
         """What a change would load anew; raises what is known to be in its way. The file in the tree decides the rest."""
         entry = await self._still_there(wanted) if wanted is not None else None
+        is_new = entry is not None and await self._is_new(entry)
         there = self._loaded.read(name) is not None
         if not load or kernel != self._catalogue.running or (entry is None and not there):
             return ()
-        if entry is not None and there and await self._in_force(entry):
+        if entry is not None and there and not is_new:
             return ()
         if there:
             # Whatever is loaded in its place, it has to go first.
@@ -334,6 +338,14 @@ class Activation:
                 evidence=Evidence(hint="remove this version and import it again"),
             )
         return entry
+
+    async def _is_new(self, entry: StoredModule) -> bool:
+        """Tell whether it is not in force yet; raises for one that the kernel would refuse, also at the next boot."""
+        if await self._in_force(entry):
+            return False
+        # It may have been imported when nothing asked for signatures.
+        check_signature(entry.name, entry, self._facts.read())
+        return True
 
     async def _in_force(self, entry: StoredModule) -> bool:
         return (

@@ -20,7 +20,7 @@ from kmodd.errors import (
     WrongKernel,
 )
 from kmodd.model import KernelFacts
-from kmodd.model.store import Examination, FileFault
+from kmodd.model.store import Examination, FileFault, StoredModule
 from kmodd.names import ModuleName, is_module_name, is_release
 
 NAMED = 4
@@ -112,7 +112,7 @@ def check_kernel(name: ModuleName, found: Examination) -> str:
     return match.release
 
 
-def check_signature(name: ModuleName, found: Examination, facts: KernelFacts) -> None:
+def check_signature(name: ModuleName, found: Examination | StoredModule, facts: KernelFacts) -> None:
     """Raise Lockdown or BadSignature for an unsigned module that the kernel, as it runs now, would never load."""
     if found.signed:
         return

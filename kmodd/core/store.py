@@ -11,15 +11,13 @@ from kmodd.core.api import Audit, Clock
 from kmodd.core.compatibility import check_file, check_kernel, check_place, check_signature
 from kmodd.core.store_catalogue import StoreCatalogue
 from kmodd.core.store_records import failed, stored
+from kmodd.core.store_turns import ExaminationTurns
 from kmodd.core.unbroken import unbroken
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded
 from kmodd.kernel.ports import Facts, FileExaminer, Spool, StoreFolder, Trees
 from kmodd.model import Caller
 from kmodd.model.store import Examination, StoredModule
 from kmodd.names import ModuleName
-
-AT_ONCE = 2
-"""Files examined at the same time; others wait, whoever's they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Store:
         self._audit = audit
         self._clock = clock
         self._limits = limits
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._turns = ExaminationTurns()
         self._pending: set[PendingImport] = set()
 
     def all(self) -> tuple[StoredModule, ...]:
@@ -100,7 +98,7 @@ class Store:
         Raises the error that importing would end with.
         """
         try:
-            async with self._turns:
+            async with self._turns.turn(caller.uid):
                 pending = await self._examine(source, options, caller)
         except KmoddError as error:
             self._audit.record(failed("import", error.module, caller, error))

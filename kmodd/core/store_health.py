@@ -38,6 +38,8 @@ class StoreWatch:
         self.on_news: Callable[[], None] = lambda: None
         """Called when files were read again, so that health looks again."""
         self._reading: asyncio.Task[None] | None = None
+        self._others: dict[tuple[ModuleName, str], tuple[_Stamp, str]] = {}
+        """Files of a module that are not ours, with the stamp of the index they were read from."""
 
     def findings(self) -> Iterator[HealthCheck]:
         """Everything, as last read; what has changed since is read in the background."""
@@ -85,12 +87,15 @@ class StoreWatch:
         for entry in entries:
             which = f"version {entry.version} of {entry.name} for kernel {entry.kernel}"
             if self._differs(self._folder.path(entry), entry):
+                away = f"kmodctl store remove {entry.name} {entry.version}"
+                if entry.active:
+                    away = f"kmodctl store deactivate {entry.name} --kernel {entry.kernel}; {away}"
                 yield HealthCheck(
                     "store-file-changed",
                     _DEGRADED,
                     f"The stored file of {which} is not what was imported.",
                     entry.name,
-                    f"kmodctl store remove {entry.name} {entry.version}, then import it again",
+                    f"{away}; then import it again",
                 )
             if entry.active and self._differs(self._trees.path(entry.name, entry.kernel), entry):
                 yield HealthCheck(
@@ -112,10 +117,16 @@ class StoreWatch:
             )
 
     def _differs(self, path: Path, entry: StoredModule) -> bool:
-        if self._folder.stamp(path) is None:
+        now = self._folder.stamp(path)
+        if now is None:
             return True
         stamp, digest = self._known.get(path, (None, entry.sha256))
+        if stamp != now and self._is_stored(digest, entry):
+            return False  # it was another version when it was read: one is being put in place of the other
         return stamp is not None and digest != entry.sha256
+
+    def _is_stored(self, digest: str, entry: StoredModule) -> bool:
+        return self._catalogue.same(entry.name, entry.kernel, digest) is not None
 
     def _interrupted(self) -> Iterator[HealthCheck]:
         for name, kernel in self._folder.changes():
@@ -137,10 +148,18 @@ class StoreWatch:
                 there = [entry for entry in entries if (entry.name, entry.kernel) == (name, kernel)]
                 if any(entry.active for entry in there):
                     continue
-                yield _lack(name, kernel, there, running=kernel == self._catalogue.running)
+                another = "" if there else self._another(name, kernel)
+                yield _lack(name, kernel, there, another, running=kernel == self._catalogue.running)
+
+    def _another(self, name: ModuleName, kernel: str) -> str:
+        """`Trees.another`, read again when the kernel's index has changed."""
+        stamp = self._folder.stamp(self._trees.folder(kernel) / "modules.dep")
+        if self._others.get((name, kernel), ((), ""))[0] != stamp:
+            self._others[name, kernel] = stamp, self._trees.another(name, kernel)
+        return self._others[name, kernel][1]
 
 
-def _lack(name: ModuleName, kernel: str, there: list[StoredModule], *, running: bool) -> HealthCheck:
+def _lack(name: ModuleName, kernel: str, there: list[StoredModule], another: str, *, running: bool) -> HealthCheck:
     if there:
         return HealthCheck(
             "store-version-missing",
@@ -149,7 +168,11 @@ def _lack(name: ModuleName, kernel: str, there: list[StoredModule], *, running: 
             name,
             f"kmodctl store activate {name} {there[0].version} --kernel {kernel}",
         )
-    when = "it is missing now" if running else f"after a reboot into it {name} is missing"
+    if another:
+        instead = f"the built-in {name}" if another == "built-in" else another
+        when = f"it uses {instead}" if running else f"after a reboot into it {instead} is used"
+    else:
+        when = "it is missing now" if running else f"after a reboot into it {name} is missing"
     return HealthCheck(
         "store-version-missing",
         _DEGRADED,

@@ -12,9 +12,14 @@ from dataclasses import dataclass
 
 from kmodd.model.store import FileFault
 
-SECTION_MAX = 64 << 20
-"""Bytes of a section that is read; the symbol table of Linux's largest module has a few."""
+SECTION_MAX = 16 << 20
+"""Bytes of a section that is read; the symbol table of Linux's largest module has a few MiB."""
 SECTIONS_MAX = 65_280
+NAME_MAX = 1024
+"""Bytes of a name that are read. The kernel's own end at 512 (KSYM_NAME_LEN); a text that never ends would be copied for each
+symbol that points into it."""
+VERSIONS_MAX = 1 << 16
+"""Symbols with a checksum that are read; Linux's largest module uses some thousands."""
 
 _ET_REL = 1
 _ABS = 0xFFF1
@@ -106,9 +111,11 @@ class ElfObject:
         """A section's bytes; none for one that has its room in memory alone."""
         return b"" if section.type == _NOBITS else self.read(section.offset, section.size)
 
-    def section(self, name: bytes) -> bytes | None:
-        """The first section of this name; None where there is none."""
+    def section(self, name: bytes, maximum: int = SECTION_MAX) -> bytes | None:
+        """The first section of this name; None where there is none, ElfError where it has more than `maximum` bytes."""
         found = self._by_name.get(name)
+        if found is not None and found.type != _NOBITS and found.size > maximum:
+            raise ElfError(FileFault.DAMAGED)
         return None if found is None else self.content(found)
 
     def check_extents(self) -> None:
@@ -137,13 +144,13 @@ class ElfObject:
     def versions(self) -> dict[bytes, int]:
         """Checksums of the symbols it uses, by name: `__versions`, and since Linux 6.14 `__version_ext_…` too."""
         word = struct.Struct(self._order + ("I" if self.bits == 1 else "Q"))
-        data = self.section(b"__versions") or b""
+        data = self.section(b"__versions", VERSIONS_MAX * _VERSION) or b""
         found = {
             data[at + word.size : at + _VERSION].partition(b"\0")[0]: word.unpack_from(data, at)[0] & 0xFFFFFFFF
             for at in range(0, len(data) - _VERSION + 1, _VERSION)
         }
-        sums = self.section(b"__version_ext_crcs") or b""
-        names = (self.section(b"__version_ext_names") or b"").split(b"\0")
+        sums = self.section(b"__version_ext_crcs", VERSIONS_MAX * 4) or b""
+        names = (self.section(b"__version_ext_names") or b"").split(b"\0", VERSIONS_MAX)
         for (value,), name in zip(
             struct.iter_unpack(self._order + "I", sums[: len(sums) // 4 * 4]), names, strict=False
         ):
@@ -178,5 +185,5 @@ class ElfObject:
 def _text(texts: bytes, where: int) -> bytes:
     if where >= len(texts):
         raise ElfError(FileFault.DAMAGED)
-    end = texts.find(b"\0", where)
-    return texts[where : end if end >= 0 else None]
+    end = texts.find(b"\0", where, where + NAME_MAX)
+    return texts[where : end if end >= 0 else where + NAME_MAX]

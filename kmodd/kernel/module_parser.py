@@ -36,7 +36,9 @@ ORDER_MAX = 4096
 ANSWER_MAX = 64 << 10
 TEXT_MAX = 1024
 LIST_MAX = 32
-_MEMORY = 1 << 30
+_MEMORY = 512 << 20
+_MODINFO_MAX = 2 << 20
+_NEEDED_MAX = 1 << 16
 _CHUNK = 1 << 20
 _IGNORED = {b"_GLOBAL_OFFSET_TABLE_"}  # as simplify_symbols() of the kernel does
 _MODULE_NAME = 24 - 12, 24  # offset of name in struct module, 32 and 64 bit: after a state and a list head
@@ -121,7 +123,7 @@ def _examine(file: int, root: Path, release: str, *, unpacked: bool) -> Examinat
         raise FaultError(FileFault.BAD_SIGNATURE_BLOCK)
     elf = ElfObject(file)
     elf.check_extents()
-    modinfo = elf.section(b".modinfo")
+    modinfo = elf.section(b".modinfo", _MODINFO_MAX)
     if modinfo is None:
         raise FaultError(FileFault.NOT_A_MODULE)
     vermagic = first_fact(modinfo, b"vermagic")
@@ -164,7 +166,7 @@ def _match(elf: ElfObject, built_for: str, root: Path, running: str) -> KernelMa
         own = KernelSymbols(root, built_for, running=False)
         kernel, running = (own, built_for) if own.present else (kernel, running)
     sums = elf.versions()
-    needed = {symbol.name for symbol in elf.symbols() if symbol.section == 0 and not symbol.weak} - _IGNORED
+    needed = _needed(elf)
     kernel.consult(sums)
     names = kernel.names()
     known = {name: kernel.sum_of(name) for name in sums}
@@ -177,6 +179,17 @@ def _match(elf: ElfObject, built_for: str, root: Path, running: str) -> KernelMa
         mismatched=_listed({name for name, found in known.items() if found is not None and found != sums[name]}),
         unchecked=sum(found is None for found in known.values()),
     )
+
+
+def _needed(elf: ElfObject) -> set[bytes]:
+    """Symbols that somebody else has to export."""
+    found: set[bytes] = set()
+    for symbol in elf.symbols():
+        if symbol.section == 0 and not symbol.weak:
+            found.add(symbol.name)
+            if len(found) > _NEEDED_MAX:
+                raise FaultError(FileFault.DAMAGED)
+    return found - _IGNORED
 
 
 def _listed(symbols: set[bytes]) -> tuple[str, ...]:

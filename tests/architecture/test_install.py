@@ -19,6 +19,7 @@ INTEGRATION = {
     "/usr/share/dbus-1/system-services/org.kmodd1.service",
     "/usr/share/dbus-1/system.d/org.kmodd1.Notifier.conf",
     "/usr/share/dbus-1/system.d/org.kmodd1.conf",
+    "/usr/share/fish/vendor_completions.d/kmodctl.fish",
     "/usr/share/polkit-1/actions/org.kmodd1.policy",
     "/usr/share/polkit-1/rules.d/50-kmodd-notifier.rules",
 }
@@ -37,7 +38,6 @@ BELOW_PREFIX = {
     "lib/sysusers.d/kmodd-notifier.conf",
     "share/bash-completion/completions/kmodctl",
     "share/doc/kmodd/50-netadm-dummy.rules",
-    "share/fish/vendor_completions.d/kmodctl.fish",
     "share/man/man1/kmodctl.1.gz",
     "share/man/man5/notify.toml.5.gz",
     "share/man/man5/kmodd-modules.d.5.gz",

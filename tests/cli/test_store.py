@@ -4,6 +4,8 @@
 from pathlib import Path
 
 from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.store_import import what_helps
+from kmodd.errors import BadModule, BadSignature, LimitsExceeded, UnknownSymbol
 from kmodd.kernel.simulated_modules import RELEASE
 from tests.cli.runner import Runner
 from tests.kernel.elf import module_file
@@ -30,8 +32,39 @@ def test_a_dry_run_of_each_command_changes_nothing(run: Runner, tmp_path: Path) 
     assert "would remove version 1.0 of special" in run("store", "remove", "special", "1.0", "--dry-run").out
     assert [row["active"] for row in run("store", "list", "--json").document] == [False]
     assert run("store", "activate", "special", "1.0").status == 0
-    assert run("store", "deactivate", "special", "--dry-run").status == 0
+    ended = run("store", "deactivate", "special", "--dry-run")
+    assert (ended.status, "no version of special from the store would be active (nothing" in ended.out) == (0, True)
     for dry_run in ([], ["--dry-run"]):
         ended = run("store", "remove", "special", "1.0", *dry_run)
         assert (ended.status, "hint:    kmodctl store deactivate special" in ended.err) == (ExitCode.IN_THE_WAY, True)
     assert [row["active"] for row in run("store", "list", "--json").document] == [True]
+
+
+def test_what_became_of_a_module_is_told_as_it_is(run: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "dummy.ko"
+    file.write_bytes(module_file(["name=dummy", *FACTS[1:]], this_module="dummy", versions={"module_layout": 1}))
+    assert run("load", "dummy").status == 0
+    assert run("store", "import", "--shadow", str(file)).status == 0
+    assert "is active, loaded anew: dummy" in run("store", "activate", "dummy", "1.0", "--load").out
+    ended = run("store", "deactivate", "dummy", "--load", "--dry-run")
+    assert "would be active, loaded anew or unloaded: dummy (nothing was changed" in ended.out
+    # Where the kernel has none of its own; a simulated one always has.
+    assert run("unload", "dummy").status == 0
+    assert "is active\n" in run("store", "deactivate", "dummy", "--load").out
+
+
+def test_a_refused_import_says_what_helps(run: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "special.ko"
+    with file.open("wb") as open_file:
+        open_file.truncate(65 << 20)
+    ended = run("store", "import", str(file))
+    assert ended.status == ExitCode.LIMIT
+    assert "hint:    kmodctl store remove makes room, and kmodd.toml(5) has the limits" in ended.err
+    assert "depends on first" in what_helps(UnknownSymbol("special needs symbols that nobody has"))
+    assert "--sign KEY CERT" in what_helps(BadSignature("special has no signature"))
+    for other in (
+        BadSignature("the signature is damaged"),
+        LimitsExceeded("8 imports under way already"),
+        BadModule("x"),
+    ):
+        assert what_helps(other) == ""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.cli import store_signing
 from kmodd.cli.store_signing import signed
-from kmodd.errors import InvalidArgs
+from kmodd.errors import BadModule, InvalidArgs
 from kmodd.kernel.signature_block import split_signature
 from tests.kernel.elf import module_file
 
@@ -78,11 +79,11 @@ def test_what_is_signed_and_packed_is_not_signed_twice(pair: tuple[Path, Path]) 
 
 
 def test_a_folder_and_a_certificate_that_cannot_be_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgs, match="cannot be signed: Is a directory"):
+    with pytest.raises(BadModule, match="not a regular file"):
         signed(os.open(tmp_path, os.O_RDONLY), str(pair[0]), str(pair[1]), ())
     file = os.memfd_create("x")
     os.write(file, CONTENT)
-    with pytest.raises(InvalidArgs, match="cannot be signed: No such file"):
+    with pytest.raises(InvalidArgs, match="certificate to sign with cannot be read: No such file"):
         signed(file, str(pair[0]), "pkcs11:object=x", ())
 
 
@@ -105,7 +106,43 @@ def test_the_kernels_own_program_goes_first(pair: tuple[Path, Path], tmp_path: P
 def test_what_is_wrong_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidArgs, match="key to sign with is not there"):
         sign(CONTENT, tmp_path / "none", pair[1])
-    with pytest.raises(InvalidArgs, match="signed already"):
-        sign(sign(CONTENT, *pair), *pair)
+    for pack in (bytes, lzma.compress, gzip.compress):
+        with pytest.raises(InvalidArgs, match="signed already"):
+            sign(pack(sign(CONTENT, *pair)), *pair)
+    damaged = bytearray(gzip.compress(CONTENT))
+    damaged[20] ^= 0xFF
+    with pytest.raises(InvalidArgs, match="does not unpack"):
+        sign(bytes(damaged), *pair)
     with pytest.raises(InvalidArgs, match="does not unpack"):
         sign(lzma.compress(CONTENT)[:-20], *pair)
+
+
+def test_what_has_no_end_is_not_read(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for path in (Path("/dev/zero"), tmp_path):
+        with pytest.raises(BadModule, match="not a regular file"):
+            signed(os.open(path, os.O_RDONLY), str(pair[0]), str(pair[1]), ())
+    monkeypatch.setattr(store_signing, "MAXIMUM", 1 << 20)
+    for pack in (bytes, lzma.compress, gzip.compress):
+        with pytest.raises(InvalidArgs, match="at most 1 MiB"):
+            sign(pack(bytes(2 << 20)), *pair)
+
+
+def test_zstd_is_unpacked_by_its_own_program(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    packed = b"\x28\xb5\x2f\xfd" + CONTENT
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InvalidArgs, match="there is no zstd"):
+        sign(packed, *pair)
+    program = tmp_path / "zstd"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
+    program.write_text("#!/bin/sh\nexec tail -c +5\n")
+    program.chmod(0o755)
+    assert sign(packed, *pair).startswith(CONTENT)
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(InvalidArgs, match="does not unpack"):
+        sign(packed, *pair)
+    program.write_text("#!/bin/sh\nexec cat /dev/zero\n")
+    with pytest.raises(InvalidArgs, match="at most"):
+        sign(packed, *pair)

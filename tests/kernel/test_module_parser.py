@@ -8,6 +8,7 @@ import os
 import random
 import struct
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -187,6 +188,29 @@ def test_a_release_is_never_a_path(tree: Path, name: str) -> None:
 def test_limits_hold_for_what_is_found_and_not_for_what_is_said(tmp_path: Path) -> None:
     assert look(tmp_path, bytes(2 << 20)).fault == FileFault.TOO_LARGE
     assert look(tmp_path, gzip.compress(bytes(2 << 20))).fault == FileFault.UNPACKS_TOO_LARGE
+
+
+@pytest.mark.parametrize("defined", [False, True])
+def test_names_without_an_end_take_neither_time_nor_memory(tree: Path, *, defined: bool) -> None:
+    """Each symbol points into one text of megabytes; read to its end for each of them, it would be copied a million times."""
+    content = bytearray(module())
+    table = struct.unpack_from("<Q", content, 0x28)[0]
+    symbols = next(index for index in range(1, 16) if content[table + 64 * index + 4] == 2)
+    texts = symbols - 1
+    count = 300_000
+    rows = b"".join(struct.pack("<IBBHQQ", at + 1, 0x10, 0, int(defined), 0, 0) for at in range(count))
+    text = random.Random(1).randbytes(8 << 20).replace(b"\0", b"a")  # noqa: S311 - the same names every time
+    for section, added in ((texts, b"\0" + text), (symbols, rows)):
+        struct.pack_into("<QQ", content, table + 64 * section + 0x18, len(content), len(added))
+        content += added
+    tracemalloc.start()
+    try:
+        found = look(tree, bytes(content), maximum=64 << 20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.fault == ("" if defined else FileFault.DAMAGED)
+    assert peak < 160 << 20
 
 
 def test_mutated_files_are_answered_and_nothing_else(tree: Path) -> None:

@@ -89,6 +89,7 @@ class Stage:
         self.depmod, self.reloader, self.journal = FakeDepmod(), FakeReloader(), Journal()
         self.activation = Activation(
             self.files, self.trees, self.depmod, self.catalogue, index=self.kernel.index, loaded=self.kernel.loaded,
+            facts=self.kernel.facts,
             operations=self.reloader, lock=asyncio.Lock(), audit=self.journal, events=Hub(),
         )  # fmt: skip
         self.watch = StoreWatch(self.files, self.trees, self.catalogue, is_changing=self.activation.is_changing)
@@ -352,6 +353,12 @@ async def test_health_names_a_later_kernel_without_a_version(stage: Stage) -> No
     assert found.name == "store-version-missing"
     assert "9.9.9" in found.message
     assert found.module == NAME
+    assert found.message.endswith("after a reboot into it dummy is missing.")
+    (tree / "modules.dep").write_text("kernel/drivers/net/dummy.ko.xz:\n")
+    assert "into it kernel/drivers/net/dummy.ko.xz is used." in next(iter(stage.watch.findings())).message
+    (tree / "modules.dep").write_text("")
+    (tree / "modules.builtin").write_text("kernel/drivers/net/dummy.ko\n")
+    assert "into it the built-in dummy is used." in next(iter(stage.watch.findings())).message
     other = stage.add("1", "9.9.9")
     assert "kmodctl store activate dummy 1 --kernel 9.9.9" in next(iter(stage.watch.findings())).hint
     await stage.activation.activate(other, CALLER, load=True)
