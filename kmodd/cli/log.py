@@ -15,7 +15,7 @@ from kmodd.cli.who import user_name
 from kmodd.client import Signal, SignalStream
 from kmodd.client_answers import history_entry
 from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidArgs
-from kmodd.model import HistoryEntry, Result
+from kmodd.model import HistoryEntry, Record, Result
 from kmodd.names import parse_module
 
 SETTLE = 0.2
@@ -105,6 +105,11 @@ def _text(data: Sequence[Mapping[str, Any]], screen: Screen) -> list[str]:
     return [text for row in data for text in lines(history_entry(row), screen)]
 
 
+def _who(record: Record) -> str:
+    # Of everybody else it is a path: what the daemon does about wishes, nobody asked it for.
+    return "kmodd itself" if record.exe == "kmodd" else user_name(record.uid)
+
+
 def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
     """A record as text: when, what, by whom, and beneath it the reason and the evidence."""
     paint, record = screen.paint, entry.record
@@ -118,7 +123,7 @@ def lines(entry: HistoryEntry, screen: Screen) -> list[str]:
         mark = paint.warn(screen.glyphs.warning)
     when = paint.dim(moment(entry.time))
     message = clean(record.message or record.event)
-    who = "" if record.uid is None else paint.dim(f"  by {user_name(record.uid)}")
+    who = "" if record.uid is None else paint.dim(f"  by {_who(record)}")
     behalf = paint.dim(f" for {clean(record.on_behalf_of)}") if record.on_behalf_of else ""
     took = paint.dim(f", {duration(record.duration_usec)}") if record.duration_usec else ""
     text = [f"{when} {mark} {message}{who}{behalf}{took}"]

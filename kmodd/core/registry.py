@@ -302,6 +302,7 @@ def _unsigned(name: ModuleName, by: LoadedBy | None) -> Record:
         "load",
         "changed",
         uid=by.uid if by is not None else None,
+        exe=by.client if by is not None and not by.client.startswith(":") else "",
         reason=by.reason if by is not None else "",
         hint=f"kmodctl show {name}",
         priority=4,

@@ -130,6 +130,13 @@ def test_log() -> None:
     assert_golden("log.txt", lines)
 
 
+def test_log_of_what_nobody_asked_for() -> None:
+    row = {**samples.HISTORY[0], "uid": 0, "exe": "kmodd"}
+    assert "  by kmodd itself" in log.lines(history_entry(row), screen(200))[0]
+    row["exe"] = "/usr/bin/kmodd"
+    assert "  by root (uid 0)" in log.lines(history_entry(row), screen(200))[0]
+
+
 def test_batch() -> None:
     rows = [
         ["vfat", "rolled-back", "", ["fat", "vfat"]],

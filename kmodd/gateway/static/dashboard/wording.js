@@ -31,6 +31,7 @@ export const count = (number, noun, plural = `${noun}s`) => `${number} ${number 
 /** Who is behind a record: the token when the gateway spoke for one, else the user. */
 export function who(record) {
   if (record.on_behalf_of) return record.on_behalf_of;
+  if (record.exe === "kmodd") return "kmodd itself";
   if (record.uid === undefined) return "";
   return record.uid === 0 ? "root" : `uid ${record.uid}`;
 }
