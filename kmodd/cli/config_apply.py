@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kmodd.cli import batch, initramfs, progress
+from kmodd.cli import batch, config_drift, initramfs, progress
 from kmodd.cli.screen import Screen
 from kmodd.cli.session import Session
 from kmodd.cli.text import clean, columns, counted
@@ -41,8 +41,8 @@ async def run(session: Session, arguments: Namespace) -> int:
         keys = ("module", "result", "error", "touched")
         session.document([dict(zip(keys, row, strict=True)) for row in rows])
     elif not results:
-        paint, glyphs = session.screen.paint, session.screen.glyphs
-        session.screen.tell(f"{paint.dim(glyphs.same)} Everything is as the files want it, nothing to do.")
+        left = await configuration.drift()
+        session.screen.show(unchanged(left, session.screen, with_initramfs=arguments.initramfs))
     elif arguments.dry_run and code == 0:
         session.screen.show(foretold(before, results, session.screen))
     else:
@@ -58,7 +58,21 @@ async def run(session: Session, arguments: Namespace) -> int:
             session.screen.show(batch.lines(operations, told, said, session.screen))
     if arguments.initramfs and code == 0:
         await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
+    elif results and code == 0 and not arguments.dry_run and not session.json and await initramfs.stale(configuration):
+        _tell(session, "The initramfs is older than the files now: kmodctl config apply --initramfs")
     return code
+
+
+def unchanged(left: Sequence[Drift], screen: Screen, *, with_initramfs: bool) -> list[str]:
+    """That there was nothing to do, and what differs all the same, such as a line in somebody else's file."""
+    same = screen.paint.dim(screen.glyphs.same)
+    others = [one for one in left if one.kind != initramfs.KIND or not with_initramfs]
+    if not others:
+        return [f"{same} Everything is as the files want it, nothing to do."]
+    return [
+        f"{same} There is nothing that kmodd could change. What differs is for you to mend:",
+        *config_drift.lines(others, screen),
+    ]
 
 
 def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen: Screen) -> list[str]:

@@ -2,6 +2,7 @@
 """`kmodctl config drift`."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 from kmodd.cli.screen import Screen
 from kmodd.cli.session import Session
@@ -25,7 +26,7 @@ async def run(session: Session, _: Namespace) -> int:
     return 0
 
 
-def lines(found: list[Drift], screen: Screen) -> list[str]:
+def lines(found: Sequence[Drift], screen: Screen) -> list[str]:
     """One row for each difference, and what would mend them."""
     paint = screen.paint
     if not found:

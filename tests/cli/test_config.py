@@ -107,6 +107,17 @@ def test_what_apply_would_do_as_people_read_it() -> None:
     ]
 
 
+def test_nothing_to_do_as_people_read_it() -> None:
+    stale = Drift("", "initramfs", "as /etc has it", "older", "update-initramfs -u")
+    theirs = Drift("loop", "autoload", "not loaded at boot", "loaded at boot by /etc/modules", "remove line 3")
+    nothing = ["= Everything is as the files want it, nothing to do."]
+    assert config_apply.unchanged([], screen(0), with_initramfs=False) == nothing
+    assert config_apply.unchanged([stale], screen(0), with_initramfs=True) == nothing
+    told = config_apply.unchanged([stale, theirs], screen(0), with_initramfs=False)
+    assert told[0] == "= There is nothing that kmodd could change. What differs is for you to mend:"
+    assert told[-2:] == ["hint: update-initramfs -u", "hint: remove line 3"]
+
+
 def test_apply_that_fails_as_people_read_it() -> None:
     loop, tun = ModuleName("loop"), ModuleName("tun")
     results = [

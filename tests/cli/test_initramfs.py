@@ -120,8 +120,12 @@ def test_it_is_left_alone_when_it_is_up_to_date_or_not_asked_for(
 ) -> None:
     scripted(fake, False, applied=CHANGED)
     assert "is as the files want it" in kmodctl("config", "apply", "--initramfs").out
-    scripted(fake, applied=CHANGED)
-    assert kmodctl("config", "apply").status == 0
+    scripted(fake, True, applied=CHANGED)
+    ended = kmodctl("config", "apply")
+    assert ended.status == 0
+    assert "kmodctl config apply --initramfs" in ended.out
+    scripted(fake, False, applied=CHANGED)
+    assert "initramfs" not in kmodctl("config", "apply").out
     assert ran == []
 
 
