@@ -41,6 +41,7 @@ from kmodd.core.refusals import Refusals
 from kmodd.core.registry import Registry
 from kmodd.custom import CustomModules
 from kmodd.journal import JournalReader, MemoryJournal, open_system_reader
+from kmodd.kept_state import adopt
 from kmodd.kernel.memory import give_back
 from kmodd.log import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.machine import executable, machine_id, real_kernel, simulated_kernel
@@ -87,6 +88,8 @@ class Daemon:
         policy = Policy(kernel.index)
         locks = ModuleLocks()
         self._jobs = jobs = Jobs(events, clock)
+        if settings.runtime_directory:
+            adopt(Path(settings.runtime_directory))
         failures = Failures(
             Path(settings.runtime_directory) / "failures.json" if settings.runtime_directory else None,
             on_trouble=self._cannot_remember,

@@ -49,6 +49,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
     "kmodd.journal": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
     "kmodd.journal_fields": SHARED,
+    "kmodd.kept_state": (*SHARED, "kmodd.kernel"),
     "kmodd.known_wishes": SHARED,
     "kmodd.machine": (*SHARED, "kmodd.settings", "kmodd.kernel"),
     "kmodd.custom": (*SHARED, "kmodd.settings", "kmodd.kernel", "kmodd.core"),
