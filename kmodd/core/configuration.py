@@ -237,7 +237,7 @@ class Configuration:
             raise Conflict(
                 f"an install line in {first.file}, line {first.line}, has the last word about loading {name} by name",
                 module=name,
-                evidence=Evidence(file=first.file, line=first.line, rule=first.text, hint=way_out(first.file)),
+                evidence=Evidence(file=first.file, line=first.line, rule=first.told, hint=way_out(first.file)),
             )
 
     def _check_last_options(self, change: RuleChange) -> None:
@@ -259,7 +259,7 @@ class Configuration:
                         evidence=Evidence(
                             file=rule.file,
                             line=rule.line,
-                            rule=rule.text,
+                            rule=rule.told,
                             parameter=parameter,
                             hint=way_out(rule.file),
                         ),

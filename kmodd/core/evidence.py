@@ -88,7 +88,7 @@ class StepEvidence:
             users=tuple((user.kind, user.name, user.detail) for user in self.users),
             file=rule.file if rule is not None else "",
             line=rule.line if rule is not None else 0,
-            rule=rule.text if rule is not None else "",
+            rule=rule.told if rule is not None else "",
             symbols=symbols,
             parameter=parameter,
         )

@@ -166,8 +166,8 @@ def is_denial(rule: Rule) -> bool:
 
 
 def where(rule: Rule) -> str:
-    """Spell a rule as `file:line: text`."""
-    return f"{rule.file}:{rule.line}: {rule.text}"
+    """Spell a rule as `file:line: text`, without what not everyone may read."""
+    return f"{rule.file}:{rule.line}: {rule.told}"
 
 
 def _disabled(module: ModuleName, rule: Rule, why: str, needed_by: str, hint: str = "") -> DisabledByPolicy:
@@ -176,5 +176,5 @@ def _disabled(module: ModuleName, rule: Rule, why: str, needed_by: str, hint: st
     return DisabledByPolicy(
         f"{needed}{why} ({place})",
         module=module,
-        evidence=Evidence(file=rule.file, line=rule.line, rule=rule.text, hint=hint or f"change the rule in {place}"),
+        evidence=Evidence(file=rule.file, line=rule.line, rule=rule.told, hint=hint or f"change the rule in {place}"),
     )

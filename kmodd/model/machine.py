@@ -141,3 +141,10 @@ class Rule:
     """The logical line as written, joined."""
     public: bool = True
     """Everyone may read its file."""
+
+    @property
+    def told(self) -> str:
+        """The line as everyone and the journal may have it."""
+        if self.public:
+            return self.text
+        return f"{self.kind} {self.module}{' …' if self.value else ''}"

@@ -216,6 +216,12 @@ def test_bad_value_from_configuration_names_the_line() -> None:
     assert given.evidence.file == ""
 
 
+def test_a_line_of_a_closed_file_is_named_and_not_told() -> None:
+    closed = replace(rule("options", "dummy", "num-dummies=abc password=hunter2", 4), public=False)
+    found = load(errno.EINVAL, "dummy: `abc' invalid for parameter `num_dummies'", options=(closed,))
+    assert (found.evidence.file, found.evidence.line, found.evidence.rule) == (FILE, 4, "options dummy …")
+
+
 def test_only_the_last_lines_are_kept() -> None:
     found = load(errno.EIO, *(f"dummy: {i}" for i in range(100)))
     assert (len(found.evidence.kernel_log), found.evidence.kernel_log[-1]) == (32, "dummy: 99")

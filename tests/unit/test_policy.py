@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the administrator ruled, honoured for the module, its aliases and its dependencies."""
 
+from dataclasses import replace
+
 import pytest
 
 from kmodd.core.policy import Policy, command_line_rule, where
@@ -42,6 +44,17 @@ def test_install_line_that_does_nothing_disables(command: str) -> None:
 def test_install_line_that_runs_something_is_refused_whatever_is_asked(command: str, override: bool) -> None:
     with pytest.raises(DisabledByPolicy, match="runs a shell command"):
         policy(rule("install", "vfat", command)).check_load(M, "", override=override)
+
+
+def test_what_not_everyone_may_read_is_not_told() -> None:
+    """Explain answers anybody, and the journal keeps what a refusal tells."""
+    closed = replace(rule("install", M, "/usr/bin/unlock --key hunter2"), public=False)
+    assert where(closed) == f"{FILE}:1: install vfat …"
+    assert where(replace(rule("blacklist", M), public=False)) == f"{FILE}:1: blacklist vfat"
+    with pytest.raises(DisabledByPolicy) as refused:
+        policy(closed).check_load(M, "")
+    assert "hunter2" not in repr(refused.value)
+    assert refused.value.evidence.rule == "install vfat …"
 
 
 def test_override_sets_aside_blacklists_and_names_them() -> None:
