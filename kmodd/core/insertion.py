@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The steps that bring modules in: dependencies, soft dependencies, options, policy and parameters."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from kmodd.core.arguments import Pairs, effective, split_options
 from kmodd.core.checks import ALWAYS_KNOWN, expectation, same_value
@@ -307,7 +307,9 @@ def _parsed(text: str) -> ModuleName | Alias:
         return Alias(text)
 
 
-def _withheld(options: Iterable[Rule], given: Pairs) -> frozenset[str]:
+def _withheld(options: Sequence[Rule], given: Pairs) -> frozenset[str]:
     """Parameters whose last value stands in a file that not everyone may read; what the caller gives is known to the caller."""
+    if all(rule.public for rule in options):
+        return frozenset()
     public = {name: rule.public for rule in options for name, _ in split_options(rule.value)}
     return frozenset(name for name, told in public.items() if not told).difference(name for name, _ in given)
