@@ -37,17 +37,12 @@ def is_configuration_name(name: bytes) -> bool:
 
 def read_rules(file: str | Path) -> list[Rule]:
     """Read the rules of one file; none when it cannot be read, as for libkmod."""
-    data, public = _read(Path(file))
+    data, public = read_text(Path(file))
     return parse_rules(data, str(file), public=public)
 
 
-def read_text(path: Path) -> bytes:
-    """The text of one file; empty when it cannot be read."""
-    return _read(path)[0]
-
-
-def _read(path: Path) -> tuple[bytes, bool]:
-    """The text, and whether everyone may read it."""
+def read_text(path: Path) -> tuple[bytes, bool]:
+    """The text of one file, empty when it cannot be read, and whether everyone may read that very text."""
     try:
         # Only regular files and /dev/null end by themselves: a FIFO would stop the daemon.
         if not (path.is_file() or path.samefile(os.devnull)):

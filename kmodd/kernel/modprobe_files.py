@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kmodd.kernel import atomic_file, modprobe_d, modules_load_d
 from kmodd.kernel.command_line import command_line_rules
-from kmodd.kernel.layers import layered
+from kmodd.kernel.layers import Layered, layered
 from kmodd.model import Rule
 from kmodd.model.configuration import OwnFile, RuleFile, RuleFiles
 
@@ -86,21 +86,26 @@ class ConfigurationFolders:
 
     def _modprobe(self) -> list[RuleFile]:
         directories = [self._root / name for name in modprobe_d.DIRECTORIES]
-        found = [
-            RuleFile(
-                self._shown(str(one.path)),
-                self._placed(_modprobe_lines(one.path, read_over=not one.shadowed_by)),
-                self._shown(one.shadowed_by) if one.shadowed_by else "",
-                tuple(map(self._shown, one.masks)),
-                one.public,
-            )
-            for one in layered(directories, modprobe_d.is_configuration_name)
-        ]
+        found = [self._modprobe_file(one) for one in layered(directories, modprobe_d.is_configuration_name)]
         found += self._passed_over(directories, modprobe_d.is_configuration_name)
         softdeps = self._tree / modprobe_d.DEPMOD_SOFTDEPS
         found.append(RuleFile(self._shown(str(softdeps)), self._placed(modprobe_d.read_rules(softdeps))))
         # Stable: a file stays before those it masks.
         return sorted(found, key=lambda one: os.fsencode(Path(one.path).name))
+
+    def _modprobe_file(self, one: Layered) -> RuleFile:
+        # Not what the folder's listing found a moment ago: it may have been closed, and then written.
+        data, public = modprobe_d.read_text(one.path)
+        lines = modprobe_d.parse_rules(data, str(one.path), public=public)
+        if not one.shadowed_by:
+            lines += modprobe_d.ignored_lines(data, str(one.path))
+        return RuleFile(
+            self._shown(str(one.path)),
+            self._placed(sorted(lines, key=lambda rule: rule.line)),
+            self._shown(one.shadowed_by) if one.shadowed_by else "",
+            tuple(map(self._shown, one.masks)),
+            public,
+        )
 
     def _autoload(self) -> list[RuleFile]:
         directories = [self._root / name for name in modules_load_d.DIRECTORIES]
@@ -129,15 +134,6 @@ class ConfigurationFolders:
         if self._root == Path("/"):
             return tuple(rules)
         return tuple(replace(one, file=self._shown(one.file)) for one in rules)
-
-
-def _modprobe_lines(path: Path, *, read_over: bool) -> list[Rule]:
-    """The rules, and for `read_over` the lines that are none, in their order."""
-    data = modprobe_d.read_text(path)
-    lines = modprobe_d.parse_rules(data, str(path))
-    if read_over:
-        lines += modprobe_d.ignored_lines(data, str(path))
-    return sorted(lines, key=lambda one: one.line)
 
 
 def _modules(path: Path) -> list[Rule]:

@@ -5,9 +5,11 @@ import random
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kmodd.kernel import modprobe_files
 from kmodd.kernel.layers import layered
 from kmodd.kernel.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modules_load_d import command_line_modules, is_modules_load, parse_modules
@@ -154,6 +156,21 @@ def test_a_link_that_leads_nowhere_at_all_stops_nobody(tmp_path: Path) -> None:
     folders = ConfigurationFolders(tmp_path, "6.1.0")
     assert folders.autoload() == []
     assert [file.rules for file in folders.files().modprobe] == [(), ()]
+
+
+def test_a_rule_file_is_public_as_it_was_when_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody closes it after the folder was listed, and only then writes what nobody else may see."""
+    path = place(tmp_path / "etc/modprobe.d", "a.conf", "options a key=1\n")
+    path.chmod(0o644)
+
+    def closed_afterwards(*asked: Any) -> Any:
+        found = layered(*asked)
+        path.chmod(0o600)
+        return found
+
+    monkeypatch.setattr(modprobe_files, "layered", closed_afterwards)
+    file = next(one for one in ConfigurationFolders(tmp_path, "6.1.0").files().modprobe if one.rules)
+    assert (file.public, [rule.public for rule in file.rules]) == (False, [False])
 
 
 def test_modprobe_files_stand_in_reading_order_with_depmods_among_them(tmp_path: Path) -> None:
