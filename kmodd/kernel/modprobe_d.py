@@ -66,13 +66,16 @@ def parse_rules(data: bytes, file: str, *, public: bool = True) -> list[Rule]:
 def ignored_lines(data: bytes, file: str) -> list[Rule]:
     """Find the lines libkmod reads over: an unknown word, or a known one without what belongs behind it.
 
-    They are no rules: the kind is `finding`, and the text is the first word, safe to show.
+    They are no rules: the kind is `finding`, and the text is the first word, safe to show. `weakdep` is none of them: libkmod
+    knows it since kmod 33, and where it does not, nothing that would be loaded is left out.
     """
-    return [
-        Rule("finding", "", "", file, number, shown(_word(line)[0].decode("utf-8", "replace"), 40))
-        for number, line in logical_lines(data)
-        if line.strip() and not line.lstrip(_SPACE).startswith(b"#") and not _parse_line(line, file, number)
-    ]
+    found = []
+    for number, line in logical_lines(data):
+        word = _word(line)[0]
+        if not line.strip() or word.startswith(b"#") or word == b"weakdep" or _parse_line(line, file, number):
+            continue
+        found.append(Rule("finding", "", "", file, number, shown(word.decode("utf-8", "replace"), 40)))
+    return found
 
 
 def logical_lines(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -124,7 +124,7 @@ def test_lines_libkmod_calls_bad_give_no_rule(line: str) -> None:
 
 
 def test_what_libkmod_reads_over() -> None:
-    text = b"# a note\n  # another\n\n \r\nblaklist a\\\n b\nblacklist\nblacklist c\noptions loop"
+    text = b"# a note\n  # another\n\n \r\nblaklist a\\\n b\nblacklist\nblacklist c\noptions loop\n\tweakdep\ta b"
     assert [(one.line, one.text) for one in ignored_lines(text, "x.conf")] == [
         (5, "blaklist"),
         (7, "blacklist"),
