@@ -173,18 +173,19 @@ async def test_nobody_is_asked_for_what_cannot_succeed(service: Bench) -> None:
         ("SetParameter", "sss", ("dummy", "x", "1")),
         ("SetParameter", "sss", ("../../x", "x", "1")),
         ("Activate", "ssa{sv}", ("nosuch", "1", {})),
+        ("Deactivate", "sa{sv}", ("nosuch", {})),
         ("Remove", "ss", ("nosuch", "1")),
     ]
     async with service.client(1000) as user:
         for member, signature, body in hopeless:
-            interface = "org.kmodd1.Store" if member in {"Activate", "Remove"} else "org.kmodd1.Manager"
+            interface = "org.kmodd1.Store" if member in {"Activate", "Deactivate", "Remove"} else "org.kmodd1.Manager"
             with pytest.raises(Reply):
                 await user.call(member, signature, *body, interface=interface)
     assert not service.polkit.asked
     # What is no name at all is nothing that was tried with a module.
     assert [(one.action, one.module) for one in service.journal.records if one.event == "operation.failed"] == [
         ("load", "nosuch"), ("load", "dummy"), ("unload", "nosuch"), ("load", "nosuch"), ("set-parameter", "dummy"),
-        ("activate", "nosuch"), ("remove", "nosuch"),
+        ("activate", "nosuch"), ("deactivate", "nosuch"), ("remove", "nosuch"),
     ]  # fmt: skip
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """org.kmodd1.Store."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from kmodd.bus import asked, options, rows
 from kmodd.bus.call import Call, Refusal
 from kmodd.bus.interfaces.parts import Parts
@@ -9,7 +12,7 @@ from kmodd.core.store import ImportOptions
 from kmodd.errors import KmoddError
 from kmodd.model import Attempt, Caller
 from kmodd.model.store import StoredModule
-from kmodd.names import parse_description, parse_module, parse_release, parse_version
+from kmodd.names import ModuleName, parse_description, parse_module, parse_release, parse_version
 
 
 class StoreInterface:
@@ -57,8 +60,7 @@ class StoreInterface:
         try:
             entry = self._parts.store.catalogue.one(module, wanted, kernel)
         except KmoddError as error:
-            attempt = Attempt("activate", module, dry_run=dry_run, on_behalf_of=options.on_behalf_of(values))
-            return refusal(self._parts.refusals, attempt, error)
+            return self._refusal("activate", module, values, error)
 
         async def run(caller: Caller) -> tuple[str, ...]:
             return await self._parts.activation.activate(entry, caller, load=load, dry_run=dry_run)
@@ -66,12 +68,15 @@ class StoreInterface:
         details = {**_details(entry, "activate"), **asked.behalf(options.on_behalf_of(values))}
         return Call(run, details, (asked.LOAD, asked.UNLOAD) if load else ())
 
-    def deactivate(self, name: str, wire: options.Wire) -> Call:
+    def deactivate(self, name: str, wire: options.Wire) -> Call | Refusal:
         values = options.parse(wire, options.SWITCH)
         module = parse_module(name)
         kernel = parse_release(values["kernel"]) if "kernel" in values else ""
-        entry = self._parts.activation.active(module, kernel)
         load, dry_run = values.get("load", False), values.get("dry-run", False)
+        try:
+            entry = self._parts.activation.active(module, kernel)
+        except KmoddError as error:
+            return self._refusal("deactivate", module, values, error)
 
         async def run(caller: Caller) -> tuple[str, ...]:
             if entry is None:
@@ -89,12 +94,17 @@ class StoreInterface:
         try:
             entries = self._parts.store.removable(module, wanted)
         except KmoddError as error:
-            return refusal(self._parts.refusals, Attempt("remove", module), error)
+            return self._refusal("remove", module, {}, error)
 
         async def run(caller: Caller) -> None:
             await self._parts.store.remove(entries, caller)
 
         return Call(run, _details(entries[0], "remove"))
+
+    def _refusal(self, action: str, module: ModuleName, values: Mapping[str, Any], error: KmoddError) -> Refusal:
+        behalf = options.on_behalf_of(values)
+        attempt = Attempt(action, module, dry_run=values.get("dry-run", False), on_behalf_of=behalf)
+        return refusal(self._parts.refusals, attempt, error)
 
 
 def _details(entry: StoredModule, action: str) -> dict[str, str]:
