@@ -88,6 +88,7 @@ def _wish(module: ModuleName, table: Table) -> Wish:
         version=table.parsed("version", lambda: parse_version(table.text("version"))) if "version" in table else "",
         reason=table.parsed("reason", lambda: parse_reason(table.text("reason"))),
         retry=table.flag("retry", default=True),
+        public=table.public,
     )
     _refuse_contradictions(wish, table)
     return wish

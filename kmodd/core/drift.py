@@ -118,13 +118,15 @@ class Comparison:
             value = values.get(name)
             if value is None and kinds and name not in kinds and name not in ALWAYS_KNOWN:
                 hint = f"mend {wish.file}, line {wish.line}: kmodctl show {wish.module} lists its parameters"
-                found.rows.append(Drift(wish.module, "parameter", f"{name}={wanted}", "no such parameter", hint))
+                found.rows.append(
+                    Drift(wish.module, "parameter", f"{name}={_told(wish, wanted)}", "no such parameter", hint)
+                )
                 found.writes.append(Write(wish.module, name, wanted))  # which fails, and says why
                 continue
             # Many parameters have no file below /sys: nothing tells what they are.
             if value is None or value.value is None or same_value(kinds.get(name, ""), wanted, value.value):
                 continue
-            told, shown = (wanted, value.value) if value.public else (WITHHELD, WITHHELD)
+            told, shown = (_told(wish, wanted), value.value) if value.public else (WITHHELD, WITHHELD)
             builtin = self._index.is_builtin(wish.module)
             hint = APPLY if value.writable else f"{APPLY} reloads it"
             if builtin:
@@ -194,7 +196,7 @@ class Comparison:
             return
         public = all(rule.public for rule, _ in said)
         shown = kernel_arguments(actual) if public else WITHHELD
-        row = Drift(wish.module, "options", kernel_arguments(wanted), shown, APPLY)
+        row = Drift(wish.module, "options", _told(wish, kernel_arguments(wanted)), shown, APPLY)
         yield row, RuleChange(RuleAction.SET_OPTIONS, wish.module, wish.options, reason=wish.reason)
 
     def _autoload(self, wish: Wish, autoloaded: Sequence[Rule]) -> Iterator[tuple[Drift, RuleChange | None]]:
@@ -237,3 +239,8 @@ def _in_order(wishes: Sequence[Wish]) -> list[Wish]:
             else:
                 ordered[stack.pop().module] = wish
     return list(ordered.values())
+
+
+def _told(wish: Wish, value: str) -> str:
+    """What everyone may see of a value that stands in the wish's file."""
+    return value if wish.public or not value else WITHHELD

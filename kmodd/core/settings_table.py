@@ -28,6 +28,11 @@ class Table:
         """The file it stands in."""
         return self._document.file
 
+    @property
+    def public(self) -> bool:
+        """Everyone may read that file."""
+        return self._document.public
+
     def line(self, key: str = "") -> int:
         """Where a key of it, or the table itself, stands."""
         return self._document.line(*self._path, *([key] if key else []))

@@ -10,6 +10,7 @@ import re
 import stat
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kmodd.errors import Conflict, Evidence
@@ -88,7 +89,7 @@ def read_document(path: Path) -> Document | None:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise fault(str(path), data[: error.start].count(b"\n") + 1, "this is no UTF-8") from error
-    return parse_document(text, str(path))
+    return replace(parse_document(text, str(path)), public=bool(found.st_mode & stat.S_IROTH))
 
 
 class DropIns:

@@ -57,6 +57,8 @@ class Wish:
     reason: str = ""
     retry: bool = True
     """Try again after a failure when something happens that could help."""
+    public: bool = True
+    """Everyone may read its file."""
 
     @property
     def live(self) -> Parameters:

@@ -16,6 +16,8 @@ class Document:
     """As tomllib gives them."""
     lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)
     """The line, from 1, that each key (by its path from the top) first stands on."""
+    public: bool = True
+    """Everyone may read the file."""
 
     def line(self, *path: str) -> int:
         """The line of a key, of the nearest table around it when it has none, or 1."""

@@ -159,3 +159,12 @@ def test_what_is_no_ordinary_file_is_refused(tmp_path: Path, kind: str) -> None:
             path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(Conflict, match=rf"x\.toml, line {2 if kind == 'latin1' else 1}: "):
         read_document(path)
+
+
+def test_a_document_says_whether_everyone_may_read_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "etc/kmodd/x.toml", "a = 1\n")
+    for mode, public in ((0o640, False), (0o644, True)):
+        path.chmod(mode)
+        found = read_document(path)
+        assert found is not None
+        assert found.public is public

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kmodd.core.converge import Convergence
@@ -55,13 +55,14 @@ class Files:
 
     text: str = ""
     _read: str = ""
+    public: bool = True
 
     def changed(self) -> bool:
         return self.text != self._read
 
     def read(self) -> list[Document]:
         self._read = self.text
-        return [parse_document(self.text, "/etc/kmodd/modules.d/x.toml")]
+        return [replace(parse_document(self.text, "/etc/kmodd/modules.d/x.toml"), public=self.public)]
 
 
 @dataclass

@@ -230,6 +230,22 @@ async def test_options_in_a_file_that_not_everyone_may_read_are_told_without_val
     assert await b.drift() == [("a", "options", "x=1", WITHHELD)]
 
 
+async def test_wishes_in_a_file_that_not_everyone_may_read_are_told_without_values(bench: Make) -> None:
+    text = '[module.a]\noptions = { x = "hunter2" }\n' + wanted(
+        "tuned", 'parameters = { level = 2, nosuch = "hunter2" }'
+    )
+    b = bench(text, "tuned")
+    b.files.public = False
+    b.settings.text = "[desired-state]\nreconcile = false\n"
+    await b.boot()
+    assert await b.drift() == [
+        ("a", "options", WITHHELD, ""),
+        ("tuned", "parameter", f"level={WITHHELD}", "level=1"),
+        ("tuned", "parameter", f"nosuch={WITHHELD}", "no such parameter"),
+    ]
+    assert set(b.convergence.plan(dry_run=True, reason="").modules) == {"a", "tuned"}
+
+
 async def test_a_soft_blacklist_of_one_wish_is_no_leave_to_load_another_module(bench: Make) -> None:
     own = [rule("blacklist", name, file=OWN_BLACKLIST) for name in "ab"]
     b = bench(wanted("a", 'blacklist = "soft"') + wanted("b"), rules=own)
