@@ -190,6 +190,39 @@ def test_limits_hold_for_what_is_found_and_not_for_what_is_said(tmp_path: Path) 
     assert look(tmp_path, gzip.compress(bytes(2 << 20))).fault == FileFault.UNPACKS_TOO_LARGE
 
 
+def test_a_big_driver_with_all_its_debug_information_is_taken(tree: Path) -> None:
+    """As amdgpu.ko before it is stripped: sections of 100 MiB that nobody reads, and symbol tables of some MiB."""
+    content = bytearray(module())
+    table, count = struct.unpack_from("<Q", content, 0x28)[0], struct.unpack_from("<H", content, 0x3C)[0]
+    heads = [content[table + 64 * index : table + 64 * (index + 1)] for index in range(count)]
+    symbols = next(index for index, head in enumerate(heads) if head[4] == 2)
+    texts = symbols - 1
+    offsets = [struct.unpack_from("<QQ", heads[index], 0x18) for index in (texts, symbols)]
+    text, rows = (content[start : start + size] for start, size in offsets)
+    for number in range(100_000):
+        rows += struct.pack("<IBBHQQ", len(text), 0x02, 0, 1, 16 * number, 16)
+        text += f"dcn32_calculate_wm_and_dlg_fpu_{number}.isra.0\0".encode()
+    for index, added in ((texts, text), (symbols, rows)):
+        struct.pack_into("<QQ", heads[index], 0x18, len(content), len(added))
+        content += added
+    debug = 100 << 20
+    for _ in range(8):
+        heads.append(bytearray(64))
+        struct.pack_into("<IIQQQQ", heads[-1], 0, 1, 1, 0, 0, len(content), debug // 8)
+    struct.pack_into("<Q", content, 0x28, len(content) + debug)
+    struct.pack_into("<H", content, 0x3C, len(heads))
+    # Packed it is small: what it takes is what it has when it is unpacked.
+    packed = gzip.compress(bytes(content) + bytes(debug) + b"".join(heads), 1)
+    tracemalloc.start()
+    try:
+        found = look(tree, packed, maximum=64 << 20, unpacked=256 << 20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found.fault, found.name, found.match.unknown) == ("", "special", ())
+    assert peak < 96 << 20
+
+
 @pytest.mark.parametrize("defined", [False, True])
 def test_names_without_an_end_take_neither_time_nor_memory(tree: Path, *, defined: bool) -> None:
     """Each symbol points into one text of megabytes; read to its end for each of them, it would be copied a million times."""
