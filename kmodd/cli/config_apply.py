@@ -3,6 +3,7 @@
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from kmodd.cli.session import Session
 from kmodd.cli.text import clean, columns, counted
 from kmodd.client_answers import operation_result
 from kmodd.client_configuration import Configuration
-from kmodd.errors import Conflict, Evidence
+from kmodd.errors import Conflict, Evidence, KmoddError
 from kmodd.model import OperationResult, Result
 from kmodd.model.configuration import Drift
 
@@ -58,8 +59,11 @@ async def run(session: Session, arguments: Namespace) -> int:
             session.screen.show(batch.lines(operations, told, said, session.screen))
     if arguments.initramfs and code == 0:
         await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
-    elif results and code == 0 and not arguments.dry_run and not session.json and await initramfs.stale(configuration):
-        _tell(session, "The initramfs is older than the files now: kmodctl config apply --initramfs")
+    elif results and code == 0 and not arguments.dry_run and not session.json:
+        # All is done, and what cannot be found out beside it does not make it fail.
+        with suppress(KmoddError):
+            if await initramfs.stale(configuration):
+                _tell(session, "The initramfs is older than the files now: kmodctl config apply --initramfs")
     return code
 
 

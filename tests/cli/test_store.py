@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`kmodctl store` against the real daemon on a simulated kernel."""
 
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
+from kmodd.cli import store_switch
 from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.session import Session
 from kmodd.cli.store_import import what_helps
-from kmodd.errors import BadModule, BadSignature, LimitsExceeded, UnknownSymbol
+from kmodd.errors import BadModule, BadSignature, Busy, LimitsExceeded, UnknownSymbol
 from kmodd.kernel.simulated_modules import RELEASE
-from tests.cli.runner import Runner
+from tests.cli.runner import Runner, screen
 from tests.kernel.elf import module_file
 
 FACTS = ("name=special", "version=1.0", f"vermagic={RELEASE} SMP preempt mod_unload modversions ", "depends=")
@@ -51,6 +55,17 @@ def test_what_became_of_a_module_is_told_as_it_is(run: Runner, tmp_path: Path) -
     # Where the kernel has none of its own; a simulated one always has.
     assert run("unload", "dummy").status == 0
     assert "is active\n" in run("store", "deactivate", "dummy", "--load").out
+
+
+async def test_what_cannot_be_found_out_afterwards_makes_nothing_fail() -> None:
+    class Searching:
+        async def explain(self, module: str) -> None:
+            raise Busy("too many searches are under way", module=module)
+
+    searching: Any = Searching()
+    session = Session(searching, screen(0), json=False, authorize=lambda: None)
+    arguments = Namespace(verb="deactivate", module="dummy", dry_run=False)
+    assert await store_switch._became(session, arguments) == "loaded anew or unloaded"
 
 
 def test_a_refused_import_says_what_helps(run: Runner, tmp_path: Path) -> None:
