@@ -202,7 +202,9 @@ class Configuration:
 
     def _difference(self, file: OwnFile, text: bytes) -> tuple[str, ...]:
         written = self._folders.remembered(file)
-        return () if written is None else own_files.difference(written, text)
+        # Asked after it was read: of one that was closed first and edited then, nothing may be told.
+        public = self._folders.is_public(file)
+        return () if written is None or not public else own_files.difference(written, text)
 
     def _replace(self, file: OwnFile, new: bytes | None, old: bytes | None) -> None:
         try:
@@ -279,7 +281,8 @@ class Configuration:
             )
         extra = {"FILE": " ".join(written) or (error.evidence.file if error is not None else "")}
         if change.parameters:
-            extra["PARAMETERS"] = " ".join(f"{name}={value}" for name, value in change.parameters)
+            public = self._folders.is_public(OwnFile.OPTIONS)
+            extra["PARAMETERS"] = " ".join(f"{name}={value if public else '…'}" for name, value in change.parameters)
         record = Record(
             event,
             message,

@@ -41,9 +41,9 @@ def layered(directories: Sequence[Path], accepts: Callable[[bytes], bool]) -> li
 
 def _ranked(paths: list[Path]) -> Iterator[Layered]:
     first, *others = paths
-    yield Layered(first, masks=tuple(map(str, others)), public=_is_public(first))
+    yield Layered(first, masks=tuple(map(str, others)), public=is_public(first))
     for other in others:
-        yield Layered(other, shadowed_by=str(first), public=_is_public(other))
+        yield Layered(other, shadowed_by=str(first), public=is_public(other))
 
 
 def _distinct(directories: Sequence[Path]) -> Iterator[Path]:
@@ -66,7 +66,8 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _is_public(path: Path) -> bool:
+def is_public(path: Path) -> bool:
+    """Tell whether everyone may read it; so of what cannot be looked at."""
     try:
         return bool(path.stat().st_mode & stat.S_IROTH)
     except OSError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kmodd.kernel import atomic_file, modprobe_d, modules_load_d
 from kmodd.kernel.command_line import command_line_rules
-from kmodd.kernel.layers import Layered, layered
+from kmodd.kernel.layers import Layered, is_public, layered
 from kmodd.model import Rule
 from kmodd.model.configuration import OwnFile, RuleFile, RuleFiles
 
@@ -70,6 +70,10 @@ class ConfigurationFolders:
             return None if self._memory is None else atomic_file.read_file(self._memory / Path(file).name)
         except OSError:
             return None
+
+    def is_public(self, file: OwnFile) -> bool:
+        """Everyone may read it, or might if there were one."""
+        return is_public(self._path(file))
 
     def parse(self, file: OwnFile, text: bytes) -> tuple[Rule, ...]:
         """Read a text as whoever reads the file does."""

@@ -209,6 +209,9 @@ class Configuration(Protocol):
     def remembered(self, file: OwnFile) -> bytes | None:
         """The copy, None when there is none."""
 
+    def is_public(self, file: OwnFile) -> bool:
+        """Everyone may read it, or might if there were one."""
+
     def parse(self, file: OwnFile, text: bytes) -> tuple[Rule, ...]:
         """Read a text as whoever reads the file does."""
 

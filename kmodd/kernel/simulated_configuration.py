@@ -66,6 +66,10 @@ class SimulatedConfiguration:
         else:
             self._copies[file] = text
 
+    def is_public(self, file: OwnFile) -> bool:
+        """See Configuration."""
+        return True
+
     def remembered(self, file: OwnFile) -> bytes | None:
         """See Configuration."""
         return self._copies.get(file)

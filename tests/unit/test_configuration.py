@@ -245,6 +245,20 @@ async def test_an_edit_is_a_conflict_that_shows_the_difference(bench: Bench) -> 
     await bench.ask(RuleAction.SET_OPTIONS, "dummy", parameters={"numdummies": "2"})
 
 
+async def test_a_file_that_was_closed_is_told_without_values(bench: Bench) -> None:
+    await bench.ask(RuleAction.SET_OPTIONS, parameters={"max_loop": "8"})
+    path = bench.disk.path(OwnFile.OPTIONS)
+    path.chmod(0o600)
+    await bench.ask(RuleAction.SET_OPTIONS, parameters={"max_loop": "9"})
+    assert [one.extra["PARAMETERS"] for one in bench.journal.records] == ["max_loop=8", "max_loop=…"]
+    path.write_text(path.read_text().replace("max_loop=9", "max_loop=77"))
+    said = await bench.refused(Conflict, RuleAction.SET_OPTIONS, "dummy", parameters={"numdummies": "2"})
+    assert "was edited since kmodd wrote it" in said
+    (row,) = [row for row in await bench.configuration.show() if row.rule.file == OwnFile.OPTIONS]
+    assert [finding.kind for finding in row.findings] == ["edited"]
+    assert "77" not in said + row.findings[0].message
+
+
 async def test_a_file_that_was_removed_is_made_anew(bench: Bench) -> None:
     await bench.ask(RuleAction.BLACKLIST)
     bench.disk.path(OwnFile.BLACKLIST).unlink()
