@@ -115,6 +115,7 @@ class CustomModules:
         if health is not None:
             self.watch.on_news = health.look_soon
             health.further += (self.watch.findings,)
+            health.readings += (self.watch.reading,)
         self._recovery = asyncio.get_running_loop().create_task(self._recover())
         self._recovery.add_done_callback(lambda _: self.watch.on_news())
 

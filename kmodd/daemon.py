@@ -184,7 +184,7 @@ class Daemon:
             desired=self._wanted.convergence,
             store=self._custom.store,
             activation=self._custom.activation,
-            health=health.check,
+            health=health.now,
             health_status=lambda: health.status,
             metrics=metrics.read,
             history=History(reader, limit_max=lambda: self._wanted.tunables.history_limit_max).read,

@@ -125,9 +125,11 @@ class Wanted:
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
         told = DesiredHealth(desired, comparison, reconciler)
         health.further += (told.checks, self._rules.checks)
+        health.readings += (self._rules.reading,)
         self.metrics = told.metrics
         if boot is not None:
             health.further += (boot.checks,)
+            health.readings += (boot.reading,)
 
     @property
     def tunables(self) -> Tunables:

@@ -31,6 +31,9 @@ SETTLE = 0.1
 LEISURE = 1.0
 """Seconds after what went well. It changes the status rarely, and a look costs as much as a load."""
 
+READING = 3.0
+"""Seconds that an answer waits for files to be read. An initramfs may take longer, and is told of as it was then."""
+
 PATIENCE_USEC = 30_000_000
 """A module that is coming or going for longer hangs; the slowest drivers take some seconds."""
 
@@ -72,6 +75,8 @@ class HealthMonitor:
         self._stuck_max = stuck_max
         self.further: tuple[Callable[[], Iterable[HealthCheck]], ...] = ()
         """What other parts look at; their findings come after those of `CHECKS`."""
+        self.readings: tuple[Callable[[], asyncio.Task[None] | None], ...] = ()
+        """What those parts read beside everything else at the moment: their findings are of before until it ends."""
         self._pending_since: dict[ModuleName, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._status = HealthStatus.OK
@@ -93,6 +98,15 @@ class HealthMonitor:
                 self._timer = None
 
         return stop
+
+    async def now(self) -> Health:
+        """As `check`, for somebody who asks: where files have changed, what stands in them now counts."""
+        health = self.check()
+        reading = [task for look in self.readings if (task := look()) is not None]
+        if not reading:
+            return health
+        await asyncio.wait(reading, timeout=READING)
+        return self.check()
 
     def check(self) -> Health:
         """Look at everything now, about a millisecond; a changed status is published."""

@@ -71,6 +71,10 @@ class BootHealth:
             await asyncio.shield(self._reading)
         return self._found
 
+    def reading(self) -> asyncio.Task[None] | None:
+        """What is being read."""
+        return self._reading
+
     async def close(self) -> None:
         """Wait for a look that is under way: its thread cannot be stopped."""
         if self._reading is not None:

@@ -52,6 +52,10 @@ class RulesHealth:
         if not self._found:
             yield HealthCheck("rules", _OK, "Nothing is wrong with the rules about modules.")
 
+    def reading(self) -> asyncio.Task[None] | None:
+        """What is being read."""
+        return self._reading
+
     async def close(self) -> None:
         """Wait for a reading that is under way: its thread cannot be stopped."""
         if self._reading is not None:

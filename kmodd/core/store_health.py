@@ -60,6 +60,10 @@ class StoreWatch:
             self._known[path] = stamp, digest
         self._known = {path: known for path, known in self._known.items() if path in set(self._files())}
 
+    def reading(self) -> asyncio.Task[None] | None:
+        """What is being read."""
+        return self._reading if self._reading is not None and not self._reading.done() else None
+
     async def close(self) -> None:
         """Give up reading."""
         self.on_news = lambda: None

@@ -76,6 +76,13 @@ def read_document(path: Path) -> Document | None:
             return None  # a link to /dev/null masks
         if not stat.S_ISREG(found.st_mode):
             raise fault(str(path), 1, "this is no regular file")
+        if others := other_writers(found):
+            hint = f"chown root {shown(str(path))}; chmod o-w {shown(str(path))}"
+            raise fault(str(path), 1, f"{others} can write this file, so it is not root's word", hint=hint)
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & stat.S_IWOTH:
+            who = "everybody" if found.st_mode & stat.S_IWOTH else f"uid {found.st_uid}"
+            hint = f"chown root {shown(str(path))}; chmod go-w {shown(str(path))}"
+            raise fault(str(path), 1, f"{who} can write this file, so it is no word of root's", hint=hint)
         data = read_all(handle, FILE_MAX + 1)
     except OSError as error:
         raise fault(str(path), 1, f"the file cannot be read ({error.strerror})") from error
@@ -90,6 +97,13 @@ def read_document(path: Path) -> Document | None:
     except UnicodeDecodeError as error:
         raise fault(str(path), data[: error.start].count(b"\n") + 1, "this is no UTF-8") from error
     return replace(parse_document(text, str(path)), public=bool(found.st_mode & stat.S_IROTH))
+
+
+def other_writers(found: os.stat_result) -> str:
+    """Who besides root (and who runs this) can write a file; empty for nobody. A group is of root's choosing."""
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody"
+    return "" if found.st_uid in (0, os.geteuid()) else f"uid {found.st_uid}"
 
 
 class DropIns:

@@ -2,6 +2,7 @@
 """TOML files: every key has its line, the right files are in force, and nothing in a file does harm."""
 
 import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kmodd.errors import Conflict
-from kmodd.kernel.toml_file import FILE_MAX, DropIns, parse_document, read_document
+from kmodd.kernel.toml_file import FILE_MAX, DropIns, other_writers, parse_document, read_document
 
 ODD = '''\
 # a comment with [brackets] and "quotes"
@@ -111,6 +112,24 @@ def write(root: Path, name: str, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def test_a_file_that_others_can_write_is_not_roots_word(tmp_path: Path) -> None:
+    path = write(tmp_path, "etc/kmodd/a.toml", "a = 1")
+    path.chmod(0o664)
+    assert read_document(path) is not None
+    path.chmod(0o646)
+    with pytest.raises(Conflict, match="line 1: everybody can write this file") as refused:
+        read_document(path)
+    assert refused.value.evidence.hint == f"chown root {path}; chmod o-w {path}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "others"),
+    [(0o644, 0, ""), (0o664, 0, ""), (0o600, os.geteuid(), ""), (0o600, 65533, "uid 65533"), (0o602, 0, "everybody")],
+)
+def test_who_can_write_a_file(mode: int, uid: int, others: str) -> None:
+    assert other_writers(os.stat_result((stat.S_IFREG | mode, 1, 1, 1, uid, 0, 1, 0, 0, 0))) == others
 
 
 def test_drop_ins_mask_and_sort_as_for_systemd(tmp_path: Path) -> None:

@@ -337,8 +337,12 @@ async def test_a_stored_file_that_was_changed_is_not_activated(stage: Stage) -> 
     with pytest.raises(Conflict, match="not what was imported"):
         await stage.activation.activate(entry, CALLER, load=False)
     assert stage.state == NONE
-    await stage.watch.read()
+    assert stage.names() == ["store"], "it is still as it was when it was read"
+    reading = stage.watch.reading()
+    assert reading is not None
+    await reading
     assert stage.names() == ["store-file-changed"]
+    assert stage.watch.reading() is None
     await stage.watch.close()
 
 

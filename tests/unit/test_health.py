@@ -232,6 +232,25 @@ async def test_what_went_well_is_looked_at_when_there_is_time(ward: Ward, monkey
     stop()
 
 
+async def test_who_asks_is_told_of_what_was_just_written(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading: asyncio.Task[None] | None = None
+
+    async def read(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        ward.trouble = "the file changed"
+
+    ward.monitor.readings += (lambda: reading,)
+    assert (await ward.monitor.now()).status is OK
+    reading = asyncio.create_task(read(0.01))
+    assert (await ward.monitor.now()).status is FAILING
+    ward.trouble = ""
+    monkeypatch.setattr("kmodd.core.health.READING", 0.01)
+    reading = asyncio.create_task(read(1))
+    assert (await ward.monitor.now()).status is OK, "it takes too long to be waited for"
+    assert not reading.cancelled()
+    reading.cancel()
+
+
 def test_lost_events_are_worth_a_line(ward: Ward) -> None:
     ward.registry.overflows = 2
     assert "lost 2 times" in next(check.message for check in ward.monitor.check().checks if check.name == "events")
