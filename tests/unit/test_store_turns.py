@@ -60,3 +60,21 @@ async def test_nothing_is_kept_of_users_who_are_gone() -> None:
     assert not files.turns._own
     await files.hand_over(1000)
     assert not files.turns._there
+
+
+async def test_who_leaves_holds_nobody_up() -> None:
+    """While examined, while waiting behind an own file, and while waiting for a place among the users."""
+    files = Examinations()
+    await files.hand_over(1000, 1000, *range(1001, 1006))
+    assert files.running == [1000, 1001, 1002, 1003]
+    examined, own, waiting = files.tasks[0], files.tasks[1], files.tasks[5]
+    for task in (own, waiting, examined):
+        task.cancel()
+    await files.hand_over(1000)
+    assert files.running[-1] == 1005, "the next in line, and not who was there before"
+    files.tasks[2].cancel()
+    await files.hand_over()
+    assert files.running[-1] == 1000
+    await files.finish()
+    assert not files.turns._own
+    assert files.turns._users._value == USERS
