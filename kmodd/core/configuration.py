@@ -309,7 +309,7 @@ class Configuration:
         """Every rule in reading order, modules-load.d first, the kernel's command line last."""
         files, own = await asyncio.to_thread(self._look)
         self._index.refresh()
-        return judge(files, own, self._index, self._policy, self._facts.read())
+        return await judge(files, own, self._index, self._policy, self._facts.read())
 
     def _look(self) -> tuple[RuleFiles, dict[str, OwnState]]:
         return self._folders.files(), {file: self._state(file) for file in OwnFile}

@@ -4,6 +4,8 @@
 from collections.abc import Iterable
 
 MATCHES = 3
+LENGTH_MAX = 64
+"""Characters; longer texts are no mistyped names, and comparing them takes the square of their length."""
 
 
 def near(name: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -12,6 +14,8 @@ def near(name: str, names: Iterable[str]) -> tuple[str, ...]:
     Only names of about the same length that share the first letter or the last three are compared: a thousand modules
     then cost about a millisecond instead of thirty.
     """
+    if len(name) > LENGTH_MAX:
+        return ()
     # Imported here because only a mistyped name needs it.
     from difflib import get_close_matches
 

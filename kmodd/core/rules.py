@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which rules are in force, what they mask, and what is wrong with them."""
 
+import asyncio
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 
 from kmodd.core.arguments import split_options
 from kmodd.core.checks import ALWAYS_KNOWN
@@ -17,6 +20,18 @@ from kmodd.names import ModuleName, parse_module_or_alias
 
 _WORDS = ("alias", "blacklist", "install", "options", "remove", "softdep")
 """What a line of modprobe.d begins with."""
+LINES_MAX = 1024
+"""Lines of one file that are told of, in their order: with more it is no file that anybody wrote."""
+VALUE_MAX = 4096
+"""Characters of a line that are told: the kernel takes no longer parameters."""
+NAME_MAX = 512
+"""Characters of a module or an alias that are told."""
+FINDINGS_MAX = 16
+"""Findings about one line."""
+HINTS_MAX = 16
+"""Names of modules that are compared with all there are, in one look: each takes milliseconds."""
+SLICE = 0.01
+"""Seconds of looking at rules after which others have their turn: anybody may ask, and any file may be in the folders."""
 _FIRST_ACTS = frozenset({"install", "remove", "softdep"})
 """Of several such lines about one module libkmod obeys the first (kmod_module_get_softdeps and the like, kmod 30)."""
 
@@ -31,26 +46,40 @@ class OwnState:
     difference: tuple[str, ...] = ()
 
 
-def judge(
+async def judge(
     files: RuleFiles, own: Mapping[str, OwnState], index: ModuleIndex, policy: Policy, facts: KernelFacts
 ) -> list[ShownRule]:
     """Every rule: modules-load.d, then modprobe.d, then the kernel's command line; each file before those it masks."""
     shown = [one for file in (*files.autoload, *files.modprobe) for one in _of_file(file, own)]
     shown += [ShownRule(rule) for rule in files.command_line]
-    return _Judgement(shown, index, policy, facts.command_line).rules()
+    return await _Judgement(shown, index, policy, facts.command_line).rules()
 
 
 def _of_file(file: RuleFile, own: Mapping[str, OwnState]) -> Iterator[ShownRule]:
     state = own.get(file.path, OwnState())
     findings = (*_about_own(file.path, state), *_about_name(file))
-    rules: Iterable[Rule] = file.rules
+    rules: Iterable[Rule] = file.rules[:LINES_MAX]
     if findings and not file.rules:
         rules = (Rule("finding", "", "", file.path, 1, ""),)
     for rule in rules:
         # What is wrong with a file as a whole stands with its first rule only.
         about = (*findings, *_about_line(rule, public=file.public))
-        yield ShownRule(rule, state.ours, file.masks, file.shadowed_by, about, file.public)
+        yield ShownRule(_cut(rule), state.ours, file.masks, file.shadowed_by, about, file.public)
         findings = ()
+    if len(file.rules) > LINES_MAX:
+        first = file.rules[LINES_MAX]
+        rest = Finding(
+            "too-long", f"this line and all after it are not looked at: {len(file.rules)} lines are too many"
+        )
+        yield ShownRule(Rule("finding", "", "", file.path, first.line, ""), findings=(rest,), public=file.public)
+
+
+def _cut(rule: Rule) -> Rule:
+    if len(rule.module) <= NAME_MAX and len(rule.value) <= VALUE_MAX:
+        return rule
+    # What is cut off ends in a letter that no name has, so it stays what it is: none.
+    module = rule.module if len(rule.module) <= NAME_MAX else rule.module[: NAME_MAX - 1] + "…"
+    return replace(rule, module=module, value=rule.value[:VALUE_MAX])
 
 
 def _about_name(file: RuleFile) -> Iterator[Finding]:
@@ -91,12 +120,20 @@ class _Judgement:
         self._seen: dict[tuple[str, str, str], Rule] = {}
         self._first: dict[str, list[Rule]] = {kind: [] for kind in _FIRST_ACTS}
         self._masked: set[str] = set()
+        self._hints = 0
         self._installs = [one.rule for one in shown if one.rule.kind == "install" and not one.shadowed_by]
         self._refused_by_kernel = {one.rule.module for one in shown if one.rule.kind == "module_blacklist"}
         self._last_values = self._options()
 
-    def rules(self) -> list[ShownRule]:
-        return [self._judged(one) for one in self._shown]
+    async def rules(self) -> list[ShownRule]:
+        judged = []
+        due = time.monotonic() + SLICE
+        for one in self._shown:
+            judged.append(self._judged(one))
+            if time.monotonic() >= due:
+                await asyncio.sleep(0)
+                due = time.monotonic() + SLICE
+        return judged
 
     def _judged(self, one: ShownRule) -> ShownRule:
         if one.shadowed_by:
@@ -114,7 +151,7 @@ class _Judgement:
         twin = self._seen.setdefault(key, rule)
         if twin is not rule and rule.kind != "finding":
             findings.append(Finding("duplicate", f"the same stands in {place(twin)} already"))
-        findings += self._about(rule)
+        findings += islice(self._about(rule), FINDINGS_MAX)
         return replace(one, shadowed_by=shadow, findings=tuple(findings))
 
     def _file_masked(self, one: ShownRule) -> Iterator[Finding]:
@@ -146,7 +183,8 @@ class _Judgement:
         except KmoddError:
             modules = ()
         if not modules:
-            hint = did_you_mean(rule.module, self._index.available())
+            self._hints += 1
+            hint = did_you_mean(rule.module, self._index.available()) if self._hints <= HINTS_MAX else ""
             yield Finding("missing-module", f"there is no module {rule.module} to load at boot" + _more(hint))
         for module in modules:
             if self._index.is_builtin(module):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which rule is in force, what keeps others from it, and what is wrong with them."""
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from kmodd.bus.encoder import encode
 from kmodd.core.policy import Policy
-from kmodd.core.rules import OwnState, judge
+from kmodd.core.rules import FINDINGS_MAX, HINTS_MAX, LINES_MAX, NAME_MAX, VALUE_MAX, OwnState, judge
 from kmodd.kernel.modprobe_d import ignored_lines, parse_rules
 from kmodd.kernel.modules_load_d import parse_modules
 from kmodd.kernel.simulated import SimulatedKernel
@@ -36,7 +37,7 @@ def shown(
     kernel = SimulatedKernel(rules_in_force=rules, loaded=())
     at_boot = (RuleFile(LOAD, tuple(parse_modules(autoload.encode(), LOAD))),) if autoload else ()
     everything = RuleFiles(files, at_boot, tuple(command_line))
-    return judge(everything, own or {}, kernel.index, Policy(kernel.index), facts())
+    return asyncio.run(judge(everything, own or {}, kernel.index, Policy(kernel.index), facts()))
 
 
 def kinds(one: ShownRule) -> list[str]:
@@ -225,9 +226,37 @@ def test_no_file_whatever_is_in_it_does_harm(pieces: list[bytes]) -> None:
     rules = tuple(parse_rules(data, A))
     at_boot = RuleFile(LOAD, tuple(parse_modules(data, LOAD)))
     kernel = SimulatedKernel(rules_in_force=rules, loaded=())
-    rows = judge(RuleFiles((RuleFile(A, rules),), (at_boot,), ()), {}, kernel.index, Policy(kernel.index), facts())
+    files = RuleFiles((RuleFile(A, rules),), (at_boot,), ())
+    rows = asyncio.run(judge(files, {}, kernel.index, Policy(kernel.index), facts()))
     lines = data.count(b"\n") + 1
     for row in rows:
         assert 1 <= row.rule.line <= lines
         for text in (row.rule.module, row.rule.value, *(finding.message for finding in row.findings)):
             assert encode("s", (text,)).endswith(b"\0"), "it can be told"
+
+
+async def test_a_file_of_any_size_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of lines of nonsense, where each one costs a comparison with all modules there are."""
+    lines = "".join(f"modul{number}\n" for number in range(20_000)) + "x" * 1_000_000
+    text = "options loop " + " ".join(f"a{number}=1" for number in range(100_000)) + "\n"
+    monkeypatch.setattr("kmodd.core.rules.SLICE", 0.0)
+    kernel = SimulatedKernel(loaded=())
+    files = RuleFiles((modprobe(A, text),), (RuleFile(LOAD, tuple(parse_modules(lines.encode(), LOAD))),), ())
+    looking = asyncio.create_task(judge(files, {}, kernel.index, Policy(kernel.index), facts()))
+    turns = 0
+    while not looking.done():
+        await asyncio.sleep(0)
+        turns += 1
+    rows = looking.result()
+    assert turns > LINES_MAX
+    assert len(rows) == LINES_MAX + 2
+    assert kinds(rows[LINES_MAX]) == ["too-long"]
+    assert sum("did you mean" in finding.message for row in rows[:LINES_MAX] for finding in row.findings) <= HINTS_MAX
+    assert len(rows[-1].findings) == FINDINGS_MAX
+    assert len(rows[-1].rule.value) == VALUE_MAX
+
+
+def test_a_name_of_any_length_is_cut() -> None:
+    (long,) = shown(autoload="y" * 5000)
+    assert len(long.rule.module) == NAME_MAX
+    assert kinds(long) == ["missing-module"]
