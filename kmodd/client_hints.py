@@ -4,6 +4,7 @@
 from kmodd import errors
 from kmodd.errors import KmoddError
 from kmodd.model.configuration import OwnFile
+from kmodd.model.store import ENROL
 
 _HINTS: dict[type[KmoddError], str] = {
     errors.Failed: "journalctl -u kmodd says more",
@@ -40,6 +41,8 @@ def hint_for(error: KmoddError, module: str) -> str:
     """The daemon's own hint first; empty when there is nothing to add."""
     if error.evidence.hint:
         return error.evidence.hint
+    if isinstance(error, (errors.BadSignature, errors.Lockdown)) and "is not signed" in error.message:
+        return ENROL
     text = _unblock(error.evidence.rule) if isinstance(error, errors.DisabledByPolicy) else _HINTS.get(type(error), "")
     return "" if "{module}" in text and not module else text.format(module=module)
 

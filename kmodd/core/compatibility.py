@@ -6,7 +6,6 @@ Texts of the file never reach an error, but for its name and symbols in the form
 
 import re
 
-from kmodd.core.missing_key import ENROL
 from kmodd.errors import (
     BadModule,
     BadSignature,
@@ -20,7 +19,7 @@ from kmodd.errors import (
     WrongKernel,
 )
 from kmodd.model import KernelFacts
-from kmodd.model.store import Examination, FileFault, StoredModule
+from kmodd.model.store import ENROL, Examination, FileFault, StoredModule
 from kmodd.names import ModuleName, is_module_name, is_release
 
 NAMED = 4

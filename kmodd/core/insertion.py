@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from kmodd.core.arguments import Pairs, effective, split_options
 from kmodd.core.checks import ALWAYS_KNOWN, expectation, same_value
 from kmodd.core.draft import Draft, Flight
-from kmodd.core.missing_key import ENROL
 from kmodd.core.near import did_you_mean
 from kmodd.core.policy import Policy, where
 from kmodd.errors import (
@@ -26,6 +25,7 @@ from kmodd.errors import (
 )
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import KernelFacts, ModuleInfo, Rule, State, Step, StepAction
+from kmodd.model.store import ENROL
 from kmodd.names import Alias, ModuleName, parse_module_or_alias
 
 

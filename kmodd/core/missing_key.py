@@ -3,11 +3,8 @@
 
 from collections.abc import Collection
 
-ENROL = (
-    "sign the module with `kmodctl store import --sign KEY CERT FILE`; the kernel has to know the certificate: "
-    "`mokutil --import CERT` (in DER form), then reboot and confirm"
-)
-"""How an own signing key gets into the kernel's keyring .machine or .platform through the boot loader (mokutil(1))."""
+from kmodd.model.store import ENROL
+
 SIGNER_MAX = 64
 KEYS_TOLD = 4
 

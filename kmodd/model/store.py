@@ -33,6 +33,13 @@ class FileFault(StrEnum):
     PARSER_DIED = "parser-died"
 
 
+ENROL = (
+    "sign the module with `kmodctl store import --sign KEY CERT FILE`; the kernel has to know the certificate: "
+    "`mokutil --import CERT` (in DER form), then reboot and confirm"
+)
+"""How an own signing key gets into the kernel's keyring .machine or .platform through the boot loader (mokutil(1))."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelMatch:
     """How a module fits a kernel, as far as that kernel's own files and symbols tell."""

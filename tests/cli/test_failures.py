@@ -9,6 +9,7 @@ from kmodd import errors
 from kmodd.cli.exit_codes import ExitCode
 from kmodd.client_hints import hint_for
 from kmodd.errors import ERRORS, FREEDESKTOP, PREFIX
+from kmodd.model.store import ENROL
 from tests.cli.fake_daemon import FakeDaemon, Refusal
 from tests.cli.runner import Runner
 
@@ -141,6 +142,10 @@ def test_every_hint_can_be_said() -> None:
         assert "{" not in hint_for(error("x"), "")
     assert "kmodctl why vfat" in hint_for(errors.InUse("x"), "vfat")
     assert "--shadow" in hint_for(errors.Shadows("x"), "")
+    unsigned = "vfat is not signed, and the kernel is locked down (integrity)"
+    for refused in (errors.BadSignature(unsigned), errors.Lockdown(unsigned)):
+        assert hint_for(refused, "vfat") == ENROL
+    assert hint_for(errors.BadSignature("it was changed"), "vfat") != ENROL
 
 
 @pytest.mark.parametrize(
