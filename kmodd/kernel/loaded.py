@@ -52,6 +52,14 @@ class ProcModules:
     def is_builtin(self, name: ModuleName) -> bool:
         """/sys/module/NAME exists without initstate: built in, with parameters or a version."""
         folder = f"{self._sys}/{name}"
+        if not self._is_without_state(folder):
+            return False
+        # The kernel makes the folder of a module before the file in it, and takes the file away before the folder (mod_sysfs_setup,
+        # mod_sysfs_teardown): that one is in /proc/modules at the time, or gone by now.
+        return self.read(name) is None and self._is_without_state(folder)
+
+    @staticmethod
+    def _is_without_state(folder: str) -> bool:
         return os.path.isdir(folder) and not os.path.exists(f"{folder}/initstate")  # noqa: PTH110, PTH112 - see above
 
     def parameters(self, name: ModuleName, *, private: bool = False) -> tuple[ParameterValue, ...]:

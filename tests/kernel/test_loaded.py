@@ -100,6 +100,20 @@ def test_builtin_has_a_folder_but_no_initstate(root: Path) -> None:
     assert not modules.is_builtin(name("vfat"))
 
 
+def test_a_module_that_is_just_being_loaded_is_not_built_in(root: Path) -> None:
+    """For a moment it has a folder and no initstate; /proc/modules has it then."""
+    (root / "sys/module/softdog/initstate").unlink()
+    assert not ProcModules(root).is_builtin(name("softdog"))
+
+
+def test_a_module_that_has_just_gone_is_not_built_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "sys/module/passing"
+    folder.mkdir()
+    modules = ProcModules(root)
+    monkeypatch.setattr(modules, "read", lambda _: folder.rmdir())
+    assert not modules.is_builtin(name("passing"))
+
+
 def parameter(root: Path, text: str, content: bytes, mode: int) -> Path:
     path = root / "sys/module/softdog/parameters" / text
     path.write_bytes(content)
