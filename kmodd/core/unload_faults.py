@@ -74,6 +74,15 @@ def used(e: StepEvidence) -> KmoddError | None:
     return in_use(e.module, e.users, errno=e.errno, kernel_log=e.log)
 
 
+def passed(e: StepEvidence) -> KmoddError | None:
+    """What was in the way is over: somebody else's load or unload, or the module is gone altogether."""
+    return Busy(
+        f"{e.step.module} was being loaded or unloaded by somebody else at this moment, ask again",
+        module=e.step.module,
+        evidence=e.facts_for(f"kmodctl why {e.step.module}"),
+    )
+
+
 def no_unloading(e: StepEvidence) -> KmoddError | None:
     """CONFIG_MODULE_UNLOAD is off: there is no such system call."""
     return unloading_not_built_in(e.step.module, errno=e.errno)
@@ -90,8 +99,8 @@ def unload_failed(e: StepEvidence) -> KmoddError | None:
 
 UNLOAD_TABLE: Mapping[int, tuple[Cause, ...]] = {
     codes.EPERM: (no_capability, disabled_until_reboot, not_permitted),
-    codes.EAGAIN: (not_live, used),
-    codes.EBUSY: (not_live, permanent, used),
+    codes.EAGAIN: (not_live, used, passed),
+    codes.EBUSY: (not_live, permanent, used, passed),
     codes.ENOSYS: (no_unloading,),
 }
 """For each errno its causes; `unload_failed` follows them all."""

@@ -277,7 +277,6 @@ def test_busy_with_references_is_in_use() -> None:
     [
         (errno.EPERM, NotPermitted),
         (errno.ENOSYS, NotRemovable),
-        (errno.EBUSY, NotRemovable),
         (errno.EFAULT, NotRemovable),
     ],
 )
@@ -285,8 +284,12 @@ def test_other_refusals(code: int, wanted: type[KmoddError]) -> None:
     assert type(unload(code)) is wanted
 
 
-def test_module_that_went_meanwhile() -> None:
-    assert type(unload(errno.EAGAIN, None)) is NotRemovable
+@pytest.mark.parametrize(("code", "module"), [(errno.EAGAIN, None), (errno.EBUSY, None), (errno.EBUSY, LIVE)])
+def test_what_was_in_the_way_is_over(code: int, module: LoadedModule | None) -> None:
+    """Between the refusal and the look at what is to blame somebody else's modprobe has come to its end."""
+    found = unload(code, module)
+    assert type(found) is Busy
+    assert "was being loaded or unloaded by somebody else" in found.message
 
 
 # --- no answer -----------------------------------------------------------------------------------------------------------
