@@ -114,6 +114,7 @@ def attempt_record(attempt: Attempt, error: KmoddError, caller: Caller) -> Recor
         on_behalf_of=caller.on_behalf_of,
         reason=attempt.reason,
         errno=error.evidence.errno,
+        kernel_log=error.evidence.kernel_log,
         hint=error.evidence.hint,
         priority=WARNING,
     )

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Journal records about the store."""
 
+from dataclasses import replace
+
+from kmodd.core.records import attempt_record
 from kmodd.errors import KmoddError
-from kmodd.model import Caller, Record, Result
+from kmodd.model import Attempt, Caller, Record, Result
 from kmodd.model.store import StoredModule
 
 _EVENTS = {
@@ -41,22 +44,8 @@ def stored(
 
 def failed(action: str, module: str, caller: Caller, error: KmoddError) -> Record:
     """It was refused, or did not work."""
-    return Record(
-        "operation.failed",
-        f"{action} of {module or 'a module file'} failed: {error.message}",
-        module=module,
-        action=action,
-        result=Result.FAILED,
-        error=error.name(),
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        on_behalf_of=caller.on_behalf_of,
-        errno=error.evidence.errno,
-        kernel_log=error.evidence.kernel_log,
-        hint=error.evidence.hint,
-        priority=4,
-    )
+    record = attempt_record(Attempt(action, module), error, caller)
+    return replace(record, message=f"{action} of {module or 'a module file'} failed: {error.message}")
 
 
 def recovered(module: str, kernel: str) -> Record:
