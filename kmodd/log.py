@@ -142,8 +142,7 @@ class JournalAudit:
         """Write it; never raises, never waits."""
         try:
             self._write.get(record.priority, self._write[6])(record.event, record=record)
-        # Whatever is wrong with a record or with the journal, what was decided has been done and the caller waits.
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, what was decided has been done and the caller waits
             self.lost += 1
 
 
@@ -208,8 +207,7 @@ class StandardBridge(logging.Handler):
                 message=f"{record.name}: {record.getMessage()}",
                 exception=" | ".join(line.strip() for line in trace[-6:]),
             )
-        # A message that cannot be formatted must not stop what wanted to log it (as logging's own handlers do).
-        except Exception:  # noqa: BLE001
+        except Exception:  # noqa: BLE001 - a message that cannot be formatted must not stop what wanted to log it
             sys.stderr.write("kmodd: a message could not be logged\n")
 
 

@@ -56,6 +56,5 @@ class EventHub:
                 continue  # ended by an earlier subscriber of this very event
             try:
                 subscriber(event)
-            # Whatever a subscriber does wrong, an event of the kernel's has happened and the others have to know.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - whatever one does wrong, it has happened and the others have to know
                 self._complain(subscriber, event, error)

@@ -84,8 +84,7 @@ class Guard:
             await of_http(problem)(scope, receive, answer)
         except InvalidArgs as error:
             await of_error(error)(scope, receive, answer)
-        # A bug of ours ends one request, not the process; whoever asked learns that it was one.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a bug of ours ends one request, not the process; who asked learns of it
             self._report(f"{scope['method']} of {_route(scope)}", error)
             if not answer.status:
                 await of_error(Failed(INTERNAL))(scope, receive, answer)

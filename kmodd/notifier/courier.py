@@ -54,8 +54,7 @@ class Courier:
                 # What was sent and could not be noted is sent once more: at least once is what is promised.
                 self._logger.error("notifier.trouble", message=f"the queue cannot be used: {error}")  # noqa: TRY400
                 seconds = PATIENCE
-            # A bug must not silence an endpoint until somebody restarts the service.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - a bug must not silence an endpoint until somebody restarts the service
                 self._logger.error("notifier.trouble", message=f"{self.name}: internal error: {type(error).__name__}")  # noqa: TRY400
                 seconds = PATIENCE
             try:
@@ -86,8 +85,7 @@ class Courier:
             return
         try:
             outcome = await self._channel.send(deliveries)
-        # A bug in one channel must stop neither the others nor this one for good; it is told like any other failure.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a bug in one channel stops neither the others nor this one for good
             outcome = Outcome("retry", f"internal error: {type(error).__name__}")
         self._note(deliveries, outcome)
 
