@@ -364,7 +364,7 @@ async def run(settings: Settings, environment: Mapping[str, str]) -> int:
         code = await daemon.serve()
     except BusLostError as error:
         # An ordinary end of a daemon; its stack says nothing to anyone.
-        logger.error("daemon.trouble", message=f"{error}: kmodd ends")  # noqa: TRY400
+        logger.error("daemon.trouble", message=f"{error}: kmodd ends")  # noqa: TRY400 - no bug: no trace
         return 1
     await transport.close()
     sink.flush()

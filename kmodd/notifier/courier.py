@@ -52,10 +52,10 @@ class Courier:
                     continue
             except sqlite3.Error as error:
                 # What was sent and could not be noted is sent once more: at least once is what is promised.
-                self._logger.error("notifier.trouble", message=f"the queue cannot be used: {error}")  # noqa: TRY400
+                self._logger.error("notifier.trouble", message=f"the queue cannot be used: {error}")  # noqa: TRY400 - no bug: no trace
                 seconds = PATIENCE
             except Exception as error:  # noqa: BLE001 - a bug must not silence an endpoint until somebody restarts the service
-                self._logger.error("notifier.trouble", message=f"{self.name}: internal error: {type(error).__name__}")  # noqa: TRY400
+                self._logger.error("notifier.trouble", message=f"{self.name}: internal error: {type(error).__name__}")  # noqa: TRY400 - may hold secrets
                 seconds = PATIENCE
             try:
                 async with asyncio.timeout(seconds):

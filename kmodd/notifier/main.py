@@ -167,10 +167,10 @@ def main() -> int:
         # The queue is closed and nothing is left to do; Python would wait for each thread that a dead mail server holds.
         os._exit(code)
     except ConfigurationError as error:
-        logger.error("notifier.trouble", message=f"the configuration is bad: {error}")  # noqa: TRY400
+        logger.error("notifier.trouble", message=f"the configuration is bad: {error}")  # noqa: TRY400 - no bug: no trace
         return BAD_CONFIGURATION
     except (KmoddError, sqlite3.Error) as error:
-        logger.error("notifier.trouble", message=f"kmodd-notifier ends: {error}")  # noqa: TRY400
+        logger.error("notifier.trouble", message=f"kmodd-notifier ends: {error}")  # noqa: TRY400 - no bug: no trace
         return 1
     finally:
         sink.flush()
