@@ -13,7 +13,7 @@ help: ## show this list
 # --- the virtual machine -------------------------------------------------------------------------------------------
 
 .PHONY: vm-deps vm-image shell test-modules
-vm-deps: ## install what the virtual machine needs on this host
+vm-deps: ## install the packages that the virtual machine needs on this host
 	@$(VM) deps
 
 vm-image: ## build the virtual machine's image and its snapshot (kept in ~/.cache/kmodd)
@@ -22,9 +22,12 @@ vm-image: ## build the virtual machine's image and its snapshot (kept in ~/.cach
 shell: ## a root shell in a fresh virtual machine with kmodd running (Debian's stock kernel, the test modules)
 	@$(VM) shell --kmodd
 
-.PHONY: demo
-demo: ## a tour of kmodd in a fresh virtual machine, from nothing
+.PHONY: demo demo-fleet
+demo: ## a tour of kmodd in a fresh virtual machine
 	@$(PYTHON) -m tests.demo
+
+demo-fleet: setup ## a tour of the fleet by kubectl, on a real API server; the nodes' kernel is simulated
+	@$(VENV)/bin/python -m tests.demo.fleet
 
 test-modules: ## build the test modules against the virtual machine's kernel
 	@$(VM) modules
@@ -32,12 +35,13 @@ test-modules: ## build the test modules against the virtual machine's kernel
 # --- checking ------------------------------------------------------------------------------------------------------
 
 VENV ?= .venv
-# Files of tests that run at a time; a file stays whole, for its tests share a machine. Two are faster on two processors, and ask
-# more of every time limit.
-WORKERS ?= 1
-PYTEST = $(VENV)/bin/python -m pytest $(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile)
+# Files of tests that run at a time, in the order of tests/conftest.py; a file stays whole, for its tests share a machine. One more than
+# there are processors: a third of the time a file waits for a machine that waits itself.
+WORKERS ?= 2
+PYTEST = $(VENV)/bin/python -m pytest \
+	$(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
-.PHONY: setup test unit lint format coverage bench screenshots
+.PHONY: setup test unit lint format coverage bench bench-fleet conformance screenshots
 setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
 	@VENV=$(VENV) tests/setup/bootstrap
 
@@ -47,27 +51,53 @@ test: setup ## run every test, the virtual machine included
 unit: setup ## run the tests that need no virtual machine
 	@$(PYTEST) -m 'not vm'
 
-lint: setup ## run the linters alone
+lint: setup ## run only the linters
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 
-format: setup ## bring the sources into their form
+format: setup ## format the sources
 	@$(VENV)/bin/ruff format
 	@$(VENV)/bin/ruff check --fix
 
-bench: setup ## time kmodd and its gateway, in the virtual machine beside what is used today, and outside it
+bench: setup ## measure kmodd and its gateway, in the virtual machine next to modprobe, and outside it
 	@$(VENV)/bin/python -m tests.bench
 
-screenshots: setup ## take the pictures of the README anew, in the virtual machine
+NODES ?= 100
+bench-fleet: setup ## time the fleet on a real API server: NODES agents (100), whose kernel and bus are simulated
+	@$(VENV)/bin/python -m tests.bench.fleet $(NODES)
+
+conformance: setup ## compare kmodd with modprobe (of Debian 12 and 13) on a hundred thousand random requests, without the virtual machine
+	@$(VENV)/bin/python -m tests.conformance
+
+screenshots: setup ## take the documentation's screenshots, in the virtual machine
 	@KMODD_SCREENSHOTS=docs/screenshots $(VENV)/bin/python -m pytest -q tests/system/test_dashboard.py
 
-coverage: setup ## run the tests that need no virtual machine, and say what they reach
-	@$(VENV)/bin/coverage run -m pytest -m 'not vm'
-	@$(VENV)/bin/coverage report
+coverage: setup ## run the tests that need no virtual machine, and list the ten files with the lowest coverage
+	@$(VENV)/bin/coverage run -m pytest -q -m 'not vm' --ignore tests/architecture
+	@$(VENV)/bin/coverage report --sort=cover | sed -n '1,12p; /^TOTAL/p'
+
+# --- packages ------------------------------------------------------------------------------------------------------
+
+# What the packages are built from, so that nothing else in a working tree can change them.
+PACKAGED = CHANGELOG.md LICENSE Makefile README.md bin dbus debian docs install kmodd polkit pyproject.toml systemd
+# Absolute, or below this directory.
+DEBS ?= dist
+DEB_BUILD ?= build/deb
+# Of the packages, in place of the one in debian/changelog: 0.2.0~rc1.
+DEB_VERSION ?=
+
+.PHONY: deb
+deb: ## build the Debian packages into dist/ (needs: apt-get build-dep ./)
+	@rm -rf $(DEB_BUILD)/kmodd && mkdir -p $(DEB_BUILD)/kmodd $(DEBS)
+	@tar -cf - --exclude=__pycache__ --exclude=docs/screenshots $(PACKAGED) | tar -C $(DEB_BUILD)/kmodd -xf -
+	@[ -z "$(DEB_VERSION)" ] || sed -i '1s/(.*)/($(DEB_VERSION))/' $(DEB_BUILD)/kmodd/debian/changelog
+	@cd $(DEB_BUILD)/kmodd && dpkg-buildpackage -us -uc -b >../build.log 2>&1 || { tail -n 40 ../build.log >&2; exit 1; }
+	@mv $(DEB_BUILD)/*.deb $(DEB_BUILD)/*.changes $(DEB_BUILD)/*.buildinfo $(DEBS)/
+	@sed -n 's,^\(.*\.deb\) .*,$(DEBS)/\1,p' $(DEB_BUILD)/kmodd/debian/files
 
 # --- installing ----------------------------------------------------------------------------------------------------
-# For Debian 12 and newer, from the distribution's own packages. A package build sets DESTDIR and PREFIX=/usr.
+# For distributions without a package of kmodd; on Debian, `make deb`. A package build sets DESTDIR and PREFIX=/usr.
 
 # What was not installed by the package manager belongs below /usr/local: man, bash, zsh, systemd and journald look there too.
 PREFIX ?= /usr/local
@@ -77,6 +107,14 @@ SHAREDIR ?= /usr/share
 DESTDIR ?=
 # The interpreter of the distribution, whose libraries are used: never the one of a virtual environment.
 SYSTEM_PYTHON ?= /usr/bin/python3
+
+COMPLETION = $(SYSTEM_PYTHON) -IB docs/completion.py
+# Manual pages, such as kmodd.8; written by `make man`, which needs scdoc, and org.kmodd1(5) from the XML.
+PAGES = $(patsubst docs/man/%.scd,%,$(wildcard docs/man/*.scd))
+BUILT_PAGES = $(addprefix build/man/,$(PAGES))
+INSTALL_PAGES = for page in $(1); do $(FILL_IN) build/man/$$page | gzip -9nc \
+	> $(DESTDIR)$(MANDIR)/man$${page$(hash)$(hash)*.}/$$page.gz || exit 1; done
+hash := \#
 
 PKGDIR = $(PREFIX)/lib/kmodd
 MANIFEST = $(PKGDIR)/directories
@@ -90,42 +128,66 @@ BASHDIR = $(PREFIX)/share/bash-completion/completions
 ZSHDIR = $(PREFIX)/share/zsh/site-functions
 FISHDIR = $(SHAREDIR)/fish/vendor_completions.d
 
+BUILD_PACKAGES = scdoc
 RUNTIME_PACKAGES = python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog libkmod2 dbus polkitd udev
 PROGRAMS = kmodd kmodctl kmodd-notifier
 # Of a logged-in user; everything else is the system's.
 USERUNITS = kmodd-desktop-notify.service
-# Of the HTTP gateway, which wants libraries that nothing else needs: make install-gateway.
+# Of the HTTP gateway, which needs further libraries: make install-gateway.
 GATEWAYUNITS = kmodd-gateway.service kmodd-gateway.socket
 GATEWAY_PACKAGES = python3-fastapi python3-uvicorn python3-prometheus-client python3-jwt python3-cryptography
 DOCS = polkit/examples/50-netadm-dummy.rules
-GATEWAYDOCS = docs/grafana.json docs/alerts.yml polkit/examples/50-kmodd-gateway-modules.rules
-UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
-MODULES = $(shell find kmodd -type f \( -name '*.py' -o -path 'kmodd/gateway/static/*' \))
+GATEWAYDOCS = docs/grafana.json docs/alerts.yml docs/kmodd-gateway-loopback.conf polkit/examples/50-kmodd-gateway-modules.rules
+# Of the cluster's agent, which needs a library that Debian does not have: make install-agent.
+AGENTUNITS = kmodd-agent.service
+AGENTDOCS = deploy/kubernetes/node/50-kmodd-agent.rules
+UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS) $(AGENTUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
+# The API's XML among them, which its server and its clients read.
+MODULES := $(shell find kmodd -type f \( -name '*.py' -o -name py.typed -o -path 'kmodd/gateway/static/*' \)) $(wildcard dbus/*.xml)
+# Bytecode for this machine's interpreter; Debian's packages are compiled where they are installed.
+BYTECODE ?= yes
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g" \
 	-e "s,@DOCDIR@,$(DOCDIR),g"
 # There is a machine to tell: not below a DESTDIR, not in a chroot or a container without systemd.
 LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 
-INSTALLED = $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
+# The profiles of every process, the gateway's too: they do nothing until a unit names them.
+APPARMOR = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/apparmor.d/kmodd
+# Debian 12 has none, and the daemon, which may write one file in it, may not make it.
+DEPMODDIR = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/depmod.d
+INSTALLED_PAGES = $(foreach page,$(1),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page).gz)
+INSTALLED = $(APPARMOR) $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
 	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.Notifier.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.Notifier.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.Notifier.service \
-	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules $(MANDIR)/man5/notify.toml.5.gz $(MANDIR)/man8/kmodd-notifier.8.gz \
-	$(MANDIR)/man1/kmodctl.1.gz $(MANDIR)/man5/org.kmodd1.5.gz \
-	$(MANDIR)/man5/kmodd.toml.5.gz $(MANDIR)/man5/kmodd-modules.d.5.gz $(MANDIR)/man8/kmodd.8.gz \
+	$(SHAREDIR)/polkit-1/rules.d/50-kmodd-notifier.rules \
+	$(call INSTALLED_PAGES,org.kmodd1.5 $(filter-out kmodd-gateway% kmodd-agent%,$(PAGES))) \
 	$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish $(addprefix $(DOCDIR)/,$(notdir $(DOCS)))
 
 INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWAYUNITS)) $(SYSUSERSDIR)/kmodd-gateway.conf \
 	$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules \
-	$(MANDIR)/man8/kmodd-gateway.8.gz $(MANDIR)/man5/kmodd-gateway.toml.5.gz \
+	$(call INSTALLED_PAGES,$(filter kmodd-gateway%,$(PAGES))) \
 	$(addprefix $(DOCDIR)/,$(notdir $(GATEWAYDOCS)))
 
-.PHONY: install-deps install-check install install-gateway-deps install-gateway uninstall
+INSTALLED_AGENT = $(PREFIX)/bin/kmodd-agent $(addprefix $(UNITDIR)/,$(AGENTUNITS)) $(SYSUSERSDIR)/kmodd-agent.conf \
+	$(call INSTALLED_PAGES,$(filter kmodd-agent%,$(PAGES))) $(addprefix $(DOCDIR)/,$(notdir $(AGENTDOCS)))
+
+.PHONY: man
+man: $(BUILT_PAGES) ## write the manual pages into build/man, with scdoc
+
+# The date of a page is that of its source. groff would print a hyphen, which no shell takes for a minus.
+build/man/%: docs/man/%.scd
+	@command -v scdoc >/dev/null || { echo "The manual pages need scdoc. As root: make install-deps" >&2; exit 1; }
+	@mkdir -p $(@D)
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(date -r $< +%s)} scdoc < $< > $@.$$$$ && \
+		sed -e "/^[.']\|^.h'/!{s/\\\\-/-/g;s/-/\\\\-/g}" $@.$$$$ > $@.$$$$.new && rm $@.$$$$ && mv $@.$$$$.new $@
+
+.PHONY: install-deps install-check install install-gateway-deps install-gateway install-agent-deps install-agent uninstall
 install-deps: ## install the Debian packages kmodd needs to run
 	apt-get update
-	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES)
+	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES) $(BUILD_PACKAGES)
 
 install-check:
 	@! { $(LIVE); } || case "$(PREFIX)" in /usr|/usr/local) ;; *) \
@@ -135,13 +197,12 @@ install-check:
 		echo "kmodd cannot run here yet. As root: make install-deps" >&2; exit 1; }
 	@! { $(LIVE); } || [ "$$(id -u)" = 0 ] || { echo "Installing needs root: sudo make install" >&2; exit 1; }
 
-install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, the bus and polkit
-	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED)))
+install: install-check man ## install into PREFIX (below DESTDIR) and notify systemd, D-Bus and polkit
+	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(DEPMODDIR) $(sort $(dir $(INSTALLED)))
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
 	@$(foreach folder,$(sort $(dir $(MODULES))),install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/$(folder) \
 		$(foreach file,$(MODULES),$(if $(filter $(folder),$(dir $(file))),$(file))) &&) true
-	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/dbus dbus/org.kmodd1.xml dbus/org.kmodd1.Notifier.xml
-	@$(SYSTEM_PYTHON) -m compileall -q -j 0 -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
+	@[ "$(BYTECODE)" = no ] || $(SYSTEM_PYTHON) -m compileall -q -j 0 -s "$(DESTDIR)" $(DESTDIR)$(PKGDIR)/kmodd
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR) $(DESTDIR)$(USERUNITDIR)
 	@for name in $(PROGRAMS); do $(FILL_IN) bin/$$name.in > $(DESTDIR)$(PREFIX)/bin/$$name || exit 1; done
 	@chmod 0755 $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
@@ -149,6 +210,9 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	@for unit in $(USERUNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(USERUNITDIR)/$$unit || exit 1; done
 	@chmod 0644 $(addprefix $(DESTDIR)$(USERUNITDIR)/,$(USERUNITS))
+	@mkdir -p $(DESTDIR)$(dir $(APPARMOR)) $(DESTDIR)$(DEPMODDIR)
+	@$(FILL_IN) install/apparmor/kmodd.in > $(DESTDIR)$(APPARMOR)
+	@chmod 0644 $(DESTDIR)$(APPARMOR)
 	@install -D -m 0644 systemd/kmodd-notifier.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-notifier.conf
 	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
@@ -160,17 +224,14 @@ install: install-check ## install into PREFIX (below DESTDIR) and tell systemd, 
 	@install -D -m 0644 dbus/org.kmodd1.service $(DESTDIR)$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service
 	@install -D -m 0644 polkit/org.kmodd1.policy $(DESTDIR)$(SHAREDIR)/polkit-1/actions/org.kmodd1.policy
 	@mkdir -p $(addprefix $(DESTDIR)$(MANDIR)/,man1 man5 man8)
-	@gzip -9nc docs/kmodctl.1 > $(DESTDIR)$(MANDIR)/man1/kmodctl.1.gz
-	@gzip -9nc docs/kmodd-notifier.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-notifier.8.gz
-	@gzip -9nc docs/notify.toml.5 > $(DESTDIR)$(MANDIR)/man5/notify.toml.5.gz
-	@gzip -9nc docs/kmodd.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd.toml.5.gz
-	@gzip -9nc docs/kmodd-modules.d.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-modules.d.5.gz
-	@$(FILL_IN) docs/kmodd.8 | gzip -9nc > $(DESTDIR)$(MANDIR)/man8/kmodd.8.gz
+	@$(call INSTALL_PAGES,$(filter-out kmodd-gateway% kmodd-agent%,$(PAGES)))
 	@$(SYSTEM_PYTHON) -I docs/org_kmodd1.py dbus/org.kmodd1.xml > $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
 	@gzip -9nf $(DESTDIR)$(MANDIR)/man5/org.kmodd1.5
-	@install -D -m 0644 docs/completion/kmodctl.bash $(DESTDIR)$(BASHDIR)/kmodctl
-	@install -D -m 0644 docs/completion/_kmodctl $(DESTDIR)$(ZSHDIR)/_kmodctl
-	@install -D -m 0644 docs/completion/kmodctl.fish $(DESTDIR)$(FISHDIR)/kmodctl.fish
+	@mkdir -p $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+	@$(COMPLETION) bash > $(DESTDIR)$(BASHDIR)/kmodctl
+	@$(COMPLETION) zsh > $(DESTDIR)$(ZSHDIR)/_kmodctl
+	@$(COMPLETION) fish > $(DESTDIR)$(FISHDIR)/kmodctl.fish
+	@chmod 0644 $(addprefix $(DESTDIR),$(BASHDIR)/kmodctl $(ZSHDIR)/_kmodctl $(FISHDIR)/kmodctl.fish)
 	@install -D -m 0644 -t $(DESTDIR)$(DOCDIR) $(DOCS)
 	@! { $(LIVE); } || install/after-install
 	@echo "kmodd is installed in $(DESTDIR)$(PREFIX)"
@@ -179,7 +240,7 @@ install-gateway-deps: ## install the Debian packages the HTTP gateway needs
 	apt-get update
 	apt-get install -y --no-install-recommends $(GATEWAY_PACKAGES)
 
-install-gateway: install ## install kmodd and its HTTP gateway; an administrator makes a token and starts it
+install-gateway: install ## install kmodd and its HTTP gateway; then create a token and start it
 	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I -c 'import fastapi, prometheus_client, uvicorn' 2>/dev/null || { \
 		echo "The gateway cannot run here yet. As root: make install-gateway-deps" >&2; exit 1; }
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_GATEWAY)))
@@ -190,17 +251,35 @@ install-gateway: install ## install kmodd and its HTTP gateway; an administrator
 	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(GATEWAYUNITS))
 	@install -m 0644 systemd/kmodd-gateway.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-gateway.conf
 	@install -m 0644 polkit/kmodd-gateway.rules $(DESTDIR)$(SHAREDIR)/polkit-1/rules.d/90-kmodd-gateway.rules
-	@gzip -9nc docs/kmodd-gateway.8 > $(DESTDIR)$(MANDIR)/man8/kmodd-gateway.8.gz
-	@gzip -9nc docs/kmodd-gateway.toml.5 > $(DESTDIR)$(MANDIR)/man5/kmodd-gateway.toml.5.gz
+	@$(call INSTALL_PAGES,$(filter kmodd-gateway%,$(PAGES)))
 	@install -m 0644 -t $(DESTDIR)$(DOCDIR) $(GATEWAYDOCS)
 	@! { $(LIVE); } || install/after-install-gateway
 	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
 
-uninstall: ## stop kmodd and remove everything that install and the daemon brought, its state included
+install-agent-deps: ## install the library the Kubernetes agent needs, from PyPI, beside kmodd
+	apt-get update
+	apt-get install -y --no-install-recommends python3-pip
+	$(SYSTEM_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade \
+		--target $(DESTDIR)$(PKGDIR)/libraries 'lightkube>=1.0.1,<2'
+
+install-agent: install ## install kmodd and its Kubernetes agent; an administrator gives it a kubeconfig and a polkit rule
+	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_AGENT)))
+	@mkdir -p $(sort $(dir $(addprefix $(DESTDIR),$(INSTALLED_AGENT))))
+	@$(FILL_IN) bin/kmodd-agent.in > $(DESTDIR)$(PREFIX)/bin/kmodd-agent
+	@chmod 0755 $(DESTDIR)$(PREFIX)/bin/kmodd-agent
+	@for unit in $(AGENTUNITS); do $(FILL_IN) systemd/$$unit.in > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; done
+	@chmod 0644 $(addprefix $(DESTDIR)$(UNITDIR)/,$(AGENTUNITS))
+	@install -m 0644 deploy/kubernetes/node/kmodd-agent.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-agent.conf
+	@$(call INSTALL_PAGES,$(filter kmodd-agent%,$(PAGES)))
+	@install -m 0644 -t $(DESTDIR)$(DOCDIR) $(AGENTDOCS)
+	@! { $(LIVE); } || install/after-install-agent
+	@echo "The agent is installed. It needs /etc/kmodd/agent.kubeconfig and a polkit rule: see kmodd-agent(8)"
+
+uninstall: ## stop kmodd and remove all of its files, including its state
 	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service \
-		kmodd-gateway.socket kmodd-gateway.service 2>/dev/null || true
-	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus
-	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY))
+		kmodd-gateway.socket kmodd-gateway.service kmodd-agent.service 2>/dev/null || true
+	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus $(DESTDIR)$(PKGDIR)/libraries
+	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY) $(INSTALLED_AGENT))
 	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \
 		[ ! -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory; done
 	@! { $(LIVE); } || install/after-uninstall

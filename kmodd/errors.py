@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The one table of errors: Python class, D-Bus name, exit code of kmodctl, HTTP status.
+"""The table of errors: Python class, D-Bus name, exit code of kmodctl, HTTP status.
 
-An error's message is one sentence a person can act on, made of constant text and canonical names. The evidence beside it
-(errno, the kernel's own lines, holders, users, a hint) goes to the journal, to kmodctl and to `Explain`, never into the
-D-Bus error itself.
+A message is one clause made of constant text and canonical names. Facts are attributes of the evidence beside it (errno,
+kernel log, holders, users, file and line of a rule, a hint): the journal, the D-Bus error's second argument, kmodctl and the
+gateway all carry these, and no code parses the message.
+
+Also errors of the system that the daemon meets itself: no descriptors, no memory, a disk that cannot be read.
 """
 
 import errno
+import errno as codes
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:  # which import this module
+    from kmodd.model.modules import User
+    from kmodd.model.reports import Consequence
 
 PREFIX = "org.kmodd1.Error."
 FREEDESKTOP = "org.freedesktop.DBus.Error."
@@ -33,14 +40,31 @@ class Evidence:
     """What to do about it, one sentence or a command."""
     holders: tuple[str, ...] = ()
     """Modules that hold the module."""
-    users: tuple[tuple[str, str, str], ...] = ()
-    """(kind, name, detail) as in `Explain`."""
+    users: "tuple[User, ...]" = ()
+    """What keeps the module busy, as in `Explain`."""
     file: str = ""
-    """The configuration file of the rule that decided."""
+    """The configuration file of the rule that decided, or the file that cannot be read or written."""
     line: int = 0
+    """Of that file, from 1; 0 where it is about the whole file."""
     rule: str = ""
+    """The rule as everyone may read it."""
+    rule_kind: str = ""
+    """`blacklist`, `install`, `module_blacklist` …, as of a Rule; only `blacklist` can be overridden."""
+    consequences: "tuple[Consequence, ...]" = ()
+    """What would go with the module, where that is why it is not removed."""
+    goes: tuple[str, ...] = ()
+    """The same in sentences, as a client is answered it."""
     symbols: tuple[str, ...] = ()
+    """Symbols that are missing, or that two modules export."""
     parameter: str = ""
+    """The module's parameter that it is about."""
+    log_fault: str = ""
+    """Why lines of the kernel may be missing: the name of an errno."""
+
+    @property
+    def policy(self) -> str:
+        """The rule that decided, as `file:line: text`; empty when there is none."""
+        return f"{self.file}:{self.line}: {self.rule}" if self.rule and self.file else self.rule
 
 
 @dataclass(eq=False)
@@ -55,6 +79,8 @@ class KmoddError(Exception):
     """Modules that stay changed although the operation failed."""
     aftermath: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
     """(module, clause) for what undoing left otherwise than it was; the message ends with these clauses."""
+    cause: str = field(default="", kw_only=True)
+    """The message without the clauses of an aftermath; empty where there is none."""
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
@@ -69,8 +95,9 @@ class KmoddError(Exception):
 
     def after(self, aftermath: tuple[tuple[str, str], ...]) -> Self:
         """The same error with this aftermath in place of the one it has."""
-        cause = self.message.removesuffix(_joined(self.aftermath))
-        return replace(self, message=cause + _joined(aftermath), aftermath=aftermath)
+        cause = self.cause or self.message
+        clauses = "".join(f"; {clause}" for _, clause in aftermath)
+        return replace(self, message=cause + clauses, aftermath=aftermath, cause=cause)
 
     @classmethod
     def name(cls) -> str:
@@ -81,10 +108,6 @@ class KmoddError(Exception):
     def bus_name(cls) -> str:
         """The full D-Bus error name."""
         return cls.namespace + cls.__name__
-
-
-def _joined(aftermath: tuple[tuple[str, str], ...]) -> str:
-    return "".join(f"; {clause}" for _, clause in aftermath)
 
 
 class Failed(KmoddError):
@@ -265,3 +288,50 @@ ERRORS: Mapping[str, type[KmoddError]] = {error.bus_name(): error for error in _
 
 INTERNAL = "internal error, see the journal"
 """All that a caller learns of a bug of ours."""
+
+
+_DESCRIPTORS = frozenset({codes.EMFILE, codes.ENFILE})
+_MEMORY = frozenset({codes.ENOMEM, codes.EAGAIN})
+_WORKERS = "systemctl status kmodd-worker.socket; journalctl -u 'kmodd-worker@*'"
+
+
+def is_fault_of_the_machine(error: BaseException) -> bool:
+    """Tell whether nothing in the daemon is wrong: the system had no resource for it, or could not read what is there."""
+    return isinstance(error, OSError) and error.errno in {*_DESCRIPTORS, *_MEMORY, codes.EIO, codes.EACCES, codes.EPERM}
+
+
+def machine_fault(error: OSError, module: str = "") -> KmoddError:
+    """Make the error for what could not be read: what it says is not known, so nothing is done."""
+    return scarce(error, module) or NotPermitted(
+        f"the state of the system cannot be read ({errno_name(error.errno or 0)})",
+        module=module,
+        evidence=Evidence(errno=error.errno, file=_file(error), hint="journalctl -k"),
+    )
+
+
+def no_worker(error: OSError, module: str) -> KmoddError:
+    """Make the error for a step that no worker process could be had for: the kernel was not called."""
+    return scarce(error, module) or NotPermitted(
+        f"cannot start a worker process for {module} ({errno_name(error.errno or 0)})",
+        module=module,
+        evidence=Evidence(errno=error.errno, hint=_WORKERS),
+    )
+
+
+def scarce(error: OSError, module: str) -> KmoddError | None:
+    """Make the error for descriptors or memory that ran out; None for every other fault."""
+    if error.errno in _DESCRIPTORS:
+        what, hint = "file descriptors", "systemctl show kmodd -p LimitNOFILE; cat /proc/sys/fs/file-nr"
+    elif error.errno in _MEMORY:
+        what, hint = "memory or processes", "systemctl status kmodd"
+    else:
+        return None
+    return LimitsExceeded(
+        f"the daemon has no {what} left ({errno_name(error.errno or 0)})",
+        module=module,
+        evidence=Evidence(errno=error.errno, hint=hint),
+    )
+
+
+def _file(error: OSError) -> str:
+    return error.filename if isinstance(error.filename, str) else ""

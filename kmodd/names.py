@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Names and values a caller may say, parsed once at the door.
+"""Parses names and values from callers, once, where they enter.
 
-A module name that has passed `parse_module` is canonical: `-` is `_`, as the kernel itself spells it. Everything behind
-the door (policy, locks, journal, comparison) sees only that form.
+A module name that has passed `parse_module` is canonical: `-` is `_`, as the kernel spells it. Policy, locks, journal and
+comparisons see only that form.
 """
 
 import re
@@ -18,21 +18,25 @@ Alias = NewType("Alias", str)
 """A name that only the alias index can resolve, such as `pci:v00008086d…` or `fs-ext4`."""
 
 MODULE_NAME_MAX = 55
-ALIAS_MAX = 512
+ALIAS_MAX = 2048
+"""Bytes of one alias: a uevent has no room for more (UEVENT_BUFFER_SIZE of include/linux/kobject.h). That of a processor, which
+lists all it can do, has a thousand."""
 STRING_MAX = 4096
 """Bytes of one string argument, as UTF-8."""
 ARRAY_MAX = 64
 ON_BEHALF_OF_MAX = 256
-"""Bytes of the name of somebody a caller speaks for."""
+"""Maximum bytes of on-behalf-of."""
 BATCH_MAX = 256
 PARAMETER_VALUE_MAX = 1024
 """Bytes of one parameter's value (param_set_charp in kernel/params.c refuses more)."""
 
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,54}")
-# Device aliases always carry a colon after the bus's name (Documentation/driver-api/driver-model/device-id). Without it
-# a text with dots or slashes is a file name, and files are never named by callers.
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}:[A-Za-z0-9:._,+=()<>@*-]{1,479}")
+# What devices, file systems and algorithms are called holds blanks, quotes, slashes and parentheses: `crypto-gcm(aes)`,
+# `devname:net/tun`, `platform:Fixed MDIO bus`. It is looked up and never opened; what begins as a path does is refused. Of the
+# letters of a name alone it is a name or nothing.
+_ALIAS = re.compile(r"(?![A-Za-z0-9_-]*\Z)[A-Za-z0-9][ -~]{0,2047}")
 _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_VALUE = re.compile(r"[ -~]*")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")  # what `uname -r` says: 64 characters at most
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]{0,63}")
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]{1,64}")
@@ -80,10 +84,12 @@ def parse_parameter_name(text: str) -> str:
 
 
 def parse_parameter_value(text: str) -> str:
-    """Parse a parameter's value.
+    """Parse a parameter's value: printable ASCII.
 
-    The kernel's parser (next_arg in lib/cmdline.c) takes `"` as a quote that cannot be escaped, and ends at a newline;
-    modprobe.d swallows a trailing backslash. So those are refused here, for loading and for writing alike.
+    Its readers are many, and do not agree about more: to the kernel (lib/ctype.c) the byte 0xA0, which thousands of
+    characters hold in UTF-8, is a space that ends a value; to polkit's rules it is none. The kernel's parser (next_arg in
+    lib/cmdline.c) takes `"` as a quote that cannot be escaped, and ends at a newline; modprobe.d swallows a trailing
+    backslash. So those are refused here, for loading and for writing alike.
     """
     if len(text.encode("utf-8", "surrogatepass")) > PARAMETER_VALUE_MAX:
         raise InvalidArgs(f"a parameter value is at most {PARAMETER_VALUE_MAX} bytes", argument="value")
@@ -93,9 +99,14 @@ def parse_parameter_value(text: str) -> str:
         )
     if text.endswith("\\"):
         raise InvalidArgs("a parameter value cannot end with a backslash", argument="value")
-    if not _is_printable(text):
+    if not text.isprintable():
         raise InvalidArgs(
             "a parameter value cannot contain control characters, line breaks or invalid text", argument="value"
+        )
+    if _VALUE.fullmatch(text) is None:
+        raise InvalidArgs(
+            "a parameter value is printable ASCII, because the kernel takes bytes of other characters for spaces",
+            argument="value",
         )
     return text
 
@@ -128,7 +139,7 @@ def is_release(text: str) -> bool:
 def parse_release(text: str) -> str:
     """Parse a kernel's release from a caller."""
     if not is_release(text):
-        raise InvalidArgs("a kernel is named by its release, as `uname -r` says it", argument="kernel")
+        raise InvalidArgs("a kernel is named by its release, as printed by `uname -r`", argument="kernel")
     return text
 
 
@@ -151,7 +162,8 @@ def parse_reason(text: str) -> str:
     """Parse the reason a caller gives for the journal: one line of at most 1024 bytes."""
     if len(text.encode("utf-8", "surrogatepass")) > 1024:
         raise InvalidArgs("a reason is at most 1024 bytes", argument="reason")
-    if not _is_printable(text):
+    # str.isprintable() is false for control, format (bidi marks), surrogate and separator characters other than space.
+    if not text.isprintable():
         raise InvalidArgs("a reason is one line without control characters", argument="reason")
     return text
 
@@ -160,7 +172,7 @@ def parse_on_behalf_of(text: str) -> str:
     """Parse whom a caller says to speak for: one line of at most 256 bytes."""
     if len(text.encode("utf-8", "surrogatepass")) > ON_BEHALF_OF_MAX:
         raise InvalidArgs(f"on-behalf-of is at most {ON_BEHALF_OF_MAX} bytes", argument="on-behalf-of")
-    if not _is_printable(text):
+    if not text.isprintable():
         raise InvalidArgs("on-behalf-of is one line without control characters", argument="on-behalf-of")
     return text
 
@@ -169,27 +181,9 @@ def parse_description(text: str) -> str:
     """Parse what a caller says about a custom module: one line of at most 1024 bytes."""
     if len(text.encode("utf-8", "surrogatepass")) > 1024:
         raise InvalidArgs("a description is at most 1024 bytes", argument="description")
-    if not _is_printable(text):
+    if not text.isprintable():
         raise InvalidArgs("a description is one line without control characters", argument="description")
     return text
-
-
-def _is_printable(text: str) -> bool:
-    # str.isprintable() is false for control, format (bidi marks), surrogate and separator characters other than space.
-    return text.isprintable()
-
-
-def kernel_arguments(parameters: Mapping[str, str]) -> str:
-    """Spell parameters as the one string `finit_module` takes; values with spaces are quoted as lib/cmdline.c reads them.
-
-    `--` as a value, or a value such as `1 -- x`, would end the kernel's parsing (parse_args in kernel/params.c), so
-    whatever is not plainly one word is quoted.
-    """
-    words = []
-    for name, value in parameters.items():
-        plain = value and not any(c.isspace() for c in value) and value != "--"
-        words.append(f"{name}={value}" if plain else f'{name}="{value}"')
-    return " ".join(words)
 
 
 def escape_label(name: str) -> str:

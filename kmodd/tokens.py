@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The gateway's bearer tokens: how they look, and the file that root writes and the gateway reads.
+"""The gateway's bearer tokens and the file that root writes and the gateway reads.
 
-A token is `kmodd_ID_SECRET`. The secret has 256 random bits, so a plain SHA-256 of it is as good as unguessable; the
-file holds only that hash. The file belongs to root and is readable by the gateway's group: a hole in the gateway can
-neither make a token nor learn one.
+A token is `kmodd_ID_SECRET`. The secret has 256 random bits, so its plain SHA-256 cannot be reversed; the file holds only that
+hash. The file is owned by root and readable by the gateway's group: a compromised gateway can neither create nor learn a token.
 """
 
 import fcntl
@@ -20,17 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.errors import Conflict, Failed, InvalidArgs
-from kmodd.names import parse_module
+from kmodd.names import ARRAY_MAX, parse_module
 
 TOKENS = Path("/etc/kmodd/tokens")
 GROUP = "kmodd-gateway"
-SCOPES = ("read", "load", "unload", "set-parameter", "configure", "import", "admin")
+SCOPES = ("read", "inspect", "load", "unload", "set-parameter", "configure", "import", "activate", "admin")
 """What a token may be good for; `admin` includes all others."""
 DAY = 86_400
-EXPIRY = 90 * DAY
-"""Seconds a token is good for when nobody says otherwise."""
+EXPIRY = 30 * DAY
+"""Default lifetime of a token in seconds."""
 EXPIRY_MAX = 3660 * DAY
 TOKENS_MAX = 1024
+FILE_MAX = 16 << 20
+"""Bytes of the file: so many tokens for any modules fit."""
 SECRET_BYTES = 32
 VERSION = 1
 
@@ -51,6 +52,8 @@ class Token:
     """Canonical names of the modules it may change; empty for all."""
     created: int
     expires: int
+    uid: int | None = None
+    """The user whose processes alone may use it, over the unix socket; None for everybody who has it."""
 
     def matches(self, secret: str) -> bool:
         """Compare in constant time."""
@@ -62,18 +65,32 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def parse_bytes(data: bytes) -> dict[str, Token]:
+    """As `parse`, of a file's content up to a byte more than `FILE_MAX`."""
+    if len(data) > FILE_MAX:
+        raise Failed("the token file is damaged; it must be written by kmodctl token only")
+    try:
+        return parse(data.decode())
+    except UnicodeDecodeError as error:
+        raise Failed("the token file is damaged; it must be written by kmodctl token only") from error
+
+
 def split(text: str) -> tuple[str, str] | None:
     """The id and the secret of a token's text; None for what is no token."""
-    found = _TOKEN.fullmatch(text)
-    return (found[1], found[2]) if found else None
+    match = _TOKEN.fullmatch(text)
+    return (match[1], match[2]) if match else None
 
 
-def make(name: str, scopes: Sequence[str], modules: Sequence[str], now: int, lifetime: int) -> tuple[Token, str]:
-    """A new token and its text, which is told once and kept nowhere. InvalidArgs names the rule that is broken."""
+def make(
+    name: str, scopes: Sequence[str], modules: Sequence[str], now: int, lifetime: int, uid: int | None = None
+) -> tuple[Token, str]:
+    """A new token and its text, which is returned once and stored nowhere. InvalidArgs names the violated rule."""
     if _NAME.fullmatch(name) is None:
         raise InvalidArgs("a token's name is 1 to 64 letters, digits, '_', '-', '.' and '@'", argument="name")
     if not scopes or set(scopes) - set(SCOPES):
         raise InvalidArgs(f"scopes are {', '.join(SCOPES)}; a token has at least one", argument="scope")
+    if len(set(modules)) > ARRAY_MAX:
+        raise InvalidArgs(f"a token names at most {ARRAY_MAX} modules", argument="module")
     if not DAY // 24 // 60 <= lifetime <= EXPIRY_MAX:
         raise InvalidArgs("a token expires after a minute at the earliest and ten years at the latest")
     secret = secrets.token_urlsafe(SECRET_BYTES)
@@ -85,6 +102,7 @@ def make(name: str, scopes: Sequence[str], modules: Sequence[str], now: int, lif
         modules=tuple(sorted({parse_module(module) for module in modules})),
         created=now,
         expires=now + lifetime,
+        uid=uid,
     )
     return token, f"kmodd_{token.id}_{secret}"
 
@@ -94,10 +112,10 @@ def parse(text: str) -> dict[str, Token]:
     try:
         document = json.loads(text or '{"version": 1, "tokens": []}')
         if document["version"] != VERSION:
-            raise Failed("the tokens file is of a version this kmodd does not know")
+            raise Failed("the token file has an unsupported version")
         tokens = [_token(row) for row in document["tokens"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise Failed("the tokens file is damaged; kmodctl token writes it") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise Failed("the token file is damaged; it must be written by kmodctl token only") from error
     return {token.id: token for token in tokens}
 
 
@@ -111,6 +129,9 @@ def _token(row: Mapping[str, Any]) -> Token:
     texts = [row["id"], row["name"], row["digest"], *row["scopes"], *row["modules"]]
     if not all(isinstance(text, str) for text in texts) or set(row["scopes"]) - set(SCOPES):
         raise ValueError("a field of another type")
+    uid = row.get("uid")
+    if uid is not None and (not isinstance(uid, int) or isinstance(uid, bool) or uid < 0):
+        raise ValueError("a field of another type")
     return Token(
         id=row["id"],
         name=row["name"],
@@ -119,6 +140,7 @@ def _token(row: Mapping[str, Any]) -> Token:
         modules=tuple(row["modules"]),
         created=int(row["created"]),
         expires=int(row["expires"]),
+        uid=uid,
     )
 
 
@@ -131,9 +153,10 @@ class TokenFile:
         self._group = group
 
     def read(self) -> dict[str, Token]:
-        """The tokens by id; none where there is no file. OSError when it cannot be read."""
+        """The tokens by id; none where there is no file. OSError when it cannot be read, Failed when it is damaged."""
         try:
-            return parse(self._path.read_text())
+            with self._path.open("rb") as file:
+                return parse_bytes(file.read(FILE_MAX + 1))
         except FileNotFoundError:
             return {}
 
@@ -147,27 +170,11 @@ class TokenFile:
             tokens = self.read()
             yield tokens
             if len(tokens) > TOKENS_MAX:
-                raise Conflict(f"there are {TOKENS_MAX} tokens already; revoke some")
-            self._write(spell(tokens), folder)
+                raise Conflict(f"there can be at most {TOKENS_MAX} tokens; revoke some")
+            # Imported here: readers of the file, such as the gateway, do without it.
+            from kmodd.kernel.atomic_file import write_whole
+
+            group = self._group()
+            write_whole(self._path, spell(tokens).encode(), 0o600 if group is None else 0o640, group=group)
         finally:
             os.close(folder)
-
-    def _write(self, text: str, folder: int) -> None:
-        # Whole or not at all: a reader sees the old file or the new one.
-        name = f".{self._path.name}.{secrets.token_hex(4)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=folder)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                group = self._group()
-                if group is not None:
-                    os.fchown(descriptor, -1, group)
-                    os.fchmod(descriptor, 0o640)
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            os.rename(name, self._path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            os.unlink(name, dir_fd=folder)
-            raise
-        os.fsync(folder)

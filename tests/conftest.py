@@ -5,6 +5,8 @@ import asyncio
 import gc
 import inspect
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,15 +17,100 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("kmodd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kmodd")
 
+# As good as ignored here, and yet the default in a program that a test starts.
+_LEFT_TO_CHILDREN = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+# The cheap layers first, so that a mistake shows early.
+_LAYERS = (
+    "architecture",
+    "unit",
+    "kernel",
+    "ports",
+    "cli",
+    "conformance",
+    "bus",
+    "gateway",
+    "dashboard",
+    "notifier",
+    "fleet",
+    "system",
+)
+# Of each layer these files first: none that takes minutes is left to run alone at the end. The first of the machine prepares the
+# snapshot with kmodd; the next two need none.
+_LONGEST = (
+    "architecture/test_debian_libraries.py",
+    "conformance/test_random.py",
+    "bus/test_fuzz.py",
+    "bus/test_endurance.py",
+    "gateway/test_openapi.py",
+    "gateway/test_admission.py",
+    "dashboard/test_simulated.py",
+    "notifier/test_process.py",
+    "system/test_store.py",
+    "system/test_machine.py",
+    "system/test_install.py",
+    "system/test_dashboard.py",
+    "system/test_diagnosis.py",
+    "system/test_service.py",
+    "system/test_gateway.py",
+    "system/test_polkit.py",
+    "system/test_desired_state.py",
+    "system/test_faults.py",
+    "system/test_packages.py",
+    "system/test_reported_situations.py",
+    "system/test_configuration.py",
+    "system/test_users.py",
+    "system/test_journal.py",
+    "system/test_operations.py",
+)
+_TESTS = Path(__file__).parent
+
+# Memory that programs may be started from: what tests write is synced often, and how fast a disk does that tests nothing.
+_MEMORY = Path("/dev/shm")
+_ROOM = 1 << 30
+"""Bytes that have to be free there."""
+
 _DESCRIPTORS = Path("/proc/self/fd")
 _PROCESSES = Path("/proc")
 
 
+def pytest_configure() -> None:
+    """Put `tmp_path` into memory, and let programs that tests start inherit neither an ignored signal nor the wish for no bytecode.
+
+    A shell's background job, `nohup` and CI ignore some signals. Without bytecode each worker would rewrite the assertions of every
+    test, and each program compile kmodd, again.
+    """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    if _is_usable(_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+    for number in _LEFT_TO_CHILDREN:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+def _is_usable(folder: Path) -> bool:
+    if not os.access(folder, os.W_OK):
+        return False
+    state = os.statvfs(folder)
+    return not state.f_flag & os.ST_NOEXEC and state.f_bavail * state.f_frsize >= _ROOM
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Coroutine tests are looked after on their own event loop; for the others, none is made."""
+    """Put the tests in their order. Coroutine tests are looked after on their own event loop; for the others, none is made."""
+    items.sort(key=_turn)
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(inspect.unwrap(item.obj)):
             item.fixturenames.insert(0, "_no_leaked_task")
+
+
+def _turn(item: pytest.Item) -> tuple[int, int]:
+    """Where in the run a test comes; among equals the order is that in which they were found."""
+    name = item.path.relative_to(_TESTS).as_posix()
+    longest = _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+    layer = name.partition("/")[0]
+    return _LAYERS.index(layer) if layer in _LAYERS else len(_LAYERS), longest
 
 
 @pytest.fixture

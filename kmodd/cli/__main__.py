@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`python -m kmodd.cli` is kmodctl."""
+"""`python -m kmodd.cli` runs kmodctl."""
 
 import sys
 

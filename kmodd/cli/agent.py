@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""polkit's own agent for the terminal, so that kmodctl never sees a password."""
+"""Runs polkit's text agent for the terminal, so that kmodctl never handles a password."""
 
 import os
 import select

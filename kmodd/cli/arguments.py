@@ -1,12 +1,136 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The command line's grammar. Each command names the module of `kmodd.cli` that runs it, imported only then."""
+"""The command line parser. Each command names its function in `kmodd.cli.commands`, which is imported only when it runs."""
 
 import argparse
 from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
 
 from kmodd import VERSION
-from kmodd.cli import config_arguments, store_arguments
-from kmodd.cli.parser import Parser
+
+
+class ExitCode(IntEnum):
+    """Exit status of kmodctl. The classes of `kmodd.errors` carry these numbers; a test holds the two together."""
+
+    OK = 0
+    FAILED = 1
+    """kmodd has a bug."""
+    USAGE = 2
+    """The request was malformed: command line, name, value, option."""
+    NOT_FOUND = 3
+    ACCESS_DENIED = 4
+    IN_THE_WAY = 5
+    """In use, built in, not removable, in conflict, busy."""
+    POLICY = 6
+    LIMIT = 7
+    BAD_FILE = 8
+    BAD_PARAMETER = 9
+    REFUSED_BY_MODULE = 10
+    FORBIDDEN_BY_KERNEL = 11
+    LOST_IN_KERNEL = 12
+    UNAVAILABLE = 13
+    INTERRUPTED = 130
+    """As a shell reports SIGINT."""
+    BROKEN_PIPE = 141
+    """As a shell reports SIGPIPE."""
+
+
+def _define_config(config: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """Add the commands below `config`."""
+    commands = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: str, text: str, *, module: str = "") -> argparse.ArgumentParser:
+        parser = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common], allow_abbrev=False
+        )
+        parser.set_defaults(run=f"kmodd.cli.commands.{run}", verb=name, dry_run=False, reason="")
+        if module:
+            parser.add_argument("module", metavar="MODULE", help=module)
+        return parser
+
+    show = add("show", "config:run_show", "show every rule about modules, and what is wrong with it")
+    show.add_argument("module", metavar="MODULE", nargs="?", default="", help="only rules about this module")
+    show.add_argument("--findings", action="store_true", help="only rules with something wrong")
+    autoload = add("autoload", "config:run_change", "load a module at every boot, or no longer", module="module")
+    options = add("options", "config:run_change", "set the parameters a module is loaded with", module="module")
+    for parser in (autoload, options):
+        parser.add_argument(
+            "parameters", metavar="PARAMETER=VALUE", nargs="*", default=[], help="parameters of the module"
+        )
+    blacklist = add("blacklist", "config:run_change", "keep a module from being loaded", module="module")
+    blacklist.add_argument("--hard", action="store_true", help="by its name and as a dependency too")
+    for parser in (autoload, options, blacklist):
+        parser.add_argument("--off", action="store_true", help="remove kmodd's own rule")
+        _change_options(parser)
+    add("drift", "config:run_drift", "show differences from the desired state")
+    apply = add("apply", "config:run_apply", "bring the system to the desired state")
+    apply.add_argument(
+        "--disconnect", action="store_true", help="also when live interfaces or devices go with a module"
+    )
+    apply.add_argument("--initramfs", action="store_true", help="then refresh the initramfs, if it is older")
+    _change_options(apply)
+    again = add("reload", "config:run_reload", "make kmodd read its files again")
+    again.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+
+
+def _change_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal and the file")
+
+
+def _define_store(store: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    """Add the commands below `store`."""
+    commands = store.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common], allow_abbrev=False
+        )
+        parser.set_defaults(run=f"kmodd.cli.commands.{run}", verb=name)
+        return parser
+
+    listing = add("list", "store:run_list", "show every version of custom modules")
+    listing.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
+    importing = add("import", "store:run_import", "import a module file into the store")
+    importing.add_argument("file", metavar="FILE", help="a module: plain, or compressed with gzip, xz or zstd")
+    importing.add_argument("--version", metavar="VERSION", default="", help="default: the module's own")
+    importing.add_argument("--description", metavar="TEXT", default="", help="one line about it")
+    importing.add_argument("--shadow", action="store_true", help="even if the kernel has a module of this name")
+    importing.add_argument(
+        "--sign", nargs=2, metavar=("KEY", "CERT"), help="sign it first, with this private key and certificate"
+    )
+    activate = add("activate", "store:run_switch", "activate a version")
+    deactivate = add("deactivate", "store:run_switch", "use the kernel's own module again")
+    remove = add("remove", "store:run_remove", "remove a version that is not active")
+    for parser in (activate, deactivate, remove):
+        parser.add_argument("module", metavar="MODULE", help="module")
+    for parser in (activate, remove):
+        parser.add_argument("version", metavar="VERSION", help="version, as `kmodctl store list` shows it")
+    for parser in (importing, activate, deactivate, remove):
+        parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
+        parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+    for parser in (activate, deactivate):
+        parser.add_argument("--load", action="store_true", help="also load or reload it")
+        parser.add_argument("--kernel", metavar="RELEASE", default="", help="default: the running one")
+
+
+_MATCHES = 3
+
+
+class Parser(argparse.ArgumentParser):
+    """Parsers of its commands are of this class too."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # Called for every choice, and overridable by convention only: argparse has no public place for this (3.11 to 3.14).
+        if action.choices is None or value in action.choices:
+            return
+        from difflib import get_close_matches  # only a mistyped word needs it
+
+        words = [str(choice) for choice in action.choices]
+        close = get_close_matches(str(value), words, n=_MATCHES, cutoff=0.6)
+        choices = f"did you mean {' or '.join(close)}?" if close else f"it is one of: {', '.join(words)}"
+        raise argparse.ArgumentError(action, f"{str(value)!r} is not known; {choices}")
+
 
 _EPILOG = """\
 Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the way, 6 disabled by policy, 7 limit,
@@ -15,8 +139,16 @@ Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the w
 """
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; bad usage and --help leave by SystemExit, as argparse does."""
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """kmodctl's own words, and those of the command behind `--` of `hold`."""
+    if "hold" not in arguments or "--" not in arguments:
+        return arguments, ()
+    end = list(arguments).index("--")
+    return (arguments[:end], arguments[end + 1 :]) if "hold" in arguments[:end] else (arguments, ())
+
+
+def make_parser() -> Parser:
+    """The parser of the whole command line; the completion of shells is generated from it."""
     common = _common()
     parser = Parser(
         prog="kmodctl",
@@ -29,7 +161,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"kmodctl {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _Grammar(commands, common).define()
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; bad usage and --help leave by SystemExit, as argparse does."""
+    parser = make_parser()
+    own, command = _split(arguments)
+    parsed = parser.parse_args(own)
+    parsed.command = command
     for name, value in {
         "json": False,
         "no_pager": False,
@@ -40,7 +180,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if not hasattr(parsed, name):
             setattr(parsed, name, value)
     if parsed.session and parsed.bus:
-        parser.error("--session and --bus name two buses")
+        parser.error("--session and --bus are mutually exclusive")
     return parsed
 
 
@@ -51,8 +191,8 @@ def _common() -> Parser:
     group.add_argument("--json", action="store_true", help="print one JSON document, keys as on the bus")
     group.add_argument("--no-pager", action="store_true", help="do not pipe long output into a pager")
     group.add_argument("--no-ask-password", action="store_true", help="never ask for a password")
-    group.add_argument("--session", action="store_true", help="speak to the kmodd of the session bus (simulation)")
-    group.add_argument("--bus", metavar="ADDRESS", help="speak to the kmodd of the bus at this address")
+    group.add_argument("--session", action="store_true", help="connect to kmodd on the session bus (simulation)")
+    group.add_argument("--bus", metavar="ADDRESS", help="connect to kmodd on the bus at this address")
     return common
 
 
@@ -83,73 +223,96 @@ class _Grammar:
         parser = commands.add_parser(
             name, help=text, description=text[0].upper() + text[1:] + ".", parents=[self._common], allow_abbrev=False
         )
-        parser.set_defaults(run=f"kmodd.cli.{module}", verb=name)
+        parser.set_defaults(run=f"kmodd.cli.commands.{module}", verb=name)
         if module_help:
             parser.add_argument("module", metavar="MODULE", help=module_help)
         return parser
 
     def _readers(self) -> None:
         listing = self._add(self._commands, "list", "listing", "list modules")
-        listing.add_argument("glob", metavar="GLOB", nargs="?", default="", help="only names like this: 'snd_*'")
+        listing.add_argument(
+            "glob", metavar="GLOB", nargs="?", default="", help="only modules whose name matches, such as 'snd_*'"
+        )
         listing.add_argument(
             "--state", choices=("loaded", "available", "builtin", "all"), default="loaded", help="default: loaded"
         )
         self._add(self._commands, "show", "show", "show what a module is", "module or alias")
-        self._add(self._commands, "why", "why", "explain why a module is there, or is not, and what holds it", "module")
+        why = self._add(
+            self._commands, "why", "why", "explain why a module is loaded or not, and what uses it", "module"
+        )
+        why.add_argument(
+            "--inspect",
+            action="store_true",
+            help="request authorization to see other users' processes and who loaded it",
+        )
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
-        load = self._add(commands, "load", "change", "load a module with what it needs", "module or alias")
+        load = self._add(commands, "load", "load_unload", "load a module and its dependencies", "module or alias")
         self._parameters(load)
         self._change_options(load, dry_run=dry_run)
         self._override(load)
-        unload = self._add(commands, "unload", "change", "unload a module that nothing uses", "module")
+        unload = self._add(commands, "unload", "load_unload", "unload a module that nothing uses", "module")
         unload.add_argument("--dependents", action="store_true", help="first unload the modules that use it")
         unload.add_argument(
-            "--unused-dependencies", action="store_true", help="then unload dependencies nobody needs any more"
+            "--unused-dependencies", action="store_true", help="then unload dependencies that are no longer needed"
         )
+        self._disconnect(unload)
         self._change_options(unload, dry_run=dry_run)
-        reload = self._add(commands, "reload", "change", "unload a module and load it anew", "module")
+        reload = self._add(commands, "reload", "load_unload", "unload a module and load it again", "module")
         self._parameters(reload)
+        self._disconnect(reload)
         self._change_options(reload, dry_run=dry_run)
         self._override(reload)
 
     def _batch(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
-        batch = self._add(commands, "batch", "batch", "do several changes as one: all of them or none")
+        batch = self._add(commands, "batch", "batch", "make several changes as one: all of them or none")
         batch.add_argument(
             "file", metavar="FILE", help="lines such as 'load dummy numdummies=2', or JSON; - reads stdin"
         )
-        batch.add_argument("--no-atomic", action="store_true", help="let each change stand for itself")
+        batch.add_argument("--no-atomic", action="store_true", help="make each change independently of the others")
+        self._disconnect(batch)
         batch.set_defaults(dry_run=not dry_run, reason="")
         if dry_run:
             batch.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
-            batch.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+            self._reason(batch)
 
     def _others(self) -> None:
         setting = self._add(self._commands, "set", "parameter", "write a parameter of a loaded module", "module")
         setting.add_argument("parameter", metavar="PARAMETER", help="its name")
         setting.add_argument("value", metavar="VALUE", help="the new value")
-        self._add(self._commands, "status", "status", "show how kmodd and the machine's modules are")
+        self._reason(setting)
+        hold = self._add(self._commands, "hold", "hold", "keep a module loaded while a command runs", "module or alias")
+        self._parameters(hold)
+        self._reason(hold)
+        hold.usage = "kmodctl hold [-h] [--reason TEXT] MODULE [PARAMETER=VALUE ...] -- COMMAND [ARGUMENT ...]"
+        self._add(self._commands, "status", "status", "show the status of kmodd and of the system's modules")
         log = self._add(self._commands, "log", "log", "show what was done, by whom, why and with which result")
         log.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
         log.add_argument("-f", "--follow", action="store_true", help="keep showing what happens")
         log.add_argument("--since", metavar="TIME", default="", help="such as '1h', 'today', '2024-05-01 12:00'")
+        log.add_argument("--requests", action="store_true", help="only what processes made the kernel request")
         log.add_argument("-n", "--lines", type=int, default=100, metavar="N", help="at most so many (default: 100)")
         self._add(self._commands, "monitor", "monitor", "show what happens to modules as it happens")
-        store_arguments.define(
-            self._add(self._commands, "store", "store_list", "keep custom modules in versions"), self._common
+        _define_store(
+            self._add(self._commands, "store", "store:run_list", "keep custom modules in versions"), self._common
         )
-        config_arguments.define(
-            self._add(self._commands, "config", "config_show", "show and change the rules about modules"), self._common
+        _define_config(
+            self._add(self._commands, "config", "config:run_show", "show and change the rules about modules"),
+            self._common,
         )
-        self._add(self._commands, "reset-failed", "reset", "forget a failed or stuck operation", "module")
+        self._reason(
+            self._add(
+                self._commands, "reset-failed", "load_unload:run_reset", "forget a failed or stuck operation", "module"
+            )
+        )
         self._notify()
 
     def _notify(self) -> None:
-        notify = self._add(self._commands, "notify", "notify", "show and manage who is told what happens")
+        notify = self._add(self._commands, "notify", "notify", "manage notifications")
         verbs = notify.add_subparsers(title="notifications", metavar="WHAT", required=True)
-        self._add(verbs, "status", "notify", "show how deliveries go")
+        self._add(verbs, "status", "notify", "show the state of deliveries")
         self._add(verbs, "list", "notify", "list endpoints")
-        add = self._add(verbs, "add", "notify_change", "add a webhook or recipients of mail")
+        add = self._add(verbs, "add", "notify:run_change", "add a webhook or recipients of mail")
         add.add_argument("name", metavar="NAME", help="its name")
         add.add_argument(
             "target", metavar="TARGET", nargs="+", help="a https URL, - to read one from stdin, or e-mail addresses"
@@ -157,21 +320,26 @@ class _Grammar:
         add.add_argument("--event", action="append", default=[], metavar="EVENT", help="only these, such as failure")
         add.add_argument("--error", action="append", default=[], metavar="NAME", help="only failures with these errors")
         add.add_argument(
-            "--module", action="append", default=[], metavar="GLOB", help="only modules like this", dest="glob"
+            "--module", action="append", default=[], metavar="GLOB", help="only modules whose name matches", dest="glob"
         )
-        add.add_argument("--uid", action="append", default=[], type=int, metavar="UID", help="only what they asked for")
-        add.add_argument("--severity", choices=("info", "notice", "warning", "error"), help="at least")
-        add.add_argument("--format", choices=("json", "chat"), help="of a webhook's messages")
-        add.add_argument("--digest", type=int, metavar="SECONDS", help="to collect before a mail")
-        add.add_argument("--per-hour", type=int, metavar="N", help="mails at most")
+        add.add_argument(
+            "--uid", action="append", default=[], type=int, metavar="UID", help="only operations of this user"
+        )
+        add.add_argument("--severity", choices=("info", "notice", "warning", "error"), help="minimum severity")
+        add.add_argument("--format", choices=("json", "chat"), help="format of a webhook's messages")
+        add.add_argument("--digest", type=int, metavar="SECONDS", help="collect events this long before a mail is sent")
+        add.add_argument("--per-hour", type=int, metavar="N", help="maximum number of mails per hour")
+        self._reason(add)
         for name, text in (
             ("remove", "remove an endpoint that was added here"),
-            ("enable", "send to an endpoint again, at once"),
-            ("disable", "send to an endpoint no more"),
-            ("test", "send a test to an endpoint"),
+            ("enable", "resume sending to an endpoint immediately"),
+            ("disable", "stop sending to an endpoint"),
+            ("test", "send a test message to an endpoint"),
         ):
-            self._add(verbs, name, "notify_change", text).add_argument("name", metavar="NAME", help="of the endpoint")
-        self._add(verbs, "reload", "notify_change", "read notify.toml again")
+            verb = self._add(verbs, name, "notify:run_change", text)
+            verb.add_argument("name", metavar="NAME", help="name of the endpoint")
+            self._reason(verb)
+        self._reason(self._add(verbs, "reload", "notify:run_change", "read notify.toml again"))
 
     def _tokens(self) -> None:
         token = self._commands.add_parser(
@@ -179,21 +347,27 @@ class _Grammar:
         )
         verbs = token.add_subparsers(title="commands", metavar="COMMAND", required=True)
         create = self._add(verbs, "create", "token", "make a token and print it, once")
-        create.add_argument("name", metavar="NAME", help="whose it is; the journal shows it with every operation")
+        create.add_argument("name", metavar="NAME", help="name of its owner; the journal shows it with every operation")
         create.add_argument(
             "--scope",
             metavar="SCOPE",
             action="append",
             required=True,
-            help="what it is good for, repeatable or separated by commas: read, load, unload, set-parameter, configure, "
-            "import, admin",
+            help="scopes, repeatable or separated by commas: read, inspect, load, unload, set-parameter, "
+            "configure, import, activate, admin",
         )
         create.add_argument(
             "--module", metavar="MODULE", action="append", default=[], help="a module it may change (default: all)"
         )
-        create.add_argument("--expires", metavar="SPAN", default="90d", help="such as 12h, 90d, 1y (default: 90d)")
+        create.add_argument("--expires", metavar="SPAN", default="30d", help="such as 12h, 30d, 1y (default: 30d)")
+        create.add_argument(
+            "--user",
+            metavar="USER",
+            default="",
+            help="only this user's processes may use it, over the unix socket (default: any)",
+        )
         listing = self._add(verbs, "list", "token", "list tokens; never the secret itself")
-        revoke = self._add(verbs, "revoke", "token", "have a token count no more, at once")
+        revoke = self._add(verbs, "revoke", "token", "revoke a token immediately")
         revoke.add_argument("token", metavar="ID|NAME", help="its id or name")
         for verb in (create, listing, revoke):
             verb.set_defaults(local=True)
@@ -206,15 +380,25 @@ class _Grammar:
         )
 
     @staticmethod
-    def _override(parser: Parser) -> None:
-        parser.add_argument("--override-policy", action="store_true", help="load although modprobe.d blacklists it")
+    def _disconnect(parser: Parser) -> None:
+        parser.add_argument(
+            "--disconnect", action="store_true", help="also when live interfaces or devices go with the module"
+        )
 
     @staticmethod
-    def _change_options(parser: Parser, *, dry_run: bool) -> None:
+    def _override(parser: Parser) -> None:
+        parser.add_argument("--override-policy", action="store_true", help="load even if modprobe.d blacklists it")
+
+    @staticmethod
+    def _reason(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+
+    @classmethod
+    def _change_options(cls, parser: Parser, *, dry_run: bool) -> None:
         parser.set_defaults(dry_run=not dry_run, reason="", timeout=None)
         if dry_run:
             parser.add_argument("--dry-run", action="store_true", help="show the plan, change nothing")
-            parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+            cls._reason(parser)
             parser.add_argument(
                 "--timeout", type=int, metavar="SECONDS", help="for each call into the kernel (default: 30)"
             )

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The operations of a batch as people and programs write them.
+"""Parses the operations of a batch, as lines or as JSON.
 
     # comment
     load dummy numdummies=2
     unload loop
     reload kvm_intel nested=1 "name=with spaces"
+    set-parameter loop max_loop=16
+    reset-failed nouveau
 
 or JSON: `[{"action": "load", "module": "dummy", "parameters": {"numdummies": "2"}}, …]`.
 """
 
 import shlex
+from collections.abc import Mapping
 
-from kmodd.cli.parameter import parse_pairs
-from kmodd.cli.text import clean
+from kmodd.cli.commands.parameter import parse_pairs
+from kmodd.cli.output.text import clean
 from kmodd.client import Operation
 from kmodd.errors import InvalidArgs
 from kmodd.model import Verb
@@ -53,16 +56,22 @@ def _operation(words: list[str]) -> Operation:
     if len(words) < 2:
         raise InvalidArgs(f"'{verb}' needs a module")
     parameters = parse_pairs(words[2:])
-    if verb == Verb.UNLOAD and parameters:
-        raise InvalidArgs("'unload' takes no parameters")
+    _check(verb, parameters)
     return verb, words[1], parameters
+
+
+def _check(verb: str, parameters: Mapping[str, str]) -> None:
+    if verb in (Verb.UNLOAD, Verb.RESET_FAILED) and parameters:
+        raise InvalidArgs(f"'{verb}' takes no parameters")
+    if verb == Verb.SET_PARAMETER and not parameters:
+        raise InvalidArgs(f"'{verb}' needs a parameter, as NAME=VALUE")
 
 
 def _verb(word: str) -> str:
     try:
         return Verb(word).value
     except ValueError:
-        raise InvalidArgs(f"'{clean(word)}' is not load, unload or reload") from None
+        raise InvalidArgs(f"'{clean(word)}' is none of {', '.join(Verb)}") from None
 
 
 def _json(text: str) -> list[Operation]:
@@ -73,7 +82,7 @@ def _json(text: str) -> list[Operation]:
     except ValueError as error:
         raise InvalidArgs(f"the batch is not valid JSON: {error}") from None
     if not isinstance(entries, list):
-        raise InvalidArgs("a batch in JSON is a list")
+        raise InvalidArgs("a batch in JSON must be a list")
     return [_entry(entry, number) for number, entry in enumerate(entries, 1)]
 
 
@@ -83,7 +92,9 @@ def _entry(entry: object, number: int) -> Operation:
     module, parameters = entry["module"], entry.get("parameters", {})
     scalars = isinstance(parameters, dict) and all(isinstance(value, (str, int)) for value in parameters.values())
     if not isinstance(module, str) or not scalars:
-        raise InvalidArgs(f"entry {number}: 'module' is a text, 'parameters' an object of texts, numbers and booleans")
+        raise InvalidArgs(
+            f"entry {number}: 'module' must be a string, 'parameters' an object of strings, numbers and booleans"
+        )
     return _verb(str(entry["action"])), module, {str(name): _value(value) for name, value in parameters.items()}
 
 

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A failure as an administrator wants it: what, why, the evidence, what to do. And the exit status that says so."""
+"""Prints a failure with its evidence and hint, and maps it to an exit status."""
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from kmodd import errors
-from kmodd.cli.screen import Paint, Screen
-from kmodd.cli.text import clean, hang, wrap
-from kmodd.client import Client
-from kmodd.client_evidence import explicable, gather
-from kmodd.client_hints import hint_for
+from kmodd.cli.output.screen import Paint, Screen
+from kmodd.cli.output.text import clean, hang, wrap
+from kmodd.client.replies import about_user, held_by, hint_for
 from kmodd.errors import Evidence, KmoddError, errno_name
 from kmodd.names import is_module_name
+from kmodd.suggestions import file_module
 
 LABEL = 9
 """Columns of the label beside each piece of evidence."""
 
 
-async def report(error: KmoddError, client: Client | None, screen: Screen, *, module: str, json: bool) -> int:
-    """Show an error with what `Explain` knows about it; the exit status."""
+def report(error: KmoddError, screen: Screen, *, module: str, json: bool) -> int:
+    """Show an error with its evidence; the exit status."""
     if not error.module and is_module_name(module):
         error.module = module
-    if client is not None and explicable(error):
-        error.evidence = await gather(error, client)
+    meant = file_module(module)
+    if isinstance(error, errors.InvalidArgs) and not error.evidence.hint and meant != module and is_module_name(meant):
+        # Most methods take a name only, and do not look for what else it may be.
+        error.evidence = replace(error.evidence, hint=f"did you mean {meant}?")
     if json:
         from json import dumps  # only with --json
 
@@ -35,7 +37,7 @@ async def report(error: KmoddError, client: Client | None, screen: Screen, *, mo
 def document(error: KmoddError) -> dict[str, object]:
     """The same as one JSON object, keys as on the bus."""
     evidence = error.evidence
-    found: dict[str, object] = {
+    fields: dict[str, object] = {
         "error": error.name(),
         "title": error.title,
         "message": error.message,
@@ -43,13 +45,25 @@ def document(error: KmoddError) -> dict[str, object]:
         "module": error.module,
         "kernel-log": list(evidence.kernel_log),
         "holders": list(evidence.holders),
-        "users": [list(user) for user in evidence.users],
-        "policy": evidence.rule,
+        "users": [about_user(user) for user in held_by(evidence)],
+        "policy": evidence.policy,
         "hint": hint_for(error, error.module),
     }
+    more = {
+        "argument": error.argument,
+        "file": evidence.file,
+        "line": evidence.line,
+        "rule": evidence.rule,
+        "rule-kind": evidence.rule_kind,
+        "consequences": list(evidence.goes),
+        "symbols": list(evidence.symbols),
+        "parameter": evidence.parameter,
+        "touched": list(error.touched),
+    }
+    fields |= {name: value for name, value in more.items() if value}
     if evidence.errno is not None:
-        found["errno"] = evidence.errno
-    return found
+        fields["errno"] = evidence.errno
+    return fields
 
 
 def lines(error: KmoddError, screen: Screen) -> list[str]:
@@ -61,7 +75,7 @@ def lines(error: KmoddError, screen: Screen) -> list[str]:
     titled = bool(name) and not isinstance(error, (errors.InvalidArgs, errors.Unavailable, errors.Failed))
     if titled:
         heading = f"{paint.bold('kmodctl:')} {paint.bold(name + ':')} {paint.bad(error.title)}"
-        text = [heading, *(f"  {line}" for line in wrap(message, width + LABEL) if _says_more(message, error, name))]
+        text = [heading, *(f"  {line}" for line in wrap(message, width + LABEL) if message)]
     else:
         text = [f"{paint.bold('kmodctl:')} {paint.bad(message or error.title)}"]
     facts = _facts(error.evidence, paint, width)
@@ -73,9 +87,11 @@ def lines(error: KmoddError, screen: Screen) -> list[str]:
     return text
 
 
-def _says_more(message: str, error: KmoddError, name: str) -> bool:
-    bare = message.lower().rstrip(".").replace(name.lower(), "").strip(" :")
-    return bare not in ("", error.title.lower(), error.title.lower().removeprefix("module "))
+def hint_lines(error: KmoddError | None, screen: Screen, *, indent: int) -> list[str]:
+    """What to do about a failure, below the line that tells of it; nothing where there is nothing to add."""
+    hint = clean(hint_for(error, error.module)) if error is not None else ""
+    rows = wrap(f"hint: {hint}", screen.fits(indent) or 10_000) if hint else []
+    return [f"{' ' * indent}{screen.paint.warn(row)}" for row in rows]
 
 
 def _facts(evidence: Evidence, paint: Paint, width: int) -> list[str]:
@@ -86,16 +102,16 @@ def _facts(evidence: Evidence, paint: Paint, width: int) -> list[str]:
             "errno", [f"{paint.bold(symbol)} ({evidence.errno}): {os.strerror(evidence.errno)}"], paint.dim
         )
     if evidence.rule:
-        text += _labelled("rule", [clean(evidence.rule)], paint.dim)
+        text += _labelled("rule", [clean(evidence.policy)], paint.dim)
+    elif evidence.file:
+        place = f"{evidence.file}, line {evidence.line}" if evidence.line else evidence.file
+        text += _labelled("file", [clean(place)], paint.dim)
     if evidence.symbols:
         text += _labelled("symbols", [clean(symbol) for symbol in evidence.symbols], paint.dim)
     if evidence.kernel_log:
         rows = [row for line in evidence.kernel_log for row in hang(clean(line), width)]
         text += _labelled("kernel", [paint.dim(row) for row in rows], paint.dim)
-    held = [*evidence.users]
-    named = {name for kind, name, _ in held if kind == "module"}
-    held = [*(("module", holder, "") for holder in evidence.holders if holder not in named), *held]
-    if held:
+    if held := [(user.kind, user.name, user.detail) for user in held_by(evidence)]:
         text += _labelled("held by", users(held, paint), paint.dim)
     return text
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Refreshing the initramfs: the one command that kmodctl runs, because the daemon runs none."""
+"""Refreshes the initramfs. kmodctl runs the command, because the daemon runs none."""
 
 import os
 import re
@@ -7,22 +7,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from kmodd.client_configuration import Configuration
+from kmodd.client.configuration import Configuration
 from kmodd.errors import AccessDenied, Conflict, Evidence
 
 KIND = "initramfs"
-"""Kind of the row in `GetDrift` whose hint is the command."""
+"""Kind of the row in `GetDrift` that has the command."""
 _RELEASE = r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}"
 _COMMANDS = (
-    re.compile(rf"(update-initramfs) (-u) (-k) ({_RELEASE})"),
-    re.compile(rf"(dracut) (-f) (/boot/initr[a-z.-]+{_RELEASE}) ({_RELEASE})"),
+    ("update-initramfs", "-u", "-k", _RELEASE),
+    ("dracut", "-f", rf"/boot/initr[a-z.-]+{_RELEASE}", _RELEASE),
 )
+"""What each word has to be."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-async def stale(configuration: Configuration) -> str:
-    """The command that would refresh it; empty when it is up to date or there is none."""
-    return next((row.hint for row in await configuration.drift() if row.kind == KIND), "")
+async def stale(configuration: Configuration) -> tuple[str, ...]:
+    """The command that would refresh it, in words; empty when it is up to date or there is none."""
+    return next((row.command for row in await configuration.drift() if row.kind == KIND), ())
 
 
 def check_root(user: Callable[[], int] = os.geteuid) -> None:
@@ -33,13 +34,12 @@ def check_root(user: Callable[[], int] = os.geteuid) -> None:
         )
 
 
-def refresh(command: str, *, path: str = _PATH) -> None:
+def refresh(command: Sequence[str], *, path: str = _PATH) -> None:
     """Run it and wait; what it says goes to standard error. Conflict when it fails or is not one of those we know."""
-    # The daemon answers a line for people to type: taken apart again, so that no other word can be among them.
-    found = next((match for known in _COMMANDS if (match := known.fullmatch(command))), None)
-    if found is None:
-        raise Conflict("kmodd names a command for the initramfs that kmodctl does not know")
-    _run(found.groups(), {"PATH": path, "LANG": os.environ.get("LANG", "C.UTF-8")})
+    # It runs as root: no other word may be among them.
+    if not any(len(known) == len(command) and all(map(re.fullmatch, known, command)) for known in _COMMANDS):
+        raise Conflict("kmodd names an unknown command for the initramfs")
+    _run(command, {"PATH": path, "LANG": os.environ.get("LANG", "C.UTF-8")})
 
 
 def _run(words: Sequence[str], environment: dict[str, str]) -> None:
@@ -47,11 +47,11 @@ def _run(words: Sequence[str], environment: dict[str, str]) -> None:
         done = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment)
     except OSError as error:
         raise Conflict(
-            f"the initramfs is not refreshed: {words[0]} cannot be run ({error.strerror})",
+            f"the initramfs was not refreshed: cannot run {words[0]} ({error.strerror})",
             evidence=Evidence(hint=" ".join(words)),
         ) from error
     if done.returncode != 0:
         raise Conflict(
-            f"the initramfs is not refreshed: {words[0]} ended with status {done.returncode}",
+            f"the initramfs was not refreshed: {words[0]} exited with status {done.returncode}",
             evidence=Evidence(hint=" ".join(words)),
         )

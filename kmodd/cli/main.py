@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kmodctl's entry: parse, connect, run one command, turn every end into an exit status."""
+"""Entry point of kmodctl: parses arguments, connects, runs one command, and maps the result to an exit status."""
 
 import os
 import sys
@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 
-from kmodd.cli.arguments import parse
-from kmodd.cli.exit_codes import ExitCode
-from kmodd.cli.screen import Screen, discard
+from kmodd.cli.arguments import ExitCode, parse
+from kmodd.cli.output.screen import Screen, discard
 from kmodd.cli.session import Session
 from kmodd.errors import KmoddError, Unavailable
 
@@ -42,7 +41,7 @@ async def _run(parsed: Namespace, screen: Screen) -> int:
         try:
             done: int = import_module(parsed.run).run_local(screen, parsed)
         except KmoddError as error:
-            return await report(error, None, screen, module="", json=parsed.json)
+            return report(error, screen, module="", json=parsed.json)
         return done
     client: Client | None = None
     agent = _Agent(parsed, screen)
@@ -51,11 +50,12 @@ async def _run(parsed: Namespace, screen: Screen) -> int:
         client = await Client.connect(None if parsed.session else address, session=parsed.session)
         client.interactive = agent.may_ask
         session = Session(client, screen, parsed.json, agent.start)
-        status: int = await import_module(parsed.run).run(session, parsed)
+        module, _, function = parsed.run.partition(":")
+        status: int = await getattr(import_module(module), function or "run")(session, parsed)
     except KmoddError as error:
         if parsed.session and isinstance(error, Unavailable):
-            error.evidence = replace(error.evidence, hint="kmodd --simulate serves a made-up kernel on this bus")
-        return await report(error, client, screen, module=getattr(parsed, "module", ""), json=parsed.json)
+            error.evidence = replace(error.evidence, hint="kmodd --simulate provides a simulated kernel on this bus")
+        return report(error, screen, module=getattr(parsed, "module", ""), json=parsed.json)
     finally:
         agent.stop()
         if client is not None:
@@ -64,11 +64,11 @@ async def _run(parsed: Namespace, screen: Screen) -> int:
 
 
 class _Agent:
-    """Decides who may be asked for a password: a person at a terminal who is not root and did not forbid it."""
+    """Prompt for passwords only at a terminal, for users other than root, and unless disabled."""
 
     def __init__(self, parsed: Namespace, screen: Screen) -> None:
         self.may_ask = not parsed.no_ask_password and screen.stdin.isatty() and os.geteuid() != 0
-        # polkit's agent speaks to the system bus; elsewhere it would ask for somebody else.
+        # polkit's agent speaks to the system bus; elsewhere it would ask on behalf of another process.
         other_bus = parsed.session or parsed.bus or screen.environment.get("KMODD_BUS_ADDRESS")
         self._wanted = self.may_ask and not other_bus
         self._running: object = None

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What every command is given: the daemon, the screen, and how to answer."""
+"""What every command gets: the daemon's client, the screen, and the way to print results."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmodd.cli.screen import Screen
+from kmodd.cli.output.screen import Screen
 
 if TYPE_CHECKING:  # the D-Bus library costs more time than all of kmodctl; --help does without it
-    from kmodd.client import Client
+    from kmodd.client import CallerOptions, Client
 
 
 @dataclass(slots=True)
@@ -19,7 +20,12 @@ class Session:
     screen: Screen
     json: bool
     authorize: Callable[[], None]
-    """To be called before a request that polkit may ask a password for; starts the agent where one is wanted."""
+    """Call before a request for which polkit may ask a password; starts the agent if required."""
+
+    @staticmethod
+    def asking(arguments: Namespace) -> "CallerOptions":
+        """Why the command is given, as the daemon takes it."""
+        return {"reason": arguments.reason} if arguments.reason else {}
 
     def document(self, value: object) -> None:
         """Print one JSON document."""
@@ -29,7 +35,7 @@ class Session:
         self.screen.stdout.flush()
 
     def json_line(self, value: object) -> None:
-        """Print one JSON document on a line of its own, as commands that follow events do."""
+        """Print one JSON document on a separate line, as commands that follow events do."""
         from json import dumps  # only with --json
 
         self.screen.tell(dumps(value, ensure_ascii=True))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Signs a module as the kernel's build does: with its sign-file where that is installed, otherwise with openssl.
+"""Signs a module as the kernel build does: with the kernel's sign-file if installed, otherwise with openssl.
 
 The format is that of scripts/sign-file.c: the module, a detached CMS signature without attributes and certificates in DER,
-struct module_signature, and a mark. A passphrase is asked for by the program that needs the key; kmodctl never sees it.
+struct module_signature, and a magic string. The program that uses the key asks for its passphrase; kmodctl never sees it.
 """
 
 import gzip
@@ -40,7 +40,7 @@ def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIG
     """
     if not stat.S_ISREG(os.fstat(file).st_mode):  # a device may have no end
         os.close(file)
-        raise BadModule("what was handed over is not a regular file")
+        raise BadModule("the descriptor is not a regular file")
     with os.fdopen(file, "rb") as source, tempfile.TemporaryDirectory(prefix="kmodctl-") as name:
         folder = Path(name)
         plain = folder / "plain.ko"
@@ -50,15 +50,15 @@ def signed(file: int, key: str, certificate: str, programs: Sequence[str] = _SIG
         plain.write_bytes(content)
         for what, path in (("key", key), ("certificate", certificate)):
             if not Path(path).is_file() and not path.startswith("pkcs11:"):
-                raise InvalidArgs(f"the {what} to sign with is not there")
-        found = sorted(
+                raise InvalidArgs(f"the {what} to sign with does not exist")
+        candidates = sorted(
             str(path)
             for pattern in programs
             for path in Path("/").glob(pattern.lstrip("/"))
             if os.access(path, os.X_OK)
         )
-        if found:
-            _run([found[-1], HASH, key, certificate, str(plain)])
+        if candidates:
+            _run([candidates[-1], HASH, key, certificate, str(plain)])
             content = plain.read_bytes()
         else:
             content = plain.read_bytes() + _with_openssl(plain, key, certificate, folder)
@@ -91,7 +91,9 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, check=False)
     except OSError as error:
-        raise InvalidArgs(f"the module cannot be signed: there is no {program}, nor the kernel's sign-file") from error
+        raise InvalidArgs(
+            f"the module cannot be signed: {program} and the kernel's sign-file are not installed"
+        ) from error
     if done.returncode != 0:
         raise InvalidArgs(f"the module cannot be signed: {program} failed")
 
@@ -114,7 +116,7 @@ def _zstd(source: IO[bytes]) -> bytes:
     try:
         process = subprocess.Popen(["zstd", "-dcq"], stdin=source.fileno(), stdout=subprocess.PIPE)
     except OSError as error:
-        raise InvalidArgs("the file cannot be unpacked: there is no zstd") from error
+        raise InvalidArgs("the file cannot be unpacked: zstd is not installed") from error
     with process:
         try:
             content = _bounded(cast("IO[bytes]", process.stdout))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Decisions: pure asyncio, no D-Bus, no subprocess, no path of its own."""
+"""Decisions: pure asyncio, no D-Bus, no subprocess, no fixed path."""

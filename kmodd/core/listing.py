@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The answer to `ListModules`: what is loaded, available and built in."""
+"""The reply of `ListModules`: loaded, available and built-in modules."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import translate
 from re import compile as compile_pattern
 
-from kmodd.core.policy import Policy, command_line_rule
+from kmodd.core.planning.policy import Policy, command_line_rule
 from kmodd.errors import DisabledByPolicy, InvalidArgs
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import LoadedModule, Rule, State
 from kmodd.names import ModuleName, parse_glob
+from kmodd.patterns import is_pattern, matches
 
 SELECTIONS = ("loaded", "available", "builtin", "all")
 
@@ -43,7 +44,7 @@ class Listing:
         `match` is a pattern over canonical names. InvalidArgs names what is wrong.
         """
         if selection not in SELECTIONS:
-            raise InvalidArgs(f"state is one of {', '.join(SELECTIONS)}", argument="state")
+            raise InvalidArgs(f"state must be one of {', '.join(SELECTIONS)}", argument="state")
         rows = list(self._select(selection))
         if match:
             fits = compile_pattern(translate(parse_glob(match))).match
@@ -92,11 +93,17 @@ class Listing:
             name
             for rule in rules
             if rule.kind in {"blacklist", "install"}
-            for name in self._index.resolve(ModuleName(rule.module))
+            for name in self._named(ModuleName(rule.module))
         }
+        patterns = [rule.module for rule in rules if rule.kind == "install" and is_pattern(rule.module)]
+        named |= {name for name in self._index.available() if any(matches(pattern, name) for pattern in patterns)}
         named |= {name for name in self._index.available() if command_line_rule(name, self._command_line)}
         for name in named:
             try:
                 self._policy.check_load(name, self._command_line)
             except DisabledByPolicy:
                 yield name
+
+    def _named(self, name: ModuleName) -> tuple[ModuleName, ...]:
+        """The module of this name, or those that have it as an alias."""
+        return (name,) if self._index.exists(name) else self._index.resolve(name)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The modules that are live now, kept true by the kernel's own events, whoever caused them."""
+"""The loaded modules, kept current by the kernel's uevents, whichever program loads or unloads them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from kmodd.core.api import (
+from kmodd.core.events import (
     Audit,
     Clock,
     Event,
@@ -25,7 +25,7 @@ from kmodd.names import ModuleName
 SETTLE = 0.05
 """Seconds between the first event of a burst and looking at /proc/modules.
 
-A load of our own causes an event in the same moment in which its reply is due: looking at once would put the reading,
+A load of our own causes an event in the same moment in which its reply is due: reading immediately would put the reading,
 the signals and the properties of a burst before the reply that a caller waits for. And a burst costs one reading.
 """
 
@@ -39,6 +39,9 @@ _FACTS = {
     "Lockdown": "lockdown",
     "SignatureEnforced": "signature_enforced",
 }
+
+PROGRAMS_MAX = 1024
+"""Connections whose program is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Registry:
         self._clock = clock
         self._modules: dict[ModuleName, LoadedModule] = {}
         self._presences: dict[ModuleName, Presence] = {}
+        self._programs: dict[str, str] = {}
+        """Of connections, by unique name."""
         self._claims: dict[tuple[ModuleName, StepAction], _Claim] = {}
         self._seen: dict[ModuleName, list[str]] = {}
         """Events not yet dealt with, by module, in their order."""
@@ -83,7 +88,7 @@ class Registry:
         self._timer: asyncio.TimerHandle | None = None
         self._facts: KernelFacts | None = None
         self.overflows = 0
-        """How often the kernel lost events because nobody read them in time."""
+        """How often the kernel lost events because they were not read in time."""
         self.uevents = 0
         """Events received."""
 
@@ -105,7 +110,17 @@ class Registry:
 
     def presence(self, name: ModuleName) -> Presence:
         """How it came; all unknown for a module that is not live."""
-        return self._presences.get(name, _UNKNOWN)
+        presence = self._presences.get(name, _UNKNOWN)
+        program = self._programs.get(presence.by.client) if presence.by is not None else None
+        if presence.by is None or program is None:
+            return presence
+        return replace(presence, by=replace(presence.by, client=program))
+
+    def name_client(self, sender: str, program: str) -> None:
+        """The program of a connection became known: from now on it stands where only the connection could be named."""
+        while len(self._programs) >= PROGRAMS_MAX:
+            del self._programs[next(iter(self._programs))]
+        self._programs[sender] = program
 
     def facts(self) -> KernelFacts:
         """Kernel facts as last seen."""
@@ -120,7 +135,7 @@ class Registry:
         self._facts = self._facts_source.read()
         self._modules = self._read()
         self._presences = dict.fromkeys(self._modules, _UNKNOWN)
-        unsubscribe = self._events.subscribe(self._on_event)
+        unsubscribe = self._events.subscribe(self._on_event, StepStarted, StepSucceeded, StepFailed)
 
         def stop() -> None:
             unsubscribe()
@@ -151,23 +166,23 @@ class Registry:
         """Read /proc/modules and the facts now, and publish what is different from what was known."""
         self._disarm()
         try:
-            known, truth = self._modules, self._read()
+            before, truth = self._modules, self._read()
             facts = self._facts_source.read()
         except OSError:
             # Out of descriptors or memory: what was seen is kept, and looked at when that may be over.
             self._arm(RETRY)
             return
-        seen, self._seen = self._seen, {}
+        claims, self._seen = self._seen, {}
         # The kernel announces a module when its init() has succeeded. One that goes unannounced has failed in it.
         truth = {
             name: module
             for name, module in truth.items()
-            if module.state is State.LIVE or name in known or name in seen
+            if module.state is State.LIVE or name in before or name in claims
         }
         doubted: set[ModuleName] = set()
         steps: list[tuple[str, ModuleName]] = []
-        for name, actions in seen.items():
-            changes, present = _replay(actions, present=name in known)
+        for name, actions in claims.items():
+            changes, present = _replay(actions, present=name in before)
             if present == (name in truth):
                 steps += [(action, name) for action in changes]
             elif name not in self._doubted:
@@ -177,19 +192,19 @@ class Registry:
                 self._seen[name] = actions
         self._doubted = frozenset(doubted)
         truth = {
-            **{name: module for name, module in truth.items() if name in known or name not in doubted},
-            **{name: known[name] for name in doubted if name in known and name not in truth},
+            **{name: module for name, module in truth.items() if name in before or name not in doubted},
+            **{name: before[name] for name in doubted if name in before and name not in truth},
         }
-        told = {name for _, name in steps}
-        steps += [("remove", name) for name in known if name not in truth and name not in told]
+        named = {name for _, name in steps}
+        steps += [("remove", name) for name in before if name not in truth and name not in named]
         # /proc/modules has the newest first.
-        steps += [("add", name) for name in reversed(truth) if name not in known and name not in told]
+        steps += [("add", name) for name in reversed(truth) if name not in before and name not in named]
         self._modules = truth
         for action, name in steps:
             self._publish_step(action, name)
         self._forget_ended_claims()
-        self._publish_changes(known, truth, {name for _, name in steps})
-        self._publish_facts(facts, counted=len(known) != len(truth))
+        self._publish_changes(before, truth, {name for _, name in steps})
+        self._publish_facts(facts, counted=len(before) != len(truth))
         if doubted:
             self._arm()
 
@@ -302,7 +317,9 @@ def _unsigned(name: ModuleName, by: LoadedBy | None) -> Record:
         "load",
         "changed",
         uid=by.uid if by is not None else None,
+        sender=by.client if by is not None and by.client.startswith(":") else "",
         exe=by.client if by is not None and not by.client.startswith(":") else "",
+        login_uid=by.login_uid if by is not None else None,
         reason=by.reason if by is not None else "",
         hint=f"kmodctl show {name}",
         priority=4,
@@ -311,5 +328,5 @@ def _unsigned(name: ModuleName, by: LoadedBy | None) -> Record:
 
 def _by_others(action: str, name: ModuleName) -> Record:
     if action == "add":
-        return Record("module.appeared", f"Module {name} was loaded, not by kmodd.", name, "load", "changed")
-    return Record("module.disappeared", f"Module {name} was removed, not by kmodd.", name, "unload", "changed")
+        return Record("module.appeared", f"Module {name} was loaded by another program.", name, "load", "changed")
+    return Record("module.disappeared", f"Module {name} was removed by another program.", name, "unload", "changed")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The HTTP gateway: an unprivileged process of its own, and a plain client of the D-Bus API."""
+"""The HTTP gateway: a separate unprivileged process, and a plain client of the D-Bus API."""

@@ -12,21 +12,22 @@ from starlette.responses import Response
 
 from kmodd import VERSION
 from kmodd.errors import INTERNAL, Failed, InvalidArgs, KmoddError
-from kmodd.gateway import document, models
-from kmodd.gateway.asking import encode
-from kmodd.gateway.problem import HttpProblem, of_error, of_http
+from kmodd.gateway import models
+from kmodd.gateway import openapi as document
+from kmodd.gateway.dependencies import encode
+from kmodd.gateway.http.problem import HttpProblem, of_error, of_http
 
 DESCRIPTION = """\
-Load, unload and explain the kernel modules of this machine. The gateway is a client of kmodd's D-Bus API under a user of
-its own: what polkit does not allow that user, no token can do. See kmodd-gateway(8).
+Load, unload and explain the kernel modules of this machine. The gateway is a client of kmodd's D-Bus API under its own
+user: what polkit does not allow that user, no token can do. See kmodd-gateway(8).
 """
 TAGS = [
-    {"name": "changes", "description": "What changes the machine."},
-    {"name": "reading", "description": "What only reads."},
-    {"name": "configuration", "description": "The administrator's rules, and the wanted state."},
+    {"name": "changes", "description": "Operations that change the system."},
+    {"name": "reading", "description": "Queries."},
+    {"name": "configuration", "description": "The administrator's rules, and the desired state."},
     {"name": "store", "description": "Custom modules."},
-    {"name": "webhooks", "description": "Who is told of what happens; needs kmodd-notifier."},
-    {"name": "events", "description": "What happens, as it happens."},
+    {"name": "webhooks", "description": "Receivers of notifications; requires kmodd-notifier."},
+    {"name": "events", "description": "Events as they happen."},
 ]
 
 
@@ -57,11 +58,11 @@ def make(routers: Iterable[APIRouter]) -> FastAPI:
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """The application's OpenAPI document."""
-    found = app.openapi()
-    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    schema = app.openapi()
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     # No route answers with it by name, so FastAPI does not know it.
     schemas.update(_schemas())
-    return document.complete(found)
+    return document.complete(schema)
 
 
 def _schemas() -> Mapping[str, Any]:
@@ -86,7 +87,7 @@ async def _on_problem(_: Request, problem: Exception) -> Response:
 
 
 async def _on_bug(_: Request, __: Exception) -> Response:
-    return of_error(Failed(INTERNAL))  # it goes on to the guard, which writes it down
+    return of_error(Failed(INTERNAL))  # the middleware records it
 
 
 async def _on_invalid(_: Request, error: Exception) -> Response:
@@ -98,8 +99,8 @@ async def _on_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for these
     if error.status_code == HTTPStatus.BAD_REQUEST:
         return of_error(InvalidArgs("the body is not valid JSON"))  # nested deeper than can be read, for one
-    said = {404: "there is no such resource", 405: "this method is not for this resource"}
-    detail = said.get(error.status_code, "the request cannot be served")
+    details = {404: "no such resource", 405: "method not allowed for this resource"}
+    detail = details.get(error.status_code, "the request cannot be served")
     return of_http(HttpProblem(error.status_code, detail, error.headers))
 
 
@@ -115,13 +116,13 @@ _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Any]] = {
 def _sentence(errors: Any) -> str:
     """Where the first mistake is and what it is; nothing of what was sent but the names of fields."""
     if not errors:
-        return "the request is not as described in /openapi.json"
+        return "the request does not match /openapi.json"
     first = errors[0]
     place = [str(part) for part in first.get("loc", ()) if isinstance(part, str | int)]
     kind = str(first.get("type", ""))
     if "json" in kind:
         return "the body is not valid JSON"
-    words = "there is no such field" if "extra" in kind else str(first.get("msg", "")).rstrip(".")
+    words = "no such field" if "extra" in kind else str(first.get("msg", "")).rstrip(".")
     # Field names of a body are the client's own text.
     where = ".".join(part for part in place if part.isascii() and part.replace("_", "").isalnum() and len(part) < 64)
     return f"{where or 'the request'}: {words}"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The gateway's composition root: settings, sockets, link, server."""
+"""The gateway's composition root: settings, sockets, connection to the daemon, server."""
 
+import argparse
 import asyncio
 import contextlib
 import gc
@@ -9,48 +10,34 @@ import secrets
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd import VERSION
 from kmodd.client import Client
-from kmodd.client_notifier import NotifierClient
-from kmodd.gateway import (
-    application,
-    pages,
-    routes_changes,
-    routes_config,
-    routes_events,
-    routes_reading,
-    routes_store,
-    routes_webhooks,
-    server,
-    sockets,
-)
-from kmodd.gateway.authentication import Authentication, TokenList, Verifier
-from kmodd.gateway.changes import Changes
-from kmodd.gateway.counts import Counts
-from kmodd.gateway.guard import Guard
-from kmodd.gateway.hub import Hub
-from kmodd.gateway.link import DaemonLink
-from kmodd.gateway.reading import Reading
-from kmodd.gateway.settings import SETTINGS, ConfigurationError, GatewaySettings, Issuer, read
-from kmodd.gateway.shared import SharedAnswers
-from kmodd.log import JournalAudit, Logger, connect, make_logger
-from kmodd.supervisor import Supervisor
+from kmodd.client.notifier import NotifierClient
+from kmodd.config.section import ConfigurationError
+from kmodd.gateway import application
+from kmodd.gateway import static_files as pages
+from kmodd.gateway.broadcast import Broadcaster
+from kmodd.gateway.daemon_connection import DaemonConnection
+from kmodd.gateway.http import server, sockets
+from kmodd.gateway.http.authentication import Authentication, TokenList, Verifier
+from kmodd.gateway.http.middleware import Middleware
+from kmodd.gateway.journal import RefusalJournal
+from kmodd.gateway.metrics import GatewayMetrics
+from kmodd.gateway.operations import Changes
+from kmodd.gateway.queries import Reading, SharedAnswers
+from kmodd.gateway.routes import changes as routes_changes
+from kmodd.gateway.routes import config as routes_config
+from kmodd.gateway.routes import events as routes_events
+from kmodd.gateway.routes import reading as routes_reading
+from kmodd.gateway.routes import store as routes_store
+from kmodd.gateway.routes import webhooks as routes_webhooks
+from kmodd.gateway.settings import SETTINGS, GatewaySettings, Issuer, read
+from kmodd.journal.writer import JournalAudit, Logger, connect, make_logger
+from kmodd.process.sd_notify import SdNotify
 
-USAGE = """\
-usage: kmodd-gateway [--config FILE] [--bus ADDRESS]
-
-kmodd-gateway serves kmodd over HTTP; systemd starts it. See kmodd-gateway(8).
-
-  --config FILE   settings instead of /etc/kmodd/gateway.toml
-  --bus ADDRESS   D-Bus address instead of the system bus (for a simulated kmodd)
-  --version       print the version
-  --help          print this
-"""
 EX_CONFIG = 78
 """Exit status for a configuration error (sysexits.h): systemd does not start it again for that."""
 FIRST = 3.0
@@ -59,35 +46,19 @@ FRESH = 0.1
 """Seconds an answer that many ask for is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """The command line."""
-
-    config: Path = SETTINGS
-    bus: str = ""
-    say: str = ""
-    """Print this and leave."""
-
-
-def parse(arguments: Sequence[str]) -> Arguments:
-    """The command line; ValueError in a sentence."""
-    config, bus = SETTINGS, ""
-    rest = iter(arguments)
-    for argument in rest:
-        name, _, value = argument.partition("=")
-        match name:
-            case "--config" | "--bus":
-                value = value or next(rest, "")
-                if not value:
-                    raise ValueError(f"{name} needs a value")
-                config, bus = (Path(value), bus) if name == "--config" else (config, value)
-            case "--version":
-                return Arguments(say=f"kmodd-gateway {VERSION}\n")
-            case "--help" | "-h":
-                return Arguments(say=USAGE)
-            case _:
-                raise ValueError(f"unknown argument {argument!r}")
-    return Arguments(config, bus)
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line: `config`, a path, and `bus`, an address. Bad usage and --help leave by SystemExit."""
+    parser = argparse.ArgumentParser(
+        prog="kmodd-gateway",
+        description="Serve kmodd over HTTP; systemd starts it. See kmodd-gateway(8).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", type=Path, default=SETTINGS, help=f"settings instead of {SETTINGS}")
+    parser.add_argument(
+        "--bus", metavar="ADDRESS", default="", help="D-Bus address instead of the system bus (for a simulated kmodd)"
+    )
+    parser.add_argument("--version", action="version", version=f"kmodd-gateway {VERSION}")
+    return parser.parse_args(arguments)
 
 
 def verifiers(issuers: Sequence[Issuer]) -> list[Verifier]:
@@ -95,29 +66,31 @@ def verifiers(issuers: Sequence[Issuer]) -> list[Verifier]:
     if not issuers:
         return []
     try:
-        from kmodd.gateway.issuer import JwtVerifier
+        from kmodd.gateway.http.issuer import JwtVerifier
     except ImportError as error:
-        raise ConfigurationError("an issuer is configured, and PyJWT with cryptography is not installed") from error
-    from kmodd.gateway.keys import Keys, fetcher
+        raise ConfigurationError("an issuer is configured, but PyJWT with cryptography is not installed") from error
+    from kmodd.gateway.http.issuer import Keys, fetcher
 
     try:
-        return [JwtVerifier(one, Keys(one, fetcher(one.ca), time.monotonic)) for one in issuers]
+        return [JwtVerifier(issuer, Keys(issuer, fetcher(issuer.ca), time.monotonic), time.time) for issuer in issuers]
     except OSError as error:
         raise ConfigurationError(f"cannot read an issuer's certificate authority: {error.strerror}") from error
 
 
 async def run(
-    settings: GatewaySettings, found: list[socket.socket], bus: str, log: Logger, supervisor: Supervisor
+    settings: GatewaySettings, listeners: list[socket.socket], bus: str, log: Logger, supervisor: SdNotify
 ) -> None:
-    """Serve until told to stop; ConfigurationError when that makes no sense."""
-    sockets.require_tls(found, tls=bool(settings.certificate))
-    known = TokenList(Path(settings.tokens))
-    count = len(known)
+    """Serve until stopped; ConfigurationError if no client could connect."""
+    sockets.require_tls(listeners, tls=bool(settings.certificate))
+    tokens = TokenList(Path(settings.tokens))
+    count = len(tokens)
     if not count and not settings.issuers:
-        raise ConfigurationError("nobody could use it: make a token with kmodctl token create, or configure an issuer")
-    hub, counts = Hub(secrets.token_hex(4)), Counts()
-    link = DaemonLink(lambda: Client.connect(bus or None), hub.publish, time.monotonic)
-    authentication = Authentication(known, verifiers(settings.issuers), time.time)
+        raise ConfigurationError(
+            "no client could authenticate: create a token with kmodctl token create, or configure an issuer"
+        )
+    hub, counts = Broadcaster(secrets.token_hex(4)), GatewayMetrics()
+    link = DaemonConnection(lambda: Client.connect(bus or None), hub.publish, time.monotonic)
+    authentication = Authentication(tokens, verifiers(settings.issuers), time.time)
     changes = Changes(link, JournalAudit(log).record, time.monotonic)
     reading = Reading(link, SharedAnswers(FRESH, time.monotonic, lambda: link.generation), counts)
     app = application.make(
@@ -132,69 +105,69 @@ async def run(
         ]
     )
 
-    def report(what: str, error: BaseException) -> None:
-        trace = " | ".join(line.strip() for line in traceback.format_exception(error)[-6:])
-        log.error("gateway.trouble", message=f"{what} failed: a bug", exception=trace)
-
-    def refused(address: str, why: str) -> None:
-        log.notice("gateway.refused", message=f"refused a request from {address}: {why}")
-
-    guard = Guard(app, settings, authentication, counts, time.monotonic, report, refused)
-    serving = server.make(guard, settings, hub.close, lambda: _ready(log, found, count, supervisor))
+    journal = RefusalJournal(log, time.monotonic)
+    guard = Middleware(app, settings, authentication, counts, time.monotonic, journal.bug, journal.refused)
+    serving = server.make(
+        guard,
+        settings,
+        stopping=hub.close,
+        ready=lambda: _ready(log, listeners, count, supervisor, tls=bool(settings.certificate)),
+        exhausted=journal.exhausted,
+    )
     counts.connections = lambda: serving.open_connections
     linking = asyncio.create_task(link.run())
     try:
         await link.wait(FIRST)
-        await serving.serve(sockets=found)
+        await serving.serve(sockets=listeners)
     finally:
         linking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await linking
         await link.close()
-    log.info("gateway.stopped", message="the gateway has stopped")
+    log.info("gateway.stopped", message="the gateway stopped")
 
 
-def _ready(log: Logger, found: Sequence[socket.socket], tokens: int, supervisor: Supervisor) -> None:
+def _ready(log: Logger, listeners: Sequence[socket.socket], tokens: int, supervisor: SdNotify, *, tls: bool) -> None:
     # The routes and their models stay as long as the process: the collector need not walk through them again and again.
     gc.collect()
     gc.freeze()
-    places = ", ".join(_place(one) for one in found)
+    places = ", ".join(_place(listener) for listener in listeners)
+    for each in listeners:
+        if not tls and sockets.is_open_to_squatters(each):
+            log.warning(
+                "gateway.trouble",
+                message=f"a program that binds {_place(each)} while the gateway is stopped receives its clients' tokens; use the "
+                "unix socket, TLS or a port below 1024",
+            )
     log.info("gateway.started", message=f"the gateway listens on {places}", tokens=str(tokens))
-    supervisor.tell("READY=1")
+    supervisor.notify("READY=1")
 
 
-def _place(one: socket.socket) -> str:
-    name = one.getsockname()
+def _place(listener: socket.socket) -> str:
+    name = listener.getsockname()
     return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
 
 
-def serve(arguments: Arguments, environment: Mapping[str, str], log: Logger) -> int:
+def serve(arguments: argparse.Namespace, environment: Mapping[str, str], log: Logger) -> int:
     """Run with this command line; the exit status."""
-    found: list[socket.socket] = []
+    listeners: list[socket.socket] = []
     try:
         settings = read(arguments.config)
-        found = sockets.inherited(environment, os.getpid()) or sockets.listen(settings.listen)
-        with asyncio.Runner(loop_factory=server.Loop) as runner:
-            runner.run(run(settings, found, arguments.bus, log, Supervisor(environment)))
+        listeners = sockets.inherited(environment, os.getpid()) or sockets.listen(settings.listen)
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(run(settings, listeners, arguments.bus, log, SdNotify(environment)))
     except ConfigurationError as error:
         log.error("gateway.trouble", message=f"the gateway cannot start: {error}")  # noqa: TRY400 - no bug
         return EX_CONFIG
     finally:
-        for one in found:
-            one.close()
+        for listener in listeners:
+            listener.close()
     return 0
 
 
 def main() -> int:
     """The program's entry point."""
-    try:
-        arguments = parse(sys.argv[1:])
-    except ValueError as error:
-        sys.stderr.write(f"kmodd-gateway: {error}\n{USAGE}")
-        return 2
-    if arguments.say:
-        sys.stdout.write(arguments.say)
-        return 0
+    arguments = parse(sys.argv[1:])
     return serve(arguments, os.environ, make_logger(connect(os.environ, sys.stderr)))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What requests and answers look like. Requests are checked against these; answers are described by them.
+"""Models of requests and responses. Requests are validated by them; responses are documented by them.
 
 Written for pydantic 1 (Debian 12) and 2 alike: `extra` as a class keyword and `con…` types exist in both.
 """
@@ -18,6 +18,7 @@ else:
     Seconds = conint(strict=True, ge=1, le=600)
 
 Parameters = dict[str, Text]
+DISCONNECT = Field(default=False, description="Also when live interfaces or devices go with the module.")
 
 
 class Reasoned(BaseModel, extra="forbid"):
@@ -30,7 +31,7 @@ class Change(Reasoned, extra="forbid"):
     """What every change takes."""
 
     dry_run: StrictBool = Field(
-        default=False, description="Check everything, answer what would be done, change nothing."
+        default=False, description="Check everything and return what would be done; change nothing."
     )
 
 
@@ -48,8 +49,14 @@ class LoadRequest(TimedChange, extra="forbid"):
     parameters: Parameters = Field(default_factory=dict, description="Parameters of the module, name to value.")
     override_policy: StrictBool = Field(
         default=False,
-        description="Load although modprobe.d blacklists it. Needs the scope `admin`, and polkit's consent.",
+        description="Load even if modprobe.d blacklists it. Needs the scope `admin`, and polkit's consent.",
     )
+
+
+class ReloadRequest(LoadRequest, extra="forbid"):
+    """How to reload; every field may be left out, and so may the body."""
+
+    disconnect: StrictBool = DISCONNECT
 
 
 class UnloadRequest(TimedChange, extra="forbid"):
@@ -57,14 +64,15 @@ class UnloadRequest(TimedChange, extra="forbid"):
 
     dependents: StrictBool = Field(default=False, description="First remove the modules that use it.")
     unused_dependencies: StrictBool = Field(
-        default=False, description="Then remove dependencies nobody needs any more."
+        default=False, description="Then remove dependencies that are no longer needed."
     )
+    disconnect: StrictBool = DISCONNECT
 
 
 class OperationRequest(BaseModel, extra="forbid"):
     """One operation of a batch."""
 
-    action: Literal["load", "unload", "reload"]
+    action: Literal["load", "unload", "reload", "set-parameter", "reset-failed"]
     module: Text = Field(description="Name of the module, for `load` also an alias.")
     parameters: Parameters = Field(default_factory=dict)
 
@@ -73,7 +81,8 @@ class BatchRequest(Change, extra="forbid"):
     """Several operations as one."""
 
     operations: list[OperationRequest] = Field(description="1 to 256 operations, in order.")
-    atomic: StrictBool = Field(default=True, description="All of them or none.")
+    atomic: StrictBool = Field(default=True, description="All operations or none.")
+    disconnect: StrictBool = DISCONNECT
 
 
 class PlanRequest(BaseModel, extra="forbid"):
@@ -84,6 +93,7 @@ class PlanRequest(BaseModel, extra="forbid"):
     override_policy: StrictBool = False
     dependents: StrictBool = False
     unused_dependencies: StrictBool = False
+    disconnect: StrictBool = False
 
 
 class ParameterRequest(BaseModel, extra="forbid"):
@@ -98,7 +108,7 @@ class Loaded(BaseModel):
 
     message: str
     module: str
-    inserted: list[str] = Field(description="Modules really inserted, in order; empty when there was nothing to do.")
+    inserted: list[str] = Field(description="Modules that were inserted, in order; empty when there was nothing to do.")
     dry_run: bool = False
 
 
@@ -107,17 +117,49 @@ class Unloaded(BaseModel):
 
     message: str
     module: str
-    removed: list[str] = Field(description="Modules really removed, in order; empty when there was nothing to do.")
+    removed: list[str] = Field(description="Modules that were removed, in order; empty when there was nothing to do.")
     dry_run: bool = False
 
 
+class User(BaseModel):
+    """Something that keeps a module busy."""
+
+    kind: str = Field(
+        description="`module`, `mount`, `loop`, `process`, `netdev`, `block`, `device`, `kernel` or another."
+    )
+    name: str = Field(description="Empty on a row that stands for several.")
+    detail: str
+    command: str = Field(default="", description="Command that ends this use.")
+    pid: int = Field(default=0, description="Only for a process.")
+    exe: str = Field(default="", description="The program of the process.")
+    count: int = Field(
+        default=0, description="How many users of this kind the row stands for, where they are withheld."
+    )
+
+
 class Outcome(BaseModel):
-    """What became of one operation."""
+    """What became of one operation; what does not apply is left out, and only a failure has evidence."""
 
     module: str
+    action: str = Field(description="What was to be done, such as `load`, `set-parameter` or `activate`.")
     result: Literal["changed", "unchanged", "failed", "rolled-back", "skipped"]
-    error: str = Field(description="Name of the error, empty when there was none.")
-    touched: list[str]
+    changed: list[str] = Field(description="Modules inserted or removed, in order.")
+    error: str = Field(default="", description="Name of the error.")
+    message: str = Field(default="", description="One sentence a person can act on.")
+    hint: str = ""
+    errno: int = 0
+    kernel_log: list[str] = Field(default_factory=list, description="Kernel log lines about it.")
+    holders: list[str] = Field(default_factory=list, description="Modules that use it.")
+    users: list[User] = Field(default_factory=list)
+    policy: str = Field(default="", description="The rule that decides.")
+    file: str = Field(default="", description="The file that contains it.")
+    line: int = 0
+    consequences: list[str] = Field(default_factory=list, description="What would go with the module.")
+    symbols: list[str] = Field(default_factory=list)
+    parameter: str = ""
+    withheld: list[str] = Field(
+        default_factory=list, description="What is left out: of `users`, `consequences` and `kernel-log`."
+    )
 
 
 class Results(BaseModel):
@@ -127,16 +169,25 @@ class Results(BaseModel):
 
 
 class Step(BaseModel):
-    """One call into the kernel; `error` and `message` only on one that will fail."""
+    """One call into the kernel; `error`, `message`, `hint`, `file` and `line` only on one that will fail.
+
+    What goes with a module only on a removal.
+    """
 
     action: Literal["insert", "remove"]
     module: str
     path: str = ""
     parameters: str = ""
     because: str
+    consequences: list[str] = Field(default_factory=list, description="What goes with the module.")
     operation: int
+    interfaces: list[str] = Field(default_factory=list, description="Network interfaces of this machine among it.")
+    addresses: list[str] = Field(default_factory=list, description="Addresses of this machine among it.")
     error: str = ""
     message: str = ""
+    hint: str = ""
+    file: str = Field(default="", description="File of the rule that decides.")
+    line: int = 0
 
 
 class Steps(BaseModel):
@@ -150,10 +201,10 @@ class Held(BaseModel):
 
     module: str
     parameter: str
-    value: str = Field(description="What the kernel holds now.")
+    value: str = Field(description="The value that the kernel holds now.")
 
 
-class Told(BaseModel):
+class DoneResponse(BaseModel):
     """Something was done."""
 
     message: str
@@ -185,15 +236,8 @@ class Described(BaseModel):
     description: str = ""
     license: str = ""
     parameters: list[dict[str, Any]] = Field(default_factory=list)
+    holds: str = Field(default="", description="Name of the module in the file, where the file is called by another.")
     live: dict[str, Any] = Field(default_factory=dict, description="Only while it is loaded.")
-
-
-class User(BaseModel):
-    """Something that keeps a module busy."""
-
-    kind: Literal["module", "mount", "loop", "process", "netdev", "block", "device", "kernel"]
-    name: str
-    detail: str
 
 
 class Explained(BaseModel):
@@ -205,10 +249,26 @@ class Explained(BaseModel):
     holders: list[str]
     references: int
     users: list[User]
+    free: list[str] = Field(default_factory=list, description="Commands that end every use and then unload it.")
+    consequences: list[str] = Field(
+        default_factory=list, description="Sentences: what goes with it when it is removed."
+    )
+    disconnects: bool = Field(
+        default=False, description="Something that is in use goes with it: unloading requires `disconnect`."
+    )
     removable: bool
     blockers: list[str]
     loadable: bool
     policy: str
+    policy_kind: str = Field(default="", description="`blacklist`, `install`, `module_blacklist` and the like.")
+    policy_file: str = ""
+    policy_line: int = 0
+    policy_rule: str = ""
+    file: str = Field(default="", description="The requested file, if it contains a module of another name: `name`.")
+    differs: str = Field(default="", description="How what is loaded differs from the file on the disk.")
+    withheld: list[str] = Field(
+        default_factory=list, description="What is left out: of `users`, `consequences`, `loaded-by` and `kernel-log`."
+    )
 
 
 class Check(BaseModel):
@@ -219,6 +279,13 @@ class Check(BaseModel):
     message: str
     module: str
     hint: str
+    file: str = Field(default="", description="Of a finding about a line of a configuration file.")
+    line: int = 0
+    instead: list[tuple[str, str]] = Field(
+        default_factory=list, description="Lines to write instead: the file each belongs in, and its text."
+    )
+    error: str = Field(default="", description="Of something that failed: the error's name.")
+    cause: str = Field(default="", description="That error's message.")
 
 
 class HealthReport(BaseModel):
@@ -258,7 +325,7 @@ class History(BaseModel):
 class ProblemDocument(BaseModel):
     """RFC 9457, with the evidence; what is not known is left out."""
 
-    type: str = Field(description="`urn:kmodd:error:NAME`, or `about:blank` for what is wrong as HTTP.")
+    type: str = Field(description="`urn:kmodd:error:NAME`, or `about:blank` for HTTP errors.")
     title: str
     status: int
     detail: str = Field(description="One sentence a person can act on.")
@@ -266,7 +333,124 @@ class ProblemDocument(BaseModel):
     argument: str = ""
     holders: list[str] = Field(default_factory=list)
     users: list[User] = Field(default_factory=list)
-    kernel_log: list[str] = Field(default_factory=list, description="The kernel's own lines about it.")
-    policy: str = ""
+    kernel_log: list[str] = Field(default_factory=list, description="Kernel log lines about it.")
+    policy: str = Field(default="", description="The rule that decided, as `file:line: text`.")
+    file: str = Field(
+        default="", description="The configuration file of that rule, or the file that cannot be read or written."
+    )
+    line: int = 0
+    rule: str = Field(default="", description="The rule as everyone may read it.")
+    rule_kind: str = Field(default="", description="`blacklist`, `install`, `module_blacklist` and the like.")
+    consequences: list[str] = Field(default_factory=list, description="What would go with the module.")
+    symbols: list[str] = Field(
+        default_factory=list, description="Symbols that are missing, or that two modules export."
+    )
+    parameter: str = ""
     hint: str = ""
     errno: int = 0
+
+
+class Apply(Change, extra="forbid"):
+    """Options of applying the desired state; every field is optional, and so is the body."""
+
+    disconnect: StrictBool = DISCONNECT
+
+
+class AutoloadRequest(Change, extra="forbid"):
+    """Whether a module is loaded at every boot."""
+
+    enabled: StrictBool = Field(default=True)
+    parameters: Parameters = Field(default_factory=dict, description="Parameters it is loaded with.")
+
+
+class OptionsRequest(Change, extra="forbid"):
+    """Parameters a module gets whenever it is loaded; none takes them away."""
+
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class BlacklistRequest(Change, extra="forbid"):
+    """Whether a module is kept out."""
+
+    blacklisted: StrictBool = Field(default=True)
+    hard: StrictBool = Field(default=False, description="Also prevents loading by name.")
+
+
+class ActivateRequest(BaseModel, extra="forbid"):
+    """How to activate a version."""
+
+    load: StrictBool = Field(default=False, description="Also load it. Needs the scopes `load` and `unload`.")
+    kernel: Text = Field(default="", description="Release of the kernel; the running one when left out.")
+    reason: Reason = Field(default="", description="One line for the journal.")
+
+
+class Message(BaseModel):
+    """Something was done."""
+
+    message: str
+    module: str = ""
+
+
+class Rules(BaseModel):
+    """Every rule about modules, in reading order."""
+
+    rules: list[dict[str, Any]]
+
+
+class Drifts(BaseModel):
+    """The drift from the desired state."""
+
+    drift: list[dict[str, Any]]
+
+
+class Versions(BaseModel):
+    """Every version in the store."""
+
+    versions: list[dict[str, Any]]
+
+
+class Imported(BaseModel):
+    """What became of a file."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class Reloaded(BaseModel):
+    """A version came into force, or went out of it."""
+
+    message: str
+    module: str
+    reloaded: list[str]
+
+
+class WebhookRequest(BaseModel, extra="forbid"):
+    """A webhook and the events it receives."""
+
+    name: Text
+    url: Text = Field(description="https; it is a secret, and never shown again.")
+    events: list[Text] = Field(default_factory=list, description="Only these events; all when left out.")
+    modules: list[Text] = Field(default_factory=list, description="Only these modules; patterns with `*`.")
+    severity: Literal["info", "notice", "warning", "error"] = "info"
+    format: Literal["json", "chat"] = "json"
+
+
+class Webhooks(BaseModel):
+    """Every webhook."""
+
+    webhooks: list[dict[str, Any]]
+
+
+class WebhookKey(BaseModel):
+    """A webhook was added."""
+
+    name: str
+    key: str
+
+
+class WebhookTest(BaseModel):
+    """A test was queued."""
+
+    name: str
+    id: str = Field(description="Value of the header `webhook-id`.")

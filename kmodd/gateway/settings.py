@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""/etc/kmodd/gateway.toml, read once at start; see kmodd-gateway.toml(5). A key nobody knows stops the start."""
+"""Reads /etc/kmodd/gateway.toml once at start; see kmodd-gateway.toml(5). An unknown key prevents the start."""
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
+from kmodd.config.section import ConfigurationError, Section
+from kmodd.config.toml_file import read_document
+from kmodd.model.settings import Document
+from kmodd.suggestions import did_you_mean
+from kmodd.text import shown
 from kmodd.tokens import SCOPES, TOKENS
 
 SETTINGS = Path("/etc/kmodd/gateway.toml")
-LISTEN = ("127.0.0.1:8765",)
+LISTEN = ("/run/kmodd-gateway/http",)
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
 """Signatures of JWTs that are ever accepted: asymmetric ones. The gateway could forge what it can check with HS256."""
 
+RELOAD = "systemctl restart kmodd-gateway.service"
+COUNT_MAX = 1_000_000
+UPLOAD_MAX = 1 << 40
+"""Bytes."""
 SECONDS_MAX = 1_000_000
-"""More is a mistake, and neither infinite nor no number at all."""
-
-T = TypeVar("T")
-
-
-class ConfigurationError(Exception):
-    """The gateway cannot start like this; one sentence."""
+AGE_MAX = 100 * 366 * 86_400
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,13 @@ class Limits:
     """What clients may cost. Times are seconds, sizes bytes."""
 
     connections: int = 100
-    """Connections at once, without those that follow the events."""
+    """Concurrent connections, without those that follow the events."""
     streams: int = 1000
     """Connections that follow the events."""
     rate: float = 50.0
     """Requests a second of one token, lasting; 0 for no limit."""
     burst: int = 200
-    """Requests of one token at once."""
+    """Concurrent requests of one token."""
     body: int = 64 * 1024
     upload: int = 64 * 1024 * 1024
     header_timeout: float = 10.0
@@ -66,6 +68,10 @@ class Issuer:
     """Modules its tokens may change; empty for all."""
     skew: int = 60
     """Seconds its clock and ours may differ."""
+    access_tokens_only: bool = False
+    """Refuse what does not say in its header that it is an access token (RFC 9068: `at+jwt`)."""
+    max_age: int = 86_400
+    """Seconds after which a token is refused although it has not expired: the only revocation that a JWT has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,134 +90,88 @@ class GatewaySettings:
 
 
 def read(path: Path) -> GatewaySettings:
-    """The settings in the file, the defaults where there is none. ConfigurationError in a sentence."""
+    """The settings in the file, the defaults where there is none. ConfigurationError names file and line."""
     try:
-        return parse(tomllib.loads(path.read_text()))
+        path.lstat()
     except FileNotFoundError:
         return GatewaySettings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    document = read_document(path, reload=RELOAD)
+    return parse(document) if document is not None else GatewaySettings()
 
 
-def parse(document: Mapping[str, Any]) -> GatewaySettings:
-    """The settings in a parsed file."""
-    table = _Table(document, "")
-    tls = table.table("tls")
-    limits = table.table("limits")
+def parse(document: Document) -> GatewaySettings:
+    """The settings in a file that was read."""
+    top, empty = Section(document), Section(Document(document.file, {}))
+    tls, limits = (top.table(name) or empty for name in ("tls", "limits"))
     default, known = GatewaySettings(), Limits()
-    found = GatewaySettings(
-        listen=table.texts("listen", default.listen),
-        hosts=tuple(host.lower() for host in table.texts("hosts", default.hosts)),
-        certificate=tls.text("certificate"),
-        key=tls.text("key"),
-        tokens=table.text("tokens") or default.tokens,
+    settings = GatewaySettings(
+        listen=top.texts("listen", default.listen),
+        hosts=tuple(host.lower() for host in top.texts("hosts", default.hosts)),
+        certificate=tls.text("certificate", ""),
+        key=tls.text("key", ""),
+        tokens=top.text("tokens", "") or default.tokens,
         limits=Limits(
-            connections=limits.number("connections", known.connections),
-            streams=limits.number("streams", known.streams),
-            rate=limits.seconds("rate", known.rate),
-            burst=limits.number("burst", known.burst),
-            upload=limits.number("upload", known.upload),
-            header_timeout=limits.seconds("header-timeout", known.header_timeout),
-            body_timeout=limits.seconds("body-timeout", known.body_timeout),
-            upload_timeout=limits.seconds("upload-timeout", known.upload_timeout),
-            send_timeout=limits.seconds("send-timeout", known.send_timeout),
-            keep_alive=limits.seconds("keep-alive", known.keep_alive),
+            connections=limits.integer("connections", known.connections, 1, COUNT_MAX),
+            streams=limits.integer("streams", known.streams, 1, COUNT_MAX),
+            rate=limits.number("rate", known.rate, 0, SECONDS_MAX),
+            burst=limits.integer("burst", known.burst, 1, COUNT_MAX),
+            upload=limits.integer("upload", known.upload, 1, UPLOAD_MAX),
+            header_timeout=limits.number("header-timeout", known.header_timeout, 0, SECONDS_MAX),
+            body_timeout=limits.number("body-timeout", known.body_timeout, 0, SECONDS_MAX),
+            upload_timeout=limits.number("upload-timeout", known.upload_timeout, 0, SECONDS_MAX),
+            send_timeout=limits.number("send-timeout", known.send_timeout, 0, SECONDS_MAX),
+            keep_alive=limits.number("keep-alive", known.keep_alive, 0, SECONDS_MAX),
         ),
-        issuers=tuple(_issuer(row) for row in table.tables("issuer")),
+        issuers=tuple(_issuer(section) for section in top.array("issuer")),
     )
-    for each in (table, tls, limits):
-        each.done()
-    if bool(found.certificate) != bool(found.key):
-        raise ConfigurationError("tls needs both a certificate and a key")
-    if not found.hosts:
-        raise ConfigurationError("hosts must name what clients call this machine")
-    return found
+    for section in (top, tls, limits):
+        section.finish()
+    if bool(settings.certificate) != bool(settings.key):
+        raise tls.error("both a certificate and a key are needed")
+    if not settings.hosts:
+        raise top.error("the list must name what clients call this machine", "hosts")
+    return settings
 
 
-def _issuer(row: "_Table") -> Issuer:
+def _issuer(section: Section) -> Issuer:
     default = Issuer("", "")
-    scopes = row.table("scopes")
-    found = Issuer(
-        issuer=row.text("issuer"),
-        audience=row.text("audience"),
-        jwks=row.text("jwks"),
-        ca=row.text("ca"),
-        algorithms=row.texts("algorithms", default.algorithms),
-        claim=row.text("claim") or default.claim,
-        scopes={name: scopes.texts(name, ()) for name in scopes.names},
-        modules=tuple(name.replace("-", "_") for name in row.texts("modules", ())),
-        skew=row.number("skew", default.skew),
+    scopes = section.table("scopes") or Section(Document(section.file, {}))
+    issuer = Issuer(
+        issuer=section.text("issuer", ""),
+        audience=section.text("audience", ""),
+        jwks=section.text("jwks", ""),
+        ca=section.text("ca", ""),
+        algorithms=section.texts("algorithms", default.algorithms),
+        claim=section.text("claim", "") or default.claim,
+        scopes={name: scopes.texts(name) for name in scopes.names},
+        modules=tuple(name.replace("-", "_") for name in section.texts("modules", ())),
+        skew=section.integer("skew", default.skew, 1, SECONDS_MAX),
+        access_tokens_only=section.flag("access-tokens-only", default=default.access_tokens_only),
+        max_age=section.integer("max-age", default.max_age, 1, AGE_MAX),
     )
-    row.done()
-    if not found.issuer or not found.audience:
-        raise ConfigurationError("an issuer has an issuer and an audience: without one, tokens made for others count")
-    if wrong := set(found.algorithms) - set(ALGORITHMS):
-        raise ConfigurationError(f"no such algorithm: {', '.join(sorted(wrong))}; there are {', '.join(ALGORITHMS)}")
-    if wrong := {scope for scopes in found.scopes.values() for scope in scopes} - set(SCOPES):
-        raise ConfigurationError(f"no such scope: {', '.join(sorted(wrong))}; there are {', '.join(SCOPES)}")
-    for url in (found.issuer, found.jwks):
+    section.finish()
+    if not issuer.issuer or not issuer.audience:
+        raise section.error(
+            "an issuer needs issuer and audience: without audience, tokens for other services would be accepted"
+        )
+    _refuse_others(section, "algorithms", "algorithm", issuer.algorithms, ALGORITHMS)
+    for name, values in issuer.scopes.items():
+        _refuse_others(scopes, name, "scope", values, SCOPES)
+    for key, url in (("issuer", issuer.issuer), ("jwks", issuer.jwks)):
         if url and not is_safe(url):
-            raise ConfigurationError(f"{url} is not https, so anyone on the way could put in keys")
-    return found
+            raise section.error(f"{shown(url)} is not https, so keys could be replaced in transit", key)
+    return issuer
+
+
+def _refuse_others(section: Section, key: str, kind: str, values: Iterable[str], known: Collection[str]) -> None:
+    for value in values:
+        if value not in known:
+            there = did_you_mean(value, known) or f"there are {', '.join(known)}"
+            raise section.error(f"no such {kind}: {shown(value, 64)}; {there}", key)
 
 
 def is_safe(url: str) -> bool:
     """What comes from there cannot be changed on the way: https, or this machine itself."""
     return url.startswith(("https://", "http://127.0.0.1:", "http://127.0.0.1/", "http://[::1]:", "http://[::1]/"))
-
-
-class _Table:
-    """A table of the file, read by name and type."""
-
-    def __init__(self, data: Mapping[str, Any], path: str) -> None:
-        self._data = data
-        self._path = path
-        self._left = set(data)
-        self.names = tuple(data)
-
-    def done(self) -> None:
-        """Everything in it was asked for."""
-        if self._left:
-            raise ConfigurationError(f"there is no setting {self._path}{min(self._left)}")
-
-    def _get(self, name: str, kind: type[T], default: T) -> T:
-        self._left.discard(name)
-        value = self._data.get(name, default)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigurationError(f"{self._path}{name} has another type ({kind.__name__})")
-        return value
-
-    def text(self, name: str) -> str:
-        return self._get(name, str, "")
-
-    def texts(self, name: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        values = self._get(name, list, list(default))
-        if not all(isinstance(value, str) for value in values):
-            raise ConfigurationError(f"{self._path}{name} is a list of texts")
-        return tuple(values)
-
-    def number(self, name: str, default: int) -> int:
-        value = self._get(name, int, default)
-        if value < 1:
-            raise ConfigurationError(f"{self._path}{name} is at least 1")
-        return value
-
-    def seconds(self, name: str, default: float) -> float:
-        self._left.discard(name)
-        value = self._data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= SECONDS_MAX:
-            raise ConfigurationError(f"{self._path}{name} is a number from 0 to {SECONDS_MAX}")
-        return float(value)
-
-    def table(self, name: str) -> "_Table":
-        return _Table(self._get(name, dict, {}), f"{self._path}{name}.")
-
-    def tables(self, name: str) -> list["_Table"]:
-        rows = self._get(name, list, [])
-        if not all(isinstance(row, dict) for row in rows):
-            raise ConfigurationError(f"{self._path}{name} is a list of tables, each written [[{name}]]")
-        return [_Table(row, f"{self._path}{name}.") for row in rows]

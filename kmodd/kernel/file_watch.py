@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Tells when something in a few folders was written, by inotify(7): nobody has to look again and again."""
+"""Reports changes in a few directories, by inotify(7)."""
 
 import asyncio
 import ctypes
@@ -8,20 +8,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 SETTLE = 0.5
-"""Seconds between the first event and telling of it: an editor and depmod write many files at once."""
+"""Seconds between the first event and the report of it: an editor and depmod write many files in a row."""
 _EVENTS = (
     0x0000_0008  # IN_CLOSE_WRITE
     | 0x0000_0040  # IN_MOVED_FROM
     | 0x0000_0080  # IN_MOVED_TO
     | 0x0000_0100  # IN_CREATE: links and folders
     | 0x0000_0200  # IN_DELETE
+    | 0x0000_0400  # IN_DELETE_SELF, and
+    | 0x0000_0800  # IN_MOVE_SELF: another folder may stand in its place by now
     | 0x0100_0000  # IN_ONLYDIR
 )
 _READ = 1 << 16
 
 
 class FileWatch:
-    """One watch for some folders. What is written in their subfolders is not told."""
+    """One watch for a few directories. Changes in their subdirectories are not reported."""
 
     def __init__(self, folders: Iterable[Path], on_change: Callable[[], None], *, settle: float = SETTLE) -> None:
         """Folders that do not exist are watched from when something in one of the others changes and they do."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How much memory a process that mostly waits keeps from others. Stand-alone: it is called before anything else is imported."""
+"""Reduces the memory of a mostly idle process. Stand-alone: it is called before anything else is imported."""
 
 import ctypes
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def refuse_huge_pages() -> None:
     _libc().prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
-def give_back(forget: Callable[[], None] = lambda: None) -> None:
+def trim_heap(forget: Callable[[], None] = lambda: None) -> None:
     """Return what is free in the heap to the system, after `forget` has made some more free; costs a millisecond."""
     forget()
     trim = getattr(_libc(), "malloc_trim", None)  # glibc alone has it

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What decisions may ask of the machine. The real parts and the simulated kernel both have these shapes.
+"""The interfaces of the kernel to core, implemented by the real kernel and by the simulated one.
 
-Nothing here is asynchronous but the calls that change the kernel and the event stream: reads come from memory, from
-small files of /proc and /sys, or from libkmod's mapped indexes, and take well under a millisecond unless they say so.
+Only the calls that change the kernel and the event stream are asynchronous: reads come from memory, from small files of
+/proc and /sys, or from libkmod's mapped indexes, and take well under a millisecond unless stated otherwise.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from kmodd.model import (
+    Consequence,
     KernelFacts,
     LoadedModule,
     ModuleInfo,
+    ModuleLoad,
+    ModuleRequest,
     Outcome,
     ParameterValue,
     Rule,
+    Target,
     Uevent,
-    User,
+    Usage,
 )
-from kmodd.model.configuration import OwnFile, RuleFiles
+from kmodd.model.rules import ManagedFile, RuleFiles
 from kmodd.model.store import Examination, StoredModule
 from kmodd.names import Alias, ModuleName
 
@@ -28,13 +33,30 @@ class ModuleIndex(Protocol):
     """Module files, dependencies and modprobe.d, as libkmod reads them for the running kernel."""
 
     def refresh(self) -> bool:
-        """Notice changed indexes and configuration files; True when anything was read again. Cheap when nothing changed."""
+        """Notice changed indexes and configuration files; True when anything was read again. Cheap when nothing changed.
+
+        What cannot be read of modprobe.d is in `unreadable`, of the indexes a fault of the whole tree; OSError if
+        neither is known.
+        """
+
+    @property
+    def version(self) -> int:
+        """How often `refresh` found anything changed; equal numbers mean equal answers, as of the last `refresh`."""
+
+    def unreadable(self) -> Mapping[str, str]:
+        """Files and folders of modprobe.d that are there and could not be read at the last `refresh`: path, and why as a clause.
+
+        Any rule may stand there. What modprobe cannot read either, a link that leads nowhere for one, is not among them.
+        """
 
     def forget(self) -> None:
         """Drop what was remembered of single modules, since it can be read again."""
 
     def resolve(self, name: ModuleName | Alias) -> tuple[ModuleName, ...]:
         """Canonical modules a name or alias stands for; a name that is no module is tried as alias; empty when unknown."""
+
+    def lookup(self, name: str) -> tuple[Target, ...]:
+        """What modprobe takes in hand for a name or alias, whether there is such a module or not; empty when unknown."""
 
     def exists(self, name: ModuleName) -> bool:
         """There is a file for it or it is built in."""
@@ -49,22 +71,43 @@ class ModuleIndex(Protocol):
         """All modules that must be live before it, in the order they have to be inserted; built-ins left out."""
 
     def softdeps(self, name: ModuleName) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(pre, post) soft dependencies in force, names or aliases as written."""
+        """(pre, post) soft dependencies in effect, names or aliases as written."""
 
     def weakdeps(self, name: ModuleName) -> tuple[str, ...]:
         """Weak dependencies, information only; empty where libkmod knows none."""
 
     def info(self, name: ModuleName) -> ModuleInfo:
-        """Static facts from the file; NoSuchModule, BadModule."""
+        """Static facts from the file; NoSuchModule, BadModule. A compressed file that was not read yet takes up to 0.1 s."""
+
+    def holds(self, name: ModuleName) -> ModuleName:
+        """What the kernel calls the module in the file of this name: the same, but for a renamed file. Reads the file as `info`."""
+
+    def file_for(self, module: ModuleName) -> ModuleName:
+        """Name of the file that holds a module: the same, or another where no file is called by its name."""
+
+    def aliases(self, name: ModuleName) -> tuple[str, ...]:
+        """Aliases of the module as depmod indexed them; none for what is built in. Reads no module file."""
+
+    def deferred(self) -> AbstractContextManager[None]:
+        """In this block FactsPending is raised in place of reading a module file, or a text of depmod's of any length."""
+
+    def unread(self, names: Iterable[ModuleName]) -> tuple[ModuleName, ...]:
+        """Those whose file would be read; names that FactsPending gave stand for what was to be read then."""
+
+    def read_facts(self, name: ModuleName) -> object:
+        """Read what that takes for `keep_facts`, and change nothing; may be called from any thread. OSError for depmod's texts."""
+
+    def keep_facts(self, name: ModuleName, facts: object) -> None:
+        """Have `info` answer what was read, as long as the file is the same."""
 
     def stamp(self, name: ModuleName) -> object:
         """Compares equal as long as `info` answers the same, and is cheaper; for answers that are kept."""
 
     def rules(self, name: ModuleName) -> tuple[Rule, ...]:
-        """Lines of modprobe.d about it in force: blacklist, install, remove, options, softdep; files in reading order."""
+        """Lines of modprobe.d about it in effect: blacklist, install, remove, options, softdep; files in reading order."""
 
     def all_rules(self) -> tuple[Rule, ...]:
-        """Every line in force."""
+        """Every line in effect."""
 
     def available(self) -> Iterable[ModuleName]:
         """Every module with a file, sorted."""
@@ -74,10 +117,13 @@ class ModuleIndex(Protocol):
 
 
 class LoadedModules(Protocol):
-    """/proc/modules and /sys/module."""
+    """/proc/modules and /sys/module. OSError where they cannot be read: nothing is taken for absent then."""
 
     def raw(self) -> bytes:
         """The text of /proc/modules, for caches keyed by it."""
+
+    def find(self, text: bytes, name: ModuleName) -> LoadedModule | None:
+        """One module of such a text; None when it was not loaded. Built-ins are None."""
 
     def snapshot(self) -> Mapping[ModuleName, LoadedModule]:
         """Everything loaded, coming or going, in /proc/modules order."""
@@ -85,14 +131,14 @@ class LoadedModules(Protocol):
     def read(self, name: ModuleName) -> LoadedModule | None:
         """One module now; None when it is not loaded. Built-ins are None."""
 
+    def instance(self, name: ModuleName) -> int:
+        """A number that differs for each load of the module until the next boot; 0 when it is not loaded."""
+
     def is_builtin(self, name: ModuleName) -> bool:
         """/sys/module/NAME exists without initstate: built in, with parameters or a version."""
 
-    def parameters(self, name: ModuleName, *, private: bool = False) -> tuple[ParameterValue, ...]:
-        """Live parameters; values only root may read are None unless `private`."""
-
-    def write_parameter(self, name: ModuleName, parameter: str, value: str) -> None:
-        """Write one; OSError carries the kernel's errno. Links below the module's folder are not followed."""
+    def parameter_files(self, name: ModuleName) -> tuple[ParameterValue, ...]:
+        """Live parameters without their values, in order of their names: to read those is to run code of the module."""
 
     def attributes(self, name: ModuleName) -> Mapping[str, str]:
         """`version`, `srcversion`, `taint`, `coresize`, `initsize` where /sys/module/NAME has them."""
@@ -105,29 +151,38 @@ class Executor(Protocol):
         """Be ready for the first order; OSError when no worker can be had."""
 
     def is_capable(self, worker: int) -> bool:
-        """The worker process may make these calls; asked after an EPERM."""
+        """Whether the worker process may make these calls; called after an EPERM."""
 
-    async def insert(self, path: str, arguments: str, *, timeout: float) -> Outcome:
-        """finit_module (decompressing where the kernel cannot)."""
+    async def insert(self, path: str, arguments: str, *, sha256: str = "", timeout: float) -> Outcome:
+        """finit_module of a file of the module tree (unpacked first where it is compressed). EACCES with a word in `refusal`
+        for a file that may not be inserted, such as one whose content is not `sha256`."""
 
     async def remove(self, name: ModuleName, *, timeout: float) -> Outcome:
         """delete_module with O_NONBLOCK, never with O_TRUNC."""
 
-    def on_let_go(self, worker: int, callback: Callable[[Outcome], None]) -> None:
+    async def read_parameters(
+        self, name: ModuleName, parameters: Sequence[str], *, timeout: float
+    ) -> tuple[Outcome, Mapping[str, str]]:
+        """Values of these live parameters, without their newline; those that cannot be read are left out."""
+
+    async def write_parameter(self, name: ModuleName, parameter: str, value: str, *, timeout: float) -> Outcome:
+        """Write one live parameter. Links below the module's folder are not followed."""
+
+    def on_return(self, worker: int, callback: Callable[[Outcome], None]) -> None:
         """Call back once when an abandoned worker's call ended after all."""
 
-    def give_up(self) -> None:
+    def abandon_all(self) -> None:
         """Answer every call under way as one whose time is over: the daemon ends."""
 
     def identify(self, worker: int) -> str:
         """A name by which another daemon finds this worker; empty when it is gone."""
 
-    def adopt(self, identity: str, ended: Callable[[], None]) -> bool:
+    def watch_abandoned(self, identity: str, ended: Callable[[], None]) -> bool:
         """Call back once when this worker of an earlier daemon is gone; False when it is gone, or cannot be found."""
 
     @property
     def abandoned(self) -> int:
-        """Workers that are still inside a call nobody waits for."""
+        """Workers still in an abandoned call, without those that only read."""
 
     async def close(self) -> None:
         """Let idle workers go; abandoned ones are left to the kernel."""
@@ -138,6 +193,10 @@ class LogMark(Protocol):
 
     def lines(self) -> tuple[str, ...]:
         """What the kernel logged since, oldest first, at most 200 lines, control characters escaped."""
+
+    @property
+    def fault(self) -> str:
+        """Why lines may be missing: the name of an errno; empty when everything was read, and where there is no such log."""
 
     def close(self) -> None:
         """Forget the place."""
@@ -150,24 +209,54 @@ class KernelLog(Protocol):
         """Remember this moment."""
 
 
-class Usage(Protocol):
-    """Finds what in user space keeps a module busy. May take tens of milliseconds: call it in a thread."""
+class Inspection(Protocol):
+    """Finds out what only a process with more privileges can see. Takes two seconds at most, and is cheap for many callers."""
 
-    def users(self, name: ModuleName) -> tuple[User, ...]:
-        """Mounts, loop devices, processes, interfaces, block and bound devices; no holder modules, no `kernel` entry."""
+    async def users(self, name: ModuleName) -> Usage:
+        """Mounts, loop devices, processes, interfaces, block and bound devices; no holder modules, no `kernel` entry.
+
+        As it was at most three seconds ago. Never raises for what cannot be had: the answer says that it is partial.
+        """
+
+    async def consequences(self, names: Collection[ModuleName]) -> Mapping[ModuleName, tuple[Consequence, ...]]:
+        """What goes with each of these modules when it is removed, as it is after the call was made. Five seconds at most.
+
+        Never raises for what cannot be had: a row of the kind `unknown` says so.
+        """
+
+    async def executable(self, pid: int) -> str:
+        """Path of a process's program; empty when it is gone or cannot be seen."""
+
+    async def close(self) -> None:
+        """Let everything go; what waits gets an empty answer."""
 
 
 class Facts(Protocol):
     """Kernel facts."""
 
     def read(self) -> KernelFacts:
-        """Now."""
+        """Now; OSError where it cannot be known what the kernel forbids."""
 
     def taint_flags(self, taint: int) -> tuple[str, ...]:
         """Each flag set, as `E: unsigned module was loaded` (Documentation/admin-guide/tainted-kernels)."""
 
     def trusted_keys(self) -> tuple[str, ...]:
-        """Names of the certificates that the kernel holds; empty where they cannot be told."""
+        """Names of the certificates that the kernel holds; empty if unknown."""
+
+
+class RequestSource(Protocol):
+    """Who asks the kernel for modules, and who loads them, as the kernel traces it."""
+
+    off: str
+    """Why nothing is traced, as a clause; empty while it is."""
+    lost: int
+    """Events that the kernel dropped."""
+
+    def start(self, requested: Callable[[ModuleRequest], None], loaded: Callable[[ModuleLoad], None]) -> None:
+        """Tell of each from now on, on the event loop."""
+
+    def close(self) -> None:
+        """Let everything go."""
 
 
 class UeventSource(Protocol):
@@ -185,35 +274,35 @@ class UeventSource(Protocol):
 
 
 class ChangedMeanwhileError(Exception):
-    """A file is not what was read before: somebody else wrote it."""
+    """A file is not what was read before: another program wrote it."""
 
 
 class Configuration(Protocol):
     """modprobe.d and modules-load.d as files. Every method reads or writes a disk: call it in a thread."""
 
     def files(self) -> RuleFiles:
-        """Every file with its lines, in force or masked."""
+        """Every file with its lines, in effect or masked."""
 
     def autoload(self) -> Sequence[Rule]:
-        """Lines of modules-load.d in force, and modules that the kernel's command line names; the files are small and few."""
+        """Lines of modules-load.d in effect, and modules named on the kernel command line; the files are small and few."""
 
-    def read(self, file: OwnFile) -> bytes | None:
-        """One of kmodd's own files; None when there is none, OSError for what is no regular file."""
+    def read(self, file: ManagedFile) -> bytes | None:
+        """One of kmodd's own files; None when there is none, OSError for what is not a regular file."""
 
-    def write(self, file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
+    def write(self, file: ManagedFile, text: bytes | None, *, expected: bytes | None) -> None:
         """Replace all of `expected` by `text` (None: no file) or nothing; ChangedMeanwhileError, OSError."""
 
-    def remember(self, file: OwnFile, text: bytes | None) -> None:
+    def remember(self, file: ManagedFile, text: bytes | None) -> None:
         """Keep a copy of what was written (None: none); OSError."""
 
-    def remembered(self, file: OwnFile) -> bytes | None:
+    def remembered(self, file: ManagedFile) -> bytes | None:
         """The copy, None when there is none."""
 
-    def is_public(self, file: OwnFile) -> bool:
+    def is_public(self, file: ManagedFile) -> bool:
         """Everyone may read it, or might if there were one."""
 
-    def parse(self, file: OwnFile, text: bytes) -> tuple[Rule, ...]:
-        """Read a text as whoever reads the file does."""
+    def parse(self, file: ManagedFile, text: bytes) -> tuple[Rule, ...]:
+        """Read a text as the reader of the file does."""
 
 
 class Kernel(Protocol):
@@ -230,32 +319,33 @@ class Kernel(Protocol):
     @property
     def log(self) -> KernelLog: ...
     @property
-    def usage(self) -> Usage: ...
+    def inspection(self) -> Inspection: ...
     @property
     def facts(self) -> Facts: ...
     @property
     def uevents(self) -> UeventSource: ...
     @property
+    def requests(self) -> RequestSource: ...
+    @property
     def simulated(self) -> bool: ...
 
 
 class Spool(Protocol):
-    """Two files of an import, open for reading and writing."""
+    """Two files of an import, in memory."""
 
     @property
     def copy(self) -> int: ...
     @property
     def plain(self) -> int: ...
     @property
-    def copy_path(self) -> Path: ...
-    @property
-    def plain_path(self) -> Path: ...
+    def size(self) -> int:
+        """Bytes of both together."""
 
-    def close(self) -> None:
-        """Close both."""
+    def keep(self, file: int) -> None:
+        """Give back the memory of the other one, and let nothing write to this one any more."""
 
     def remove(self) -> None:
-        """Remove what is left of them."""
+        """Give back the memory of both; again is nothing."""
 
 
 class StoreFolder(Protocol):
@@ -271,7 +361,7 @@ class StoreFolder(Protocol):
     def spool(self) -> Spool:
         """Files for a new import."""
 
-    def digest(self, path: Path) -> tuple[str, int]:
+    def digest(self, file: Path | int) -> tuple[str, int]:
         """(SHA-256, size in bytes) of a file."""
 
     def stamp(self, path: Path) -> tuple[int, ...] | None:
@@ -280,7 +370,7 @@ class StoreFolder(Protocol):
     def entries(self) -> list[StoredModule]:
         """Every version."""
 
-    def add(self, file: Path, entry: StoredModule) -> None:
+    def add(self, file: Path | int, entry: StoredModule) -> None:
         """Take a spooled file over."""
 
     def remove(self, entry: StoredModule) -> None:
@@ -323,11 +413,20 @@ class Trees(Protocol):
     def take_away(self, name: ModuleName, kernel: str) -> None:
         """Remove our file of this name."""
 
+    def override(self, modules: Collection[tuple[ModuleName, str]]) -> None:
+        """Have depmod take our files for these modules and kernels, and for no others; Conflict for a file that is not ours."""
+
+    def overrides(self, modules: Collection[tuple[ModuleName, str]]) -> bool:
+        """Whether depmod has this override."""
+
+    def rival(self, name: ModuleName, kernel: str) -> tuple[str, int, str]:
+        """The line of depmod.d that goes before ours: file, number, text; empty for none."""
+
     def indexed(self, name: ModuleName, kernel: str) -> str:
         """The file modprobe would take, below the tree; empty for none."""
 
     def is_ours(self, path: str) -> bool:
-        """An indexed file is one of ours."""
+        """An indexed file lies in our folder."""
 
     def another(self, name: ModuleName, kernel: str) -> str:
         """A module of this name that is not ours: its path, `built-in`, or empty."""
@@ -337,7 +436,7 @@ class IndexMaker(Protocol):
     """depmod."""
 
     async def refresh(self, tree: Path) -> None:
-        """Make a tree's index anew; IndexNotMadeError, OSError."""
+        """Rebuild a tree's index; IndexNotMadeError, OSError."""
 
 
 class FileExaminer(Protocol):

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The machine itself, put together for core."""
+"""The real kernel, assembled for core."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmodd.kernel.aliastext import AliasText
-from kmodd.kernel.executor import WorkerPool
-from kmodd.kernel.facts import ProcFacts
-from kmodd.kernel.kmsg import Kmsg
-from kmodd.kernel.kmsg_shared import SharedKmsg, is_kernel_log
-from kmodd.kernel.loaded import ProcModules
-from kmodd.kernel.modprobe_files import ConfigurationFolders
+from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.ports import ModuleIndex
-from kmodd.kernel.uevents import KernelUevents
-from kmodd.kernel.usage import ProcUsage
+from kmodd.kernel.proc.facts import ProcFacts
+from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg, is_kernel_log
+from kmodd.kernel.proc.loaded import ProcModules
+from kmodd.kernel.proc.uevents import KernelUevents
+from kmodd.kernel.users.inspector_process import Inspector
+from kmodd.kernel.watcher.watcher_process import Watcher
+from kmodd.kernel.worker.executor import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,10 @@ class RealKernel:
     loaded: ProcModules
     executor: WorkerPool
     log: Kmsg | SharedKmsg
-    usage: ProcUsage
+    inspection: Inspector
     facts: ProcFacts
     uevents: KernelUevents
+    requests: Watcher
     simulated: bool = False
 
 
@@ -37,14 +38,18 @@ def real_kernel(
     index: ModuleIndex,
     *,
     worker_socket: str = "",
+    inspector_socket: str = "",
+    watcher_socket: str = "",
     log_descriptor: int = -1,
     state_directory: str = "",
 ) -> RealKernel:
     """The parts for the kernel `release` with its files below `root`.
 
-    `worker_socket` is where systemd starts workers; without it they are children. Where `log_descriptor` is an open
-    /dev/kmsg, that is used, and no right to open the device is needed. `state_directory` keeps what outlives the process;
-    empty for nowhere.
+    `worker_socket` and `inspector_socket` are where systemd starts workers and inspectors; without them they are
+    children. Without
+    `watcher_socket` requests are not traced. Where `log_descriptor` is an open /dev/kmsg, that is used, and no right to open
+    the device is needed.
+    `state_directory` keeps what outlives the process; empty for nowhere.
 
     Opens the event socket, so that nothing that happens from here on is missed; OSError where that is not possible.
     Starts no process: `executor.start()` on the loop keeps a worker warm ahead of the first order.
@@ -59,9 +64,10 @@ def real_kernel(
             memory=Path(state_directory) if state_directory else None,
         ),
         loaded=ProcModules(root),
-        executor=WorkerPool(unit_socket=worker_socket),
+        executor=WorkerPool(tree=root / "lib/modules" / release, unit_socket=worker_socket),
         log=SharedKmsg(log_descriptor) if is_kernel_log(log_descriptor) else Kmsg(root / "dev/kmsg"),
-        usage=ProcUsage(root, AliasText(root, release)),
+        inspection=Inspector(unit_socket=inspector_socket),
         facts=facts,
         uevents=KernelUevents(),
+        requests=Watcher(watcher_socket, lambda: time.time_ns() // 1000),
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Frozen values that every layer shares. Times are microseconds since the epoch, durations microseconds, sizes bytes."""
 
-from kmodd.model.asked import Attempt, Caller, Operation, OperationResult, Plan, Request, Step
-from kmodd.model.kinds import HealthStatus, Origin, Result, State, StepAction, Verb
-from kmodd.model.machine import (
+from kmodd.model.enums import HealthStatus, Origin, Remedy, Result, State, StepAction, Verb
+from kmodd.model.modules import (
+    FactsPending,
     KernelFacts,
     LoadedModule,
     ModuleInfo,
@@ -11,10 +11,14 @@ from kmodd.model.machine import (
     ParameterInfo,
     ParameterValue,
     Rule,
+    Target,
     Uevent,
+    Usage,
     User,
 )
-from kmodd.model.told import (
+from kmodd.model.reports import (
+    Consequence,
+    ConsequenceKind,
     Explanation,
     Failure,
     Health,
@@ -23,13 +27,20 @@ from kmodd.model.told import (
     HistoryQuery,
     LoadedBy,
     Metric,
+    ModuleLoad,
+    ModuleRequest,
     Record,
+    Requester,
 )
+from kmodd.model.requests import Attempt, Caller, Operation, OperationResult, Plan, Request, Step
 
 __all__ = [
     "Attempt",
     "Caller",
+    "Consequence",
+    "ConsequenceKind",
     "Explanation",
+    "FactsPending",
     "Failure",
     "Health",
     "HealthCheck",
@@ -41,6 +52,8 @@ __all__ = [
     "LoadedModule",
     "Metric",
     "ModuleInfo",
+    "ModuleLoad",
+    "ModuleRequest",
     "Operation",
     "OperationResult",
     "Origin",
@@ -49,13 +62,17 @@ __all__ = [
     "ParameterValue",
     "Plan",
     "Record",
+    "Remedy",
     "Request",
+    "Requester",
     "Result",
     "Rule",
     "State",
     "Step",
     "StepAction",
+    "Target",
     "Uevent",
+    "Usage",
     "User",
     "Verb",
 ]

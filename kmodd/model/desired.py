@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What an administrator wants of the machine's modules."""
+"""The desired state of modules."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,10 +14,10 @@ class Presence(StrEnum):
 
     LOADED = "loaded"
     ABSENT = "absent"
-    UNSAID = ""
+    UNSET = ""
 
 
-class Ban(StrEnum):
+class BlacklistMode(StrEnum):
     """How a module is kept out."""
 
     SOFT = "soft"
@@ -26,22 +26,22 @@ class Ban(StrEnum):
     """And `install M /bin/false`: modprobe does not load it by name either."""
     NONE = "none"
     """kmodd's own files do not ban it."""
-    UNSAID = ""
+    UNSET = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DesiredModule:
     """One `[module.NAME]` table."""
 
     module: ModuleName
     file: str = ""
     line: int = 0
-    state: Presence = Presence.UNSAID
+    state: Presence = Presence.UNSET
     parameters: Parameters = ()
     """Given when kmodd loads it, and what the live values are compared with."""
     options: Parameters | None = None
-    """Written to modprobe.d, for whoever loads it; empty: kmodd's own file has none."""
-    blacklist: Ban = Ban.UNSAID
+    """Written to modprobe.d, for all loaders; empty: kmodd's own file has none."""
+    blacklist: BlacklistMode = BlacklistMode.UNSET
     autoload: bool | None = None
     """Written to modules-load.d, so that systemd loads it early at boot with kmodd or without."""
     after: tuple[ModuleName, ...] = ()
@@ -59,6 +59,8 @@ class Wish:
     """Try again after a failure when something happens that could help."""
     public: bool = True
     """Everyone may read its file."""
+    written: ModuleName | None = None
+    """The name in the file, where that is an alias of the module."""
 
     @property
     def live(self) -> Parameters:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Custom modules: what a file was found to be, and what the store keeps."""
+"""Custom modules: the facts of an examined file, and the versions in the store."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from kmodd.names import ModuleName
 
 
 class IndexNotMadeError(Exception):
-    """A kernel's module index could not be made anew, the old one is in force; the text is one clause that says why."""
+    """A kernel's module index could not be rebuilt, the previous one stays in effect; the message is one clause with the reason."""
 
 
 class FileFault(StrEnum):
@@ -33,8 +33,11 @@ class FileFault(StrEnum):
     PARSER_DIED = "parser-died"
 
 
+LIMITS = "see kmodd.toml(5) for the limits"
+MAKE_ROOM = f"kmodctl store remove makes room, and {LIMITS}"
+"""What to do where the store takes no more."""
 ENROL = (
-    "sign the module with `kmodctl store import --sign KEY CERT FILE`; the kernel has to know the certificate: "
+    "sign the module with `kmodctl store import --sign KEY CERT FILE`; the kernel must trust the certificate: "
     "`mokutil --import CERT` (in DER form), then reboot and confirm"
 )
 """How an own signing key gets into the kernel's keyring .machine or .platform through the boot loader (mokutil(1))."""
@@ -53,7 +56,7 @@ class KernelMatch:
     machine: int = 0
     """e_machine of that kernel's own modules, with the ELF class and byte order above it; 0 where unknown."""
     unknown: tuple[str, ...] = ()
-    """Symbols that neither the kernel nor any module of it exports; empty where the kernel's symbols cannot be told."""
+    """Symbols that neither the kernel nor any module of it exports; empty if the kernel's symbols are unknown."""
     mismatched: tuple[str, ...] = ()
     """Symbols that the kernel has with another checksum (modversions)."""
     unchecked: int = 0
@@ -73,12 +76,14 @@ class Examination:
     description: str = ""
     vermagic: str = ""
     depends: tuple[str, ...] = ()
+    softdeps: tuple[str, ...] = ()
+    """Modules of its soft dependencies, before and after it."""
     versions: bool = False
     """It carries checksums of the symbols it uses."""
     signed: bool = False
     signer: str = ""
     unpacked: bool = False
-    """It came compressed, and what was examined is what it unpacked to."""
+    """It was compressed; the facts are those of the unpacked file."""
     match: KernelMatch = KernelMatch()
 
 
@@ -99,5 +104,7 @@ class StoredModule:
     imported_at: int = 0
     uid: int | None = None
     """Who imported it."""
+    needs: tuple[str, ...] = ()
+    """Modules that it depends on, or names as soft dependencies."""
     active: bool = False
     """It lies where modprobe finds it."""

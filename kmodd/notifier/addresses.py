@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which addresses a webhook may be sent to: only what is reachable from everywhere, unless the administrator says otherwise.
+"""The addresses that a webhook may be sent to: only public ones, unless the administrator allows others.
 
 The networks are those of IANA's special-purpose registries (RFC 6890 and its updates) that are not globally reachable.
-Python's own `is_global` is not asked: what it says differs between releases.
+Python's `is_global` is not used: its results differ between releases.
 """
 
 from collections.abc import Iterable

@@ -1,19 +1,62 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What notify.toml says, parsed once: endpoints, rules, the mail server, limits."""
+"""The notifier's configuration: notify.toml, its drop-ins and endpoints added with kmodctl, parsed once; matching of rules."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from ipaddress import ip_network
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from kmodd.config.section import ConfigurationError, Section
+from kmodd.config.toml_file import DropIns
 from kmodd.errors import ERRORS, InvalidArgs
+from kmodd.model.settings import Document
 from kmodd.names import parse_glob
 from kmodd.notifier.addresses import Network
-from kmodd.notifier.notice import KINDS, SEVERITIES
-from kmodd.notifier.rules import Rule
+from kmodd.notifier.notice import KINDS, SEVERITIES, Notice
 from kmodd.notifier.secret_file import SecretError, read_keys, read_secret
-from kmodd.notifier.section import ConfigurationError, Section
+from kmodd.suggestions import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A filter, and the endpoints that get what passes it. An empty filter lets everything pass."""
+
+    notify: tuple[str, ...]
+    events: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    """Short error names; with them, only notices with one of these errors pass."""
+    modules: tuple[str, ...] = ()
+    """Patterns; with them, only notices about a module that one of them fits."""
+    uids: tuple[int, ...] = ()
+    """If set, only operations of these users."""
+    severity: str = "info"
+    """At least this."""
+
+    def fits(self, notice: Notice) -> bool:
+        """Tell whether the notice passes."""
+        return (
+            (not self.events or notice.kind in self.events)
+            and SEVERITIES.index(notice.severity) >= SEVERITIES.index(self.severity)
+            and (not self.errors or notice.error in self.errors)
+            and (not self.uids or notice.uid in self.uids)
+            and (
+                not self.modules
+                or any(fnmatchcase(name, pattern) for name in notice.modules for pattern in self.modules)
+            )
+        )
+
+
+def route(rules: Iterable[Rule], notice: Notice) -> tuple[str, ...]:
+    """The endpoints to tell, each once."""
+    matching: dict[str, None] = {}
+    for rule in rules:
+        if rule.fits(notice):
+            matching.update(dict.fromkeys(rule.notify))
+    return tuple(matching)
+
 
 FORMATS = ("json", "chat")
 ENDPOINTS_MAX = 64
@@ -54,7 +97,7 @@ class Email:
     name: str
     to: tuple[str, ...]
     digest: int = 60
-    """Seconds to collect before a mail is sent."""
+    """Seconds to collect events before a mail is sent."""
     per_hour: int = 12
 
 
@@ -77,7 +120,7 @@ class Smtp:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """Everything; the default tells nobody anything."""
+    """The whole configuration; the default has no endpoints."""
 
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -95,14 +138,14 @@ def parse_url(text: str, *, allow_http: bool = False) -> Url:
         # IDNA as the resolver will see it; also what certificates carry.
         host = (parts.hostname or "").encode("idna").decode()
     except ValueError:
-        raise InvalidArgs("this is no URL", argument="url") from None
+        raise InvalidArgs("not a URL", argument="url") from None
     if parts.scheme != "https" and not (allow_http and parts.scheme == "http"):
         raise InvalidArgs("expected a URL that starts with https://", argument="url")
     if "@" in parts.netloc or parts.fragment:
-        raise InvalidArgs("a URL here has no user, password or fragment", argument="url")
+        raise InvalidArgs("the URL must not contain user, password or fragment", argument="url")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if not _HOST.fullmatch(host) or not _TARGET.fullmatch(target) or port == 0 or len(text) > 2048:
-        raise InvalidArgs("this is no URL", argument="url")
+        raise InvalidArgs("not a URL", argument="url")
     return Url(parts.scheme == "https", host, port or (443 if parts.scheme == "https" else 80), target)
 
 
@@ -120,8 +163,8 @@ def parse_recipient(text: str) -> str:
     return text
 
 
-def parse_webhook(name: str, section: Section) -> Webhook:
-    """A table `[webhook.NAME]`."""
+def parse_webhook(name: str, section: Section, *, keyless: bool = False) -> Webhook:
+    """A table `[webhook.NAME]`; `keyless` where the key that it needs is made later."""
     allow_http = section.flag("allow-http", default=False)
     try:
         if "url-file" in section:
@@ -136,8 +179,8 @@ def parse_webhook(name: str, section: Section) -> Webhook:
     except SecretError as error:
         raise section.error(str(error)) from None
     form = section.text("format", "json", one_of=FORMATS)
-    if form == "json" and not keys:
-        raise section.error("secret-file is missing; without a key the receiver cannot tell who is sending")
+    if form == "json" and not keys and not keyless:
+        raise section.error("secret-file is missing; receivers need it to verify the sender")
     timeout = section.integer("timeout", 15, 1, 60)
     ca_file = section.text("ca-file", "")
     section.finish()
@@ -148,28 +191,28 @@ def parse_email(name: str, section: Section) -> Email:
     """A table `[email.NAME]`."""
     to = section.texts("to")
     if not to:
-        raise section.error("nobody to send to", "to")
+        raise section.error("no recipients", "to")
     try:
         recipients = tuple(parse_recipient(address) for address in to)
     except InvalidArgs as error:
         raise section.error(error.message, "to") from None
-    found = Email(name, recipients, section.integer("digest", 60, 0, 86_400), section.integer("per-hour", 12, 1, 1000))
+    email = Email(name, recipients, section.integer("digest", 60, 0, 86_400), section.integer("per-hour", 12, 1, 1000))
     section.finish()
-    return found
+    return email
 
 
 def parse_rule(section: Section) -> tuple[Rule, Section]:
     """A table `[[rule]]`, with its place: whether its endpoints exist is known only at the end."""
     notify = section.texts("notify")
     if not notify:
-        raise section.error("nobody to notify", "notify")
+        raise section.error("no endpoints to notify", "notify")
     events = section.texts("events", ())
     for kind in events:
         _one_of(section, "events", kind, KINDS[:-1])
     errors = section.texts("errors", ())
-    known = tuple(error.name() for error in ERRORS.values())
+    names = tuple(error.name() for error in ERRORS.values())
     for name in errors:
-        _one_of(section, "errors", name, known)
+        _one_of(section, "errors", name, names)
     patterns = []
     for pattern in section.texts("modules", ()):
         try:
@@ -192,11 +235,11 @@ def parse_smtp(section: Section) -> Smtp:
     """The table `[smtp]`."""
     host = section.text("host")
     if not _HOST.fullmatch(host):
-        raise section.error("this is no host name", "host")
+        raise section.error("not a host name", "host")
     security = section.text("security", "starttls", one_of=("starttls", "tls", "none"))
     username = section.text("username", "")
     if security == "none" and (username or host not in ("localhost", "127.0.0.1", "::1")):
-        raise section.error("without TLS only a server on this machine is used, and without a password", "security")
+        raise section.error("without TLS only a local server without password is allowed", "security")
     try:
         password = read_secret(section.text("password-file")) if username else ""
         sender = parse_recipient(section.text("from"))
@@ -204,7 +247,7 @@ def parse_smtp(section: Section) -> Smtp:
         raise section.error(str(error), "password-file") from None
     except InvalidArgs as error:
         raise section.error(error.message, "from") from None
-    found = Smtp(
+    smtp = Smtp(
         host=host,
         sender=sender,
         port=section.integer("port", 465 if security == "tls" else 25, 1, 65_535),
@@ -215,7 +258,7 @@ def parse_smtp(section: Section) -> Smtp:
         timeout=section.integer("timeout", 30, 1, 120),
     )
     section.finish()
-    return found
+    return smtp
 
 
 def parse_networks(section: Section) -> tuple[Network, ...]:
@@ -226,12 +269,67 @@ def parse_networks(section: Section) -> tuple[Network, ...]:
         raise section.error("expected networks such as 10.1.0.0/16", "allow-networks") from None
 
 
-def _one_of(section: Section, key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        from difflib import get_close_matches  # only for what was mistyped
-
-        close = get_close_matches(value, known, 1, 0.5)
-        raise section.error(f"unknown word {value!r}" + (f"; did you mean {close[0]}?" if close else ""), key)
+def _one_of(section: Section, key: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        close = did_you_mean(value, words)
+        raise section.error(f"unknown value {value!r}{'; ' if close else ''}{close}", key)
 
 
-__all__ = ["Configuration", "ConfigurationError", "Email", "Endpoint", "Smtp", "Url", "Webhook"]
+RULES_MAX = 256
+RELOAD = "kmodctl notify reload"
+
+
+def files(main: Path) -> tuple[Document, ...]:
+    """The files in effect, in reading order: the main one, then its drop-ins by name. ConfigurationError for a bad one."""
+    return DropIns(main.parent, f"{main.name}.d", main=main.name, places=("",), reload=RELOAD).read()
+
+
+def read_configuration(documents: Sequence[Document], *more: Document) -> Configuration:
+    """All documents as one; ConfigurationError names the first thing that is wrong, its file and line."""
+    endpoints: dict[str, Endpoint] = {}
+    places: dict[str, str] = {}
+    rules: list[tuple[Rule, Section]] = []
+    configuration = Configuration()
+    smtp, networks, rows, size = (
+        configuration.smtp,
+        configuration.allow_networks,
+        configuration.rows,
+        configuration.bytes,
+    )
+    mailing: Section | None = None
+    for document in (*documents, *more):
+        section = Section(document)
+        networks += parse_networks(section)
+        if (table := section.table("smtp")) is not None:
+            smtp = parse_smtp(table)
+        if (table := section.table("queue")) is not None:
+            rows = table.integer("rows", rows, 10, 1_000_000)
+            size = table.integer("bytes", size, 1 << 16, 1 << 30)
+            table.finish()
+        for kind in ("webhook", "email"):
+            named = section.table(kind)
+            for name, table in named.tables() if named is not None else ():
+                endpoint = _endpoint(kind, name, table)
+                if name in endpoints:
+                    raise table.error(f"another endpoint has this name in {places[name]}")
+                endpoints[name], places[name] = endpoint, document.file
+                mailing = table if kind == "email" else mailing
+        rules += (parse_rule(table) for table in section.array("rule"))
+        section.finish()
+    if mailing is not None and smtp is None:
+        raise mailing.error("no mail server is configured: the table [smtp] is missing")
+    if len(endpoints) > ENDPOINTS_MAX or len(rules) > RULES_MAX:
+        raise ConfigurationError(f"more than {ENDPOINTS_MAX} endpoints or {RULES_MAX} rules")
+    for rule, place in rules:
+        for name in rule.notify:
+            if name not in endpoints:
+                raise place.error(f"no such endpoint: {name!r}", "notify")
+    return Configuration(endpoints, tuple(rule for rule, _ in rules), smtp, networks, rows, size)
+
+
+def _endpoint(kind: str, name: str, section: Section) -> Webhook | Email:
+    try:
+        parse_name(name)
+    except InvalidArgs as error:
+        raise section.error(error.message) from None
+    return parse_webhook(name, section) if kind == "webhook" else parse_email(name, section)

@@ -1,34 +1,53 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Endpoints added with kmodctl: a file in the language of notify.toml, in the notifier's own folder, written by it alone."""
+"""Endpoints added with kmodctl: what notify.toml would have for them, as JSON in the notifier's own folder."""
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
-from tomllib import loads
 from typing import Any
 
+from kmodd.config.section import ConfigurationError, fault
+from kmodd.config.toml_file import read_document
 from kmodd.errors import Conflict, InvalidArgs, NoSuchEndpoint
+from kmodd.kernel.atomic_file import read_file, remove_durably, write_whole
+from kmodd.model.settings import Document
 from kmodd.notifier.secret_file import make_key, parse_key
-from kmodd.notifier.section import ConfigurationError
 
-HEADER = "# Written by kmodd-notifier for `kmodctl notify`; changes made by hand are lost.\n"
-
-Validate = Callable[[Path], None]
-"""Reads the whole configuration with this file in place of the managed one; ConfigurationError when it makes no sense."""
+Validate = Callable[[Document], None]
+"""Reads the whole configuration with this document in place of the managed one; ConfigurationError when it is wrong."""
 
 
 class Managed:
-    """The file `managed.toml` and the folder `secrets` beside it."""
+    """The file `managed.json` and the folder `secrets` beside it."""
 
     def __init__(self, folder: Path, random: Callable[[int], bytes]) -> None:
-        self.path = folder / "managed.toml"
+        self._path = folder / "managed.json"
+        self._former = folder / "managed.toml"
+        """Where earlier versions kept the same; read once, until something changes."""
         self._secrets = folder / "secrets"
         self._random = random
 
+    def read(self) -> Document:
+        """What was added, as if notify.toml had it. ConfigurationError when the file is damaged or cannot be read."""
+        try:
+            data = read_file(self._path)
+            former = read_document(self._former) if data is None and self._former.exists() else None
+            values = json.loads(data or b"{}")
+        except OSError as error:
+            raise fault(str(self._path), 1, f"the file cannot be read ({error.strerror})") from error
+        except (ValueError, RecursionError) as error:
+            raise fault(str(self._path), 1, "this is no JSON") from error
+        if not isinstance(values, dict):
+            raise fault(str(self._path), 1, "this is no JSON object")
+        return former or self._document(values)
+
+    def _document(self, values: Mapping[str, Any]) -> Document:
+        return Document(str(self._path), values, reload="")
+
     def names(self) -> set[str]:
         """Endpoints that were added, and may be removed again."""
-        values = self._read()
+        values = self.read().values
         return {name for kind in ("webhook", "email") for name in values.get(kind, {})}
 
     def add(
@@ -44,83 +63,47 @@ class Managed:
 
         InvalidArgs when the configuration would make no sense with it.
         """
-        found = self._read()
+        tables: dict[str, Any] = deepcopy(dict(self.read().values))
         if name in self.names():
-            raise Conflict(f"there is an endpoint {name} already")
+            raise Conflict(f"endpoint {name} already exists")
         values = dict(values)
         if kind == "webhook":
             key = key or make_key(self._random(32))
             parse_key(key, "the key")
             values["secret-file"] = str(self._secrets / name)
             self._secrets.mkdir(mode=0o700, exist_ok=True)
-            _write(self._secrets / name, key + "\n")
             # Before the file that names it: after a loss of power there must be no endpoint without its key.
-            _sync(self._secrets)
-        found.setdefault(kind, {})[name] = values
-        found.setdefault("rule", []).append({"notify": [name], **rule})
+            write_whole(self._secrets / name, f"{key}\n".encode(), 0o600)
+        tables.setdefault(kind, {})[name] = values
+        tables.setdefault("rule", []).append({"notify": [name], **rule})
         try:
-            self._replace(found, validate)
+            self._replace(tables, validate)
         except BaseException:
             (self._secrets / name).unlink(missing_ok=True)
             raise
         return key
 
+    def check_remove(self, name: str) -> None:
+        """Raise NoSuchEndpoint for an endpoint that was not added here."""
+        if name not in self.names():
+            raise NoSuchEndpoint(
+                f"endpoint {name} was not added with kmodctl; endpoints in notify.toml are removed there"
+            )
+
     def remove(self, name: str, validate: Validate) -> None:
         """Remove an endpoint that was added, and its rules."""
-        found = self._read()
-        if name not in self.names():
-            raise NoSuchEndpoint(f"no endpoint {name} was added with kmodctl; what notify.toml has is removed there")
+        tables: dict[str, Any] = deepcopy(dict(self.read().values))
+        self.check_remove(name)
         for kind in ("webhook", "email"):
-            found.get(kind, {}).pop(name, None)
-        found["rule"] = [rule for rule in found.get("rule", []) if rule["notify"] != [name]]
-        self._replace(found, validate)
+            tables.get(kind, {}).pop(name, None)
+        tables["rule"] = [rule for rule in tables.get("rule", []) if rule["notify"] != [name]]
+        self._replace(tables, validate)
         (self._secrets / name).unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            return loads(self.path.read_text())
-        except FileNotFoundError:
-            return {}
-
     def _replace(self, values: Mapping[str, Any], validate: Validate) -> None:
-        candidate = self.path.with_name("managed.new")
-        _write(candidate, HEADER + _spell(values))
         try:
-            validate(candidate)
+            validate(self._document(values))
         except ConfigurationError as error:
-            candidate.unlink()
-            raise InvalidArgs(str(error).replace(f"{candidate}, ", "with it, ")) from None
-        candidate.replace(self.path)
-        _sync(self.path.parent)
-
-
-def _write(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _spell(values: Mapping[str, Any]) -> str:
-    lines: list[str] = []
-    for kind in ("webhook", "email"):
-        for name, table in values.get(kind, {}).items():
-            lines += [f"[{kind}.{name}]", *_pairs(table), ""]
-    for rule in values.get("rule", ()):
-        lines += ["[[rule]]", *_pairs(rule), ""]
-    return "\n".join(lines)
-
-
-def _pairs(table: Mapping[str, Any]) -> Sequence[str]:
-    # JSON's texts, numbers and lists are TOML's as well, as long as the texts are ASCII: these were checked to be.
-    return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+            raise InvalidArgs(error.sentence if error.evidence.file == str(self._path) else error.message) from None
+        write_whole(self._path, json.dumps(values, indent=1).encode(), 0o600)
+        remove_durably(self._former)

@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What there is to tell: one notice, made from a record of the daemon's history or from a condition that came or went."""
+"""A notice, made from a record of the daemon's history or from a condition, and its text for chat and mail.
+
+Most text in a notice comes from others: a caller's reason, an alias, a line of the kernel log with the name a user gave a
+process. Receivers turn such text into links, mentions and formatting, each service in its own way, so it is escaped in a way
+that works for all of them, and a caller's text is quoted and attributed.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, Self
+
+from kmodd.text import escape
 
 SEVERITIES = ("info", "notice", "warning", "error")
 KINDS = ("load", "unload", "failure", "crash", "stuck", "health", "drift", "unsigned", "store", "denied", "test")
@@ -29,6 +38,13 @@ _KINDS: Mapping[str, tuple[str, str]] = {
 }
 """Kind and severity by the event's name in the journal."""
 _HEALTH = {"ok": "notice", "degraded": "warning", "failing": "error"}
+_UNAUTHORIZED = frozenset({"authorization.denied", "operation.failed", "refusals.collapsed"})
+"""Events of requests that end before authorization, unless they belong to a job or are root's."""
+_IDENTITY = frozenset(
+    {"time", "event", "message", "module", "action", "result", "error", "uid", "sender", "exe", "reason", "job", "duration-usec",
+     "errno", "kernel-log", "hint", "on-behalf-of", "login-uid"}
+)  # fmt: skip
+"""Keys of a record that tell it from others: what a newer daemon adds to its answer makes no new record of it."""
 LOG_MAX = 20
 """Lines of the kernel's log that are passed on."""
 
@@ -47,7 +63,7 @@ class Notice:
     """As in the journal, such as `module.loaded`."""
     message: str
     module: str = ""
-    """Canonical names, separated by spaces."""
+    """The module, or the requested alias; of several modules their names, separated by spaces, for people."""
     action: str = ""
     result: str = ""
     error: str = ""
@@ -59,11 +75,13 @@ class Notice:
     errno: int | None = None
     kernel_log: tuple[str, ...] = ()
     hint: str = ""
+    names: tuple[str, ...] = ()
+    """Of several modules each."""
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules it is about."""
-        return tuple(self.module.split())
+        """The modules it is about, or the alias."""
+        return self.names or ((self.module,) if self.module else ())
 
     def dump(self) -> str:
         """As JSON, without what is empty."""
@@ -73,9 +91,10 @@ class Notice:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Undo `dump`. What a newer version wrote besides is passed over: a queue outlives the return to an older one."""
-        known = {one.name for one in fields(cls)}
-        values = {name: value for name, value in json.loads(text).items() if name in known}
+        names = {field.name for field in fields(cls)}
+        values = {name: value for name, value in json.loads(text).items() if name in names}
         values["kernel_log"] = tuple(values.get("kernel_log", ()))
+        values["names"] = tuple(values.get("names", ()))
         return cls(**{"message": "", **values})
 
 
@@ -86,7 +105,8 @@ def identifier(key: str) -> str:
 
 def record_key(row: Mapping[str, Any], nth: int = 0) -> str:
     """What tells one record of the history from all others; `nth` counts equal ones."""
-    return json.dumps([nth, row], sort_keys=True, separators=(",", ":"))
+    keys = {key: value for key, value in row.items() if key in _IDENTITY}
+    return json.dumps([nth, keys], sort_keys=True, separators=(",", ":"))
 
 
 def from_record(row: Mapping[str, Any], key: str) -> Notice | None:
@@ -100,8 +120,7 @@ def from_record(row: Mapping[str, Any], key: str) -> Notice | None:
     if not kind:
         return None
     if kind == "health":
-        severity = next((_HEALTH[s] for s in _HEALTH if _text(row, "message").startswith(f"health is {s}")), severity)
-    log = row.get("kernel-log", ())
+        severity = _HEALTH.get(_text(row, "result"), severity)
     return Notice(
         id=identifier(key),
         time=_number(row, "time") or 0,
@@ -115,12 +134,18 @@ def from_record(row: Mapping[str, Any], key: str) -> Notice | None:
         error=_text(row, "error"),
         uid=_number(row, "uid"),
         on_behalf_of=_text(row, "on-behalf-of"),
-        reason=_text(row, "reason"),
+        # Any local user can have such a request refused, and what it says would be read by every administrator.
+        reason=_text(row, "reason") if _is_authorized(row) else "",
         job=_text(row, "job"),
         errno=_number(row, "errno"),
-        kernel_log=tuple(str(line) for line in log[:LOG_MAX]) if isinstance(log, list | tuple) else (),
+        kernel_log=_texts(row, "kernel-log")[:LOG_MAX],
         hint=_text(row, "hint"),
+        names=modules if len(modules := _texts(row, "modules")) > 1 else (),
     )
+
+
+def _is_authorized(row: Mapping[str, Any]) -> bool:
+    return _text(row, "event") not in _UNAUTHORIZED or _text(row, "job") != "" or _number(row, "uid") == 0
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
@@ -128,6 +153,120 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = row.get(key, ())
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()
+
+
 def _number(row: Mapping[str, Any], key: str) -> int | None:
     value = row.get(key)
     return value if isinstance(value, int) else None
+
+
+SUBJECT_MAX = 160
+_MARKS = {"info": "\N{INFORMATION SOURCE}", "notice": "\N{INFORMATION SOURCE}", "warning": "\N{WARNING SIGN}"}
+_ERROR = "\N{CROSS MARK}"
+
+# No escape is understood by all of them (Slack has no backslash, the others no entities), so each character that one of them gives a
+# meaning becomes one that looks like it. Slack: docs.slack.dev/messaging/formatting-message-text; Mattermost, Rocket.Chat and
+# Teams: CommonMark with `@`, `#` and `~` mentions; Discord: CommonMark with `||` and `<…>`.
+_LOOKALIKES = str.maketrans(
+    {
+        "[": "\N{FULLWIDTH LEFT SQUARE BRACKET}",
+        "]": "\N{FULLWIDTH RIGHT SQUARE BRACKET}",
+        "(": "\N{FULLWIDTH LEFT PARENTHESIS}",
+        ")": "\N{FULLWIDTH RIGHT PARENTHESIS}",
+        "*": "\N{ASTERISK OPERATOR}",
+        "~": "\N{TILDE OPERATOR}",
+        "`": "\N{MODIFIER LETTER GRAVE ACCENT}",
+        "|": "\N{DIVIDES}",
+        "<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}",
+        ">": "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}",
+        "@": "\N{FULLWIDTH COMMERCIAL AT}",
+        "#": "\N{FULLWIDTH NUMBER SIGN}\N{ZERO WIDTH SPACE}",
+        "&": "\N{FULLWIDTH AMPERSAND}",
+        "!": "\N{FULLWIDTH EXCLAMATION MARK}",
+        "\\": "\N{SET MINUS}",
+    }
+)
+_GAP = "\N{ZERO WIDTH SPACE}"
+# Between two letters or digits `_` has no meaning to any of them, and module names are full of it.
+_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+_EMOJI = re.compile(r":(?=[\w+-]+:)")
+_SCHEME = re.compile(r"(?i)(?<=[a-z])([a-z0-9+.-]*:)(?=[^\s\d])|(\btel:)|(:)(?=/)")
+_RULE = re.compile(r"[-=+]{3,}")
+_SLASHES = re.compile(r"/(?=/)")
+# `name.example` is a link to many. A path below folders of root's is none, and is copied from what kmodd itself says.
+_DOTS = "[.\\u3002\\uff0e\\uff61]"
+_DOMAIN = re.compile(rf"(?<=[\w-]){_DOTS}(?=[^\W\d])")
+_PATHS = re.compile(r"(?<!\S)(/(?:etc|usr|lib|sys|proc)(?:/[\w.+-]+)+)(?![^\s:,;])")
+
+
+def chat(notice: Notice, host: str) -> str:
+    """A message for a chat service: nothing in it can link, mention users, or be formatted."""
+    lines = [f"{_MARKS.get(notice.severity, _ERROR)} {plain(host)}: {plain(notice.message, paths=True)}"]
+    lines += [f"for: {quoted(plain(notice.on_behalf_of))}"] if notice.on_behalf_of else []
+    lines += [f"reason: {quoted(plain(notice.reason))}"] if notice.reason else []
+    lines += [f"kernel: {plain(line)}" for line in notice.kernel_log[:5]]
+    lines += [f"hint: {plain(notice.hint, paths=True)}"] if notice.hint and notice.error else []
+    return "\n".join(lines)
+
+
+def plain(text: str, *, paths: bool = False) -> str:
+    """The text with nothing left that a chat service links, takes as a mention or formats; `paths` as for `unlinked`."""
+    text = unlinked(text, paths=paths).translate(_LOOKALIKES)
+    text = _UNDERSCORE.sub("\N{MODIFIER LETTER LOW MACRON}", text)
+    text = _EMOJI.sub(f":{_GAP}", text)
+    return _RULE.sub(lambda run: _GAP.join(run[0]), text)
+
+
+def unlinked(text: str, *, paths: bool = False) -> str:
+    """The text in one line, with nothing left that mail programs and chat services take as an address to be followed.
+
+    With `paths`, absolute paths in folders of root's stay as they are: for sentences of kmodd's own.
+    """
+    parts = _PATHS.split(escape(text)) if paths else [escape(text)]
+    parts[::2] = map(_broken, parts[::2])
+    return "".join(parts)
+
+
+def _broken(text: str) -> str:
+    text = _SCHEME.sub(lambda match: f"{match[0]}{_GAP}", text)
+    text = _SLASHES.sub(f"/{_GAP}", text)
+    text = _DOMAIN.sub(lambda match: f"{match[0]}{_GAP}", text)
+    return text.replace("@", f"{_GAP}@{_GAP}")
+
+
+def quoted(text: str) -> str:
+    """Foreign text; it cannot end the quotation."""
+    for mark in "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}":
+        text = text.replace(mark, "'")
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{text}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def subject(notices: Sequence[Notice], host: str) -> str:
+    """One line: the gravest, and how many more."""
+    worst = max(notices, key=lambda notice: SEVERITIES.index(notice.severity))
+    more = f" (and {len(notices) - 1} more)" if len(notices) > 1 else ""
+    text = f"[kmodd] {escape(host)}: {unlinked(worst.message)}"
+    room = SUBJECT_MAX - len(more)
+    return (text if len(text) <= room else text[: room - 1] + "…") + more
+
+
+def letter(notices: Sequence[Notice], host: str) -> str:
+    """A mail's text: one paragraph for each notice, oldest first. Nothing that comes from elsewhere becomes a link."""
+    return "\n".join(line for notice in notices for line in (*_paragraph(notice), "")) + f"\n-- \nkmodd on {host}\n"
+
+
+def _paragraph(notice: Notice) -> list[str]:
+    when = datetime.fromtimestamp(notice.time / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    facts = [
+        ("event", f"{notice.event} ({notice.severity})"),
+        ("error", unlinked(notice.error)),
+        ("user", "" if notice.uid is None else f"uid {notice.uid}"),
+        ("for", quoted(unlinked(notice.on_behalf_of)) if notice.on_behalf_of else ""),
+        ("reason", quoted(unlinked(notice.reason)) if notice.reason else ""),
+        *(("kernel", unlinked(line)) for line in notice.kernel_log),
+        ("hint", unlinked(notice.hint, paths=True)),
+    ]
+    return [f"{when}  {unlinked(notice.message, paths=True)}", *(f"    {name}: {text}" for name, text in facts if text)]

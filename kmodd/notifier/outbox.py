@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The durable queue: what has been seen, what is still to be sent, and how each endpoint is.
+"""The durable queue: seen records, queued notices, and the state of each endpoint.
 
-SQLite with a write-ahead log and synchronous=FULL: what a method answered for survives a kill at any point, and a loss of
-power. A notice is queued in the same transaction that remembers its record as seen, and removed only after its receiver
-said yes; so it is delivered at least once, with the same id each time.
+SQLite with a write-ahead log and synchronous=FULL: what a method has confirmed survives a kill at any point and a power
+loss. A notice is queued in the transaction that marks its record as seen, and removed only after its receiver accepted it;
+so it is delivered at least once, with the same id each time.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from kmodd.notifier.notice import Notice
 SEEN_MAX = 20_000
 """Records remembered as seen; more than are read once more after a restart."""
 DUE_MAX = 48 * 3_600_000_000
-"""A delivery of its own time that is due later than so many microseconds from now is due now: the clock was set back."""
+"""A single delivery due later than this many microseconds from now is due now: the clock was set back."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -59,7 +59,7 @@ class Waiting:
     due: int = 0
     """When the first may be sent, as far as it is up to the messages; 0 for now."""
     refused: int = 0
-    """Those that the receiver itself refused; each has a time of its own and delays no other."""
+    """Those that the receiver rejected; each has its own schedule and delays no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ class Outbox:
     def unseen(self, ids: Iterable[str]) -> set[str]:
         """Those that `take` does not know yet."""
         wanted = set(ids)
-        known: set[str] = set()
+        existing: set[str] = set()
         ordered = sorted(wanted)
         for start in range(0, len(ordered), 500):
             part = ordered[start : start + 500]
             marks = ",".join("?" * len(part))
-            known.update(row[0] for row in self._db.execute(f"SELECT id FROM seen WHERE id IN ({marks})", part))  # noqa: S608 - question marks
-        return wanted - known
+            existing.update(row[0] for row in self._db.execute(f"SELECT id FROM seen WHERE id IN ({marks})", part))  # noqa: S608 - question marks
+        return wanted - existing
 
     def take(
         self,
@@ -134,7 +134,7 @@ class Outbox:
                     db.execute("INSERT OR IGNORE INTO condition VALUES (?, ?)", condition)
                 else:
                     db.execute("DELETE FROM condition WHERE kind = ? AND key = ?", condition)
-            db.executemany("INSERT OR IGNORE INTO seen (id) VALUES (?)", [(one,) for one in ids])
+            db.executemany("INSERT OR IGNORE INTO seen (id) VALUES (?)", [(identifier,) for identifier in ids])
             db.execute("DELETE FROM seen WHERE number <= (SELECT max(number) FROM seen) - ?", (SEEN_MAX,))
             if cursor is not None:
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('cursor', ?)", (str(cursor),))
@@ -208,7 +208,7 @@ class Outbox:
     def finish(self, endpoint: str, deliveries: Sequence[Delivery], now: int) -> None:
         """They have arrived."""
         with _Transaction(self._db) as db:
-            db.executemany("DELETE FROM delivery WHERE number = ?", [(one.number,) for one in deliveries])
+            db.executemany("DELETE FROM delivery WHERE number = ?", [(delivery.number,) for delivery in deliveries])
             self._know(endpoint)
             db.execute(
                 "UPDATE endpoint SET failures = 0, due = 0, wait = 0, last_success = ?, last_error = '', "
@@ -242,7 +242,7 @@ class Outbox:
                 (error, endpoint),
             )
 
-    def give_up(self, endpoint: str, before: int, only: Delivery | None = None) -> int:
+    def drop_overdue(self, endpoint: str, before: int, only: Delivery | None = None) -> int:
         """Drop what was queued before then, or only one of it, and count that; how many."""
         with _Transaction(self._db) as db:
             done = db.execute(
@@ -259,7 +259,7 @@ class Outbox:
         return [row[0] for row in rows]
 
     def shrink(self, rows: int, size: int) -> dict[str, int]:
-        """Drop the oldest of whoever has most until so many rows and bytes are left; how many by endpoint."""
+        """Drop the oldest of the endpoints with most until so many rows and bytes are left; returns how many by endpoint."""
         with _Transaction(self._db) as db:
             held = {
                 name: [count, total]
@@ -272,8 +272,8 @@ class Outbox:
             oldest: dict[str, Iterator[tuple[int, int]]] = {}
             dropped: dict[str, list[int]] = {}
             while too_many > 0 or too_large > 0:
-                # Whoever has most of what there is too much of, rows first.
-                name = max(held, key=lambda one: held[one][0 if too_many > 0 else 1])
+                # The endpoint with most of what exceeds its limit, rows first.
+                name = max(held, key=lambda endpoint: held[endpoint][0 if too_many > 0 else 1])
                 if name not in oldest:
                     oldest[name] = db.execute(
                         f"SELECT number, {_SIZE} FROM delivery WHERE endpoint = ? ORDER BY number",  # noqa: S608 - a constant
@@ -303,7 +303,7 @@ class Outbox:
         return EndpointState(endpoint) if row is None else EndpointState(row[0], bool(row[1]), *row[2:])
 
     def enable(self, endpoint: str, *, enabled: bool, why: str = "") -> None:
-        """Send to it, or keep what is queued and queue no more. Enabling also forgets its failures: try at once."""
+        """Send to it, or keep what is queued and queue no more. Enabling also resets its failures: retry immediately."""
         with _Transaction(self._db) as db:
             self._know(endpoint)
             db.execute(

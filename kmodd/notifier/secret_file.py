@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Secrets come from files that nobody else may read; they are never in the configuration's text, a log or an argument list."""
+"""Reads secrets from files that only the notifier can read; they are never in the configuration, a log or an argument list."""
 
 import base64
 import binascii
@@ -25,11 +25,11 @@ def read_secret(path: str) -> str:
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise SecretError(f"{path} is no regular file")
+            raise SecretError(f"{path} is not a regular file")
         if found.st_mode & 0o027:
             raise SecretError(f"{path} may be read or written by others: chmod 0640, owner root, group kmodd-notifier")
         if found.st_uid not in (0, os.geteuid()):
-            raise SecretError(f"{path} belongs to somebody else than root")
+            raise SecretError(f"{path} is not owned by root")
         data = os.read(handle, SIZE_MAX + 1)
     finally:
         os.close(handle)
@@ -38,7 +38,7 @@ def read_secret(path: str) -> str:
     try:
         text = data.decode().strip()
     except UnicodeDecodeError:
-        raise SecretError(f"{path} is no text") from None
+        raise SecretError(f"{path} is not valid text") from None
     if not text:
         raise SecretError(f"{path} is empty")
     return text

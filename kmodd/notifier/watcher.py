@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Follows the daemon: signals say that something happened, its history says what.
+"""Follows the daemon: signals report that something happened, the history reports what.
 
-The history is read from where it was left, so nothing is lost while this process or the daemon was away. The daemon is
-never started by it: who stopped it meant to.
+The history is read from the last position, so that nothing is lost while this process or the daemon was not running. It
+never starts the daemon: an administrator may have stopped it on purpose.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from kmodd.client import NAME, PATH, READ_TIMEOUT, Client
-from kmodd.client_transport import BUS, SignalStream, Transport
+from kmodd.client.connection import BUS, SignalStream, Transport
 from kmodd.errors import InvalidArgs, KmoddError, Unavailable
-from kmodd.log import Logger
-from kmodd.notifier.intake import UNSIGNED, Intake
+from kmodd.journal.writer import Logger
+from kmodd.notifier.ingest import UNSIGNED, Ingest
 
 SETTLE = 0.3
 """Seconds the journal is given to have the record of what a signal tells, and a burst to become one question."""
@@ -26,10 +26,10 @@ RETRY = 20.0
 """Seconds until the next look after one that failed. Signals do not hasten it: a refusal to read the history is a record, and
 records are signalled."""
 REST = 2.0
-"""So many times as long as the last look took nobody looks again: a burst of events costs kmodd as well."""
+"""Minimum pause between reads, as a multiple of the duration of the last one: a burst of events costs kmodd as well."""
 REST_MAX = 2.0
 LIMIT = 250
-"""Records of one answer. Each may have 32 lines of the kernel's, and all of an answer is in memory at once."""
+"""Records of one reply. Each may have 32 lines of the kernel log, and all of a reply is in memory."""
 TAINTED = "E"
 """The letter in /proc/modules of a module that was loaded without a valid signature."""
 
@@ -37,7 +37,7 @@ TAINTED = "E"
 class Watcher:
     """The daemon's side of the notifier."""
 
-    def __init__(self, transport: Transport, client: Client, intake: Intake, logger: Logger) -> None:
+    def __init__(self, transport: Transport, client: Client, intake: Ingest, logger: Logger) -> None:
         self._transport = transport
         self._client = client
         self._intake = intake
@@ -83,12 +83,12 @@ class Watcher:
         while True:
             signalled = await self._woken(seconds)
             began = loop.time()
-            found = await self.look()
+            count = await self.look()
             if self.trouble:
                 seconds = RETRY
             else:
                 # A signal without a record: the journal may be slow. After that, the poll has it.
-                seconds = AGAIN if signalled and not found else POLL
+                seconds = AGAIN if signalled and not count else POLL
                 await asyncio.sleep(min((loop.time() - began) * REST, REST_MAX))
 
     async def _woken(self, seconds: float) -> bool:
@@ -115,7 +115,7 @@ class Watcher:
             fresh = self._intake.fresh
             if fresh:
                 await self._conditions()
-            found = await self._history()
+            count = await self._history()
             if not fresh:
                 await self._conditions()
         except KmoddError as error:
@@ -128,9 +128,9 @@ class Watcher:
             self._say(f"the queue cannot be written: {error}")
             return 0
         if self.trouble:
-            self._logger.info("notifier.recovered", message="kmodd answers again")
+            self._logger.info("notifier.recovered", message="contact with kmodd restored")
         self.trouble = ""
-        return found
+        return count
 
     async def _history(self) -> int:
         since = self._intake.since()
@@ -138,12 +138,12 @@ class Watcher:
         if len(rows) < self._limit:
             return self._intake.records(rows)
         # There may be older ones that it had no room for: all of them, from the oldest on.
-        found = 0
+        count = 0
         while True:
             rows = await self._records(since, oldest=True)
-            found += self._intake.records(rows)
+            count += self._intake.records(rows)
             if len(rows) < self._limit:
-                return found
+                return count
             last = int(rows[-1]["time"])
             since = last if last > since else since + 1
 
@@ -187,7 +187,7 @@ class Watcher:
 
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
-            self._logger.warning("notifier.trouble", message=f"nothing is heard of kmodd: {trouble}")
+            self._logger.warning("notifier.trouble", message=f"lost contact with kmodd: {trouble}")
         self.trouble = trouble
 
 

@@ -10,9 +10,9 @@ API = ET.parse(ROOT / "dbus/org.kmodd1.xml").getroot()  # noqa: S314 - our own f
 POLICY = ET.parse(ROOT / "polkit/org.kmodd1.policy").getroot()  # noqa: S314 - our own file
 BUS = ET.parse(ROOT / "dbus/org.kmodd1.conf").getroot()  # noqa: S314 - our own file
 ACTION = "org.kmodd1.Action"
-# Named by the contract, asked for by parts that are no method of this API: an option of Load, and other programs.
-WITHOUT_METHOD = {"override-policy", "manage-notifications"}
-KEPT = {"load", "unload", "set-parameter"}
+# Named by the contract, asked for by parts that are no method of this API: options of public methods and of Load, and
+# other programs.
+WITHOUT_METHOD = {"inspect", "override-policy", "manage-notifications"}
 STANDARD = {f"org.freedesktop.DBus.{name}" for name in ("ObjectManager", "Properties", "Introspectable", "Peer")}
 
 
@@ -40,20 +40,30 @@ def test_every_method_names_its_gate() -> None:
                 assert word in {"public", "per-operation", "owner"} or word in policy_actions(), word
 
 
-def test_every_action_of_polkit_is_asked_for() -> None:
+def test_every_polkit_action_is_used() -> None:
     asked = api_actions() | {f"org.kmodd1.{name}" for name in WITHOUT_METHOD}
     assert set(policy_actions()) == asked
 
 
 def test_every_action_wants_an_administrator() -> None:
     for name, action in policy_actions().items():
-        short = name.removeprefix("org.kmodd1.")
         defaults = {element.tag: element.text for element in action.iterfind("defaults/*")}
         assert defaults.keys() == {"allow_any", "allow_inactive", "allow_active"}
-        allowed = {"auth_admin", "auth_admin_keep"} if short in KEPT else {"auth_admin"}
-        assert set(defaults.values()) <= allowed, name
+        assert set(defaults.values()) == {"auth_admin"}, name
         assert action.findtext("description")
         assert action.findtext("message")
+
+
+def test_no_authorization_is_kept_by_polkit() -> None:
+    """What polkit keeps holds for the action with any details: for other modules and parameters than were consented to."""
+    files = [path for path in (ROOT / "polkit").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".policy" for path in files)
+    for path in files:
+        if path.suffix == ".policy":
+            defaults = ET.parse(path).getroot().iterfind(".//defaults/*")  # noqa: S314 - our own file
+            assert not [element.text for element in defaults if "_keep" in (element.text or "")], path
+        else:
+            assert "_KEEP" not in path.read_text(), path
 
 
 def test_only_root_may_hand_details_to_rules() -> None:
@@ -64,7 +74,7 @@ def test_only_root_may_hand_details_to_rules() -> None:
         assert owner.text == f"unix-user:root{others}"
 
 
-def test_prompts_name_what_is_asked_for() -> None:
+def test_prompts_name_what_they_authorize() -> None:
     for name in ("load", "unload", "set-parameter", "override-policy", "configure", "activate-module"):
         message = policy_actions()[f"org.kmodd1.{name}"].findtext("message") or ""
         assert "$(module" in message, name

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Imports point down: `names model errors` <- `kernel` <- `core` <- `bus` <- `daemon`; clients see only the client side."""
+"""Imports point down: `names model errors` <- `kernel` <- `config` <- `core` <- `dbus api` <- `daemon`.
+
+Clients see only the client side.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -10,66 +13,91 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "kmodd").rglob("*.py"))
 
-SHARED = ("kmodd.names", "kmodd.model", "kmodd.errors")
-CLIENT_SIDE = (
-    "kmodd.client",
-    "kmodd.client_answers",
-    "kmodd.client_configuration",
-    "kmodd.client_evidence",
-    "kmodd.client_hints",
-    "kmodd.client_notifier",
-    "kmodd.client_reading",
-    "kmodd.client_store",
-    "kmodd.client_transport",
+SHARED = (
+    "kmodd.names",
+    "kmodd.model",
+    "kmodd.errors",
+    "kmodd.suggestions",
+    "kmodd.patterns",
+    "kmodd.releases",
+    "kmodd.text",
 )
+INTERFACES = ("kmodd.dbus.interface_xml",)
+"""What the D-Bus API looks like: the server side and its clients read the same file."""
 # The longest prefix of a file's module that stands here says what it may import of kmodd.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.names": SHARED,
     "kmodd.model": SHARED,
     "kmodd.errors": SHARED,
+    "kmodd.suggestions": (),
+    "kmodd.patterns": (),
+    "kmodd.releases": (),
+    "kmodd.text": (),
+    "kmodd.config": (*SHARED, "kmodd.config", "kmodd.kernel.files", "kmodd.kernel.modprobe.layers"),
+    "kmodd.tokens": (*SHARED, "kmodd.kernel.atomic_file"),
     "kmodd.kernel": (*SHARED, "kmodd.kernel"),
-    "kmodd.core": (*SHARED, "kmodd.kernel.ports", "kmodd.core"),
-    "kmodd.bus": (*SHARED, "kmodd.core", "kmodd.bus"),
-    "kmodd.client": (*SHARED, *CLIENT_SIDE),
-    "kmodd.cli": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.tokens", "kmodd.cli"),
+    "kmodd.core": (*SHARED, "kmodd.config.section", "kmodd.config.settings", "kmodd.kernel.ports", "kmodd.core"),
+    "kmodd.dbus": (*SHARED, "kmodd.dbus"),
+    "kmodd.api": (*SHARED, "kmodd.kernel.ports", "kmodd.core", "kmodd.dbus", "kmodd.api"),
+    "kmodd.journal": (*SHARED, "kmodd.core.events", "kmodd.journal"),
+    "kmodd.process": (*SHARED, "kmodd.kernel", "kmodd.process"),
+    "kmodd.daemon": ("kmodd",),
+    "kmodd.client": (*SHARED, *INTERFACES, "kmodd.dbus.library", "kmodd.client"),
+    "kmodd.cli": (
+        *SHARED,
+        "kmodd.client",
+        "kmodd.process.options",
+        "kmodd.journal.writer",
+        "kmodd.tokens",
+        "kmodd.cli",
+    ),
     "kmodd.gateway": (
         *SHARED,
-        *CLIENT_SIDE,
-        "kmodd.journal_fields",
-        "kmodd.log",
-        "kmodd.supervisor",
+        *INTERFACES,
+        "kmodd.client",
+        "kmodd.config",
+        "kmodd.journal.fields",
+        "kmodd.journal.writer",
+        "kmodd.process.sd_notify",
         "kmodd.tokens",
         "kmodd.gateway",
     ),
-    "kmodd.tokens": SHARED,
-    "kmodd.notifier": (*SHARED, *CLIENT_SIDE, "kmodd.settings", "kmodd.log", "kmodd.supervisor", "kmodd.notifier"),
-    "kmodd.supervisor": SHARED,
-    "kmodd.settings": SHARED,
-    "kmodd.watchdog": SHARED,
-    "kmodd.log": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
-    "kmodd.journal": (*SHARED, "kmodd.core.api", "kmodd.journal_fields"),
-    "kmodd.journal_fields": SHARED,
-    "kmodd.kept_state": (*SHARED, "kmodd.kernel"),
-    "kmodd.known_wishes": SHARED,
-    "kmodd.machine": (*SHARED, "kmodd.settings", "kmodd.kernel"),
-    "kmodd.custom": (*SHARED, "kmodd.settings", "kmodd.kernel", "kmodd.core"),
-    "kmodd.wanted": (*SHARED, "kmodd.kernel", "kmodd.core", "kmodd.known_wishes"),
-    "kmodd.daemon": ("kmodd",),
+    # It is a server on the bus as well, behind the daemon's own gate: a second one would have the first one's holes again.
+    "kmodd.notifier": (
+        *SHARED,
+        "kmodd.client",
+        "kmodd.config",
+        "kmodd.dbus",
+        "kmodd.api.options",
+        "kmodd.api.standard",
+        "kmodd.core.events",
+        "kmodd.core.audit.limit",
+        "kmodd.journal.writer",
+        "kmodd.kernel.atomic_file",
+        "kmodd.process",
+        "kmodd.notifier",
+    ),
+    "kmodd.fleet": (*SHARED, "kmodd.fleet"),
+    "kmodd.agent": (*SHARED, "kmodd.client", "kmodd.fleet", "kmodd.journal.writer", "kmodd.process", "kmodd.agent"),
+    "kmodd.coordinator": (*SHARED, "kmodd.fleet", "kmodd.journal.writer", "kmodd.process", "kmodd.coordinator"),
     "kmodd": (),
 }
 # Each library has one place, so that it can be exchanged there.
 THIRD_PARTY: dict[str, tuple[str, ...]] = {
-    "dbus_next": ("kmodd.bus", "kmodd.client_reading", "kmodd.client_transport", "kmodd.notifier.bus_name"),
-    "pyudev": ("kmodd.kernel.uevents",),
-    "systemd": ("kmodd.log", "kmodd.journal", "kmodd.supervisor"),
-    "structlog": ("kmodd.log", "kmodd.daemon"),
+    "dbus_next": ("kmodd.dbus", "kmodd.client.connection"),
+    "pyudev": ("kmodd.kernel.proc.uevents",),
+    "systemd": ("kmodd.journal.writer", "kmodd.journal.reader", "kmodd.process.sd_notify"),
+    "structlog": ("kmodd.journal.writer", "kmodd.daemon.daemon"),
     "ctypes": ("kmodd.kernel",),
     "fastapi": ("kmodd.gateway",),
-    "jwt": ("kmodd.gateway.issuer",),
-    "prometheus_client": ("kmodd.gateway.counts",),
-    "pydantic": ("kmodd.gateway.models", "kmodd.gateway.models_rules"),
+    "httpx2": ("kmodd.fleet.kubernetes",),
+    "jwt": ("kmodd.gateway.http.issuer",),
+    "lightkube": ("kmodd.fleet.kubernetes",),
+    "msgspec": ("kmodd.fleet.kubernetes",),
+    "prometheus_client": ("kmodd.gateway.metrics", "kmodd.fleet.exposition", "kmodd.coordinator.metrics"),
+    "pydantic": ("kmodd.gateway.models",),
     "starlette": ("kmodd.gateway",),
-    "uvicorn": ("kmodd.gateway.server",),
+    "uvicorn": ("kmodd.gateway.http.server",),
 }
 # The daemon is small because these stay out of it; the command line may have them.
 HEAVY = (
@@ -83,7 +111,16 @@ HEAVY = (
     "unittest",
     "xml.dom",
 )
-DAEMON_SIDE = ("kmodd.names", "kmodd.model", "kmodd.errors", "kmodd.kernel", "kmodd.core", "kmodd.bus", "kmodd.daemon")
+DAEMON_SIDE = (
+    "kmodd.names",
+    "kmodd.model",
+    "kmodd.errors",
+    "kmodd.config",
+    "kmodd.kernel",
+    "kmodd.core",
+    "kmodd.dbus",
+    "kmodd.daemon.daemon",
+)
 
 
 def module_of(path: Path) -> str:
@@ -119,8 +156,6 @@ def row(module: str) -> tuple[str, ...]:
     matches = [
         prefix for prefix in ALLOWED if module == prefix or (prefix != "kmodd" and module.startswith(prefix + "."))
     ]
-    if module.startswith("kmodd.client_"):
-        matches.append("kmodd.client")
     assert matches, f"{module} has no row in the import table"
     return ALLOWED[max(matches, key=len)]
 
@@ -153,12 +188,32 @@ def test_the_daemon_imports_nothing_heavy(path: Path) -> None:
     assert not [f"{path}:{line}: {name}" for name, line in imports(path, top_level=True) if within(name, HEAVY)]
 
 
+# What may ask a name service (nsswitch.conf(5)): a directory or a server that is away blocks such a call for seconds.
+NAME_SERVICE = {"pwd", "grp", "spwd"}
+NAME_CALLS = {"getaddrinfo", "gethostbyname", "gethostbyaddr", "getfqdn", "getnameinfo", "expanduser", "getlogin"}
+# Programs that serve nobody; and a resolution that asyncio makes in a thread.
+MAY_WAIT = ("kmodd.cli", "kmodd.notifier.channels.http_post")
+
+
+def test_no_server_waits_for_a_name_service() -> None:
+    wrong = []
+    for path in FILES:
+        if within(module_of(path), MAY_WAIT):
+            continue
+        wrong += [f"{path}:{line} imports {name}" for name, line in imports(path) if name.split(".")[0] in NAME_SERVICE]
+        wrong += [
+            f"{path}:{node.lineno} calls {node.func.attr}"
+            for node in ast.walk(ast.parse((ROOT / path).read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in NAME_CALLS
+        ]
+    assert not wrong
+
+
 @pytest.mark.parametrize(
     ("folder", "wanted"),
-    [("bus", {"kmodd/bus/transport.py"}), ("client", {"kmodd/client_reading.py", "kmodd/client_transport.py"})],
+    [("dbus", {"kmodd/dbus/transport.py", "kmodd/dbus/library.py"}), ("client", {"kmodd/client/connection.py"})],
 )
-def test_dbus_next_is_behind_one_file(folder: str, wanted: set[str]) -> None:
-    """The client's reading is a part of its transport, and nobody else's."""
+def test_dbus_next_is_behind_few_files(folder: str, wanted: set[str]) -> None:
     users = {
         str(path)
         for path in FILES
@@ -166,5 +221,3 @@ def test_dbus_next_is_behind_one_file(folder: str, wanted: set[str]) -> None:
         if name.split(".")[0] == "dbus_next" and module_of(path).startswith(f"kmodd.{folder}")
     }
     assert users == wanted
-    readers = {str(path) for path in FILES for name, _ in imports(path) if name == "kmodd.client_reading"}
-    assert readers == {"kmodd/client_transport.py"}

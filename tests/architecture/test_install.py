@@ -28,6 +28,10 @@ BELOW_PREFIX = {
     "bin/kmodd",
     "bin/kmodd-notifier",
     "lib/systemd/catalog/kmodd.catalog",
+    "lib/systemd/system/kmodd-inspector.socket",
+    "lib/systemd/system/kmodd-watcher.socket",
+    "lib/systemd/system/kmodd-watcher@.service",
+    "lib/systemd/system/kmodd-inspector@.service",
     "lib/systemd/system/kmodd-notifier.service",
     "lib/systemd/system/kmodd-parser.socket",
     "lib/systemd/system/kmodd-parser@.service",
@@ -58,8 +62,19 @@ OF_THE_GATEWAY = {
     "share/doc/kmodd/50-kmodd-gateway-modules.rules",
     "share/doc/kmodd/alerts.yml",
     "share/doc/kmodd/grafana.json",
+    "share/doc/kmodd/kmodd-gateway-loopback.conf",
     "share/man/man5/kmodd-gateway.toml.5.gz",
     "share/man/man8/kmodd-gateway.8.gz",
+}
+
+
+# What `make install-agent` adds.
+OF_THE_AGENT = {
+    "bin/kmodd-agent",
+    "lib/systemd/system/kmodd-agent.service",
+    "lib/sysusers.d/kmodd-agent.conf",
+    "share/doc/kmodd/50-kmodd-agent.rules",
+    "share/man/man8/kmodd-agent.8.gz",
 }
 
 
@@ -68,6 +83,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with kmodd installed below /usr/local."""
     destination = tmp_path_factory.mktemp("install")
     make("install-gateway", destination)
+    make("install-agent", destination)
     return destination
 
 
@@ -78,18 +94,34 @@ def outside_the_package(found: set[str], prefix: str) -> set[str]:
 @pytest.mark.parametrize("prefix", ["/usr/local", "/usr", "/opt/kmodd"])
 def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     make("install", tmp_path, PREFIX=prefix)
-    wanted = INTEGRATION | {f"{prefix}/{name}" for name in BELOW_PREFIX}
+    # AppArmor looks in one place; where systemd would not look either, nothing outside the prefix is touched.
+    profiles = f"{'' if prefix in {'/usr', '/usr/local'} else prefix}/etc/apparmor.d/kmodd"
+    wanted = INTEGRATION | {f"{prefix}/{name}" for name in BELOW_PREFIX} | {profiles}
     assert outside_the_package(files(tmp_path), prefix) == wanted
     texts = [(tmp_path / name[1:]).read_bytes() for name in wanted if not name.endswith(".gz")]
     assert not [text for text in texts if b"@PKGDIR@" in text or b"@BINDIR@" in text or b"@PYTHON@" in text]
     make("install-gateway", tmp_path, PREFIX=prefix)
     wanted |= {f"{prefix}/{name}" for name in OF_THE_GATEWAY} | {"/usr/share/polkit-1/rules.d/90-kmodd-gateway.rules"}
     assert outside_the_package(files(tmp_path), prefix) == wanted
+    make("install-agent", tmp_path, PREFIX=prefix)
+    wanted |= {f"{prefix}/{name}" for name in OF_THE_AGENT}
+    assert outside_the_package(files(tmp_path), prefix) == wanted
     unit = (tmp_path / f"{prefix[1:]}/lib/systemd/system/kmodd.service").read_text()
     assert f"{prefix}/bin/kmodd\n" in unit
     page = gzip.decompress((tmp_path / f"{prefix[1:]}/share/man/man8/kmodd.8.gz").read_bytes()).decode()
-    (folder,) = re.findall(r"^\.IR \\%(.*/share/doc/kmodd) \.$", page, re.MULTILINE)
+    (folder,) = re.findall(r"\\fI(\S*/share/doc/kmodd)\\fR", page)
     assert (tmp_path / folder[1:] / "50-netadm-dummy.rules").is_file()
+
+
+def test_every_service_names_a_profile_that_is_installed(installed: Path) -> None:
+    text = (installed / "etc/apparmor.d/kmodd").read_text()
+    profiles = re.findall(r"^profile (\S+) flags=\(attach_disconnected\) {$", text, re.MULTILINE)
+    units = (installed / "usr/local/lib/systemd/system").glob("*.service")
+    named = {unit.name: re.findall(r"^AppArmorProfile=(.*)$", unit.read_text(), re.MULTILINE) for unit in units}
+    assert named == {name: [f"-{name.removesuffix('.service').rstrip('@')}"] for name in named}
+    assert {name for (name,) in named.values()} <= {f"-{profile}" for profile in profiles}
+    removed = re.findall(r"for profile in (.*); do", (ROOT / "install/after-uninstall").read_text())
+    assert removed == [" ".join(profiles)]
 
 
 def test_where_systemd_would_not_look_nothing_is_begun() -> None:
@@ -103,6 +135,7 @@ def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
     other.parent.mkdir(parents=True)
     other.write_text("not ours")
     make("install-gateway", tmp_path, PREFIX=prefix)
+    make("install-agent", tmp_path, PREFIX=prefix)
     make("uninstall", tmp_path, PREFIX=prefix)
     assert files(tmp_path) == {f"{prefix}/bin/other"}
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
@@ -136,36 +169,46 @@ def test_package_is_whole_and_compiled(installed: Path) -> None:
     assert str(installed).encode() not in next(package.rglob("names.*.pyc")).read_bytes()
 
 
-def test_nobody_but_the_owner_may_write(installed: Path) -> None:
+def test_only_the_owner_may_write(installed: Path) -> None:
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in installed.rglob("*") if path.is_file()}
     assert not [str(path) for path, mode in modes.items() if mode & 0o022]
     assert {path.name for path, mode in modes.items() if mode & 0o111} == {
         "kmodd",
         "kmodctl",
+        "kmodd-agent",
         "kmodd-gateway",
         "kmodd-notifier",
     }
 
 
 def test_manual_pages_are_whole(installed: Path) -> None:
-    for page in (installed / "usr/local/share/man").rglob("*.gz"):
+    pages = list((installed / "usr/local/share/man").rglob("*.gz"))
+    assert len(pages) == len(list((ROOT / "docs/man").glob("*.scd"))) + 1
+    for page in pages:
         text = gzip.decompress(page.read_bytes())
         assert text.lstrip().startswith((b".", b"'\\\"")), page.name
+        # A shell takes no other sign for the minus of an option.
+        assert not re.search(rb"^(?![.']|\\h').*[^\\]-", text, re.MULTILINE), page.name
         command = ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(page)]
         done = subprocess.run(command, capture_output=True, env={**os.environ, "MANWIDTH": "100"}, check=False)
         assert (done.returncode, done.stderr.decode()) == (0, ""), page.name
 
 
-@pytest.mark.parametrize("program", ["kmodd", "kmodctl", "kmodd-gateway", "kmodd-notifier"])
-def test_program_runs_from_its_place_alone(tmp_path: Path, program: str) -> None:
-    # The paths inside are those of the installed system, so the tree is installed for where it lies.
-    prefix = tmp_path / "prefix"
+@pytest.fixture(scope="module")
+def in_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prefix whose programs can run: the paths inside are those of the installed system, so it is installed for where it lies."""
+    prefix = tmp_path_factory.mktemp("in-place") / "prefix"
     make("install-gateway", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    return prefix
+
+
+@pytest.mark.parametrize("program", ["kmodd", "kmodctl", "kmodd-gateway", "kmodd-notifier"])
+def test_program_runs_from_its_place_alone(in_place: Path, tmp_path: Path, program: str) -> None:
     hostile = tmp_path / "hostile"
     (hostile / "kmodd").mkdir(parents=True)
     (hostile / "kmodd/__init__.py").write_text("raise SystemExit('the wrong package')")
     done = subprocess.run(
-        [prefix / "bin" / program, "--version"],
+        [in_place / "bin" / program, "--version"],
         cwd=hostile,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(hostile)},
         capture_output=True,

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.wanted import watched_folders
+from kmodd.daemon.desired import watched_folders
 from tests.architecture.installation import make
 
-SERVICES = ["kmodd.service", "kmodd-worker@.service", "kmodd-parser@.service"]
+SERVICES = [
+    "kmodd.service",
+    "kmodd-worker@.service",
+    "kmodd-parser@.service",
+    "kmodd-inspector@.service",
+    "kmodd-watcher@.service",
+]
 HIGHEST_EXPOSURE = 20  # tenths
-UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service"]
+UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service", "kmodd-agent.service"]
 HIGHEST_UNPRIVILEGED = 15
 
 
@@ -20,7 +26,9 @@ HIGHEST_UNPRIVILEGED = 15
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the installed units; what they start lies where they say."""
     prefix = tmp_path_factory.mktemp("units") / "prefix"
-    make("install-gateway", Path("/"), DESTDIR="", PREFIX=str(prefix), SHAREDIR=str(prefix / "share"), LIVE="false")
+    places = {"DESTDIR": "", "PREFIX": str(prefix), "SHAREDIR": str(prefix / "share"), "LIVE": "false"}
+    make("install-gateway", Path("/"), **places)
+    make("install-agent", Path("/"), **places)
     return prefix / "lib/systemd/system"
 
 
@@ -49,11 +57,11 @@ def test_exposure_of_the_unprivileged_is_lower(units: Path, service: str) -> Non
     assert settings["CapabilityBoundingSet"] == ""
 
 
-def read(units: Path, service: str) -> dict[str, str]:
+def read(units: Path, service: str, section: str = "Service") -> dict[str, str]:
     parser = RawConfigParser(strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # names of systemd's settings have capitals
     parser.read(units / service)
-    return dict(parser["Service"])
+    return dict(parser[section])
 
 
 def test_nothing_is_written_where_changed_settings_are_looked_for(units: Path) -> None:
@@ -63,14 +71,73 @@ def test_nothing_is_written_where_changed_settings_are_looked_for(units: Path) -
     assert written not in set(watched_folders(Path("/"), "6.1.0"))
 
 
-def test_only_workers_may_load_modules(units: Path) -> None:
-    assert "CAP_SYS_MODULE" not in read(units, "kmodd.service")["CapabilityBoundingSet"]
-    assert read(units, "kmodd-worker@.service")["CapabilityBoundingSet"] == "CAP_SYS_MODULE"
+def test_the_journal_drops_no_unit_for_the_flood_of_another(units: Path) -> None:
+    """journald limits a service as a whole; kmodd limits the records of each user (core/audit/limit.py, gateway/journal.py)."""
+    for service in ("kmodd.service", "kmodd-notifier.service", "kmodd-gateway.service"):
+        assert read(units, service)["LogRateLimitIntervalSec"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("service", "capabilities"),
+    [
+        ("kmodd.service", ""),
+        ("kmodd-worker@.service", "CAP_SYS_MODULE"),
+        ("kmodd-parser@.service", ""),
+        ("kmodd-inspector@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"),
+        ("kmodd-watcher@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"),
+    ],
+)
+def test_each_process_has_the_capabilities_of_its_task_alone(units: Path, service: str, capabilities: str) -> None:
+    assert read(units, service)["CapabilityBoundingSet"] == capabilities
+
+
+def test_the_inspector_reaches_nothing_but_its_socket(units: Path) -> None:
+    settings = read(units, "kmodd-inspector@.service")
+    assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
+    assert settings["ProtectSystem"] == "strict"
+    assert settings["AmbientCapabilities"] == settings["CapabilityBoundingSet"]
+    assert not {"ReadWritePaths", "StateDirectory", "RuntimeDirectory", "BusName"} & settings.keys()
+    assert {"MemoryMax", "TasksMax", "RuntimeMaxSec", "CPUWeight", "IOWeight"} <= settings.keys()
+
+
+def test_the_watcher_reaches_nothing_but_its_socket(units: Path) -> None:
+    settings = read(units, "kmodd-watcher@.service")
+    assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
+    assert settings["ProtectSystem"] == "strict"
+    assert settings["AmbientCapabilities"] == settings["CapabilityBoundingSet"]
+    assert settings["RestrictAddressFamilies"] == "AF_UNIX"
+    assert not {"ReadWritePaths", "StateDirectory", "RuntimeDirectory", "BusName"} & settings.keys()
+    assert {"MemoryMax", "TasksMax", "CPUWeight", "IOWeight"} <= settings.keys()
+
+
+@pytest.mark.parametrize("service", ["kmodd.service", "kmodd-gateway.service", "kmodd-notifier.service"])
+def test_no_number_of_crashes_ends_a_service_for_good(units: Path, service: str) -> None:
+    assert read(units, service, "Unit")["StartLimitIntervalSec"] == "0"
+    settings = read(units, service)
+    assert settings["Restart"] == "on-failure"
+    # Each start takes a second of the processor and some lines of the journal.
+    assert int(settings["RestartSec"]) >= 2
+
+
+@pytest.mark.parametrize(
+    "socket", ["kmodd-worker.socket", "kmodd-parser.socket", "kmodd-inspector.socket", "kmodd-watcher.socket"]
+)
+def test_no_number_of_requests_closes_a_socket_of_the_daemon_for_good(units: Path, socket: str) -> None:
+    assert read(units, socket, "Socket")["TriggerLimitIntervalSec"] == "0"
+
+
+def test_a_gateway_that_cannot_start_is_not_started_for_ever(units: Path) -> None:
+    assert read(units, "kmodd-gateway.service")["RestartPreventExitStatus"] == "78"
+    settings = read(units, "kmodd-gateway.socket", "Socket")
+    assert int(settings["TriggerLimitIntervalSec"]) >= 60
+    assert int(settings["TriggerLimitBurst"]) <= 10
 
 
 def test_what_would_break_the_daemon_is_left_out(units: Path) -> None:
     # No module events reach a private network namespace, and no index lies in a hidden /usr/lib/modules.
     assert not {"PrivateNetwork", "ProtectKernelModules", "PrivateUsers"} & read(units, "kmodd.service").keys()
+    # A worker has a capability more, so that hidden processes include it.
+    assert "ProtectProc" not in read(units, "kmodd.service")
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`make bench`: what needs no kernel on this machine, then a fresh virtual machine with kmodd running, and the guest's side in it.
 
-`python3 -m tests.bench [ROUNDS [PART …]]`, parts being native (the HTTP gateway outside emulation), gateway (in the virtual
-machine, beside a server that runs modprobe) and those of tests/bench/guest.py.
+`python3 -m tests.bench [ROUNDS [PART …]]`, parts being native (the daemon's loop and the HTTP gateway outside emulation),
+gateway (in the virtual machine, beside a server that runs modprobe) and those of tests/bench/guest.py.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from tests.bench import gateway_native
+from tests.bench import compressed, gateway_native, load_native
 from tests.vm import host, snapshot
 from tests.vm.machine import Machine
 
@@ -20,6 +20,8 @@ def main() -> int:
     """The first exit code that is not 0."""
     rounds, parts = sys.argv[1:2], sys.argv[2:]
     if not parts or "native" in parts:
+        compressed.main()
+        load_native.main()
         gateway_native.main()
     rest = [part for part in parts if part not in {"native", "gateway"}]
     if parts == ["native"]:

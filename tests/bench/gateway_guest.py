@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MODULE = "dummy"
 PORT, OTHER = 8765, 8799
 EXAMPLE = Path("/usr/src/kmodd/polkit/examples/50-kmodd-gateway-modules.rules")
+LOOPBACK = Path("/etc/systemd/system/kmodd-gateway.socket.d/loopback.conf")
 RULE = Path("/etc/polkit-1/rules.d/50-kmodd-gateway-modules.rules")
 
 
@@ -32,6 +33,10 @@ def prepare() -> str:
     """The gateway is installed, allowed to load the module, and runs; the token."""
     run("make", "-C", "/usr/src/kmodd", "install-gateway")
     RULE.write_text(EXAMPLE.read_text())
+    # Both servers that are timed are asked over TCP.
+    LOOPBACK.parent.mkdir(exist_ok=True)
+    LOOPBACK.write_text(f"[Socket]\nListenStream=127.0.0.1:{PORT}\n")
+    run("systemctl", "daemon-reload")
     run("systemctl", "restart", "polkit.service")
     token = run("kmodctl", "token", "create", "bench", "--scope", "admin").strip()
     run("systemctl", "start", "kmodd-gateway.service")

@@ -4,31 +4,41 @@
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from kmodd.bus.contract import Contract
-from kmodd.bus.interfaces.parts import Parts
-from kmodd.bus.polkit import Polkit
-from kmodd.bus.quota import Quota
-from kmodd.bus.service import Service
-from kmodd.bus.transport import Transport
-from kmodd.core.configuration import Configuration
-from kmodd.core.explain import Explainer
-from kmodd.core.failures import Failures
-from kmodd.core.jobs import Jobs
+from kmodd.api.service import Service
+from kmodd.api.services import Services
+from kmodd.core.audit.records import Refusals
+from kmodd.core.diagnosis.explain import Explainer
+from kmodd.core.fair_share import Slices
+from kmodd.core.health.monitor import HealthMonitor
+from kmodd.core.leases import Leases
 from kmodd.core.listing import Listing
-from kmodd.core.locks import ModuleLocks
-from kmodd.core.operations import Operations
-from kmodd.core.parameters import Parameters
-from kmodd.core.planner import Planner
-from kmodd.core.policy import Policy
-from kmodd.core.refusals import Refusals
+from kmodd.core.operations.execution import Then
+from kmodd.core.operations.failures import Failures
+from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.locks import ModuleLocks
+from kmodd.core.operations.operations import Operations
+from kmodd.core.operations.parameters import Parameters
+from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.planning.planner import Planner
+from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
-from kmodd.custom import CustomModules
-from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.core.rules.configuration import Configuration
+from kmodd.daemon.desired import DesiredParts, desired_state
+from kmodd.daemon.store import CustomModules
+from kmodd.dbus.admission import Quota
+from kmodd.dbus.interface_xml import Contract
+from kmodd.dbus.polkit import Polkit
+from kmodd.dbus.transport import Transport
+from kmodd.kernel.ports import Kernel
+from kmodd.kernel.proc.loaded import ProcModules
+from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import (
     Caller,
     Health,
@@ -40,42 +50,34 @@ from kmodd.model import (
     OperationResult,
     Plan,
     Record,
-    Request,
 )
-from kmodd.model.tunables import Tunables
+from kmodd.model.desired import DesiredModule
+from kmodd.model.settings import DaemonSettings
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
-from tests.bus.nothing_desired import NothingDesired
-from tests.unit.fakes import Hub, Journal, Ticks
+from tests.kernel.fakeroot import FakeRoot
+from tests.unit.fakes import Broadcaster, Journal, Ticks
 
 
-class Deeds:
-    """Core's own operations, and what they were asked for."""
+class Deeds(Operations):
+    """Core's operations, and what they were asked for."""
 
-    def __init__(self, operations: Operations, locks: ModuleLocks) -> None:
-        self.operations = operations
-        self._locks = locks
+    def __init__(self, planner: Planner, kernel: Kernel, *, locks: ModuleLocks, **parts: Any) -> None:
+        super().__init__(planner, kernel, locks=locks, **parts)
+        self._their_locks = locks
         self.done: list[tuple[Caller, Plan]] = []
         """Who asked for what, of everything that was let through."""
 
-    def plan(self, request: Request) -> Plan:
-        """Delegate."""
-        return self.operations.plan(request)
-
-    async def execute(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+    async def execute(self, plan: Plan, caller: Caller, then: Then | None = None) -> tuple[OperationResult, ...]:
         """Note and delegate."""
         self.done.append((caller, plan))
-        return await self.operations.execute(plan, caller)
-
-    def reset_failed(self, module: ModuleName, caller: Caller) -> None:
-        """Delegate."""
-        self.operations.reset_failed(module, caller)
+        return await super().execute(plan, caller, then)
 
     def occupy(self, *modules: str) -> Callable[[], None]:
         """Have another operation under way on these modules, until the answer is called."""
         names = tuple(ModuleName(module) for module in modules)
-        assert self._locks.take_now(names, 999_999) is not None
-        return lambda: self._locks.release(names, 999_999)
+        assert self._their_locks.take_now(names, 999_999) is not None
+        return lambda: self._their_locks.release(names, 999_999)
 
 
 @dataclass
@@ -90,13 +92,17 @@ class Bench:
     deeds: Deeds
     registry: Registry
     journal: Journal
-    hub: Hub
+    hub: Broadcaster
     quota: Quota
     counts: Counter[str]
     custom: CustomModules
+    values: LiveValues
+    jobs: Jobs
     bugs: list[str] = field(default_factory=list)
     users: dict[str, int | None] = field(default_factory=dict)
     """User ids by unique name; who is not in it is root."""
+    wishes: dict[ModuleName, DesiredModule] = field(default_factory=dict)
+    """The desired state that leases know of."""
 
     @asynccontextmanager
     async def client(self, uid: int | None = 0) -> AsyncIterator[Client]:
@@ -109,7 +115,8 @@ class Bench:
         """Wait until every call has been answered and every event told."""
         for _ in range(2000):
             await asyncio.sleep(0.002)
-            if not self.service.dispatcher.pending and not self.transport.backlog:
+            untold = self.service.dispatcher.pending or self.service._announcer.pending or self.transport.backlog
+            if not untold:
                 return
         raise AssertionError("the service does not come to rest")
 
@@ -121,25 +128,44 @@ HEALTH = HealthCheck("signatures", HealthStatus.OK, "every module is signed")
 
 @asynccontextmanager
 async def bench(
-    folder: Path, *, polkit_timeout: float = 0.3, extra: str = "", loaded: Iterable[str] | None = None
+    folder: Path,
+    *,
+    polkit_timeout: float = 0.3,
+    extra: str = "",
+    loaded: Iterable[str] | None = None,
+    root: FakeRoot | None = None,
 ) -> AsyncIterator[Bench]:
-    """Start everything, and end it with nothing left over and no bug reported."""
+    """Start everything, and end it with nothing left over and no bug reported.
+
+    With a `root` its module tree and its /proc/modules are read, by the parts that read the real ones.
+    """
     bus = PrivateBus(folder, extra)
     try:
         kernel = SimulatedKernel(pace=0.0, loaded=loaded)
-        journal, hub = Journal(), Hub()
+        if root is not None:
+            kernel.index, kernel.loaded = root.index(), ProcModules(root.root)  # type: ignore[assignment]
+        journal, hub = Journal(), Broadcaster()
         registry = Registry(kernel.loaded, kernel.facts, hub, journal, Ticks())
         stop = registry.start()
+        values = LiveValues(kernel.loaded, kernel.executor)
+        unfollow = values.follow(hub)
         jobs, locks, failures = Jobs(hub, Ticks()), ModuleLocks(), Failures()
-        operations = Operations(
-            Planner(kernel.index, kernel.loaded, kernel.facts), kernel,
+        planner = Planner(
+            kernel.index, kernel.loaded, kernel.facts, values,
+            failed=lambda name: failures.get(name) is not None, held=lambda name: leases.holders(name),  # noqa: PLW0108 - made later
+        )  # fmt: skip
+        deeds = Deeds(
+            planner, kernel,
             locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=Ticks(),
         )  # fmt: skip
-        parameters = Parameters(
-            loaded=kernel.loaded, index=kernel.index, facts=kernel.facts, locks=locks, audit=journal, events=hub,
-            clock=Ticks(),
+        wishes: dict[ModuleName, DesiredModule] = {}
+        leases = Leases(
+            deeds, kernel.loaded, kernel.index, audit=journal, events=hub, clock=Ticks(),
+            daemon_settings=lambda: DaemonSettings(lease_grace=0, leases_per_user=3), desired=wishes.get,
+            identity=lambda pid: ("holder", 1),
         )  # fmt: skip
-        deeds = Deeds(operations, locks)
+        leases.start({})
+        parameters = Parameters(planner.parameters, locks=locks, audit=journal, events=hub, clock=Ticks())
         policy = Policy(kernel.index)
         transport = Transport(bus.address)
         await transport.connect()
@@ -157,7 +183,7 @@ async def bench(
             )  # fmt: skip
             return users.get(sender, 0), 4711
 
-        async def history(query: HistoryQuery) -> list[HistoryEntry]:
+        async def history(query: HistoryQuery, _: Caller) -> list[HistoryEntry]:
             return [HistoryEntry(1, record) for record in journal.records][-query.limit :]
 
         def health() -> Health:
@@ -170,26 +196,41 @@ async def bench(
             (tree / name).touch()
         custom = CustomModules(
             place, place / "store", kernel,
-            operations=operations, events=hub, audit=journal, clock=Ticks(), tunables=Tunables,
+            operations=deeds, events=hub, audit=journal, clock=Ticks(), daemon_settings=DaemonSettings,
         )  # fmt: skip
         custom.start()
-        parts = Parts(
+        listing = Listing(kernel.loaded, kernel.index, policy, "")
+        rules = Configuration(
+            kernel.configuration, kernel.index, kernel.facts, policy, audit=journal, events=hub, clock=Ticks()
+        )
+        monitor = HealthMonitor(
+            loaded=kernel.loaded, facts=kernel.facts, listing=listing, policy=policy, registry=registry, events=hub,
+            audit=journal, clock=Ticks(), failures=failures.all, abandoned=lambda: 0, trouble=lambda: "",
+            stuck_max=lambda: 4,
+        )  # fmt: skip
+        wanted = DesiredParts(
+            None, kernel, desired_state(None, kernel, journal, lambda: None),
+            operations=deeds, parameters=parameters, values=values, rules=rules, health=monitor, events=hub,
+            audit=journal, runtime_directory="", given=GivenValues(),
+        )  # fmt: skip
+        parts = Services(
             operations=deeds,
-            refusals=Refusals(kernel, journal),
+            refusals=Refusals(kernel, journal, hub),
             parameters=parameters,
+            leases=leases,
+            values=values,
             explainer=Explainer(
-                loaded=kernel.loaded, index=kernel.index, usage=kernel.usage, facts=kernel.facts,
+                loaded=kernel.loaded, index=kernel.index, inspection=kernel.inspection, facts=kernel.facts,
                 policy=policy, registry=registry, failure=failures.get,
+                held=leases.holders,
             ),
-            listing=Listing(kernel.loaded, kernel.index, policy, ""),
+            listing=listing,
             registry=registry,
             jobs=jobs,
             loaded=kernel.loaded,
             index=kernel.index,
-            configuration=Configuration(
-                kernel.configuration, kernel.index, kernel.facts, policy, audit=journal, events=hub, clock=Ticks()
-            ),
-            desired=NothingDesired(kernel.index),
+            configuration=rules,
+            desired=wanted.convergence,
             store=custom.store,
             activation=custom.activation,
             health=health,
@@ -197,6 +238,7 @@ async def bench(
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],
             history=history,
             machine_id=lambda: "0123456789abcdef0123456789abcdef",
+            slices=Slices(kernel.index),
         )  # fmt: skip
         quota = Quota()
         service = Service(
@@ -210,7 +252,8 @@ async def bench(
             events=hub,
             count=lambda what, _: counts.update((what,)),
             report=report,
-            executable=lambda pid: f"/usr/bin/{pid}",
+            executable=_executable,
+            login_uid=lambda pid, uid: 5000 if pid and uid is not None else None,
             quota=quota,
             credentials=credentials,
         )
@@ -230,11 +273,17 @@ async def bench(
                 quota,
                 counts,
                 custom,
+                values,
+                jobs,
                 bugs,
                 users,
+                wishes,
             )
-        await operations.close()
+        await deeds.close()
+        await leases.close()
+        await wanted.close()
         await custom.close()
+        unfollow()
         stop()
         uevents.cancel()
         await asyncio.gather(uevents, return_exceptions=True)
@@ -250,3 +299,7 @@ def record_of(journal: Journal, event: str) -> Record:
     """The only record of this event."""
     (found,) = [record for record in journal.records if record.event == event]
     return found
+
+
+async def _executable(pid: int) -> str:
+    return f"/usr/bin/{pid}"

@@ -4,24 +4,23 @@
 import array
 import asyncio
 import os
+import re
 import socket
 import subprocess
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from dbus_next import Message, MessageFlag, MessageType
 from dbus_next._private.unmarshaller import Unmarshaller
 
-from kmodd.bus import frame as frames
-from kmodd.bus.decoder import decode
-from kmodd.bus.encoder import encode
-from kmodd.bus.frame import Frame
-from kmodd.bus.transport import Transport
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from kmodd.client.connection import plain
+from kmodd.dbus import message as frames
+from kmodd.dbus.marshal import decode, encode
+from kmodd.dbus.message import ReceivedMessage
+from kmodd.dbus.transport import Transport
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "org.kmodd1"
@@ -93,10 +92,12 @@ class PrivateBus:
 class Reply(Exception):
     """An error reply."""
 
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(f"{name}: {message}")
+    def __init__(self, name: str, message: str, *evidence: Any) -> None:
+        super().__init__(f"{name}: {message}", *evidence)
         self.name = name
         self.message = message
+        self.evidence: dict[str, Any] | None = plain(evidence[0]) if evidence else None
+        """The second argument, without variants."""
 
 
 class Client:
@@ -142,7 +143,7 @@ class Client:
         reply = await asyncio.wait_for(self.transport._bus.call(message), timeout)
         assert reply is not None, "the connection was lost"
         if reply.message_type is MessageType.ERROR:
-            raise Reply(str(reply.error_name), reply.body[0] if reply.body else "")
+            raise Reply(str(reply.error_name), *(reply.body or [""]))
         return reply.body[0] if len(reply.body) == 1 else reply.body
 
     async def get(self, name: str, *, path: str = PATH, interface: str = MANAGER) -> Any:
@@ -179,7 +180,7 @@ class Client:
         bus = self.transport._bus
         deliver = bus._deliver
 
-        def hear(frame: Frame, data: bytes) -> None:
+        def hear(frame: ReceivedMessage, data: bytes) -> None:
             if frame.kind == 4 and frame.interface.startswith(("org.kmodd1", "org.freedesktop.DBus.")):
                 body = _loose(data)
                 self.signals.append((frame.path, frame.interface, frame.member, body))
@@ -202,6 +203,11 @@ def _loose(data: bytes) -> list[Any]:
     return list(unmarshaller.message.body)
 
 
+def expanded(message: str, details: Mapping[str, str]) -> str:
+    """As polkit fills in details; one that does not exist leaves a gap."""
+    return re.sub(r"\$\(([^)]*)\)", lambda match: details.get(match[1], ""), message)
+
+
 class FakePolkit:
     """org.freedesktop.PolicyKit1.Authority to order."""
 
@@ -209,9 +215,13 @@ class FakePolkit:
         self.transport = Transport(address)
         self.mode = "allow"
         """`allow`, `deny`, `challenge`, `hang`, `garbage`, `error`, or `prompt` (challenge first, hang when it may ask)."""
+        self.granted: frozenset[str] | None = None
+        """The only actions that are not refused; None leaves it to the mode."""
         self.asked: list[tuple[str, str, Mapping[str, str], int]] = []
         """(sender, action, details, flags) of each question."""
-        self.open: dict[str, Frame] = {}
+        self.messages: list[str] = []
+        """What was asked to be shown at each prompt."""
+        self.open: dict[str, ReceivedMessage] = {}
         """Questions not answered, by cancellation id."""
         self.cancelled: list[str] = []
 
@@ -226,7 +236,7 @@ class FakePolkit:
     ) -> None:
         await self.transport.close()
 
-    def _on_call(self, frame: Frame) -> None:
+    def _on_call(self, frame: ReceivedMessage) -> None:
         if frame.member == "CancelCheckAuthorization":
             (cancellation,) = decode("s", frame.body)
             self.cancelled.append(cancellation)
@@ -237,8 +247,10 @@ class FakePolkit:
             return
         (kind, subject), action, details, flags, cancellation = decode("(sa{sv})sa{ss}us", frame.body)
         assert kind == "system-bus-name"
+        if message := details.pop("polkit.message", ""):
+            self.messages.append(expanded(message, details))
         self.asked.append((subject["name"][1], action, details, flags))
-        match self.mode:
+        match "deny" if self.granted is not None and action not in self.granted else self.mode:
             case "allow":
                 self._reply(frame, "(bba{ss})", (True, False, {}))
             case "deny":
@@ -260,10 +272,10 @@ class FakePolkit:
             self._reply(frame, "(bba{ss})", (yes, False, {}))
         self.open.clear()
 
-    def _reply(self, frame: Frame, signature: str, *values: Any) -> None:
+    def _reply(self, frame: ReceivedMessage, signature: str, *values: Any) -> None:
         body = encode(signature, values) if signature else b""
         self.transport.send(frames.reply(self.transport.next_serial(), frame, signature, body))
 
-    def _fail(self, frame: Frame) -> None:
+    def _fail(self, frame: ReceivedMessage) -> None:
         name = "org.freedesktop.PolicyKit1.Error.Failed"
         self.transport.send(frames.failure(self.transport.next_serial(), frame, name, encode("s", ("no",))))

@@ -7,15 +7,17 @@ from struct import pack_into
 
 from dbus_next import Message
 
-from kmodd.bus.frame import Frame
-from kmodd.bus.transport import Transport
+from kmodd.dbus.message import ReceivedMessage
+from kmodd.dbus.transport import Transport
 
 PENDING = 128
 
 
 async def flood(address: str, connections: int) -> None:
     """Never end: every answer is followed by the next call."""
-    call = Message("org.kmodd1", "/org/kmodd1", "org.kmodd1.Manager", "Explain", signature="s", body=["loop"], serial=1)
+    call = Message(
+        "org.kmodd1", "/org/kmodd1", "org.kmodd1.Manager", "Explain", signature="sa{sv}", body=["loop", {}], serial=1
+    )
     data = bytearray(call._marshall())
     transports = [Transport(address) for _ in range(connections)]
     for transport in transports:
@@ -29,7 +31,7 @@ async def flood(address: str, connections: int) -> None:
 
     for transport in transports:
 
-        def answered(frame: Frame, data: bytes, transport: Transport = transport) -> None:
+        def answered(frame: ReceivedMessage, data: bytes, transport: Transport = transport) -> None:
             ask(transport)
 
         transport._bus._deliver = answered  # type: ignore[method-assign]  # only the number of answers matters

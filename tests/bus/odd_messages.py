@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from kmodd.bus import frame as frames
+from kmodd.dbus import message as frames
 
 _SIZES = {
     "y": (1, 1),
@@ -64,7 +64,13 @@ class RawClient:
         while b"\r\n" not in self._buffer:
             self._buffer += self._socket.recv(4096)
         self._buffer = self._buffer.partition(b"\r\n")[2]
-        self.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
+        hello = _call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
+        self.name = self.request(hello)[1].rpartition(b":")[2].rstrip(b"\0").decode().join((":", ""))
+        """The unique name."""
+
+    def timeout(self, seconds: float) -> None:
+        """Wait for an answer no longer than this: TimeoutError."""
+        self._socket.settimeout(seconds)
 
     def close(self) -> None:
         """Leave the bus."""
@@ -73,24 +79,29 @@ class RawClient:
     def call(self, destination: str, path: str, interface: str, member: str) -> int:
         """Call a member without arguments and wait for its answer: the kind of the reply, 2 or 3."""
         self._socket.sendall(_call(destination, path, interface, member))
-        return next(kind for kind in self._kinds() if kind in {2, 3})
+        return next(kind for kind, _ in self._messages() if kind in {2, 3})
+
+    def request(self, message: bytes) -> tuple[int, bytes]:
+        """Send a call and wait for its answer: the kind of the reply, 2 or 3, and all of it, however long."""
+        self._socket.sendall(message)
+        return next((kind, data) for kind, data in self._messages() if kind in {2, 3})
 
     def send(self, messages: bytes) -> None:
         """Write, however long the bus takes."""
         self._socket.sendall(messages)
 
-    def _kinds(self) -> Iterator[int]:
+    def _messages(self) -> Iterator[tuple[int, bytes]]:
         while True:
             while len(self._buffer) >= 16:
                 _, kind, _, _, body, _, fields = struct.unpack_from("<BBBBIII", self._buffer)
                 whole = 16 + fields + (-fields & 7) + body
                 if len(self._buffer) < whole:
                     break
-                self._buffer = self._buffer[whole:]
-                yield kind
+                message, self._buffer = self._buffer[:whole], self._buffer[whole:]
+                yield kind, message
             data = self._socket.recv(1 << 18)
             if not data:
-                raise ConnectionError("the bus hung up")
+                raise ConnectionError("the bus closed the connection")
             self._buffer += data
 
 

@@ -10,7 +10,8 @@ import pytest
 from dbus_next import Variant
 
 from kmodd.errors import Conflict, NotPermitted
-from kmodd.model.configuration import OwnFile
+from kmodd.model import Rule
+from kmodd.model.rules import ManagedFile
 from tests.bus.bench import Bench, bench, record_of
 from tests.bus.buses import Client, Reply
 
@@ -32,7 +33,7 @@ members = pytest.mark.parametrize(("member", "signature", "body", "details"), CH
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with bench(tmp_path, polkit_timeout=0.1) as made:
+    async with bench(tmp_path, polkit_timeout=20.0) as made:
         yield made
 
 
@@ -40,14 +41,14 @@ async def ask(client: Client, member: str, signature: str = "", *body: Any) -> A
     return await client.call(member, signature, *body, interface=INTERFACE)
 
 
-def written(service: Bench) -> dict[OwnFile, bytes | None]:
+def written(service: Bench) -> dict[ManagedFile, bytes | None]:
     """Our files that are there."""
-    texts = {file: service.kernel.configuration.read(file) for file in OwnFile}
+    texts = {file: service.kernel.configuration.read(file) for file in ManagedFile}
     return {file: text for file, text in texts.items() if text is not None}
 
 
 @members
-async def test_what_polkit_is_told(
+async def test_details_that_polkit_receives(
     service: Bench, member: str, signature: str, body: tuple[Any, ...], details: dict[str, str]
 ) -> None:
     service.polkit.mode = "allow"
@@ -71,7 +72,7 @@ async def test_a_no_is_a_no(
     assert record_of(service.journal, "authorization.denied").action == details["action"]
 
 
-async def test_nobody_is_asked_about_what_cannot_be(service: Bench) -> None:
+async def test_an_impossible_change_prompts_no_user(service: Bench) -> None:
     async with service.client(1000) as user:
         for member, signature, body, name in (
             ("SetAutoload", "sba{ss}a{sv}", ("overlai", True, {}, {}), "NoSuchModule"),
@@ -103,7 +104,7 @@ async def test_everyone_sees_the_rules(service: Bench) -> None:
         rows = await ask(user, "Show")
     (row,) = [row for row in rows if row["module"].value == "overlay"]
     assert {key: variant.value for key, variant in row.items()} == {
-        "kind": "options", "module": "overlay", "value": "redirect_max=64", "file": OwnFile.OPTIONS, "line": 5,
+        "kind": "options", "module": "overlay", "value": "redirect_max=64", "file": ManagedFile.OPTIONS, "line": 5,
         "ours": True, "masks": [], "shadowed-by": "", "findings": [],
     }  # fmt: skip
     assert service.polkit.asked == []
@@ -117,16 +118,38 @@ async def test_errors_and_their_names(service: Bench) -> None:
             await ask(root, "SetBlacklisted", "sba{sv}", "vfat", True, {})
         assert refused.value.name == NotPermitted.bus_name()
         files.fault = None
-        files.edit(OwnFile.BLACKLIST, b"# mine\n")
+        files.edit(ManagedFile.BLACKLIST, b"# mine\n")
         with pytest.raises(Reply) as refused:
             await ask(root, "SetBlacklisted", "sba{sv}", "vfat", True, {})
         assert refused.value.name == Conflict.bus_name()
-    assert written(service) == {OwnFile.BLACKLIST: b"# mine\n"}
+    assert written(service) == {ManagedFile.BLACKLIST: b"# mine\n"}
 
 
 async def test_many_callers_at_once_lose_nothing(service: Bench) -> None:
     async with service.client() as root:
         names = [f"m{number}" for number in range(4)]
         await asyncio.gather(*(ask(root, "SetBlacklisted", "sba{sv}", name, True, {}) for name in names))
-    text = written(service)[OwnFile.BLACKLIST] or b""
+    text = written(service)[ManagedFile.BLACKLIST] or b""
     assert all(f"blacklist {name}\n".encode() in text for name in names)
+
+
+@pytest.mark.parametrize("member", ["SetOptions", "SetAutoload"])
+async def test_a_right_guess_of_a_closed_files_value_is_answered_as_a_wrong_one(service: Bench, member: str) -> None:
+    secret = Rule(
+        "options", "loop", "max_part=17", "/etc/modprobe.d/wlan.conf", 1, "options loop max_part=17", public=False
+    )
+    service.kernel.change_rules(secret)
+    service.polkit.mode = "deny"
+    async with service.client(1000) as alice:
+        answers = []
+        for value in ("16", "17", "18"):
+            arguments = ("sba{ss}a{sv}", "loop", True) if member == "SetAutoload" else ("sa{ss}a{sv}", "loop")
+            with pytest.raises(Reply) as refused:
+                await alice.call(member, *arguments, {"max_part": value}, {}, interface="org.kmodd1.Configuration")
+            answers.append((refused.value.name, refused.value.message))
+    assert len(set(answers)) == 1
+    assert answers[0][0] == "org.freedesktop.DBus.Error.AccessDenied"
+    async with service.client(0) as root:
+        arguments = ("sba{ss}a{sv}", "loop", True) if member == "SetAutoload" else ("sa{ss}a{sv}", "loop")
+        with pytest.raises(Reply, match="takes precedence"):
+            await root.call(member, *arguments, {"max_part": "16"}, {}, interface="org.kmodd1.Configuration")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dbus_next import Message
 
-from kmodd.core.api import ModuleAdded
+from kmodd.core.events import ModuleAdded
 from tests.bench.pipeline import Pipeline
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import MANAGER, NAME, PATH, ROOT, PrivateBus
@@ -49,7 +49,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", bus.address], cwd=ROOT, stderr=output
+            [sys.executable, "-m", "kmodd.daemon.daemon", "--simulate", "--address", bus.address],
+            cwd=ROOT,
+            stderr=output,
         )
     client = RawClient(str(folder / "bus"))
     deadline = time.monotonic() + 30
@@ -91,7 +93,7 @@ def test_ten_thousand_calls_leave_nothing(program: Program) -> None:
 
     calls = [
         call("ListModules", "a{sv}", {}),
-        call("Explain", "s", "loop"),
+        call("Explain", "sa{sv}", "loop", {}),
         call("Describe", "s", "dummy"),
         call("Load", "sa{ss}a{sv}", "dummy", {}, {}),
         call("Plan", "a(ssa{ss})a{sv}", [["load", "bonding", {}]], {}),

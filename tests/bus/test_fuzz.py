@@ -16,8 +16,7 @@ from dbus_next import Message, MessageFlag, MessageType, Variant
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kmodd.bus.contract import Contract
-from kmodd.bus.signature import split
+from kmodd.dbus.interface_xml import Contract, split
 from kmodd.errors import ERRORS, INTERNAL
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import NAME, PATH, ROOT, Client
@@ -38,11 +37,11 @@ NAMES = ["overlay", "overlay", "loop", "dummy", "vfat", "fat", "ext4", "nosuch",
 WORDS = [
     *NAMES, "", "..", "../x", "a\nb", "load", "unload", "reload", "org.kmodd1.Manager", "org.kmodd1.Module",
     "Version", "State", "redirect_max", "redirect_max", "metacopy", "numdummies", "64", "1", "x" * 56,
-    "x" * 4097, 'a"b', "$(id)", "%s%n", "*", "all", "loaded", "[", "[!",
+    "x" * 4097, 'a"b', "$(id)", "%s%n", "*", "all", "loaded", "full", "public", "[", "[!",
 ]  # fmt: skip
 OPTIONS = [
-    "dry-run", "reason", "timeout", "override-policy", "dependents", "unused-dependencies", "atomic", "state", "match",
-    "module", "since", "limit", "hard", "nonsense",
+    "dry-run", "evidence", "reason", "timeout", "override-policy", "dependents", "unused-dependencies", "atomic", "state", "match",
+    "module", "since", "limit", "hard", "only-modules", "public", "on-behalf-of", "nonsense",
 ]  # fmt: skip
 PATHS = [PATH, f"{PATH}/module/loop", f"{PATH}/module/ext4", f"{PATH}/job/1", f"{PATH}/module", "/", "/org", "/nowhere"]
 
@@ -114,7 +113,11 @@ READS = st.tuples(
 )
 OPERATIONS = st.tuples(st.sampled_from(["load", "unload", "reload"]), st.sampled_from(NAMES), st.just({})).map(list)
 BATCHES: st.SearchStrategy[Any] = st.tuples(st.lists(OPERATIONS, max_size=3), st.just({}))
-SHAPED = {"sss": WRITES.map(list), "ss": READS.map(list), "a(ssa{ss})a{sv}": BATCHES.map(list)}
+SHAPED = {
+    "sssa{sv}": WRITES.map(lambda write: [*write, {}]),
+    "ss": READS.map(list),
+    "a(ssa{ss})a{sv}": BATCHES.map(list),
+}
 
 
 def bodies(signature: str) -> st.SearchStrategy[tuple[str, list[Any]]]:

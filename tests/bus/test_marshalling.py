@@ -10,10 +10,9 @@ from dbus_next._private.marshaller import Marshaller
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmodd.bus import frame as frames
-from kmodd.bus.decoder import decode
-from kmodd.bus.encoder import encode
-from kmodd.bus.signature import split
+from kmodd.dbus import message as frames
+from kmodd.dbus.interface_xml import split
+from kmodd.dbus.marshal import decode, encode
 from kmodd.errors import InvalidArgs
 
 TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=20)
@@ -119,7 +118,7 @@ def test_headers_are_read_as_dbus_next_writes_them() -> None:
 
 
 def test_replies_are_written_as_dbus_next_does() -> None:
-    to = frames.Frame(1, 0, 77, True, b"", sender=":1.42")
+    to = frames.ReceivedMessage(1, 0, 77, True, b"", sender=":1.42")
     theirs_ = Message(
         destination=":1.42",
         message_type=MessageType.METHOD_RETURN,

@@ -13,7 +13,7 @@ from tests.bus.buses import ROOT, PrivateBus, Reply
 
 _OWN = """
 import asyncio, os, sys
-from kmodd.bus.transport import RemoteError, Transport
+from kmodd.dbus.transport import RemoteError, Transport
 
 if os.getuid() == 0:
     os.setresuid(65534, 65534, 65534)
@@ -55,7 +55,7 @@ async def test_a_call_without_interface_is_understood_where_the_bus_lets_it_thro
                 await root.call(member, interface="")
 
 
-def test_nobody_but_root_owns_the_name(tmp_path: Path) -> None:
+def test_only_root_owns_the_name(tmp_path: Path) -> None:
     # The other user has to reach the socket; pytest keeps its folders to itself.
     for folder in (tmp_path, *tmp_path.parents):
         if folder.name.startswith(("test_", "pytest-", "popen-")):

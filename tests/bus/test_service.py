@@ -6,10 +6,16 @@ import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dbus_next import Variant
 
-from kmodd.core.api import HistoryChanged
+from kmodd.core.events import HistoryChanged
+from kmodd.core.planning.planner import Look
+from kmodd.dbus.transport import BusLostError, Transport
+from kmodd.kernel.simulated.modules import Fault
+from kmodd.model import Rule, User
 from kmodd.names import ModuleName
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import PATH, Client, Reply
@@ -52,8 +58,8 @@ async def test_known_errors_keep_their_names(root: Client) -> None:
 
 async def test_describe_and_explain_and_list(root: Client) -> None:
     assert (await root.call("Describe", "s", "dummy"))["name"].value == "dummy"
-    assert (await root.call("Explain", "s", "dummy"))["state"].value == "available"
-    assert (await root.call("Explain", "s", "no-such"))["state"].value == "absent"
+    assert (await root.call("Explain", "sa{sv}", "dummy", {}))["state"].value == "available"
+    assert (await root.call("Explain", "sa{sv}", "no-such", {}))["state"].value == "absent"
     everything = await root.call("ListModules", "a{sv}", {"state": root.transport.variant("s", "all")})
     assert {row["state"].value for row in everything} >= {"live", "available", "builtin"}
     before = await root.call("ListModules", "a{sv}", {})
@@ -72,15 +78,138 @@ async def test_plan_health_metrics_history(service: Bench, root: Client) -> None
     assert service.polkit.asked == []
 
 
+BATCH = "a(ssa{ss})a{sv}"
+PARTS = {"atomic": Variant("b", False)}
+AGENT = User("process", "agent", "pid 7 /dev/loop0", pid=7, exe="/usr/bin/agent", owner=1001)
+
+
+def plain(rows: list[dict[str, Variant]]) -> list[dict[str, Any]]:
+    """Rows without their variants."""
+    bare = [{key: value.value for key, value in row.items()} for row in rows]
+    return [
+        {
+            key: plain(value) if value and isinstance(value, list) and isinstance(value[0], dict) else value
+            for key, value in row.items()
+        }
+        for row in bare
+    ]
+
+
 async def test_batch_answers_each_operation(root: Client) -> None:
-    operations = [["load", "dummy", {}], ["load", "loop", {}]]
-    results = await root.call("Batch", "a(ssa{ss})a{sv}", operations, {})
-    assert [row[:3] for row in results] == [["dummy", "changed", ""], ["loop", "changed", ""]] or results[1][
-        1
-    ] == "unchanged"
+    operations = [["load", "dummy", {}], ["load", "dummy", {}], ["reload", "vfat", {}], ["unload", "dummy", {}]]
+    assert plain(await root.call("Batch", BATCH, operations, {})) == [
+        {"module": "dummy", "action": "load", "result": "changed", "changed": ["dummy"]},
+        {"module": "dummy", "action": "load", "result": "unchanged", "changed": []},
+        {"module": "vfat", "action": "reload", "result": "changed", "changed": ["fat", "vfat"]},
+        {"module": "dummy", "action": "unload", "result": "changed", "changed": ["dummy"]},
+    ]
 
 
-async def test_a_job_that_is_over_in_a_moment_is_told_by_its_end_alone(service: Bench, root: Client) -> None:
+async def test_batch_sets_parameters_and_resets_failures(service: Bench, root: Client) -> None:
+    operations = [
+        ["load", "overlay", {}],
+        ["set-parameter", "overlay", {"redirect-max": "64"}],
+        ["set-parameter", "overlay", {"redirect-max": "64"}],
+        ["reset-failed", "dummy", {}],
+    ]
+    planned = plain(await root.call("Plan", BATCH, operations, {}))
+    assert [(row["action"], row["parameters"], row["operation"]) for row in planned] == [
+        ("insert", "", 0),
+        ("set-parameter", "redirect_max=64", 1),
+        ("set-parameter", "redirect_max=64", 2),
+    ]
+    assert plain(await root.call("Batch", BATCH, operations, {})) == [
+        {"module": "overlay", "action": "load", "result": "changed", "changed": ["overlay"]},
+        {"module": "overlay", "action": "set-parameter", "result": "changed", "changed": ["overlay"]},
+        {"module": "overlay", "action": "set-parameter", "result": "unchanged", "changed": []},
+        {"module": "dummy", "action": "reset-failed", "result": "unchanged", "changed": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        ["set-parameter", "overlay", {}],
+        ["set-parameter", "pci:v1d1", {"redirect_max": "1"}],
+        ["set-parameter", "overlay", {"redirect_max": 'a"b'}],
+        ["set-parameter", "../x", {"redirect_max": "1"}],
+        ["reset-failed", "overlay", {"redirect_max": "1"}],
+        ["unload", "overlay", {"redirect_max": "1"}],
+        ["set_parameter", "overlay", {"redirect_max": "1"}],
+    ],
+)
+async def test_malformed_operations_of_a_batch(root: Client, operation: list[object]) -> None:
+    with pytest.raises(Reply) as refused:
+        await root.call("Batch", BATCH, [operation], {})
+    assert refused.value.name == "org.freedesktop.DBus.Error.InvalidArgs"
+
+
+async def test_what_failed_in_a_batch_comes_with_its_evidence(service: Bench, root: Client) -> None:
+    service.kernel.modprobe("loop")
+    service.kernel.hold("loop", AGENT)
+    service.kernel.fail_next("kmodd_test_fail", Fault(errno=5, log=("kmodd_test_fail: no answer",)))
+    service.kernel.change_rules(Rule("blacklist", "vfat", "", "/etc/modprobe.d/local.conf", 3, "blacklist vfat"))
+    operations = [["unload", "loop", {}], ["load", "kmodd_test_fail", {}], ["load", "vfat", {}], ["load", "dummy", {}]]
+    busy, failed, disabled, done = plain(await root.call("Batch", BATCH, operations, PARTS))
+    assert (busy["error"], busy["result"], busy["changed"]) == ("InUse", "failed", [])
+    assert busy["message"] == "loop is in use by 1 process"
+    assert busy["hint"] == "end the processes that have its devices open"
+    assert busy["users"] == [
+        {"kind": "process", "name": "agent", "detail": "pid 7 /dev/loop0", "pid": 7, "exe": "/usr/bin/agent"}
+    ]
+    assert (failed["error"], failed["errno"]) == ("InitFailed", 5)
+    assert failed["kernel-log"][-1] == "kmodd_test_fail: no answer"
+    assert disabled["error"] == "DisabledByPolicy"
+    assert (disabled["file"], disabled["line"]) == ("/etc/modprobe.d/local.conf", 3)
+    assert (disabled["rule"], disabled["rule-kind"]) == ("blacklist vfat", "blacklist")
+    assert "override-policy" in disabled["hint"]
+    assert "error" not in done
+    assert not [row for row in (busy, failed, disabled, done) if "withheld" in row]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "public", "withheld"),
+    [
+        ((), False, [["users"], ["kernel-log"]]),
+        (("org.kmodd1.read-history",), False, [["users"], []]),
+        (("org.kmodd1.inspect",), False, [[], []]),
+        (("org.kmodd1.inspect",), True, [["users"], ["kernel-log"]]),
+    ],
+)
+async def test_a_batch_tells_no_more_of_others_than_the_caller_may_see(
+    service: Bench, allowed: tuple[str, ...], public: bool, withheld: list[list[str]]
+) -> None:
+    service.kernel.modprobe("loop")
+    service.kernel.hold("loop", AGENT)
+    service.kernel.fail_next("kmodd_test_fail", Fault(errno=5, log=("kmodd_test_fail: no answer",)))
+    service.polkit.granted = frozenset({"org.kmodd1.load", "org.kmodd1.unload", *allowed})
+    operations = [["unload", "loop", {}], ["load", "kmodd_test_fail", {}]]
+    async with service.client(1000) as user:
+        rows = plain(
+            await user.call("Batch", BATCH, operations, {**PARTS, "public": Variant("b", public)}, interactive=True)
+        )
+    assert [row.get("withheld", []) for row in rows] == withheld
+    (user,) = rows[0]["users"]
+    assert user["detail"] == ("1 process of other users" if withheld[0] else "pid 7 /dev/loop0")
+    assert ("kernel-log" in rows[1]) == (not withheld[1])
+    assert [row["error"] for row in rows] == ["InUse", "InitFailed"]
+    # The deed is done: nobody is asked for a password only to see more of it.
+    prompts = {action for _, action, _, flags in service.polkit.asked if flags}
+    assert not prompts & {"org.kmodd1.inspect", "org.kmodd1.read-history"}
+    assert not [1 for _, action, *_ in service.polkit.asked if public and action == "org.kmodd1.inspect"]
+
+
+async def test_a_plan_says_what_to_do_about_what_will_fail(service: Bench, root: Client) -> None:
+    service.kernel.change_rules(Rule("blacklist", "vfat", "", "/etc/modprobe.d/local.conf", 3, "blacklist vfat"))
+    first, second = plain(await root.call("Plan", BATCH, [["load", "dummy", {}], ["load", "vfat", {}]], {}))
+    assert first.keys() == {"action", "module", "path", "parameters", "because", "consequences", "operation"}
+    assert first["consequences"] == []
+    assert second["error"] == "DisabledByPolicy"
+    assert (second["file"], second["line"]) == ("/etc/modprobe.d/local.conf", 3)
+    assert "override-policy" in second["hint"]
+
+
+async def test_a_short_job_is_announced_by_its_end_alone(service: Bench, root: Client) -> None:
     await root.listen()
     await root.call("Load", "sa{ss}a{sv}", "dummy", {}, {})
     await asyncio.sleep(0.2)
@@ -90,7 +219,7 @@ async def test_a_job_that_is_over_in_a_moment_is_told_by_its_end_alone(service: 
     assert not [path for path in told if "/job/" in path]
 
 
-async def test_the_history_is_told_of_without_a_word_of_it(service: Bench, root: Client) -> None:
+async def test_history_changed_carries_no_record(service: Bench, root: Client) -> None:
     await root.listen()
     service.hub.publish(HistoryChanged())
     await asyncio.sleep(0.05)
@@ -219,3 +348,36 @@ async def test_ordinary_tools_understand_it(service: Bench) -> None:
         "busctl", "--system", "call", "org.kmodd1", PATH, "org.kmodd1.Manager", "Load", "sa{ss}a{sv}", "dummy", "0", "0"
     )
     assert called.strip() == 'as 1 "dummy"'
+
+
+async def test_a_request_of_root_is_planned_no_more_often_than_it_has_to(
+    service: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = service.deeds._planner
+    made: list[Look | None] = []
+    work = planner.work
+
+    def counting(*arguments: Any, look: Look | None = None) -> Any:
+        made.append(look)
+        return work(*arguments, look=look)
+
+    monkeypatch.setattr(planner, "work", counting)
+    async with service.client(0) as root:
+        await root.call("Load", "sa{ss}a{sv}", "vfat", {}, {})
+        assert made == [None]
+        made.clear()
+        await root.call("Unload", "sa{sv}", "vfat", {})
+    first, second = made
+    assert first is None, "what it removes"
+    assert second is not None, "with what goes with that"
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["hangs up during authentication", "does not listen"])
+async def test_a_bus_that_cannot_be_had_is_lost_and_leaves_no_descriptor(tmp_path: Path, listens: bool) -> None:
+    path = tmp_path / "bus"
+    server = await asyncio.start_unix_server(lambda _, writer: writer.close(), path) if listens else None
+    with pytest.raises(BusLostError):
+        await Transport(f"unix:path={path}").connect()
+    if server is not None:
+        server.close()
+        await server.wait_closed()

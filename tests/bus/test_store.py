@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from dbus_next import Message, MessageFlag, Variant
 
-from kmodd.kernel.simulated_modules import RELEASE
-from kmodd.kernel.store_files import StoreFiles
+from kmodd.core.store.store import HOUR, StoreLimits
+from kmodd.kernel.modules.store_files import StoreFiles
+from kmodd.kernel.simulated.modules import RELEASE
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import NAME, PATH, Client, Reply
 from tests.bus.test_abuse import nothing_left
@@ -91,8 +92,11 @@ async def listed(client: Client) -> list[dict[str, Any]]:
     return [{key: value.value for key, value in row.items()} for row in rows]
 
 
-def leftovers(folder: Path) -> list[Path]:
-    return list((folder / "machine/store/.spool").iterdir())
+def leftovers(folder: Path) -> list[str]:
+    """What is on the disk and no version, and what is in memory."""
+    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    in_memory = [str(link) for link in links if "kmodd-import" in str(link)]
+    return in_memory + [str(path) for path in (folder / "machine/store").rglob(".*")]
 
 
 async def test_a_module_is_imported_and_listed(service: Bench, user: Client, tmp_path: Path) -> None:
@@ -102,8 +106,9 @@ async def test_a_module_is_imported_and_listed(service: Bench, user: Client, tmp
     (row,) = await listed(user)
     assert row["kernel"] == RELEASE
     assert (row["description"], row["active"], row["uid"], row["size"]) == ("mine", False, 1000, len(content))
-    (asked,) = service.polkit.asked
-    assert asked[1] == "org.kmodd1.import-module"
+    first, asked, listing = service.polkit.asked
+    assert (first[2], first[3]) == ({"action": "import"}, 0), "asked without a prompt, before anything was read"
+    assert (asked[1], listing[1]) == ("org.kmodd1.import-module", "org.kmodd1.read-history")
     assert asked[2]["sha256"] == sha256
     assert (asked[2]["module"], asked[2]["version"], asked[2]["action"]) == ("special", "1.0", "import")
     path = tmp_path / "machine/store/special" / RELEASE / f"{sha256}.ko"
@@ -132,8 +137,8 @@ async def test_a_compressed_module_is_the_same_version(user: Client, pack: Any) 
 async def test_the_same_bytes_twice_are_one_entry(service: Bench, user: Client) -> None:
     first = await give(user, module())
     assert await give(user, module(), version="other") == first
-    assert len(await listed(user)) == 1
     assert service.journal.events[-1] == "operation.unchanged"
+    assert len(await listed(user)) == 1
 
 
 async def test_another_file_with_a_taken_version(user: Client) -> None:
@@ -150,17 +155,18 @@ BAD = {
     "cut": (module()[: len(module()) // 2], "BadModule", "truncated"),
     "executable": (module_file(["name=x"], kind=2), "BadModule", "not a kernel module"),
     "no-struct": (module_file(["name=x"]), "BadModule", "not a kernel module"),
-    "names": (module_file(["name=x", VERMAGIC], this_module="y"), "BadModule", "another name"),
+    "names": (module_file(["name=x", VERMAGIC], this_module="y"), "BadModule", "the module name in .modinfo differs"),
     "release": (module_file(["name=x", "vermagic=1.2.3 SMP"], this_module="x"), "WrongKernel", "1.2.3"),
     "gzip": (gzip.compress(module())[:-9], "BadModule", "does not unpack"),
-    "bomb": (gzip.compress(bytes(300 << 20), 1), "LimitsExceeded", "256 MiB"),
+    "bomb": (gzip.compress(module() + bytes(300 << 20), 1), "LimitsExceeded", "256 MiB"),
+    "zeros": (gzip.compress(bytes(300 << 20), 1), "BadModule", "not an ELF"),
     "signature": (module() + sign(b"", bytes(60_000))[-40:], "BadSignature", "damaged"),
     "dummy": (module("dummy"), "Shadows", "shadow"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_bad_files_are_told_apart(service: Bench, user: Client, tmp_path: Path, kind: str) -> None:
+async def test_bad_files_are_distinguished(service: Bench, user: Client, tmp_path: Path, kind: str) -> None:
     content, error, said = BAD[kind]
     if kind == "dummy":
         tree = tmp_path / "machine/lib/modules" / RELEASE
@@ -168,12 +174,12 @@ async def test_bad_files_are_told_apart(service: Bench, user: Client, tmp_path: 
     with pytest.raises(Reply, match=error) as refused:
         await give(user, content)
     assert said in refused.value.message
-    assert not service.polkit.asked
+    assert [flags for _, _, _, flags in service.polkit.asked] == [0], "there was no prompt"
     assert not leftovers(tmp_path)
     assert await listed(user) == []
 
 
-async def test_a_shadowing_module_is_taken_when_asked_so(user: Client, tmp_path: Path) -> None:
+async def test_a_shadowing_module_is_imported_with_the_option(user: Client, tmp_path: Path) -> None:
     (tmp_path / "machine/lib/modules" / RELEASE / "modules.builtin").write_text("kernel/drivers/char/special.ko\n")
     with pytest.raises(Reply, match="Shadows"):
         await give(user, module())
@@ -208,7 +214,6 @@ async def test_descriptors_are_counted_and_closed(service: Bench, user: Client) 
             ([], "ha{sv}"),
             ([0] * 2, "ha{sv}"),
             ([0] * 16, "ha{sv}"),
-            ([0], "h"),
             ([0] * 16, "h"),
         ):
             held = [os.open(os.devnull, os.O_RDONLY) for _ in files]
@@ -252,10 +257,12 @@ async def test_callers_that_leave_with_a_file_under_way_leave_nothing(service: B
         assert len(await listed(root)) == 1
 
 
-async def test_a_denied_import_leaves_nothing(service: Bench, user: Client, tmp_path: Path) -> None:
+async def test_a_denied_import_leaves_nothing_and_reads_nothing(service: Bench, user: Client, tmp_path: Path) -> None:
     service.polkit.mode = "deny"
     with pytest.raises(Reply, match="AccessDenied"):
         await give(user, module())
+    assert service.custom.store._examined == {}
+    assert service.journal.events == ["authorization.denied"]
     assert await listed(user) == []
     assert not leftovers(tmp_path)
 
@@ -266,10 +273,14 @@ async def test_the_caller_may_change_his_file_after_it_was_copied(service: Bench
     path.write_bytes(module())
     file = os.open(path, os.O_RDONLY)
     task = asyncio.create_task(send(user, [file], {}))
-    for _ in range(500):
-        await asyncio.sleep(0.01)
-        if service.polkit.open:
-            break
+    for details in ({"action": "import"}, {"action": "import", "module": "special"}):
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if service.polkit.open:
+                break
+        assert service.polkit.asked[-1][2].items() >= details.items()
+        if "module" not in details:
+            service.polkit.answer_open(yes=True)
     path.write_bytes(b"something else")
     service.polkit.answer_open(yes=True)
     assert (await task)[2] == hashlib.sha256(module()).hexdigest()
@@ -301,6 +312,38 @@ async def test_a_version_is_activated_switched_and_given_up(service: Bench, user
         await user.call("Remove", "ss", "special", "1.0", interface=STORE)
     with pytest.raises(Reply, match="NoSuchModule"):
         await user.call("Activate", "ssa{sv}", "other", "1.0", {}, interface=STORE)
+
+
+async def test_a_file_is_examined_before_the_prompt(service: Bench, user: Client, tmp_path: Path) -> None:
+    service.polkit.mode = "challenge"
+    with pytest.raises(Reply, match="BadModule"):
+        await give(user, BAD["zeros"][0])
+    with pytest.raises(Reply, match="InteractiveAuthorizationRequired"):
+        await give(user, module())
+    assert not leftovers(tmp_path)
+
+
+async def test_what_is_examined_in_an_hour_is_bounded_for_each_user(
+    service: Bench, user: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.polkit.mode = "challenge"
+    store = service.custom.store
+    monkeypatch.setattr(store, "_limits", lambda: StoreLimits(per_hour=3 << 20))
+    for refused in ("BadModule", "BadModule", "BadModule", "LimitsExceeded"):
+        with pytest.raises(Reply, match=refused):
+            await give(user, BAD["text"][0])
+    async with service.client(1001) as other:
+        with pytest.raises(Reply, match="BadModule"):
+            await give(other, BAD["text"][0])
+    async with service.client(0) as root:
+        for _ in range(4):
+            with pytest.raises(Reply, match="BadModule"):
+                await give(root, BAD["text"][0])
+    now = store._clock()
+    monkeypatch.setattr(store, "_clock", lambda: now + HOUR)
+    with pytest.raises(Reply, match="BadModule"):
+        await give(user, BAD["text"][0])
+    assert set(store._examined) == {1000}
 
 
 async def test_a_dry_run_asks_polkit_and_changes_nothing(service: Bench, user: Client, tmp_path: Path) -> None:

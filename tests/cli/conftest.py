@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.arguments import ExitCode
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Program, Runner
@@ -58,7 +58,7 @@ def program(bus: str) -> Program:
 def run(tmp_path_factory: pytest.TempPathFactory, kmodctl: Runner) -> Iterator[Runner]:
     """kmodctl with a daemon of its own, on a simulated kernel."""
     with private_bus(tmp_path_factory.mktemp("config")) as address:
-        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
+        command = [sys.executable, "-m", "kmodd.daemon.daemon", "--simulate", "--address", address]
         with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as daemon:
             assert daemon.stderr is not None
             assert "SIMULATED" in daemon.stderr.readline()

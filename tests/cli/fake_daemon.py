@@ -11,7 +11,7 @@ from typing import Any
 from dbus_next import Message, MessageType, Variant
 from dbus_next.aio import MessageBus
 
-from kmodd.client_transport import _PatientSocket
+from kmodd.client.connection import _PatientSocket
 
 MANAGER = "org.kmodd1.Manager"
 PATH = "/org/kmodd1"
@@ -20,7 +20,7 @@ SIGNATURES = {
     "Load": "as",
     "Unload": "as",
     "Reload": "as",
-    "Batch": "a(sssas)",
+    "Batch": "aa{sv}",
     "Plan": "aa{sv}",
     "SetParameter": "s",
     "Explain": "a{sv}",
@@ -30,7 +30,7 @@ SIGNATURES = {
     "GetMetrics": "a(ssa{ss}d)",
     "GetHistory": "aa{sv}",
     "ResetFailed": "",
-    "Apply": "a(sssas)",
+    "Apply": "aa{sv}",
     "GetDrift": "aa{sv}",
     "Show": "aa{sv}",
     "GetAll": "a{sv}",
@@ -43,17 +43,20 @@ _TYPES = {
     "uid": "u",
     "taint": "t",
     "operation": "u",
+    "line": "u",
     "Size": "t",
     "References": "i",
     "LoadedAt": "t",
     "LoadDurationUSec": "t",
     "duration-usec": "t",
     "LoadedCount": "u",
-    "users": "a(sss)",
+    "pid": "u",
+    "count": "u",
+    "policy-line": "u",
     "parameters": "a(sssb)",
     "Parameters": "a{ss}",
     "checks": "aa{sv}",
-    "findings": "a(ss)",
+    "findings": "aa{sv}",
     "Progress": "d",
 }
 
@@ -64,6 +67,15 @@ class Refusal:
 
     name: str
     message: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Later:
+    """An answer that takes its time."""
+
+    seconds: float
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ class Call:
     options: dict[str, Any]
     interactive: bool
     sender: str
+    evidence: str = ""
+    """What an error's second argument is to be."""
 
 
 Answer = Any
@@ -89,7 +103,7 @@ def tagged(key: str, value: Any) -> Any:
         return Variant("b", value)
     if isinstance(value, dict) and key != "Parameters":
         return Variant("a{sv}", tagged_map(value))
-    if key == "checks":
+    if key in ("checks", "findings", "users"):
         return Variant("aa{sv}", [tagged_map(item) for item in value])
     if isinstance(value, list) and (key not in _TYPES or not value or isinstance(value[0], str)):
         return Variant("as", value)
@@ -160,22 +174,30 @@ class FakeDaemon:
         body = list(message.body)
         given = body.pop() if message.signature.endswith("a{sv}") else {}
         options = {name: value.value for name, value in given.items()}
-        call = Call(message.member, tuple(body), options, bool(message.flags.value & 4), message.sender)
+        evidence = options.pop("evidence", "")
+        call = Call(message.member, tuple(body), options, bool(message.flags.value & 4), message.sender, evidence)
         self.calls.append(call)
         first = message.path if call.member == "GetAll" else body[0] if body and isinstance(body[0], str) else ""
         answer = self.answers.get((call.member, first), self.answers.get((call.member, "")))
         if callable(answer):
             answer = answer(call)
         if isinstance(answer, Refusal):
-            return Message.new_error(message, answer.name, answer.message)
+            refused = Message.new_error(message, answer.name, answer.message)
+            if evidence:
+                refused.signature, refused.body = "sa{sv}", [answer.message, tagged_map(answer.evidence)]
+            return refused
         signature = SIGNATURES[call.member]
         if not signature:
             return Message.new_method_return(message)
         if answer is None:
             return True  # type: ignore[return-value]  # the library takes True for "handled": no reply
-        value: Any = answer
+        value: Any = answer.value if isinstance(answer, Later) else answer
         if signature == "a{sv}":
             value = tagged_map(value)
         elif signature == "aa{sv}":
             value = [tagged_map(row) for row in value]
-        return Message.new_method_return(message, signature, [value])
+        reply = Message.new_method_return(message, signature, [value])
+        if isinstance(answer, Later):
+            asyncio.get_running_loop().call_later(answer.seconds, self._bus.send, reply)
+            return True  # type: ignore[return-value]  # as above
+        return reply

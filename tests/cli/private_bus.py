@@ -17,6 +17,7 @@ CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Con
     <allow send_destination="*" eavesdrop="false"/>
     <allow receive_sender="*"/>
     <allow own="*"/>
+    <allow user="*"/>
   </policy>
   <limit name="max_replies_per_connection">50000</limit>
 </busconfig>

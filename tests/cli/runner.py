@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 import pytest
 
 from kmodd.cli.main import main
-from kmodd.cli.screen import Screen
+from kmodd.cli.output.screen import Screen
 
 GOLDEN = Path(__file__).parent / "golden"
 

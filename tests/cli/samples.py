@@ -16,12 +16,14 @@ VFAT: dict[str, Any] = {
     "holders": [],
     "references": 3,
     "users": [
-        ["mount", "/boot/efi", "/dev/vda15"],
-        ["mount", "/mnt/My Disk", "/dev/loop0"],
-        ["process", "/usr/bin/qemu-system-x86_64", "pid 4312, /srv/disk.img"],
+        {"kind": "mount", "name": "/boot/efi", "detail": "/dev/vda15"},
+        {"kind": "mount", "name": "/mnt/My Disk", "detail": "/dev/loop0"},
+        {"kind": "process", "name": "/usr/bin/qemu-system-x86_64", "detail": "pid 4312, /srv/disk.img"},
     ],
     "removable": False,
     "blockers": ["2 mounts use it", "1 process uses it"],
+    "free": ["umount /boot/efi", "umount '/mnt/My Disk'", "kill 4312", "kmodctl unload vfat"],
+    "partial": "",
     "loadable": True,
     "policy": "",
 }
@@ -31,7 +33,7 @@ FAT: dict[str, Any] = {
     "because": "needed by vfat",
     "holders": ["vfat", "msdos"],
     "references": 2,
-    "users": [["module", "vfat", ""], ["module", "msdos", ""]],
+    "users": [{"kind": "module", "name": "vfat", "detail": ""}, {"kind": "module", "name": "msdos", "detail": ""}],
     "removable": False,
     "blockers": ["vfat and msdos use it"],
     "loadable": True,
@@ -41,8 +43,9 @@ MSDOS: dict[str, Any] = {
     **VFAT,
     "name": "msdos",
     "references": 1,
-    "users": [["kernel", "", "1 reference that nothing in user space explains"]],
+    "users": [{"kind": "kernel", "name": "", "detail": "1 reference that nothing in user space explains"}],
     "blockers": ["the kernel itself uses it"],
+    "free": [],
 }
 del MSDOS["loaded-by"]
 PCSPKR: dict[str, Any] = {
@@ -56,6 +59,10 @@ PCSPKR: dict[str, Any] = {
     "blockers": ["it is blacklisted"],
     "loadable": False,
     "policy": "/etc/modprobe.d/nobeep.conf:3: blacklist pcspkr",
+    "policy-kind": "blacklist",
+    "policy-file": "/etc/modprobe.d/nobeep.conf",
+    "policy-line": 3,
+    "policy-rule": "blacklist pcspkr",
 }
 I6300: dict[str, Any] = {
     "name": "i6300esb",
@@ -78,6 +85,15 @@ I6300: dict[str, Any] = {
         "time": NOW - 60_000_000,
         "stuck": False,
     },
+}
+NO_DEVICE: dict[str, Any] = {key: I6300["failure"][key] for key in ("errno", "kernel-log", "hint")}
+IN_USE: dict[str, Any] = {"users": VFAT["users"]}
+DISABLED: dict[str, Any] = {
+    "file": "/etc/modprobe.d/nobeep.conf",
+    "line": 3,
+    "rule": "blacklist pcspkr",
+    "rule-kind": "blacklist",
+    "hint": "change the rule in /etc/modprobe.d/nobeep.conf, line 3, or try once with --override-policy",
 }
 LOOP: dict[str, Any] = {
     "name": "loop",
@@ -116,7 +132,7 @@ HEALTH: dict[str, Any] = {
         {
             "name": "unsigned",
             "status": "degraded",
-            "message": "is loaded without a signature the kernel trusts",
+            "message": "zfs is loaded without a signature the kernel trusts",
             "module": "zfs",
             "hint": "sign it, or enrol its key",
         },
@@ -169,7 +185,7 @@ NEITHER_DONE_NOR_FAILED: list[dict[str, Any]] = [
     {
         "time": NOW - 50_000_000,
         "event": "batch.rolled-back",
-        "message": "the batch failed, what was done to vfat was undone",
+        "message": "the batch failed, changes to vfat were rolled back",
         "module": "vfat",
         "action": "batch",
         "result": "rolled-back",
@@ -178,7 +194,7 @@ NEITHER_DONE_NOR_FAILED: list[dict[str, Any]] = [
     {
         "time": NOW - 40_000_000,
         "event": "refusals.collapsed",
-        "message": "7 more requests of this user were refused within a minute and are not recorded singly",
+        "message": "7 more requests of this user were refused within a minute, which are not recorded individually",
         "result": "denied",
         "uid": 0,
     },
@@ -191,7 +207,7 @@ ABSENT: dict[str, Any] = {
     "references": 0,
     "users": [],
     "removable": False,
-    "blockers": [],
+    "blockers": ["No module nosuch for kernel 6.1.0-18-amd64."],
     "loadable": False,
     "policy": "",
 }
@@ -247,10 +263,12 @@ def answers() -> dict[tuple[str, str], Answer]:
         ("Plan", ""): PLAN_VFAT,
         ("Load", "vfat"): ["fat", "vfat"],
         ("Load", "loop"): [],
-        ("Load", "i6300esb"): Refusal(ERROR + "NoDevice", "i6300esb found no device it can drive."),
-        ("Load", "pcspkr"): Refusal(ERROR + "DisabledByPolicy", "pcspkr is blacklisted."),
-        ("Load", "vfta"): Refusal(ERROR + "NoSuchModule", "There is no module vfta for this kernel."),
-        ("Unload", "vfat"): Refusal(ERROR + "InUse", "vfat is used by 2 mounts and 1 process."),
+        ("Load", "i6300esb"): Refusal(ERROR + "NoDevice", "i6300esb found no device it can drive.", NO_DEVICE),
+        ("Load", "pcspkr"): Refusal(ERROR + "DisabledByPolicy", "pcspkr is blacklisted.", DISABLED),
+        ("Load", "vfta"): Refusal(
+            ERROR + "NoSuchModule", "There is no module vfta for this kernel.", {"hint": "did you mean vfat?"}
+        ),
+        ("Unload", "vfat"): Refusal(ERROR + "InUse", "vfat is used by 2 mounts and 1 process.", IN_USE),
         ("Unload", "loop"): ["loop"],
         ("Reload", "loop"): ["loop"],
         ("SetParameter", "loop"): "3",

@@ -15,9 +15,11 @@ from dbus_next.aio import MessageBus
 
 from kmodd import client as client_module
 from kmodd.client import Client, Signal
-from kmodd.client_transport import SIGNALS_MAX, SignalStream, error_from_reply
-from kmodd.errors import ERRORS, Failed, InUse, NoSuchModule, Unavailable
+from kmodd.client.connection import SIGNALS_MAX, SignalStream, error_from_reply
+from kmodd.dbus.interface_xml import installed
+from kmodd.errors import ERRORS, Evidence, Failed, InUse, InvalidArgs, NoSuchModule, Unavailable
 from kmodd.model import Result, State, StepAction, User
+from kmodd.model.settings import PROMPT_TIMEOUT_LIMIT, TIMEOUT_LIMIT
 from tests.cli import samples
 from tests.cli.fake_daemon import Call, FakeDaemon, Refusal, tagged_map
 from tests.cli.private_bus import private_bus
@@ -37,6 +39,14 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+FAILED = {
+    "module": "vfat", "action": "unload", "result": "failed", "changed": ["fat"], "error": "InUse",
+    "message": "vfat is in use by 1 mount", "hint": "umount it", "errno": 11, "kernel-log": ["vfat: busy"], "holders": ["msdos"],
+    "users": [{"kind": "mount", "name": "/mnt", "detail": "/dev/sda1"}], "file": "/etc/modprobe.d/a.conf", "line": 3,
+    "rule": "options vfat x=1",
+}  # fmt: skip
+
+
 async def arrived(fake: FakeDaemon, member: str) -> None:
     """Wait for a call."""
     while not fake.asked(member):  # noqa: ASYNC110 - the daemon runs in another thread
@@ -51,10 +61,15 @@ async def test_answers_are_values_of_the_model(client: Client, fake: FakeDaemon)
     assert found.loaded_by.reason == "mount the backup disk"
     steps = await client.plan([("load", "vfat", {})])
     assert [(step.action, step.module) for step in steps] == [(StepAction.INSERT, "fat"), (StepAction.INSERT, "vfat")]
-    fake.answers["Batch", ""] = [["vfat", "failed", "InUse", ["fat"]]]
+    fake.answers["Batch", ""] = [FAILED]
     (result,) = await client.batch([("unload", "vfat", {})], atomic=False)
-    assert result.result is Result.FAILED
+    assert (result.module, result.action, result.result, result.touched) == ("vfat", "unload", Result.FAILED, ("fat",))
     assert isinstance(result.error, InUse)
+    assert result.error.message == "vfat is in use by 1 mount"
+    assert result.error.evidence == Evidence(
+        errno=11, hint="umount it", kernel_log=("vfat: busy",), holders=("msdos",), users=(User("mount", "/mnt", "/dev/sda1"),),
+        file="/etc/modprobe.d/a.conf", line=3, rule="options vfat x=1",
+    )  # fmt: skip
     assert (await client.describe("loop")).parameters[0].name == "max_loop"
     assert (await client.health()).facts.release == "6.1.0-18-amd64"
     assert [entry.record.event for entry in await client.history()] == ["module.loaded", "module.failed"]
@@ -98,6 +113,19 @@ def test_every_error_of_the_table_is_rebuilt_and_nothing_else() -> None:
         assert type(error_from_reply("org.freedesktop.DBus.Error." + gone, "x")) is Unavailable
 
 
+async def test_options_are_sent_as_the_api_has_them(client: Client, fake: FakeDaemon) -> None:
+    await client.load("vfat", dry_run=True, timeout=5, only_modules=("vfat", "fat"))
+    assert fake.calls[-1].options == {"dry-run": True, "timeout": 5, "only-modules": ["vfat", "fat"]}
+    await client.set_parameter("loop", "max_part", "2", reason="why", on_behalf_of="token x")
+    assert fake.calls[-1].options == {"reason": "why", "on-behalf-of": "token x"}
+    await client.health()
+    assert fake.calls[-1].options == {}
+    with pytest.raises(InvalidArgs, match="Load has no option nonsense"):
+        await client.data("Load", "vfat", {}, options={"nonsense": True})
+    with pytest.raises(InvalidArgs, match="GetHealth has no option reason"):
+        await client.data("GetHealth", options={"reason": "x"})
+
+
 async def test_the_interactive_flag_is_only_on_what_may_ask(client: Client, fake: FakeDaemon) -> None:
     client.interactive = True
     await client.load("vfat")
@@ -116,13 +144,15 @@ async def test_a_call_that_is_never_answered_ends(
     assert (await client.explain("vfat")).name == "vfat"
 
 
-async def test_a_change_is_given_time_for_a_password_and_the_kernel(client: Client) -> None:
-    deadline = client._deadline
-    assert deadline("Explain", ("x",), {}) == client_module.READ_TIMEOUT
-    assert deadline("Load", ("x",), {"timeout": 600}) >= 600 + client_module.READ_TIMEOUT
-    assert deadline("Batch", ([1, 2, 3],), {}) >= 90
+async def test_a_change_is_given_as_much_time_as_the_daemons_own_settings_can_give_it(client: Client) -> None:
+    def deadline(member: str, arguments: tuple[object, ...]) -> float:
+        return client._deadline(installed().method("org.kmodd1.Manager", member), arguments)
+
+    assert deadline("Explain", ("x",)) == client_module.READ_TIMEOUT
+    assert deadline("Load", ("x",)) > TIMEOUT_LIMIT
+    assert deadline("Batch", ([1, 2, 3],)) > 3 * TIMEOUT_LIMIT
     client.interactive = True
-    assert deadline("Load", ("x",), {}) >= client_module.PROMPT_TIMEOUT + 30
+    assert deadline("Load", ("x",)) > TIMEOUT_LIMIT + PROMPT_TIMEOUT_LIMIT
 
 
 async def test_calls_under_way_end_when_the_daemon_leaves(bus: str) -> None:
@@ -165,7 +195,7 @@ async def test_signals_of_the_daemon_arrive_in_order(client: Client, fake: FakeD
     assert [signal.arguments for signal in seen] == [(f"m{number}",) for number in range(300)]
 
 
-async def test_nobody_else_is_believed(client: Client, fake: FakeDaemon, bus: str) -> None:
+async def test_only_the_owner_of_the_name_is_believed(client: Client, fake: FakeDaemon, bus: str) -> None:
     """Anyone on the bus may send a signal straight to our unique name."""
     liar = MessageBus(bus_address=bus)  # type: ignore[no-untyped-call, unused-ignore]
     await liar.connect()
@@ -266,3 +296,12 @@ async def test_data_answers_as_on_the_bus(client: Client, fake: FakeDaemon) -> N
     assert await client.data("Explain", "vfat") == newer
     assert set(tagged_map(newer)) == set(newer)
     fake.answers["Explain", "vfat"] = Refusal("org.kmodd1.Error.Busy", "later")
+
+
+async def test_an_explanation_may_ask_for_the_right_to_see_more(client: Client, fake: FakeDaemon) -> None:
+    client.interactive = True
+    await client.data("Explain", "vfat", prompt=True)
+    await client.explain("vfat", public=True)
+    asked, public = fake.asked("Explain")
+    assert (asked.interactive, asked.options) == (True, {})
+    assert (public.interactive, public.options) == (False, {"public": True})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kmodd import VERSION
-from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.arguments import ExitCode
 from tests.cli import samples
 from tests.cli.fake_daemon import FakeDaemon, Refusal
 from tests.cli.runner import Runner
@@ -33,10 +33,43 @@ def test_load_of_what_is_loaded_says_so(fake: FakeDaemon, kmodctl: Runner) -> No
     assert kmodctl("load", "loop", "--json").document == {"module": "loop", "inserted": []}
 
 
+def test_several_modules_are_a_batch(fake: FakeDaemon, kmodctl: Runner) -> None:
+    ended = kmodctl("load", "nf_conntrack", "ip_tables", "--json")
+    assert ended.status == ExitCode.USAGE
+    assert "printf 'load %s\\n' nf_conntrack ip_tables | kmodctl batch -" in ended.document["hint"]
+    assert "write a switch as NAME=1" in ended.document["hint"]
+    assert "batch takes several modules" in kmodctl("load", "loop", "$(id)").err
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    ("path", "load", "keep"),
+    [
+        ("./loop.ko", "kmodctl load loop;", "kmodctl store import ./loop.ko"),
+        ("/root/my nic.ko.xz", "", "kmodctl store import '/root/my nic.ko.xz'"),
+    ],
+)
+def test_a_file_is_no_name(fake: FakeDaemon, kmodctl: Runner, path: str, load: str, keep: str) -> None:
+    document = kmodctl("load", path, "--json").document
+    assert (document["error"], fake.calls) == ("InvalidArgs", [])
+    assert load in document["hint"]
+    assert ("kmodctl load" in document["hint"]) == bool(load)
+    assert document["hint"].endswith(keep)
+
+
 def test_unload_with_everything(fake: FakeDaemon, kmodctl: Runner) -> None:
     ended = kmodctl("unload", "loop", "--dependents", "--unused-dependencies", "--json")
     assert ended.document == {"module": "loop", "removed": ["loop"]}
     assert fake.asked("Unload")[0].options == {"dependents": True, "unused-dependencies": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "member"),
+    [(["unload", "loop"], "Unload"), (["reload", "loop"], "Reload"), (["unload", "loop", "--dry-run"], "Plan")],
+)
+def test_disconnect_is_passed_on(words: list[str], member: str, fake: FakeDaemon, kmodctl: Runner) -> None:
+    assert kmodctl(*words, "--disconnect").status == 0
+    assert fake.asked(member)[0].options == {"disconnect": True}
 
 
 def test_reload(fake: FakeDaemon, kmodctl: Runner) -> None:
@@ -66,48 +99,74 @@ def test_dry_run_that_would_fail_has_the_errors_status(fake: FakeDaemon, kmodctl
 def test_batch_from_a_file(fake: FakeDaemon, kmodctl: Runner, tmp_path: Path) -> None:
     file = tmp_path / "batch"
     file.write_text("# two\nload vfat 'name=a b'\n\nunload loop # trailing\n")
-    fake.answers["Batch", ""] = [["vfat", "changed", "", ["fat", "vfat"]], ["loop", "unchanged", "", []]]
+    fake.answers["Batch", ""] = [
+        {"module": "vfat", "action": "load", "result": "changed", "changed": ["fat", "vfat"]},
+        {"module": "loop", "action": "unload", "result": "unchanged", "changed": []},
+    ]
     ended = kmodctl("batch", str(file), "--reason", "weekly")
     assert ended.status == 0
     assert "✓ load    vfat  fat and vfat" in ended.out
-    assert ended.out.endswith("1 changed, 1 as it was\n")
+    assert ended.out.endswith("1 changed, 1 unchanged\n")
     (call,) = fake.asked("Batch")
     assert call.arguments == ([["load", "vfat", {"name": "a b"}], ["unload", "loop", {}]],)
     assert call.options == {"atomic": True, "reason": "weekly"}
 
 
+def test_batch_sets_parameters_and_resets_failures(fake: FakeDaemon, kmodctl: Runner) -> None:
+    fake.answers["Batch", ""] = [
+        {"module": "loop", "action": "set-parameter", "result": "changed", "changed": ["loop"]},
+        {"module": "vfat", "action": "reset-failed", "result": "unchanged", "changed": []},
+    ]
+    ended = kmodctl("batch", "-", stdin="set-parameter loop max_part=7\nreset-failed vfat\n")
+    assert ended.status == 0
+    assert "✓ set-parameter  loop  loop" in ended.out
+    (call,) = fake.asked("Batch")
+    assert call.arguments == ([["set-parameter", "loop", {"max_part": "7"}], ["reset-failed", "vfat", {}]],)
+
+
+@pytest.mark.parametrize("line", ["set-parameter loop", "reset-failed loop a=1", "set loop a=1"])
+def test_malformed_lines_of_a_batch(fake: FakeDaemon, kmodctl: Runner, line: str) -> None:
+    ended = kmodctl("batch", "-", stdin=f"load vfat\n{line}\n")
+    assert ended.status == 2
+    assert "line 2: " in ended.err
+    assert fake.asked("Batch") == []
+
+
 def test_batch_in_json_from_stdin(fake: FakeDaemon, kmodctl: Runner) -> None:
-    fake.answers["Batch", ""] = [["dummy", "failed", "NoDevice", []]]
+    row = {"module": "dummy", "action": "load", "result": "failed", "changed": [], "error": "NoDevice", "message": "none",
+           "hint": "plug it in", "errno": 19, "kernel-log": ["dummy: no device"]}  # fmt: skip
+    fake.answers["Batch", ""] = [row]
     text = json.dumps([{"action": "load", "module": "dummy", "parameters": {"n": 2, "on": True, "s": "x"}}])
     ended = kmodctl("batch", "-", "--no-atomic", "--json", stdin=text)
     assert ended.status == ExitCode.REFUSED_BY_MODULE
-    assert ended.document == [
-        {"action": "load", "module": "dummy", "result": "failed", "error": "NoDevice", "touched": []}
-    ]
+    assert ended.document == [row]
     (call,) = fake.asked("Batch")
     assert call.arguments == ([["load", "dummy", {"n": "2", "on": "Y", "s": "x"}]],)
     assert call.options == {"atomic": False}
 
 
-def test_batch_tells_the_sentence_of_a_failure(fake: FakeDaemon, kmodctl: Runner) -> None:
-    fake.answers["Batch", ""] = [["i6300esb", "failed", "org.kmodd1.Error.NoDevice", []]]
+def test_batch_tells_the_sentence_and_the_hint_of_a_failure(fake: FakeDaemon, kmodctl: Runner) -> None:
+    failed = {"module": "i6300esb", "action": "load", "result": "failed", "changed": [], "error": "NoDevice"}
+    sentence = "i6300esb found no device it can drive"
+    fake.answers["Batch", ""] = [{**failed, "message": sentence, "hint": "kmodctl show i6300esb"}]
     ended = kmodctl("batch", "-", stdin="load i6300esb")
     assert ended.status == ExitCode.REFUSED_BY_MODULE
-    assert "i6300esb found no device it can drive." in ended.out
+    assert ended.out.splitlines()[:2] == [f"✗ load    i6300esb  {sentence}", "    hint: kmodctl show i6300esb"]
+    assert [call.member for call in fake.calls] == ["Batch"]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "no operations"),
-        ("insert vfat", "line 1: 'insert' is not load, unload or reload"),
+        ("insert vfat", "line 1: 'insert' is none of load, unload, reload, set-parameter, reset-failed"),
         ("load vfat\nload", "line 2: 'load' needs a module"),
         ("load vfat x", "line 1: 'x' is not a parameter"),
         ("unload vfat x=1", "line 1: 'unload' takes no parameters"),
         ("load 'vfat", "line 1: no closing quotation"),
-        ("{}", "a batch in JSON is a list"),
+        ("{}", "a batch in JSON must be a list"),
         ("[1]", "entry 1 needs 'action' and 'module'"),
-        ('[{"action": "load", "module": 3}]', "entry 1: 'module' is a text"),
+        ('[{"action": "load", "module": 3}]', "entry 1: 'module' must be a string"),
         ("[", "not valid JSON"),
         ("load a\n" * 257, "at most 256 operations"),
     ],
@@ -127,7 +186,7 @@ def test_batch_file_that_cannot_be_read(fake: FakeDaemon, kmodctl: Runner, tmp_p
 
 def test_set_shows_what_the_kernel_made_of_it(fake: FakeDaemon, kmodctl: Runner) -> None:
     ended = kmodctl("set", "loop", "max_part", "2")
-    assert ended.out == "loop: max_part = 3  (the kernel made this of '2')\n"
+    assert ended.out == "loop: max_part = 3  (the kernel stored this for '2')\n"
     assert fake.asked("SetParameter")[0].arguments == ("loop", "max_part", "2")
 
 
@@ -141,7 +200,7 @@ def test_why_json_is_the_answer_and_what_to_do(fake: FakeDaemon, kmodctl: Runner
     document = kmodctl("why", "vfat", "--json").document
     assert document["users"] == samples.VFAT["users"]
     assert document["loaded-by"] == samples.VFAT["loaded-by"]
-    assert [step["command"] for step in document["to-remove"]] == [
+    assert document["free"] == [
         "umount /boot/efi",
         "umount '/mnt/My Disk'",
         "kill 4312",
@@ -173,6 +232,21 @@ def test_log_options(fake: FakeDaemon, kmodctl: Runner) -> None:
     assert kmodctl("log", "--json").document == samples.HISTORY
     assert kmodctl("log", "--since", "soon").status == ExitCode.USAGE
     assert kmodctl("log", "-n", "0").status == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("words", "member"),
+    [
+        (("set", "loop", "max_part", "2"), "SetParameter"),
+        (("reset-failed", "vfat"), "ResetFailed"),
+        (("load", "vfat"), "Load"),
+    ],
+)
+def test_a_reason_goes_along(fake: FakeDaemon, kmodctl: Runner, words: tuple[str, ...], member: str) -> None:
+    assert kmodctl(*words, "--reason", "the pager").status == 0
+    assert fake.asked(member)[-1].options == {"reason": "the pager"}
+    assert kmodctl(*words).status == 0
+    assert fake.asked(member)[-1].options == {}
 
 
 def test_reset_failed(fake: FakeDaemon, kmodctl: Runner) -> None:
@@ -218,7 +292,7 @@ def test_parameters_are_not_said_to_be_required(kmodctl: Runner) -> None:
 def test_one_bus_at_a_time(kmodctl: Runner) -> None:
     ended = kmodctl("list", "--session", "--bus", kmodctl.address)
     assert ended.status == ExitCode.USAGE
-    assert "--session and --bus name two buses" in ended.err
+    assert "--session and --bus are mutually exclusive" in ended.err
 
 
 def test_answers_of_an_unexpected_form_are_a_failure(fake: FakeDaemon, kmodctl: Runner) -> None:
@@ -247,3 +321,32 @@ def test_a_denied_history_says_what_to_do(fake: FakeDaemon, kmodctl: Runner) -> 
     ended = kmodctl("log")
     assert ended.status == ExitCode.ACCESS_DENIED
     assert "Not allowed to read history." in ended.err
+
+
+WITHHELD = {
+    **samples.VFAT,
+    "users": [{"kind": "process", "name": "", "detail": "3 processes of other users", "count": 3}],
+    "because": "loaded through kmodd",
+    "free": [],
+    "withheld": ["users", "loaded-by"],
+}
+
+
+def test_why_says_what_is_withheld_and_how_to_see_it(fake: FakeDaemon, kmodctl: Runner) -> None:
+    """A number of processes is no process number: no command follows from it."""
+    fake.answers["Explain", "vfat"] = {key: value for key, value in WITHHELD.items() if key != "loaded-by"}
+    shown = kmodctl("why", "vfat").out
+    assert "3 processes of other users" in shown
+    assert "Withheld: details of other users' processes and who loaded it and why: kmodctl why --inspect vfat" in shown
+    assert "kill" not in shown
+    assert "To remove it" not in shown
+    document = kmodctl("why", "vfat", "--json").document
+    assert (document["withheld"], document["free"]) == (["users", "loaded-by"], [])
+    assert "polkit does not authorize you" in kmodctl("why", "--inspect", "vfat").out
+    assert not fake.asked("Explain")[0].interactive
+
+
+def test_why_prints_the_commands_of_the_daemon(fake: FakeDaemon, kmodctl: Runner) -> None:
+    fake.answers["Explain", "vfat"] = {**samples.VFAT, "free": ["umount /boot/efi", "kmodctl unload vfat"]}
+    document = kmodctl("why", "vfat", "--json").document
+    assert document["free"] == ["umount /boot/efi", "kmodctl unload vfat"]

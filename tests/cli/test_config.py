@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kmodd.cli import config_apply, config_drift, config_show
-from kmodd.cli.exit_codes import ExitCode
-from kmodd.errors import Conflict, NoSuchModule
+from kmodd.cli.arguments import ExitCode
+from kmodd.cli.commands import config
+from kmodd.errors import Conflict, Evidence, NoSuchModule
 from kmodd.model import OperationResult, Result, Rule
-from kmodd.model.configuration import Drift, Finding, OwnFile, ShownRule
+from kmodd.model.rules import Drift, Finding, ManagedFile, Replacement, ShownRule
 from kmodd.names import ModuleName
 from tests.cli import samples
 from tests.cli.fake_daemon import FakeDaemon
@@ -35,6 +35,7 @@ def test_rules_come_and_go(run: Runner) -> None:
     assert ours(run) == [
         ("autoload", "loop", ""),
         ("blacklist", "vfat", ""),
+        ("softdep", "vfat", "pre:"),
         ("install", "vfat", "/bin/false"),
         ("options", "loop", "max_loop=8"),
         ("options", "overlay", "redirect_max=64"),
@@ -42,11 +43,17 @@ def test_rules_come_and_go(run: Runner) -> None:
     # What was written is in force at once.
     refused = run("load", "vfat")
     assert refused.status == ExitCode.POLICY
-    assert run("config", "show", "vfat", "--json").document[0]["file"] == OwnFile.BLACKLIST
+    assert run("config", "show", "vfat", "--json").document[0]["file"] == ManagedFile.BLACKLIST
     assert "disk images" in run("log", "loop").out
     for command in (("autoload", "loop"), ("options", "loop"), ("options", "overlay"), ("blacklist", "vfat")):
         assert run("config", *command, "--off").status == 0
     assert ours(run) == []
+
+
+def test_the_name_of_a_file_is_no_modules(run: Runner) -> None:
+    ended = run("config", "blacklist", "loop.ko")
+    assert ended.status == ExitCode.USAGE
+    assert "did you mean loop?" in ended.err
 
 
 def test_a_dry_run_says_so_and_changes_nothing(run: Runner) -> None:
@@ -61,17 +68,17 @@ def test_a_dry_run_says_so_and_changes_nothing(run: Runner) -> None:
     [
         (("autoload", "lop"), ExitCode.NOT_FOUND, "did you mean loop?"),
         (("options", "loop", "max_lop=8"), ExitCode.BAD_PARAMETER, "has no parameter max_lop"),
-        (("options", "loop"), ExitCode.USAGE, "--off takes those there are away"),
+        (("options", "loop"), ExitCode.USAGE, "--off removes the existing ones"),
         (("autoload", "loop", "max_loop=8", "--off"), ExitCode.USAGE, "--off takes no parameters"),
-        (("blacklist", "loop", "--hard", "--off"), ExitCode.USAGE, "the option hard is for blacklisting"),
+        (("blacklist", "loop", "--hard", "--off"), ExitCode.USAGE, "the option hard requires blacklisted"),
         (("blacklist", "../loop"), ExitCode.USAGE, "a module name is"),
         (("options", "dummy", "numdummies=2"), ExitCode.IN_THE_WAY, "/usr/lib/modprobe.d/systemd.conf, line 15,"),
         (
             ("options", "dummy", "numdummies=2"),
             ExitCode.IN_THE_WAY,
-            "to /etc/modprobe.d/systemd.conf, which then counts",
+            "to /etc/modprobe.d/systemd.conf, which then replaces",
         ),
-        (("blacklist", "unix"), ExitCode.IN_THE_WAY, "changes nothing"),
+        (("blacklist", "unix"), ExitCode.IN_THE_WAY, "has no effect"),
         (("nonsense",), ExitCode.USAGE, "is not known"),
         ((), ExitCode.USAGE, "required"),
     ],
@@ -82,12 +89,12 @@ def test_what_cannot_be(run: Runner, words: tuple[str, ...], status: int, says: 
     assert says in " ".join(ended.err.split())
 
 
-def test_drift_apply_and_reload_of_a_machine_nobody_wants_anything_of(run: Runner) -> None:
-    assert "as the files want it" in run("config", "drift").out
+def test_drift_apply_and_reload_without_a_desired_state(run: Runner) -> None:
+    assert "matches the desired state" in run("config", "drift").out
     assert run("config", "drift", "--json").document == []
-    assert "nothing to do" in run("config", "apply").out
+    assert "Nothing to do" in run("config", "apply").out
     assert run("config", "apply", "--dry-run", "--json").document == []
-    assert "has read its files again" in run("config", "reload").out
+    assert "reloaded its configuration files" in run("config", "reload").out
 
 
 def test_what_apply_would_do_as_people_read_it() -> None:
@@ -98,7 +105,7 @@ def test_what_apply_would_do_as_people_read_it() -> None:
         Drift("", "initramfs", "as /etc", "older", "update-initramfs -u"),
     ]
     results = [OperationResult(name, Result.CHANGED, None, (ModuleName(name),)) for name in ("tun", "loop", "loop")]
-    assert config_apply.foretold(before, results, screen(0)) == [
+    assert config.foretold(before, results, screen(0)) == [
         "→ tun   presence loaded  is absent",
         "→ loop  parameter max_part=3  is max_part=0",
         "→ loop  options max_part=3  is none",
@@ -108,50 +115,62 @@ def test_what_apply_would_do_as_people_read_it() -> None:
 
 
 def test_nothing_to_do_as_people_read_it() -> None:
-    stale = Drift("", "initramfs", "as /etc has it", "older", "update-initramfs -u")
+    stale = Drift("", "initramfs", "up to date with /etc", "older", "update-initramfs -u")
     theirs = Drift("loop", "autoload", "not loaded at boot", "loaded at boot by /etc/modules", "remove line 3")
-    nothing = ["= Everything is as the files want it, nothing to do."]
-    assert config_apply.unchanged([], screen(0), with_initramfs=False) == nothing
-    assert config_apply.unchanged([stale], screen(0), with_initramfs=True) == nothing
-    told = config_apply.unchanged([stale, theirs], screen(0), with_initramfs=False)
-    assert told[0] == "= There is nothing that kmodd could change. What differs is for you to mend:"
+    nothing = ["= Nothing to do: the system matches the desired state."]
+    assert config.unchanged([], screen(0), with_initramfs=False) == nothing
+    assert config.unchanged([stale], screen(0), with_initramfs=True) == nothing
+    told = config.unchanged([stale, theirs], screen(0), with_initramfs=False)
+    assert told[0] == "= kmodd cannot resolve the remaining differences:"
     assert told[-2:] == ["hint: update-initramfs -u", "hint: remove line 3"]
 
 
 def test_apply_that_fails_as_people_read_it() -> None:
     loop, tun = ModuleName("loop"), ModuleName("tun")
+    edited = Conflict("its file was edited", evidence=Evidence(hint="move the edit to another file"))
     results = [
         OperationResult("loop", Result.SKIPPED),
         OperationResult("tun", Result.ROLLED_BACK, None, (tun,)),
-        OperationResult("nosuch", Result.FAILED, NoSuchModule("x")),
-        OperationResult("loop", Result.FAILED, Conflict("x"), (loop,)),
+        OperationResult("nosuch", Result.FAILED, NoSuchModule("there is no module nosuch")),
+        OperationResult("loop", Result.FAILED, edited, (loop,)),
         OperationResult("tun", Result.SKIPPED),
     ]
-    told = config_apply.by_module(results)
+    told = config.by_module(results)
     assert [(one.module, one.result) for one in told] == [
         ("loop", Result.FAILED),
         ("tun", Result.ROLLED_BACK),
         ("nosuch", Result.FAILED),
     ]
     assert told[0].touched == (loop,)
-    assert config_apply.hindered(told, {"loop": "its file was edited"}, screen(0)) == [
+    assert config.hindered(told, screen(0)) == [
         "✗ loop    its file was edited",
-        "✗ nosuch  no such module",
+        "    hint: move the edit to another file",
+        "✗ nosuch  there is no module nosuch",
+        "    hint: kmodctl list --state all shows every module of this kernel",
         "",
-        "✗ This would fail, and leave everything as it is. Nothing was changed.",
+        "✗ This would fail and change nothing. Nothing was changed.",
     ]
 
 
 def test_what_stays_changed_beside_a_failure_is_not_hidden_by_what_was_undone() -> None:
     results = [OperationResult("loop", Result.CHANGED), OperationResult("loop", Result.ROLLED_BACK)]
-    assert [one.result for one in config_apply.by_module(results)] == [Result.CHANGED]
+    assert [one.result for one in config.by_module(results)] == [Result.CHANGED]
 
 
 def test_a_dry_run_tells_which_file_is_in_the_way(fake: FakeDaemon, kmodctl: Runner) -> None:
-    why = f"{OwnFile.OPTIONS} was edited since kmodd wrote it"
-    fake.answers["Apply", ""] = [["loop", "failed", "Conflict", []], ["tun", "changed", "", ["tun"]]]
+    why = f"{ManagedFile.OPTIONS} was edited since kmodd wrote it"
+    fake.answers["Apply", ""] = [
+        {
+            "module": "loop",
+            "action": "set-options",
+            "result": "failed",
+            "changed": [],
+            "error": "Conflict",
+            "message": why,
+        },
+        {"module": "tun", "action": "load", "result": "changed", "changed": ["tun"]},
+    ]
     fake.answers["GetDrift", ""] = []
-    fake.answers["Show", ""] = [{"kind": "finding", "file": OwnFile.OPTIONS.value, "findings": [["edited", why]]}]
     ended = kmodctl("config", "apply", "--dry-run")
     assert ended.status == ExitCode.IN_THE_WAY
     assert ended.out.splitlines()[0] == f"✗ loop  {why}"
@@ -161,7 +180,7 @@ def test_a_dry_run_tells_which_file_is_in_the_way(fake: FakeDaemon, kmodctl: Run
 def test_drift_says_when_the_files_do_not_count(fake: FakeDaemon, kmodctl: Runner) -> None:
     fake.answers["GetDrift", ""] = []
     assert kmodctl("config", "drift").err == ""
-    said = "The settings from before stay in force: /etc/kmodd/modules.d/a.toml, line 2: this is no TOML."
+    said = "The previous settings stay in effect: /etc/kmodd/modules.d/a.toml, line 2: invalid TOML."
     check = {"name": "settings", "status": "degraded", "message": said}
     fake.answers["GetHealth", ""] = {**samples.HEALTH, "checks": [check]}
     assert kmodctl("config", "drift").err == f"note: {said}\n"
@@ -171,24 +190,28 @@ def test_rules_as_people_read_them() -> None:
     low = "/usr/lib/modprobe.d/a.conf"
     rules = [
         ShownRule(Rule("options", "loop", "max_lop=8", "/etc/modprobe.d/a.conf", 3, ""), masks=(low,),
-                  findings=(Finding("unknown-parameter", "loop has no parameter max_lop: did you mean max_loop?"),)),
+                  findings=(Finding("unknown-parameter", "loop has no parameter max_lop: did you mean max_loop?",
+                                    instead=(Replacement("/etc/modprobe.d/a.conf", "options loop max_loop=8"),),
+                                    file="/etc/modprobe.d/a.conf"),)),
         ShownRule(Rule("blacklist", "dummy", "", "/etc/modprobe.d/a.conf", 12, "")),
         ShownRule(Rule("options", "loop", "", low, 1, ""), shadowed_by="/etc/modprobe.d/a.conf", public=False),
-        ShownRule(Rule("autoload", "e\x1bvil", "", OwnFile.AUTOLOAD, 5, ""), ours=True),
+        ShownRule(Rule("autoload", "e\x1bvil", "", ManagedFile.AUTOLOAD, 5, ""), ours=True),
         *(ShownRule(Rule("softdep", "cifs", f"pre: {word}", "/m/modules.softdep", line, ""),
                     findings=(Finding("softdep-override", "line 3 counts"),)) for line, word in ((4, "ccm"), (5, "gcm"))),
-        ShownRule(Rule("finding", "", "", OwnFile.OPTIONS, 1, ""), findings=(Finding("foreign", "not kmodd's"),)),
+        ShownRule(Rule("finding", "", "", ManagedFile.OPTIONS, 1, ""), findings=(Finding("foreign", "not kmodd's"),)),
     ]  # fmt: skip
-    assert config_show.lines(rules, screen(0)) == [
+    assert config.lines(rules, screen(0)) == [
         "/etc/modprobe.d/a.conf  masks /usr/lib/modprobe.d/a.conf",
         "   3  options loop max_lop=8",
         "      ✗ loop has no parameter max_lop: did you mean max_loop?",
+        "        write instead:",
+        "          options loop max_loop=8",
         "  12  blacklist dummy",
         "",
         low,
-        "   1  options loop (for root only)  not in force: /etc/modprobe.d/a.conf",
+        "   1  options loop (for root only)  not in effect: /etc/modprobe.d/a.conf",
         "",
-        f"{OwnFile.AUTOLOAD}  written by kmodd",
+        f"{ManagedFile.AUTOLOAD}  written by kmodd",
         "   5  autoload e\\x1bvil",
         "",
         "/m/modules.softdep",
@@ -196,10 +219,10 @@ def test_rules_as_people_read_them() -> None:
         "   5  softdep cifs pre: gcm",
         "      ✗ line 3 counts",
         "",
-        OwnFile.OPTIONS,
+        ManagedFile.OPTIONS,
         "      ✗ not kmodd's",
     ]
-    assert config_show.lines([], screen(0)) == []
+    assert config.lines([], screen(0)) == []
 
 
 def test_drift_as_people_read_it() -> None:
@@ -207,15 +230,15 @@ def test_drift_as_people_read_it() -> None:
         Drift("loop", "presence", "loaded", "absent", "kmodctl config apply"),
         Drift("dummy", "parameter", "numdummies=2", "numdummies=1", "kmodctl config apply"),
     ]
-    assert config_drift.lines(found, screen(0)) == [
-        "MODULE  WHAT       WANTED        IS",
+    assert config.drift_lines(found, screen(0)) == [
+        "MODULE  WHAT       DESIRED       ACTUAL",
         "loop    presence   loaded        absent",
         "dummy   parameter  numdummies=2  numdummies=1",
         "",
         "hint: kmodctl config apply",
     ]
-    (_, options, initramfs) = config_drift.lines(
-        [Drift("loop", "options", "max_part=3", ""), Drift("", "initramfs", "as /etc has it", "older")], screen(0)
+    (_, options, initramfs) = config.drift_lines(
+        [Drift("loop", "options", "max_part=3", ""), Drift("", "initramfs", "up to date with /etc", "older")], screen(0)
     )
-    assert options == "loop    options    max_part=3      none"
-    assert initramfs == "        initramfs  as /etc has it  older"
+    assert options == "loop    options    max_part=3            none"
+    assert initramfs == "        initramfs  up to date with /etc  older"

@@ -6,10 +6,9 @@ import json
 import pytest
 
 from kmodd import errors
-from kmodd.cli.exit_codes import ExitCode
-from kmodd.client_hints import hint_for
+from kmodd.cli.arguments import ExitCode
+from kmodd.client.replies import hint_for
 from kmodd.errors import ERRORS, FREEDESKTOP, PREFIX
-from kmodd.model.store import ENROL
 from tests.cli.fake_daemon import FakeDaemon, Refusal
 from tests.cli.runner import Runner
 
@@ -60,14 +59,14 @@ def test_error_as_json(name: str, code: int, fake: FakeDaemon, kmodctl: Runner) 
     assert ended.document["exit-code"] == code
 
 
-def test_error_nobody_knows_is_a_failure(fake: FakeDaemon, kmodctl: Runner) -> None:
+def test_unknown_error_is_a_failure(fake: FakeDaemon, kmodctl: Runner) -> None:
     fake.answers["Load", "dummy"] = Refusal("com.example.Odd", "odd")
     ended = kmodctl("load", "dummy")
     assert ended.status == ExitCode.FAILED
     assert "odd" in ended.err
 
 
-def test_evidence_is_what_explain_remembers(fake: FakeDaemon, kmodctl: Runner) -> None:
+def test_evidence_comes_with_the_error(fake: FakeDaemon, kmodctl: Runner) -> None:
     ended = kmodctl("load", "i6300esb")
     assert ended.status == ExitCode.REFUSED_BY_MODULE
     assert "kmodctl: i6300esb: no device for this module" in ended.err
@@ -80,7 +79,7 @@ def test_evidence_is_what_explain_remembers(fake: FakeDaemon, kmodctl: Runner) -
     assert document["hint"] == "look for the device with lspci"
 
 
-def test_an_older_failure_of_another_kind_is_no_evidence(fake: FakeDaemon, kmodctl: Runner) -> None:
+def test_an_older_failure_is_no_evidence(fake: FakeDaemon, kmodctl: Runner) -> None:
     fake.answers["Load", "i6300esb"] = Refusal(PREFIX + "Lockdown", "The kernel is locked down.")
     ended = kmodctl("load", "i6300esb")
     assert ended.status == ExitCode.FORBIDDEN_BY_KERNEL
@@ -114,18 +113,23 @@ def test_a_mistyped_name_gets_a_suggestion(fake: FakeDaemon, kmodctl: Runner) ->
     assert "did you mean vfat?" in ended.err
 
 
-def test_failing_to_find_evidence_hides_nothing(fake: FakeDaemon, kmodctl: Runner) -> None:
-    fake.answers["Explain", "vfat"] = Refusal(PREFIX + "Busy", "Too many searches.")
-    ended = kmodctl("unload", "vfat")
-    assert ended.status == ExitCode.IN_THE_WAY
-    assert "vfat is used by 2 mounts and 1 process." in ended.err
-    assert "Too many searches" not in ended.err
+@pytest.mark.parametrize(("command", "module"), [("unload", "vfat"), ("load", "pcspkr"), ("load", "vfta")])
+def test_no_question_after_a_failure(command: str, module: str, fake: FakeDaemon, kmodctl: Runner) -> None:
+    assert kmodctl(command, module).status != 0
+    (call,) = fake.calls
+    assert call.evidence == "full"
 
 
-def test_nobody_is_asked_for_evidence_after_a_refusal_of_polkit(fake: FakeDaemon, kmodctl: Runner) -> None:
-    fake.answers["Load", "vfat"] = Refusal(FREEDESKTOP + "AccessDenied", "No.")
-    assert kmodctl("load", "vfat").status == ExitCode.ACCESS_DENIED
-    assert fake.asked("Explain") == []
+def test_evidence_as_json_has_the_keys_of_the_bus(fake: FakeDaemon, kmodctl: Runner) -> None:
+    document = kmodctl("unload", "vfat", "--json").document
+    assert document["users"][0] == {"kind": "mount", "name": "/boot/efi", "detail": "/dev/vda15"}
+    document = kmodctl("load", "pcspkr", "--json").document
+    assert (document["file"], document["line"], document["rule"]) == (
+        "/etc/modprobe.d/nobeep.conf",
+        3,
+        "blacklist pcspkr",
+    )
+    assert document["policy"] == "/etc/modprobe.d/nobeep.conf:3: blacklist pcspkr"
 
 
 def test_new_parameters_for_a_loaded_module_have_their_commands(fake: FakeDaemon, kmodctl: Runner) -> None:
@@ -142,30 +146,6 @@ def test_every_hint_can_be_said() -> None:
         assert "{" not in hint_for(error("x"), "")
     assert "kmodctl why vfat" in hint_for(errors.InUse("x"), "vfat")
     assert "--shadow" in hint_for(errors.Shadows("x"), "")
-    unsigned = "vfat is not signed, and the kernel is locked down (integrity)"
-    for refused in (errors.BadSignature(unsigned), errors.Lockdown(unsigned)):
-        assert hint_for(refused, "vfat") == ENROL
-    assert hint_for(errors.BadSignature("it was changed"), "vfat") != ENROL
-
-
-@pytest.mark.parametrize(
-    ("rule", "hint"),
-    [
-        ("/etc/modprobe.d/a.conf:1: blacklist vfat", "change the rule, or try once with --override-policy"),
-        ("/etc/modprobe.d/a.conf:1: install vfat /bin/false", "change the rule: only a blacklist can be overridden"),
-        (
-            "/etc/modprobe.d/kmodd-blacklist.conf:6: blacklist vfat",
-            "kmodctl config blacklist vfat --off takes the rule away, or try once with --override-policy",
-        ),
-        (
-            "/etc/modprobe.d/kmodd-blacklist.conf:7: install vfat /bin/false",
-            "kmodctl config blacklist vfat --off takes the rule away",
-        ),
-    ],
-)
-def test_how_a_rule_is_taken_away(rule: str, hint: str) -> None:
-    error = errors.DisabledByPolicy("no", module="vfat", evidence=errors.Evidence(rule=rule))
-    assert hint_for(error, "vfat") == hint
 
 
 def test_how_a_module_takes_the_place_of_the_kernels_own() -> None:
@@ -200,3 +180,11 @@ def test_no_daemon(kmodctl: Runner) -> None:
     assert ended.status == ExitCode.UNAVAILABLE
     assert "kmodd is not running" in ended.err
     assert "systemctl status kmodd" in ended.err
+
+
+@pytest.mark.parametrize("words", [["why", "loop.ko.xz"], ["set", "loop.ko.xz", "max_loop", "3"]])
+def test_the_name_of_a_file_where_a_module_is_wanted(words: list[str], fake: FakeDaemon, kmodctl: Runner) -> None:
+    sentence = "a module name is 1 to 55 letters, digits, '-' and '_'"
+    refusal = Refusal("org.freedesktop.DBus.Error.InvalidArgs", sentence)
+    fake.answers.update({(member, ""): refusal for member in ("Explain", "SetParameter")})
+    assert "did you mean loop?" in kmodctl(*words).err

@@ -3,9 +3,11 @@
 
 import pytest
 
-from kmodd.cli import batch, failure, listing, log, plan, show, status, why
-from kmodd.client_answers import (
+from kmodd.cli import failure
+from kmodd.cli.commands import batch, listing, log, plan, show, status, why
+from kmodd.client.replies import (
     error_named,
+    evidence,
     explanation,
     health,
     history_entry,
@@ -14,7 +16,6 @@ from kmodd.client_answers import (
     operation_result,
     step,
 )
-from kmodd.client_evidence import merge
 from tests.cli import samples
 from tests.cli.runner import assert_golden, screen
 
@@ -27,15 +28,45 @@ STUCK = {
 WHY = {
     "busy": samples.VFAT,
     "held": samples.FAT,
+    "partial": {**samples.MSDOS, "partial": "there are more than 64 mount namespaces"},
     "kernel": samples.MSDOS,
     "blacklisted": samples.PCSPKR,
     "failed": samples.I6300,
     "stuck": STUCK,
     "absent": samples.ABSENT,
     "builtin": {**samples.ABSENT, "state": "builtin", "name": "ext4"},
-    "removable": {**samples.MSDOS, "users": [], "references": 0, "removable": True, "blockers": []},
-    "own-rule": {**samples.PCSPKR, "policy": "/etc/modprobe.d/kmodd-blacklist.conf:6: blacklist pcspkr"},
-    "cmdline": {**samples.PCSPKR, "policy": "/proc/cmdline:1: module_blacklist=pcspkr"},
+    "removable": {
+        **samples.MSDOS,
+        "users": [],
+        "references": 0,
+        "removable": True,
+        "blockers": [],
+        "free": ["kmodctl unload msdos"],
+    },
+    "disconnecting": {
+        **samples.MSDOS,
+        "name": "wireguard",
+        "users": [],
+        "references": 0,
+        "removable": False,
+        "consequences": ["Network interface wg9 goes with it: it is up and has 10.9.0.1/24."],
+        "disconnects": True,
+        "blockers": ["Something that goes with it is in use: end that use first, or unload it with --disconnect."],
+        "free": ["kmodctl unload wireguard --disconnect"],
+    },
+    "own-rule": {
+        **samples.PCSPKR,
+        "policy": "/etc/modprobe.d/kmodd-blacklist.conf:6: blacklist pcspkr",
+        "policy-file": "/etc/modprobe.d/kmodd-blacklist.conf",
+        "policy-line": 6,
+    },
+    "cmdline": {
+        **samples.PCSPKR,
+        "policy": "/proc/cmdline:1: module_blacklist=pcspkr",
+        "policy-kind": "module_blacklist",
+        "policy-file": "/proc/cmdline",
+        "policy-line": 1,
+    },
 }
 OPERATIONS = [("load", "vfat", {"debug": "1"}), ("unload", "loop", {}), ("load", "nosuch", {})]
 FAILING = [
@@ -48,7 +79,7 @@ FAILING = [
         "because": "requested",
         "operation": 2,
         "error": "NoSuchModule",
-        "message": "There is no module nosuch for kernel 6.1.0-18-amd64.",
+        "message": "No module nosuch for kernel 6.1.0-18-amd64.",
     },
 ]
 
@@ -107,6 +138,29 @@ def test_show_of_what_is_not_loaded() -> None:
     assert_golden("show-not-loaded.txt", show.lines(info, writable, None, screen(80)))
 
 
+def test_show_of_another_file_than_the_loaded_one() -> None:
+    info, writable = module_info({"name": "loop", "filename": "/x/loop.ko", "srcversion": "B"})
+    live = {"State": "live", "SourceVersion": "A", "Size": 1, "References": 0}
+    text = "\n".join(show.lines(info, writable, live, screen(200)))
+    assert "Differs: from the file on disk: srcversion A is loaded, srcversion B is on the disk" in text
+    assert "Differs" not in "\n".join(show.lines(info, writable, {**live, "SourceVersion": "B"}, screen(200)))
+
+
+def test_a_file_that_holds_another_module() -> None:
+    info, writable = module_info({"name": "acme_nic", "filename": "/x/acme_nic.ko", "holds": "ifb"})
+    assert "Holds: the module ifb" in "\n".join(show.lines(info, writable, None, screen(80)))
+    row = {
+        "name": "ifb",
+        "state": "live",
+        "file": "acme_nic.ko",
+        "differs": "version 1 is loaded, version 2 is on the disk",
+    }
+    answer = why.Answer(explanation(row), "", {}, 0)
+    text = "\n".join(why.lines(answer, screen(200)))
+    assert "acme_nic.ko holds the module ifb" in text
+    assert "not the loaded one: version 1 is loaded, version 2 is on the disk; reload it to use the file" in text
+
+
 def test_plan() -> None:
     steps = [step(row) for row in samples.PLAN_VFAT]
     assert_golden("plan.txt", plan.lines(OPERATIONS[:2], steps, screen()))
@@ -130,7 +184,7 @@ def test_log() -> None:
     assert_golden("log.txt", lines)
 
 
-def test_log_of_what_nobody_asked_for() -> None:
+def test_log_of_what_no_caller_requested() -> None:
     row = {**samples.HISTORY[0], "uid": 0, "exe": "kmodd"}
     assert "  by kmodd itself" in log.lines(history_entry(row), screen(200))[0]
     row["exe"] = "/usr/bin/kmodd"
@@ -139,21 +193,23 @@ def test_log_of_what_nobody_asked_for() -> None:
 
 def test_batch() -> None:
     rows = [
-        ["vfat", "rolled-back", "", ["fat", "vfat"]],
-        ["loop", "unchanged", "", []],
-        ["nosuch", "failed", "NoSuchModule", []],
-    ]
-    results = [operation_result(row) for row in rows]
-    text = batch.lines(OPERATIONS, results, {"nosuch": "There is no module nosuch."}, screen())
+        {"module": "vfat", "action": "load", "result": "rolled-back", "changed": []},
+        {"module": "loop", "action": "unload", "result": "unchanged", "changed": []},
+        {"module": "nosuch", "action": "load", "result": "failed", "changed": [], "error": "NoSuchModule",
+         "message": "there is no module nosuch", "hint": "did you mean nouveau?"},
+    ]  # fmt: skip
+    text = batch.lines(OPERATIONS, [operation_result(row) for row in rows], screen())
     assert_golden("batch.txt", text)
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("NoDevice", samples.I6300), ("InUse", samples.VFAT), ("DisabledByPolicy", samples.PCSPKR)]
+    ("name", "module", "says", "data"),
+    [
+        ("NoDevice", "i6300esb", "found no device it can drive", samples.NO_DEVICE),
+        ("InUse", "vfat", "says no", samples.IN_USE),
+        ("DisabledByPolicy", "pcspkr", "says no", samples.DISABLED),
+    ],
 )
-def test_failure(name: str, data: dict[str, object]) -> None:
-    told = explanation(data)
-    sentence = told.failure.message if told.failure is not None else f"{data['name']} says no."
-    error = error_named(name, sentence, module=str(data["name"]))
-    error.evidence = merge(error, told)
+def test_failure(name: str, module: str, says: str, data: dict[str, object]) -> None:
+    error = error_named(name, f"{module} {says}.", evidence(data), module=module)
     assert_golden(f"failure-{name}.txt", failure.lines(error, screen(80)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kmodd.cli import initramfs
-from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.arguments import ExitCode
 from kmodd.errors import AccessDenied, Conflict
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.runner import Runner
@@ -36,7 +36,7 @@ def test_the_command_is_run_as_it_is(
 ) -> None:
     monkeypatch.setenv("DRACUT_EVIL", "1")
     name, _, words = command.partition(" ")
-    initramfs.refresh(command, path=str(program(tmp_path / "bin", name)))
+    initramfs.refresh(command.split(" "), path=str(program(tmp_path / "bin", name)))
     assert (tmp_path / "bin/ran").read_text() == f"{tmp_path}/bin/{name} {words}\n"
     assert "EVIL" not in (tmp_path / "bin/environment").read_text()
     assert capfd.readouterr() == ("", "said\n"), "standard output is for the answer"
@@ -59,16 +59,16 @@ def test_the_command_is_run_as_it_is(
 )
 def test_nothing_else_is_run(tmp_path: Path, command: str) -> None:
     folder = program(program(tmp_path / "bin", "update-initramfs"), "dracut")
-    with pytest.raises(Conflict, match="does not know"):
-        initramfs.refresh(command, path=str(folder))
+    with pytest.raises(Conflict, match="unknown command"):
+        initramfs.refresh(command.split(" "), path=str(folder))
     assert not (folder / "ran").exists()
 
 
-def test_a_failure_and_a_missing_program_are_told(tmp_path: Path) -> None:
-    with pytest.raises(Conflict, match="update-initramfs ended with status 3"):
-        initramfs.refresh(COMMAND, path=str(program(tmp_path / "bin", "update-initramfs", status=3)))
-    with pytest.raises(Conflict, match=r"update-initramfs cannot be run \(No such file"):
-        initramfs.refresh(COMMAND, path=str(tmp_path))
+def test_a_failure_and_a_missing_program_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="update-initramfs exited with status 3"):
+        initramfs.refresh(COMMAND.split(), path=str(program(tmp_path / "bin", "update-initramfs", status=3)))
+    with pytest.raises(Conflict, match=r"cannot run update-initramfs \(No such file"):
+        initramfs.refresh(COMMAND.split(), path=str(tmp_path))
 
 
 def test_only_root_can() -> None:
@@ -78,19 +78,20 @@ def test_only_root_can() -> None:
 
 
 def row(kind: str, hint: str) -> dict[str, Any]:
-    return {"module": "", "kind": kind, "wanted": "w", "actual": "a", "hint": hint}
+    command = {"command": hint.split()} if kind == initramfs.KIND else {}
+    return {"module": "", "kind": kind, "wanted": "w", "actual": "a", "hint": hint, **command}
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that would have been run."""
-    commands: list[str] = []
+    commands: list[list[str]] = []
     monkeypatch.setattr("kmodd.cli.initramfs.refresh", commands.append)
     monkeypatch.setattr("kmodd.cli.initramfs.check_root", lambda: None)
     return commands
 
 
-def scripted(fake: FakeDaemon, *stale: bool, applied: list[list[Any]]) -> None:
+def scripted(fake: FakeDaemon, *stale: bool, applied: list[dict[str, Any]]) -> None:
     """Answers of a daemon that finds the initramfs stale, or not, one time after the other."""
     answers = iter(
         [[row("presence", "kmodctl config apply"), *([row("initramfs", COMMAND)] if each else [])] for each in stale]
@@ -99,15 +100,17 @@ def scripted(fake: FakeDaemon, *stale: bool, applied: list[list[Any]]) -> None:
     fake.answers["Apply", ""] = applied
 
 
-CHANGED = [["loop", "changed", "", []], ["dummy", "changed", "", []]]
+CHANGED: list[dict[str, Any]] = [
+    {"module": name, "action": "load", "result": "changed", "changed": [name]} for name in ("loop", "dummy")
+]
 
 
-def test_it_is_refreshed_once_after_everything_else(fake: FakeDaemon, kmodctl: Runner, ran: list[str]) -> None:
+def test_it_is_refreshed_once_after_everything_else(fake: FakeDaemon, kmodctl: Runner, ran: list[list[str]]) -> None:
     scripted(fake, True, False, applied=CHANGED)
     ended = kmodctl("config", "apply", "--initramfs")
     assert (ended.status, ended.err) == (0, "")
-    assert f"The initramfs was refreshed by: {COMMAND}" in " ".join(ended.out.split())
-    assert ran == [COMMAND]
+    assert f"The initramfs was refreshed with: {COMMAND}" in " ".join(ended.out.split())
+    assert [list(command) for command in ran] == [COMMAND.split()]
     assert [call.member for call in fake.calls if call.member in ("Apply", "GetDrift")] == [
         "Apply",
         "GetDrift",
@@ -115,11 +118,11 @@ def test_it_is_refreshed_once_after_everything_else(fake: FakeDaemon, kmodctl: R
     ]
 
 
-def test_it_is_left_alone_when_it_is_up_to_date_or_not_asked_for(
-    fake: FakeDaemon, kmodctl: Runner, ran: list[str]
+def test_it_is_left_alone_when_it_is_up_to_date_or_not_requested(
+    fake: FakeDaemon, kmodctl: Runner, ran: list[list[str]]
 ) -> None:
     scripted(fake, False, applied=CHANGED)
-    assert "is as the files want it" in kmodctl("config", "apply", "--initramfs").out
+    assert "is up to date" in kmodctl("config", "apply", "--initramfs").out
     scripted(fake, True, applied=CHANGED)
     ended = kmodctl("config", "apply")
     assert ended.status == 0
@@ -129,32 +132,30 @@ def test_it_is_left_alone_when_it_is_up_to_date_or_not_asked_for(
     assert ran == []
 
 
-def test_a_failed_change_refreshes_nothing(fake: FakeDaemon, kmodctl: Runner, ran: list[str]) -> None:
-    scripted(fake, applied=[["loop", "failed", "org.kmodd1.Error.InUse", []]])
+def test_a_failed_change_refreshes_nothing(fake: FakeDaemon, kmodctl: Runner, ran: list[list[str]]) -> None:
+    scripted(fake, applied=[{**CHANGED[0], "result": "failed", "error": "InUse", "message": "loop is in use"}])
     assert kmodctl("config", "apply", "--initramfs").status == ExitCode.IN_THE_WAY
     assert ran == []
 
 
-def test_a_dry_run_runs_nothing(fake: FakeDaemon, kmodctl: Runner, ran: list[str]) -> None:
+def test_a_dry_run_runs_nothing(fake: FakeDaemon, kmodctl: Runner, ran: list[list[str]]) -> None:
     scripted(fake, True, True, applied=CHANGED)  # before, to say what would change, and after
-    assert f"to be refreshed by: {COMMAND}" in " ".join(
-        kmodctl("config", "apply", "--initramfs", "--dry-run").out.split()
-    )
+    assert f"refresh it with: {COMMAND}" in " ".join(kmodctl("config", "apply", "--initramfs", "--dry-run").out.split())
     scripted(fake, False, False, applied=CHANGED)
-    assert "would be refreshed if" in " ".join(kmodctl("config", "apply", "--initramfs", "--dry-run").out.split())
+    assert "would then be refreshed if" in " ".join(kmodctl("config", "apply", "--initramfs", "--dry-run").out.split())
     assert ran == []
 
 
-def test_what_stays_stale_is_an_error(fake: FakeDaemon, kmodctl: Runner, ran: list[str]) -> None:
+def test_what_stays_stale_is_an_error(fake: FakeDaemon, kmodctl: Runner, ran: list[list[str]]) -> None:
     scripted(fake, True, True, applied=CHANGED)
     ended = kmodctl("config", "apply", "--initramfs", "--json")
     assert ended.status == ExitCode.IN_THE_WAY
     assert "still differs" in ended.out
-    assert ran == [COMMAND]
+    assert [list(command) for command in ran] == [COMMAND.split()]
 
 
 def test_who_is_not_root_changes_nothing(
-    fake: FakeDaemon, kmodctl: Runner, ran: list[str], monkeypatch: pytest.MonkeyPatch
+    fake: FakeDaemon, kmodctl: Runner, ran: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
         raise AccessDenied("not root")

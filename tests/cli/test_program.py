@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from kmodd.cli.agent import TerminalAgent
-from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.arguments import ExitCode
 from kmodd.client import JOB, OBJECTS, PROPERTIES
 from tests.cli import samples
-from tests.cli.fake_daemon import FakeDaemon, Refusal
+from tests.cli.fake_daemon import FakeDaemon, Later, Refusal
 from tests.cli.runner import Program
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def test_log_follows_signals_where_history_is_denied(fake: FakeDaemon, program: 
     fake.answers["GetHistory", ""] = DENIED
     with program("log", "-f", "vfat") as process:
         assert process.stderr is not None
-        assert "showing only what happens from now on" in process.stderr.readline()
+        assert "showing only new records" in process.stderr.readline()
         fake.emit("ModuleAdded", "s", ["other"])
         fake.emit("ModuleAdded", "s", ["vfat"])
         assert "module vfat is live" in read_line(process)
@@ -185,12 +185,12 @@ def test_a_locale_without_unicode_gets_ascii(fake: FakeDaemon, bus: str) -> None
 
 
 def test_progress_of_a_batch_is_shown_on_a_terminal_and_wiped(fake: FakeDaemon, bus: str) -> None:
-    def work(call: object) -> list[list[object]]:
-        sender = getattr(call, "sender", "")
-        fake._bus.send(_job_added(sender))
+    def work(call: object) -> Later:
+        fake.answers["GetAll", "/org/kmodd1/job/1"] = {"Sender": getattr(call, "sender", "")}
+        fake._bus.send(_job_added())
         for progress in (0.5, 1.0):
             fake._bus.send(_job_progress(progress))
-        return [["vfat", "changed", "", ["vfat"]]]
+        return Later(0.5, [{"module": "vfat", "action": "load", "result": "changed", "changed": ["vfat"]}])
 
     fake.answers["Batch", ""] = work
     code = "import sys,time\nprint('load vfat')"
@@ -202,7 +202,7 @@ def test_progress_of_a_batch_is_shown_on_a_terminal_and_wiped(fake: FakeDaemon, 
     assert text.rstrip().endswith("1 changed")
 
 
-def test_only_a_person_at_a_terminal_is_asked_for_a_password(
+def test_a_password_is_requested_at_a_terminal_only(
     fake: FakeDaemon, bus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from argparse import Namespace
@@ -255,7 +255,7 @@ def test_help_does_not_load_the_bus_library() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def _job_added(sender: str) -> object:
+def _job_added() -> object:
     from dbus_next import Message, Variant
 
     return Message.new_signal(
@@ -263,7 +263,7 @@ def _job_added(sender: str) -> object:
         OBJECTS,
         "InterfacesAdded",
         "oa{sa{sv}}",
-        ["/org/kmodd1/job/1", {JOB: {"Sender": Variant("s", sender)}}],
+        ["/org/kmodd1/job/1", {JOB: {"Sender": Variant("s", "")}}],
     )
 
 

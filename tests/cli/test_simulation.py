@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.cli.exit_codes import ExitCode
+from kmodd.cli.arguments import ExitCode
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def simulation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a bus with `kmodd --simulate` on it."""
     with private_bus(tmp_path_factory.mktemp("simulation")) as address:
-        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
+        command = [sys.executable, "-m", "kmodd.daemon.daemon", "--simulate", "--address", address]
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as daemon:
             assert daemon.stderr is not None
             assert "SIMULATED" in daemon.stderr.readline()
@@ -50,8 +50,7 @@ def test_a_module_comes_and_goes_with_its_dependency(run: Runner) -> None:
     assert used.status == ExitCode.IN_THE_WAY
     assert "module is in use" in used.err
     assert "vfat" in used.err
-    (step,) = run("why", "fat", "--json").document["to-remove"]
-    assert step == {"command": "kmodctl unload fat --dependents", "note": ""}
+    assert run("why", "fat", "--json").document["free"] == ["kmodctl unload fat --dependents"]
     assert run("unload", "fat", "--dependents", "--json").document["removed"] == ["vfat", "fat"]
     assert "reason: a test" in run("log", "vfat").out
 
@@ -109,5 +108,5 @@ def test_every_module_can_be_shown_and_explained(run: Runner) -> None:
 def test_status_knows_the_daemon(run: Runner) -> None:
     document = run("status", "--json").document
     assert document["health"]["status"] in ("ok", "degraded", "failing")
-    assert "SIMULATED KERNEL: nothing that is loaded or unloaded here is real" in run("status").out
+    assert "SIMULATED KERNEL: loading and unloading here is not real" in run("status").out
     assert "simulated" in document["manager"]["KernelRelease"]

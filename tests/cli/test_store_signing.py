@@ -12,7 +12,7 @@ import pytest
 from kmodd.cli import store_signing
 from kmodd.cli.store_signing import signed
 from kmodd.errors import BadModule, InvalidArgs
-from kmodd.kernel.signature_block import split_signature
+from kmodd.kernel.modules.signature import split_signature
 from tests.kernel.elf import module_file
 
 CONTENT = module_file(["name=x"], this_module="x")
@@ -69,7 +69,7 @@ def test_a_damaged_file_is_refused_in_words(pair: tuple[Path, Path], content: by
 
 def test_a_machine_without_zstd(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InvalidArgs, match="there is no zstd"):
+    with pytest.raises(InvalidArgs, match="zstd is not installed"):
         sign(b"\x28\xb5\x2f\xfd" + bytes(9), *pair)
 
 
@@ -104,7 +104,7 @@ def test_the_kernels_own_program_goes_first(pair: tuple[Path, Path], tmp_path: P
 
 
 def test_what_is_wrong_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgs, match="key to sign with is not there"):
+    with pytest.raises(InvalidArgs, match="key to sign with does not exist"):
         sign(CONTENT, tmp_path / "none", pair[1])
     for pack in (bytes, lzma.compress, gzip.compress):
         with pytest.raises(InvalidArgs, match="signed already"):
@@ -133,7 +133,7 @@ def test_zstd_is_unpacked_by_its_own_program(
     packed = b"\x28\xb5\x2f\xfd" + CONTENT
     path = os.environ["PATH"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InvalidArgs, match="there is no zstd"):
+    with pytest.raises(InvalidArgs, match="zstd is not installed"):
         sign(packed, *pair)
     program = tmp_path / "zstd"
     monkeypatch.setenv("PATH", f"{tmp_path}:{path}")

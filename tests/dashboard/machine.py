@@ -28,10 +28,10 @@ MODULES = [
     "kmodd_test_info", "kmodd_test_params",
 ]  # fmt: skip
 GUEST_PORT = 8080
-# The gateway listens on the loopback of the machine, where nothing from outside arrives.
+# The gateway listens on a unix socket of the machine.
 RELAY = (
     f"systemd-run --quiet --unit=relay --socket-property=ListenStream=0.0.0.0:{GUEST_PORT} "
-    "/lib/systemd/systemd-socket-proxyd 127.0.0.1:8765"
+    "/lib/systemd/systemd-socket-proxyd /run/kmodd-gateway/http"
 )
 # The module's own texts, replaced by markup of the same length: the file stays one that the kernel loads.
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"

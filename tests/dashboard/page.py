@@ -49,7 +49,7 @@ class Page:
         """Press a button that leads to a dialog, by its data-key, and wait for the plan in it."""
         self.browser.click(f"[data-key='{button}']")
         self.browser.see("dialog .preview")
-        self.browser.until("return !document.querySelector('dialog .preview').textContent.startsWith('Asking')")
+        self.browser.until("return !document.querySelector('dialog .preview').textContent.startsWith('Loading')")
 
     def confirm(self, reason: str) -> None:
         """Give the reason and go on."""

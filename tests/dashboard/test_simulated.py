@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.simulated_modules import RELEASE
+from kmodd.kernel.simulated.modules import RELEASE
 from tests.cli.private_bus import private_bus
 from tests.dashboard.browser import browser
 from tests.dashboard.page import DESKTOP, PHONE, VIEWS, Page
@@ -110,7 +110,7 @@ def test_in_the_picture_arrow_keys_follow_the_lines(page: Page) -> None:
     assert browser.run(lit, "needed") == ["snd", "snd_timer", "soundcore"]
     browser.press("Left")
     assert browser.focused().startswith("a snd_hda_intel: used by no module; needs snd_pcm")
-    assert "and 3 more behind them" in browser.see("#relations")
+    assert "and 3 more indirectly" in browser.see("#relations")
     browser.press("Right", "Enter")
     assert browser.run("return location.hash") == "#/graph/snd_pcm"
     browser.press("Enter")
@@ -121,7 +121,7 @@ def test_in_the_picture_arrow_keys_follow_the_lines(page: Page) -> None:
 def test_a_rule_is_written_and_taken_away(page: Page) -> None:
     browser = page.browser
     page.visit("modules/overlay")
-    assert page.change("autoload", "containers at boot") == "Rules about module overlay are as asked"
+    assert page.change("autoload", "containers at boot") == "Rules for module overlay updated"
     browser.see("[data-key=autoload]", "No longer load at boot")
     browser.see("table.rules", "kmodd’s")
     page.visit("config")
@@ -149,14 +149,14 @@ def test_options_are_written_and_taken_away(page: Page, served: Gateway) -> None
     parameters = [row["name"] for row in served.ask("GET", "/v1/modules/bonding").document["parameters"]]
     assert fields() == dict.fromkeys(parameters, "")
     assert browser.focused() == f"input change-parameter-{parameters[0]}"
-    assert "Nothing: " in browser.see("dialog .preview")
+    assert "Nothing to do: " in browser.see("dialog .preview")
     browser.type("#change-parameter-mode", "1 2")
     browser.type("#change-parameter-arp_ip_target", r"C:\x")
     browser.see("dialog .preview code", r'options bonding mode="1 2" arp_ip_target=C:\x')
     assert lines() == []  # it was tried, and not written
     page.confirm("two links")
     browser.gone("dialog")
-    browser.see("#notice", "Rules about module bonding are as asked")
+    browser.see("#notice", "Rules for module bonding updated")
     assert len(lines()) == 1
 
     # What no file tells of is not lost.
@@ -167,12 +167,12 @@ def test_options_are_written_and_taken_away(page: Page, served: Gateway) -> None
     page.ask_for("options")
     assert fields() == dict.fromkeys(parameters, "") | values
     browser.type("#change-parameter-mode", "")
-    assert "No longer given: mode" in browser.see("dialog .preview", "No longer given")
+    assert "No longer set: mode" in browser.see("dialog .preview", "No longer set")
     browser.type("#change-parameter-mode", 'a "quote"')
     assert "InvalidArgs" in browser.see("dialog .preview .failure")
     for name in values:
         browser.type(f"#change-parameter-{name}", "")
-    browser.see("dialog .preview", "own line in modprobe.d goes")
+    browser.see("dialog .preview", "line in modprobe.d is removed")
     page.confirm("one link")
     browser.gone("dialog")
     assert lines() == []
@@ -191,23 +191,24 @@ def test_options_that_not_everyone_may_read_are_not_taken_for_none(page: Page, s
         "return new Response(JSON.stringify(found)); }"
     )
     page.visit("modules/bonding")
-    browser.see("table.rules", "not for everyone to read")
+    browser.see("table.rules", "not readable for this token")
     page.ask_for("options")
     told = browser.see("dialog .preview")
-    assert "what is written here replaces all of it" in told
-    assert "own line in modprobe.d goes" in told
+    assert "the values here replace all of it" in told
+    assert "line in modprobe.d is removed" in told
     browser.press("Escape")
     assert served.ask("DELETE", path).status == 200
 
 
-def test_what_apply_would_do_is_not_told_as_done(page: Page) -> None:
+def test_a_dry_run_of_apply_is_not_shown_as_done(page: Page) -> None:
     browser = page.browser
     browser.run(
         "const whole = window.fetch; const answers = {"
         "'/v1/config/drift': {drift: [{module: 'loop', kind: 'presence', wanted: 'loaded', actual: 'absent', hint: ''}]},"
         "'/v1/config/apply': {results: ["
-        "{module: 'vfat', result: 'changed', error: '', touched: ['fat', 'vfat']},"
-        "{module: 'loop', result: 'failed', error: 'DisabledByPolicy', touched: []}]}};"
+        "{module: 'vfat', action: 'load', result: 'changed', changed: ['fat', 'vfat']},"
+        "{module: 'loop', action: 'load', result: 'failed', changed: [], error: 'DisabledByPolicy',"
+        " message: 'it is blacklisted', hint: 'change the rule'}]}};"
         "window.fetch = async (path, ...rest) =>"
         " path in answers ? new Response(JSON.stringify(answers[path])) : whole(path, ...rest)"
     )
@@ -215,10 +216,27 @@ def test_what_apply_would_do_is_not_told_as_done(page: Page) -> None:
     page.ask_for("apply")
     assert [text.split() for text in browser.texts("dialog .plan li")] == [
         ["change", "vfat", "fat"],
-        ["fail", "loop", "DisabledByPolicy"],
+        ["fail", "loop", "it", "is", "blacklisted", "DisabledByPolicy", "change", "the", "rule"],
     ]
-    assert browser.text("dialog button.primary") == "Try it anyway"
+    assert browser.text("dialog button.primary") == "Try anyway"
     browser.press("Escape")
+
+
+def test_consequences_are_shown_and_confirmed_by_a_checkbox(page: Page, served: Gateway) -> None:
+    browser = page.browser
+    served.ask("POST", "/v1/modules/wireguard/load", {"reason": "a tunnel"})
+    page.visit("modules/wireguard")
+    for button in ("reload", "unload"):
+        page.ask_for(button)
+        assert "Network interface wg0 goes with it: it is up" in browser.see("dialog .preview .consequences")
+        assert "This will fail" in browser.text("dialog .preview")
+        assert browser.text("dialog button.primary") == "Try anyway"
+        browser.click("#change-disconnect")
+        browser.until("return !document.querySelector('dialog .preview .fails')")
+        assert "wg0" in browser.text("dialog .preview .consequences")
+        page.confirm("no tunnel")
+        browser.gone("dialog")
+    browser.see("#notice", "Module wireguard unloaded successfully")
 
 
 def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
@@ -248,15 +266,15 @@ def test_a_file_goes_into_the_store_and_out_again(page: Page, served: Gateway, t
     assert page.change(f"Activate-special-1.0-{RELEASE}", "to try it") == "Module special 1.0 is active"
     browser.see(".chip", "active")
     page.change(f"Deactivate-special-1.0-{RELEASE}", "tried")
-    assert page.change(f"Remove-special-1.0-{RELEASE}", "a test is over") == "Version 1.0 of module special is removed"
+    assert page.change(f"Remove-special-1.0-{RELEASE}", "a test is over") == "Version 1.0 of module special was removed"
     browser.see(".nothing", "The store is empty")
     for reason in ("a test of the store", "to try it", "tried", "a test is over"):
         wait_for(lambda reason=reason: f"reason={reason}" in served.log.read_text())
 
 
-def test_every_reason_that_is_asked_for_is_written_down(page: Page, served: Gateway) -> None:
+def test_every_reason_that_is_entered_is_recorded(page: Page, served: Gateway) -> None:
     page.visit("config")
-    assert page.change("reread", "edited by hand") == "The files are read again"
+    assert page.change("reread", "edited by hand") == "Configuration reloaded"
     wait_for(lambda: "reason=edited by hand" in served.log.read_text())
     page.visit("modules/kmodd_test_fail")
     page.ask_for("load")
@@ -264,7 +282,7 @@ def test_every_reason_that_is_asked_for_is_written_down(page: Page, served: Gate
     page.browser.see("dialog .failure", "InitFailed")
     page.browser.press("Escape")
     page.browser.see("[data-key=forget]")
-    assert page.change("forget", "seen it") == "Nothing failed is remembered of module kmodd_test_fail any more"
+    assert page.change("forget", "seen it") == "Cleared the recorded failure of module kmodd_test_fail"
     wait_for(lambda: "reason=seen it" in served.log.read_text())
 
 
@@ -317,9 +335,9 @@ def test_a_look_that_fails_says_so(page: Page) -> None:
 
 def test_a_module_that_is_not_loaded_says_what_stands_in_the_way(page: Page) -> None:
     page.visit("modules/overlay")
-    page.browser.see("section", "Why it is not loaded\n\nNothing stands in the way of loading it.")
+    page.browser.see("section", "Why it is not loaded\n\nNothing prevents loading it.")
     page.visit("modules/printk")
-    page.browser.see("section", "Why it is there\n\nPart of the kernel image.")
+    page.browser.see("section", "Why it is present\n\nPart of the kernel image.")
     # Its parameters are the kernel command line's: nothing here offers to set them.
     assert "time" in page.browser.see("table.parameters")
     assert not page.browser.texts("table.parameters button")

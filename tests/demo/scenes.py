@@ -24,7 +24,7 @@ class Scene:
     setup: tuple[str, ...] = field(default=())
 
 
-CURL = 'curl -s -H "Authorization: Bearer $(cat /root/gateway-token)"'
+CURL = 'curl -s --unix-socket /run/kmodd-gateway/http -H "Authorization: Bearer $(cat /root/gateway-token)"'
 
 LAB = """\
 [module.tun]
@@ -103,9 +103,13 @@ TOUR = (
     Scene(
         "The same over HTTP, for whoever has a token",
         (
-            Line(f"{CURL} -X POST http://127.0.0.1:8765/module/load/loop; echo"),
-            Line(f"{CURL} -X POST http://127.0.0.1:8765/module/unload/overlay | python3 -m json.tool"),
-            Line("curl -s -X POST http://127.0.0.1:8765/module/load/loop; echo", user="alice"),
+            Line(f"{CURL} -X POST http://localhost/module/load/loop; echo"),
+            Line(f"{CURL} -X POST http://localhost/module/unload/overlay | python3 -m json.tool"),
+            Line(
+                "curl -sS --unix-socket /run/kmodd-gateway/http -X POST http://localhost/module/load/loop",
+                user="alice",
+                code=7,
+            ),
         ),
     ),
     Scene(

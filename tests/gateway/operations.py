@@ -1,40 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every operation of the API; a test says that none is missing here. The stream of events, which does not end, is apart."""
+"""Every operation of the API, as its routes have it. The stream of events, which does not end, is apart."""
 
-OPERATIONS = [
-    ("POST", "/module/load/{module}"),
-    ("POST", "/module/unload/{module}"),
-    ("GET", "/v1/modules"),
-    ("GET", "/v1/modules/{module}"),
-    ("GET", "/v1/modules/{module}/explain"),
-    ("POST", "/v1/modules/{module}/load"),
-    ("POST", "/v1/modules/{module}/unload"),
-    ("POST", "/v1/modules/{module}/reload"),
-    ("POST", "/v1/modules/{module}/reset-failed"),
-    ("PUT", "/v1/modules/{module}/parameters/{parameter}"),
-    ("POST", "/v1/batch"),
-    ("POST", "/v1/plan"),
-    ("GET", "/health"),
-    ("GET", "/v1/health"),
-    ("GET", "/v1/history"),
-    ("GET", "/metrics"),
-    ("GET", "/v1/webhooks"),
-    ("POST", "/v1/webhooks"),
-    ("POST", "/v1/webhooks/{name}/test"),
-    ("DELETE", "/v1/webhooks/{name}"),
-    ("GET", "/v1/config"),
-    ("GET", "/v1/config/drift"),
-    ("PUT", "/v1/config/modules/{module}/autoload"),
-    ("PUT", "/v1/config/modules/{module}/options"),
-    ("PUT", "/v1/config/modules/{module}/blacklist"),
-    ("DELETE", "/v1/config/modules/{module}/blacklist"),
-    ("DELETE", "/v1/config/modules/{module}/options"),
-    ("DELETE", "/v1/config/modules/{module}/autoload"),
-    ("POST", "/v1/config/apply"),
-    ("POST", "/v1/config/reload"),
-    ("GET", "/v1/store"),
-    ("POST", "/v1/store"),
-    ("POST", "/v1/store/{name}/{version}/activate"),
-    ("POST", "/v1/store/{name}/deactivate"),
-    ("DELETE", "/v1/store/{name}/{version}"),
-]
+from typing import Any, cast
+
+from fastapi.routing import APIRoute
+
+from kmodd.gateway.routes import changes, config, reading, store, webhooks
+
+_ABSENT = cast("Any", None)
+"""What the routes call is not there: they are only listed."""
+ROUTERS = (
+    changes.router(_ABSENT),
+    reading.router(_ABSENT, _ABSENT, _ABSENT),
+    webhooks.router(_ABSENT, _ABSENT),
+    config.router(_ABSENT, _ABSENT),
+    store.router(_ABSENT, _ABSENT),
+)
+OPERATIONS = sorted(
+    {
+        (method, route.path)
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    },
+    key=lambda operation: (operation[1], operation[0]),
+)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kmodd import tokens
+from tests.clock import clock
 
 ROOT = Path(__file__).parents[2]
 STARTED = "the gateway listens on"
@@ -117,30 +118,43 @@ def free_port() -> int:
 @contextmanager
 def daemon(address: str) -> Iterator[subprocess.Popen[str]]:
     """kmodd on a simulated kernel, on the bus at this address."""
-    command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", address]
+    command = [sys.executable, "-m", "kmodd.daemon.daemon", "--simulate", "--address", address]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "SIMULATED" in process.stderr.readline()
+        clock.watch(process.pid)
         try:
             yield process
         finally:
             process.kill()
+            clock.forget(process.pid)
 
 
 @contextmanager
 def gateway(
-    folder: Path, address: str, settings: str = "", *, ready: bool = True, interpreter: str = sys.executable
+    folder: Path,
+    address: str,
+    settings: str = "",
+    *,
+    ready: bool = True,
+    interpreter: str = sys.executable,
+    listens: bool = False,
 ) -> Iterator[Gateway]:
-    """A gateway with one token that is good for everything; `ready` waits until kmodd answers through it."""
+    """A gateway on a port of loopback, with one token that is good for everything.
+
+    `ready` waits until kmodd answers through it; with `listens`, the settings say where, the port as @PORT@.
+    """
     port, log = free_port(), folder / "log"
     configuration = folder / "gateway.toml"
-    configuration.write_text(f'listen = ["127.0.0.1:{port}"]\ntokens = "{folder / "tokens"}"\n{settings}')
+    where = "" if listens else f'listen = ["127.0.0.1:{port}"]\n'
+    configuration.write_text(f'tokens = "{folder / "tokens"}"\n{where}{settings.replace("@PORT@", str(port))}')
     made = Gateway(port, subprocess.Popen(["true"], text=True), folder, "", log)
     made.process.wait()
     made.token = made.make_token("root", "admin")
     command = [interpreter, "-m", "kmodd.gateway.main", "--config", str(configuration), "--bus", address]
     with log.open("w") as stream, subprocess.Popen(command, cwd=ROOT, stderr=stream, text=True) as process:
         made.process = process
+        clock.watch(process.pid)
         try:
             wait_for(lambda: STARTED in log.read_text() or process.poll() is not None)
             assert process.poll() is None, log.read_text()
@@ -150,11 +164,12 @@ def gateway(
         finally:
             process.terminate()
             process.wait(20)
+            clock.forget(process.pid)
 
 
 def wait_for(condition: Any, seconds: float = 15.0) -> None:
     """Until it holds."""
-    deadline = time.monotonic() + seconds
+    deadline = clock() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert clock() < deadline, "it did not happen in time"
         time.sleep(0.02)

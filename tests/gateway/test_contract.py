@@ -56,10 +56,16 @@ def test_a_failure_brings_its_evidence(served: Gateway) -> None:
     found = held.document
     assert (found["type"], found["module"], found["holders"]) == ("urn:kmodd:error:InUse", "fat", ["vfat"])
     assert found["users"] == [{"kind": "module", "name": "vfat", "detail": "uses it"}]
-    assert found["hint"]
-    failed = served.ask("POST", "/module/load/kmodd_test_fail")
+    assert found["hint"] == "kmodctl unload fat --dependents"
+    ruled = served.ask("POST", "/module/load/pcspkr").document
+    assert (ruled["file"], ruled["line"], ruled["rule_kind"]) == ("/etc/modprobe.d/blacklist.conf", 3, "blacklist")
+    assert ruled["policy"] == "/etc/modprobe.d/blacklist.conf:3: blacklist pcspkr"
+    loader = served.make_token("loader", "load")
+    failed = served.ask("POST", "/module/load/kmodd_test_fail", token=loader)
     assert failed.status == 502
-    assert "kmodd_test_fail: the flux capacitor is not charged" in failed.document["kernel_log"]
+    assert "kernel_log" not in failed.document, "a token may be anybody's, and the kernel's log is restricted"
+    failed = served.ask("POST", "/module/load/kmodd_test_fail")
+    assert "kmodd_test_fail: the flux capacitor is not charged" in failed.document["kernel_log"], "this one may inspect"
     assert failed.document["errno"] == 5
     assert served.ask("POST", "/v1/modules/kmodd_test_fail/reset-failed").status == 200
     both = served.ask("POST", "/v1/modules/fat/unload", {"dependents": True})
@@ -125,6 +131,14 @@ def test_a_parameter_is_written(served: Gateway) -> None:
     assert answer.document == {"module": "overlay", "parameter": "redirect_max", "value": "64"}
     assert served.ask("GET", "/v1/modules/overlay").document["live"]["parameters"]["redirect_max"] == "64"
     assert "deeper" in served.log.read_text()
+
+    def written() -> list[dict[str, str]]:
+        found = served.ask("GET", "/v1/history?module=overlay&limit=5").document["records"]
+        return [row for row in found if row["event"] == "parameter.set"]
+
+    wait_for(written)  # it is written after the answer
+    (record,) = written()
+    assert (record["reason"], record["on_behalf_of"].startswith("token ")) == ("deeper", True)
     assert (
         served.ask("PUT", "/v1/modules/overlay/parameters/redirect_max", {"value": "64", "reason": "a\nb"}).status
         == 400
@@ -138,13 +152,77 @@ def test_a_batch_and_its_plan(served: Gateway) -> None:
     steps = served.ask("POST", "/v1/plan", {"operations": operations}).document["steps"]
     assert [(row["action"], row["module"]) for row in steps] == [("insert", "tun"), ("insert", "kmodd_test_fail")]
     results = served.ask("POST", "/v1/batch", {"operations": operations, "reason": "both"}).document["results"]
-    assert [(row["module"], row["result"], row["error"]) for row in results] == [
-        ("tun", "rolled-back", ""),
-        ("kmodd_test_fail", "failed", "InitFailed"),
+    undone, failed = results
+    assert undone == {"module": "tun", "action": "load", "result": "rolled-back", "changed": []}
+    assert (failed["module"], failed["result"], failed["error"]) == ("kmodd_test_fail", "failed", "InitFailed")
+    assert failed["message"].startswith("kmodd_test_fail failed to initialise")
+    assert failed["errno"] > 0
+    assert failed["hint"]
+
+
+def test_a_batch_that_sets_a_parameter(served: Gateway) -> None:
+    assert served.ask("POST", "/module/load/overlay").status == 200
+    operations = [
+        {"action": "set-parameter", "module": "overlay", "parameters": {"redirect_max": "65"}},
+        {"action": "reset-failed", "module": "loop"},
     ]
+    answer = served.ask("POST", "/v1/batch", {"operations": operations}).document
+    first, second = answer["results"]
+    assert first == {"module": "overlay", "action": "set-parameter", "result": "changed", "changed": ["overlay"]}
+    assert second == {"module": "loop", "action": "reset-failed", "result": "unchanged", "changed": []}
+    loader = served.make_token("loader", "load", "read")
+    assert served.ask("POST", "/v1/batch", {"operations": operations}, token=loader).status == 403
+    assert served.ask("POST", "/v1/batch", {"operations": operations[1:]}, token=loader).status == 200
 
 
-def test_whoever_asked_is_in_the_history(served: Gateway) -> None:
+def test_a_failed_row_of_a_batch_shows_no_more_than_the_token_may_see(served: Gateway) -> None:
+    batch = {"operations": [{"action": "load", "module": "kmodd_test_fail"}]}
+    reader = served.make_token("no-inspector", "load", "read")
+    (row,) = served.ask("POST", "/v1/batch", batch, token=reader).document["results"]
+    assert (row["withheld"], "kernel_log" in row) == (["kernel-log"], False)
+    inspector = served.make_token("inspector", "load", "read", "inspect")
+    (row,) = served.ask("POST", "/v1/batch", batch, token=inspector).document["results"]
+    assert "withheld" not in row
+    assert any("kmodd_test_fail" in line for line in row["kernel_log"])
+
+
+def test_a_step_that_will_fail_says_what_to_do(served: Gateway) -> None:
+    operations = [{"action": "load", "module": "no_such_thing"}]
+    (step,) = served.ask("POST", "/v1/plan", {"operations": operations}).document["steps"]
+    assert (step["error"], step["consequences"]) == ("NoSuchModule", [])
+    assert step["message"]
+    assert step["hint"]
+
+
+def test_what_is_live_is_taken_away_when_the_body_says_so(served: Gateway) -> None:
+    gone = "Network interface wg0 goes with it: it is up and has 10.9.0.1/24."
+    unload = [{"action": "unload", "module": "wireguard"}]
+    served.ask("POST", "/v1/modules/wireguard/load")
+    explained = served.ask("GET", "/v1/modules/wireguard/explain").document
+    assert (explained["consequences"], explained["disconnects"], explained["removable"]) == ([gone], True, False)
+    (step,) = served.ask("POST", "/v1/plan", {"operations": unload}).document["steps"]
+    assert (step["error"], step["consequences"], step["interfaces"]) == ("InUse", [gone], ["wg0"])
+    for path, body in (
+        ("/v1/modules/wireguard/unload", {}),
+        ("/module/unload/wireguard", {}),
+        ("/v1/modules/wireguard/reload", {}),
+        ("/v1/batch", {"operations": unload}),
+    ):
+        problem = served.ask("POST", path, {**body, "disconnect": False})
+        assert (problem.status, problem.document["type"]) == (409, "urn:kmodd:error:InUse")
+        assert "wg0" in problem.document["detail"]
+    assert (
+        served.ask("POST", "/v1/modules/wireguard/unload").document["hint"] == "kmodctl unload wireguard --disconnect"
+    )
+    (step,) = served.ask("POST", "/v1/plan", {"operations": unload, "disconnect": True}).document["steps"]
+    assert "error" not in step
+    assert served.ask("POST", "/v1/modules/wireguard/reload", {"disconnect": True}).status == 200
+    (result,) = served.ask("POST", "/v1/batch", {"operations": unload, "disconnect": True}).document["results"]
+    assert result["result"] == "changed"
+    assert served.ask("POST", "/v1/config/apply", {"disconnect": True}).status == 200
+
+
+def test_the_token_is_in_the_history(served: Gateway) -> None:
     token = served.make_token("backup@node7", "read", "load", "unload")
     assert served.ask("POST", "/module/load/tun", {"reason": "nightly"}, token=token).status == 200
 
@@ -248,7 +326,7 @@ def test_what_a_token_may_not_is_written_down(served: Gateway) -> None:
     assert served.ask("POST", "/module/load/loop", token=reader).status == 403
     wait_for(lambda: "token nosy" in served.log.read_text())  # after the answer
     (line,) = [row for row in served.log.read_text().splitlines() if "token nosy" in row]
-    assert "may not POST /module/load/{module}" in line
+    assert "lacks the scope for POST /module/load/{module}" in line
 
 
 async def test_a_bug_is_a_problem_document_too() -> None:

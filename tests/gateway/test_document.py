@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kmodd.gateway.openapi import complete
 from kmodd.tokens import SCOPES
 from tests.gateway.operations import OPERATIONS
 from tests.gateway.processes import Gateway
@@ -79,3 +80,21 @@ def test_without_its_scope_it_is_not_for_a_token(
         others = [scope for scope in SCOPES if scope not in {missing, "admin"}]
         token = served.make_token(f"all-but-{missing}-{method}-{abs(hash(path))}", *others)
         assert call(served, paths, method, path, token) == 403, missing
+
+
+@pytest.mark.parametrize(
+    ("version", "schema"),
+    [
+        ("3.0.2", {"allOf": [{"$ref": "#/x"}], "nullable": True}),
+        ("3.1.0", {"anyOf": [{"$ref": "#/x"}, {"type": "null"}]}),
+    ],
+)
+def test_a_body_that_may_be_left_out_may_be_null(version: str, schema: dict[str, Any]) -> None:
+    def written(*, required: bool) -> object:
+        body = {"required": required, "content": {"application/json": {"schema": {"$ref": "#/x"}}}}
+        operation: dict[str, Any] = {"requestBody": body, "responses": {"200": {"content": {}}}}
+        complete({"openapi": version, "paths": {"/x": {"post": operation}}})
+        return operation["requestBody"]["content"]["application/json"]["schema"]
+
+    assert written(required=False) == schema
+    assert written(required=True) == {"$ref": "#/x"}

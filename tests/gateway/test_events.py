@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from kmodd.gateway.event_stream import EventStream
-from kmodd.gateway.hub import KEPT, TAKEN, Closed, Hub, TooSlowError
+from kmodd.gateway.broadcast import KEPT, TAKEN, Broadcaster, Closed, TooSlowError
+from kmodd.gateway.http.event_stream import EventStream
+from tests.clock import clock
 from tests.gateway.processes import Gateway, gateway, wait_for
 
 FOLLOWERS = 1000
 
 
-class Follower:
+class EventSubscription:
     """A connection that follows."""
 
     def __init__(self, served: Gateway, last: str = "", token: str = "") -> None:
@@ -33,9 +34,9 @@ class Follower:
         self.head, _, self.data = self.data.partition(b"\r\n\r\n")
 
     def read_until(self, text: bytes, seconds: float = 10.0) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = clock() + seconds
         while text not in self.data:
-            self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
+            self.socket.settimeout(max(deadline - clock(), 0.01))
             chunk = self.socket.recv(65536)
             assert chunk, self.data
             self.data += chunk
@@ -54,15 +55,15 @@ class Follower:
 
 
 @contextlib.contextmanager
-def following(served: Gateway, last: str = "", token: str = "") -> Iterator[Follower]:
-    follower = Follower(served, last, token)
+def following(served: Gateway, last: str = "", token: str = "") -> Iterator[EventSubscription]:
+    follower = EventSubscription(served, last, token)
     try:
         yield follower
     finally:
         follower.close()
 
 
-def test_changes_are_told_in_order_and_can_be_caught_up_with(served: Gateway) -> None:
+def test_events_come_in_order_and_can_be_resumed(served: Gateway) -> None:
     with following(served) as first:
         assert b" 200 " in first.head.splitlines()[0]
         assert b"content-type: text/event-stream" in first.head.lower()
@@ -85,7 +86,7 @@ def test_changes_are_told_in_order_and_can_be_caught_up_with(served: Gateway) ->
 
 
 @pytest.mark.parametrize("last", ["0000-1", "x", "-", "a-b-c"])
-def test_who_missed_something_is_told(served: Gateway, last: str) -> None:
+def test_a_follower_that_missed_events_is_notified(served: Gateway, last: str) -> None:
     with following(served, last) as follower:
         follower.read_until(b"hello")
         follower.read_until(b"\n\n")
@@ -117,16 +118,16 @@ def test_a_thousand_followers_cost_less_than_100_megabytes(simulation: str, tmp_
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
     try:
         with gateway(tmp_path, simulation, "[limits]\nrate = 0\nstreams = 1000\n") as served:
-            followers: list[Follower] = []
+            followers: list[EventSubscription] = []
             try:
-                followers.extend(Follower(served) for _ in range(FOLLOWERS))
+                followers.extend(EventSubscription(served) for _ in range(FOLLOWERS))
                 assert served.ask("GET", "/v1/events").status == 503
                 # They count by themselves: others are still served.
-                started = time.monotonic()
+                started = clock()
                 assert served.ask("POST", "/module/load/dummy").status == 200
                 for follower in followers:
                     follower.read_until(b'event: module-added\ndata: {"module":"dummy"}')
-                assert time.monotonic() - started < 10
+                assert clock() - started < 10
                 assert memory(served) < 100_000
                 assert served.ask("POST", "/module/unload/dummy").status == 200
             finally:
@@ -146,7 +147,7 @@ def memory(served: Gateway) -> int:
 
 
 async def test_the_hub_gives_everything_since_a_place() -> None:
-    hub = Hub("run")
+    hub = Broadcaster("run")
     place = hub.next
     hub.publish("a", {"n": 1})
     hub.publish("b", {"n": "é\n"})
@@ -169,7 +170,7 @@ async def test_the_hub_gives_everything_since_a_place() -> None:
 
 
 async def test_the_hub_forgets_what_is_old_and_drops_who_is_slow() -> None:
-    hub = Hub("run")
+    hub = Broadcaster("run")
     for number in range(KEPT + 10):
         hub.publish("n", {"n": number})
     assert hub.resume("run-9") is None
@@ -207,16 +208,16 @@ class Line:
     def abort(self) -> None:
         self.aborted += 1
 
-    def follow(self, hub: Hub, last: str = "") -> "asyncio.Task[None]":
+    def follow(self, hub: Broadcaster, last: str = "") -> "asyncio.Task[None]":
         stream = EventStream(
-            hub, last, heartbeat=0.05, allowed=self.may, ended=self.ended.append, abort=self.abort, patience=0.05
+            hub, last, heartbeat=0.05, allowed=self.may, ended=self.ended.append, abort=self.abort, wait_timeout=0.05
         )
         return asyncio.create_task(stream({"type": "http"}, self.receive, self.send))
 
 
 async def test_everything_that_is_kept_can_be_caught_up_with() -> None:
     """It comes back after a pause in which much happened, and is not dropped for that: it would come back for ever."""
-    hub, line = Hub("run"), Line()
+    hub, line = Broadcaster("run"), Line()
     for number in range(KEPT + 1):
         hub.publish("n", {"n": number})
     task = line.follow(hub, "run-1")
@@ -229,7 +230,7 @@ async def test_everything_that_is_kept_can_be_caught_up_with() -> None:
 
 
 async def test_a_follower_that_does_not_read_is_dropped() -> None:
-    hub, line = Hub("run"), Line()
+    hub, line = Broadcaster("run"), Line()
     task = line.follow(hub)
     await asyncio.sleep(0.01)
     line.stuck.set()
@@ -239,7 +240,7 @@ async def test_a_follower_that_does_not_read_is_dropped() -> None:
 
 
 async def test_a_heartbeat_keeps_the_line_open_while_the_token_counts() -> None:
-    hub, line = Hub("run"), Line()
+    hub, line = Broadcaster("run"), Line()
     task = line.follow(hub)
     await asyncio.sleep(0.2)
     assert line.sent.count(b": \n\n") >= 2
@@ -249,7 +250,7 @@ async def test_a_heartbeat_keeps_the_line_open_while_the_token_counts() -> None:
 
 
 async def test_a_revoked_token_ends_it_while_events_go_by_too() -> None:
-    hub, line = Hub("run"), Line()
+    hub, line = Broadcaster("run"), Line()
     task = line.follow(hub)
     line.allowed = False
     async with asyncio.timeout(3):
@@ -260,7 +261,7 @@ async def test_a_revoked_token_ends_it_while_events_go_by_too() -> None:
 
 
 async def test_a_follower_that_leaves_ends_quietly() -> None:
-    hub, line = Hub("run"), Line()
+    hub, line = Broadcaster("run"), Line()
     task = line.follow(hub)
     await asyncio.sleep(0.01)
     line.left.set()

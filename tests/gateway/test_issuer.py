@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import BadStatusLine, IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,19 +19,28 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from kmodd.gateway.authentication import Refused
-from kmodd.gateway.issuer import JwtVerifier
-from kmodd.gateway.keys import PAUSE, STALE, Keys
-from kmodd.gateway.principal import Principal
+from kmodd.gateway.http.authentication import Principal, Refused
+from kmodd.gateway.http.issuer import PAUSE, STALE, JwtVerifier, Keys
 from kmodd.gateway.settings import Issuer
 from kmodd.names import parse_on_behalf_of
 from tests.gateway.processes import gateway
 
 ISSUER = "https://login.example.org"
+
+
+def ec_key() -> ec.EllipticCurvePrivateKey:
+    """Both coordinates of 32 bytes: of others PyJWT 2.6 writes a JWK without the leading zeros, and reads no such one."""
+    while True:
+        key = ec.generate_private_key(ec.SECP256R1())
+        point = key.public_key().public_numbers()
+        if min(point.x, point.y) >> 248:
+            return key
+
+
 RSA = rsa.generate_private_key(65537, 2048)
-EC = ec.generate_private_key(ec.SECP256R1())
+EC = ec_key()
 ED = ed25519.Ed25519PrivateKey.generate()
-OTHER = ec.generate_private_key(ec.SECP256R1())
+OTHER = ec_key()
 SETTINGS = Issuer(
     ISSUER, "kmodd", "https://x/", claim="groups", scopes={"ops": ("read", "load")}, modules=("loop",), skew=10
 )
@@ -70,7 +80,7 @@ def source() -> Source:
 
 @pytest.fixture
 def verifier(source: Source) -> JwtVerifier:
-    return JwtVerifier(SETTINGS, Keys(SETTINGS, source.fetch, lambda: source.now))
+    return JwtVerifier(SETTINGS, Keys(SETTINGS, source.fetch, lambda: source.now), time.time)
 
 
 def sign(
@@ -119,13 +129,57 @@ async def test_whatever_its_subject_the_journal_can_name_it(verifier: JwtVerifie
     assert names[0] != names[1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "anything", "access_alone"),
+    [("JWT", True, False), (None, True, False), ("at+jwt", True, True), ("application/at+JWT", True, True)],
+)
+async def test_an_issuer_can_be_held_to_say_what_an_access_token_is(
+    source: Source, kind: str | None, *, anything: bool, access_alone: bool
+) -> None:
+    for only, good in ((False, anything), (True, access_alone)):
+        settings = replace(SETTINGS, access_tokens_only=only)
+        verifier = JwtVerifier(settings, Keys(settings, source.fetch, lambda: source.now), time.time)
+        if good:
+            assert (await verifier.verify(sign(header={"typ": kind}))).scopes
+        else:
+            with pytest.raises(Refused, match="not an access token"):
+                await verifier.verify(sign(header={"typ": kind}))
+
+
+async def test_a_token_counts_no_longer_than_its_maximal_age(source: Source) -> None:
+    settings = replace(SETTINGS, max_age=600)
+    verifier = JwtVerifier(settings, Keys(settings, source.fetch, lambda: source.now), time.time)
+    assert (await verifier.verify(sign(iat=int(time.time()) - 590))).scopes
+    with pytest.raises(Refused, match="older than max-age"):
+        await verifier.verify(sign(iat=int(time.time()) - 620))
+
+
 NOW = int(time.time())
+# More than the whole run takes: NOW is the time at which the tests were collected.
+LONG = 1_000_000
 TABLE = [
     {"exp": NOW - 60},
     {"exp": None},
     {"exp": "tomorrow"},
-    {"nbf": NOW + 600},
-    {"iat": NOW + 600},
+    {"exp": str(NOW + 600)},
+    {"exp": True},
+    {"exp": float("inf")},
+    {"exp": float("nan")},
+    {"iat": float("-inf")},
+    {"iat": float("nan")},
+    {"nbf": float("-inf")},
+    {"iat": str(NOW)},
+    {"nbf": str(NOW)},
+    {"iat": NOW - 90_000},
+    {"at_hash": "x"},
+    {"c_hash": "x"},
+    {"typ": "ID"},
+    {"typ": "Refresh"},
+    {"header": {"typ": "id+jwt"}},
+    {"header": {"typ": "logout+jwt"}},
+    {"header": {"typ": 7}},
+    {"nbf": NOW + LONG},
+    {"iat": NOW + LONG},
     {"iss": "https://other.example"},
     {"iss": None},
     {"aud": "other"},
@@ -223,14 +277,14 @@ async def test_new_keys_are_fetched_when_a_token_names_one_but_not_all_the_time(
     ],
     ids=lambda one: repr(one)[:20],
 )
-async def test_an_issuer_that_answers_nonsense_lets_nobody_in(answer: Exception | bytes) -> None:
+async def test_an_issuer_that_answers_nonsense_authenticates_no_token(answer: Exception | bytes) -> None:
     def fetch(_: str) -> bytes:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     with pytest.raises(Refused):
-        await JwtVerifier(SETTINGS, Keys(SETTINGS, fetch, lambda: 0.0)).verify(sign())
+        await JwtVerifier(SETTINGS, Keys(SETTINGS, fetch, lambda: 0.0), time.time).verify(sign())
 
 
 async def test_keys_outlive_an_issuer_that_is_away_for_a_while(verifier: JwtVerifier, source: Source) -> None:

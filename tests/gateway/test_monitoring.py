@@ -4,13 +4,14 @@
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kmodd.gateway.counts import Counts
-from kmodd.gateway.meanings import MEANINGS
+from kmodd.coordinator.metrics import Metrics as CoordinatorMetrics
+from kmodd.gateway.metrics import MEANINGS, GatewayMetrics
 from tests.gateway.processes import Gateway
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,12 @@ def metrics(served: Gateway) -> bytes:
             f"GET /v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n\r\n".encode()
         )
         assert sock.recv(4096)
-    return served.ask("GET", "/metrics").body
+    deadline = time.monotonic() + 10
+    # Operations are counted after their replies, and what is exposed is kept for a moment.
+    while b"kmodd_operations_total" not in (body := served.ask("GET", "/metrics").body):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return body
 
 
 def test_what_is_exposed_is_as_prometheus_likes_it(promtool: str, metrics: bytes) -> None:
@@ -61,7 +67,7 @@ def test_every_metric_says_what_it_means(metrics: bytes) -> None:
         if not name.startswith("kmodd_test_")
     }
     of_notifier = {f"kmodd_notifier_{name}" for name in re.findall(
-        r'\("(\w+?)(?:_total)?", "(?:counter|gauge)", "', (ROOT / "kmodd/notifier/operator.py").read_text()
+        r'\("(\w+?)(?:_total)?", "(?:counter|gauge)", "', (ROOT / "kmodd/notifier/endpoints.py").read_text()
     )}  # fmt: skip
     assert len(of_notifier) > 4
     assert MEANINGS.keys() == in_source | of_notifier | {"kmodd_notifier_watching"}
@@ -77,7 +83,7 @@ def test_a_histogram_of_the_daemons_is_one(metrics: bytes) -> None:
 
 @pytest.mark.parametrize("value", ['a"b', "a\\b", "two\nlines", "\u202e", "{}", "x" * 5000])
 def test_no_label_can_break_the_text(promtool: str, value: str) -> None:
-    text = Counts().text([("kmodd_module_loads_total", "counter", {"module": value}, 1.0)])
+    text = GatewayMetrics().text([("kmodd_module_loads_total", "counter", {"module": value}, 1.0)])
     check(promtool, "check", "metrics", text=text)
     (found,) = [
         sample.labels["module"]
@@ -118,10 +124,11 @@ def test_the_dashboard_asks_in_prometheus_language(promtool: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("what", ["dashboard", "alerts"])
-def test_what_is_asked_for_is_there(what: str, metrics: bytes) -> None:
+def test_every_queried_metric_exists(what: str, metrics: bytes) -> None:
     told = [family.name for family in text_string_to_metric_families(metrics.decode())]
     # A histogram's samples, and a counter's, are named by suffixes of its own name.
-    known = {name + end for name in {*told, *MEANINGS} for end in ("", "_total", "_bucket", "_count", "_sum")}
+    fleet = {family.name for family in CoordinatorMetrics().registry.collect()}
+    known = {name + end for name in {*told, *MEANINGS, *fleet} for end in ("", "_total", "_bucket", "_count", "_sum")}
     text = " ".join(expressions() if what == "dashboard" else re.findall(r"expr: (.*)", ALERTS.read_text()))
     names = set(NAME.findall(text))
     assert len(names) > 5

@@ -28,7 +28,7 @@ def test_rules_are_shown(served: Gateway) -> None:
 def test_a_rule_is_tried(served: Gateway, path: str, body: object) -> None:
     answer = served.ask("PUT", f"/v1/config/modules/overlay/{path}", body)
     assert answer.status == 200, answer.document
-    assert answer.document == {"message": "Rules about module overlay would be as asked", "module": "overlay"}
+    assert answer.document == {"message": "Rules for module overlay would be updated", "module": "overlay"}
     assert served.ask("PUT", f"/v1/config/modules/a.b/{path}", body).status == 400
     reader = served.make_token(f"reader-{path}", "read", "load")
     assert served.ask("PUT", f"/v1/config/modules/overlay/{path}", body, token=reader).status == 403
@@ -36,7 +36,7 @@ def test_a_rule_is_tried(served: Gateway, path: str, body: object) -> None:
     assert served.ask("PUT", f"/v1/config/modules/overlay/{path}", body, token=narrow).status == 403
 
 
-def test_whoever_asked_for_a_rule_is_in_the_history(served: Gateway) -> None:
+def test_the_token_that_changed_a_rule_is_in_the_history(served: Gateway) -> None:
     token = served.make_token("rules@node7", "read", "configure")
     body = {"parameters": {"redirect_max": "64"}, "reason": "wide directories"}
     assert served.ask("PUT", "/v1/config/modules/overlay/options", body, token=token).status == 200
@@ -131,7 +131,7 @@ def test_the_store_is_listed(served: Gateway) -> None:
 
 def test_a_token_for_some_modules_loads_nothing_through_the_store(served: Gateway) -> None:
     """A version of `loop` may need any other module."""
-    narrow = served.make_token("switcher", "import", "load", "unload", modules=["loop"])
+    narrow = served.make_token("switcher", "activate", "load", "unload", modules=["loop"])
     for path in ("/v1/store/loop/1.0/activate", "/v1/store/loop/deactivate"):
         assert served.ask("POST", path, {"load": True}, token=narrow).status == 403
         assert served.ask("POST", path, {"load": False}, token=narrow).status in {200, 404}

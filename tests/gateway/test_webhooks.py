@@ -49,7 +49,7 @@ def test_a_webhook_comes_and_goes(notifying: Gateway) -> None:
     assert families["kmodd_notifier_attempts"].type == "counter"
     assert families["kmodd_notifier_watching"].samples[0].value == 1
 
-    assert notifying.ask("DELETE", "/v1/webhooks/ops").document == {"message": "Webhook ops is removed"}
+    assert notifying.ask("DELETE", "/v1/webhooks/ops").document == {"message": "Webhook ops was removed"}
     assert notifying.ask("GET", "/v1/webhooks").document == {"webhooks": []}
     assert notifying.ask("DELETE", "/v1/webhooks/ops").status == 404
     log = notifying.log.read_text()

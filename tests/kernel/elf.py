@@ -2,7 +2,7 @@
 """Makes the smallest files that depmod, libkmod and kmodd take for modules."""
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 SIGNATURE_MAGIC = b"~Module signature appended~\n"
 ELF_HEADER = 64
@@ -19,13 +19,19 @@ def module_file(
     modinfo: bool = True,
     exports: Iterable[str] = (),
     imports: Iterable[str] = (),
-    this_module: str = "",
+    this_module: str | bytes = "",
+    sections_more: Iterable[tuple[bytes, bytes]] = (),
     versions: Mapping[str, int] | None = None,
     sums: Mapping[str, int] | None = None,
+    parameters: Iterable[str] = (),
+    own_parameters: Collection[str] = (),
 ) -> bytes:
     """Build an ELF object with a .modinfo section, and a symbol table when it exports or imports symbols.
 
-    `this_module` is the name in its struct module, `versions` are checksums of symbols it uses, `sums` of symbols it exports.
+    `this_module` is the name in its struct module, or all of that; `sections_more` are further ones by name. `versions` are
+    checksums of symbols it uses, `sums` of symbols it exports. `parameters` are names in its array of struct kernel_param,
+    behind relocations as a compiler makes them: with an addend in a 64 bit file, and with the addend in place in a 32 bit one;
+    the module's own functions set those that are in `own_parameters` too.
     """
     order = ">" if big_endian else "<"
     info = b"".join((text if isinstance(text, bytes) else text.encode()) + b"\0" for text in strings)
@@ -42,22 +48,52 @@ def module_file(
             texts += symbol.encode() + b"\0"
     # (name, type, content, link, entry size)
     sections: list[tuple[bytes, int, bytes, int, int]] = []
+    applies_to: dict[bytes, int] = {}
     if modinfo:
         sections.append((b".modinfo", 1, info, 0, 0))
     if exported:
         sections.append((b"__ksymtab_strings", 1, exported, 0, 0))
     if this_module:
-        start = bytes(24 if bits == 64 else 12)
-        sections.append(
-            (b".gnu.linkonce.this_module", 1, start + this_module.encode().ljust(56, b"\0") + bytes(64), 0, 0)
-        )
+        if isinstance(this_module, str):
+            this_module = bytes(24 if bits == 64 else 12) + this_module.encode().ljust(56, b"\0") + bytes(64)
+        sections.append((b".gnu.linkonce.this_module", 1, this_module, 0, 0))
+    sections += [(title, 1, content, 0, 0) for title, content in sections_more]
     if versions is not None:
         word = order + ("Q" if bits == 64 else "I")
         rows = [(struct.pack(word, value) + name.encode()).ljust(64, b"\0") for name, value in versions.items()]
         sections.append((b"__versions", 1, b"".join(rows), 0, 0))
-    if bits == 64:
+    array, relocations, said = b"", b"", b"\0\0\0"
+    for parameter in parameters:
+        # One symbol, of value 1, stands for the section of the names; the one after it for the kernel's operations on int.
+        operations = 0 if parameter in own_parameters else 1
+        if bits == 64:
+            first = len(symbols) // 24
+            for place, number, addend in ((0, first, len(said) - 1), (8, first, 0), (16, first + operations, 0)):
+                relocations += struct.pack(order + "QQq", len(array) + place, number << 32 | 1, addend)
+            array += bytes(40)
+        else:
+            for place, number in ((0, 1), (4, 1), (8, 1 + operations)):
+                relocations += struct.pack(order + "II", len(array) + place, number << 8 | 1)
+            array += struct.pack(order + "I", len(said) - 1) + bytes(16)
+        said += parameter.encode() + b"\0"
+    if array:
+        sections += [(b".rodata.str", 1, said, 0, 0), (b"__param", 1, array, 0, 0)]
+        # Numbers of sections count from one; the names stand one before the array.
+        where = len(sections) - 1
+        if bits == 64:
+            symbols += struct.pack(order + "IBBHQQ", 0, 3, 0, where, 1, 0)
+            symbols += struct.pack(order + "IBBHQQ", len(texts), 0x10, 0, 0, 0, 0)
+        else:
+            symbols = bytes(16) + struct.pack(order + "IIIBBH", 0, 1, 0, 3, 0, where)
+            symbols += struct.pack(order + "IIIBBH", len(texts), 0, 0, 0x10, 0, 0)
+        texts += b"param_ops_int\0"
+        # The table of relocations is followed by the texts and then the symbols.
+        title = b".rela__param" if bits == 64 else b".rel__param"
+        sections.append((title, 4 if bits == 64 else 9, relocations, len(sections) + 3, 24 if bits == 64 else 8))
+        applies_to[title] = where + 1
+    if bits == 64 or array:
         sections.append((b".strtab", 3, texts, 0, 0))
-        sections.append((b".symtab", 2, symbols, len(sections), 24))
+        sections.append((b".symtab", 2, symbols, len(sections), 24 if bits == 64 else 16))
     names = b"\0" + b"".join(section[0] + b"\0" for section in sections) + b".shstrtab\0"
     sections.append((b".shstrtab", 3, names, 0, 0))
 
@@ -69,7 +105,19 @@ def module_file(
         offset = header_size + len(body)
         flags = 2 if title == b".modinfo" else 0
         where = names.index(b"\0" + title + b"\0") + 1
-        table += struct.pack(order + section_format, where, type_, flags, 0, offset, len(content), link, 1, 1, entry)
+        table += struct.pack(
+            order + section_format,
+            where,
+            type_,
+            flags,
+            0,
+            offset,
+            len(content),
+            link,
+            applies_to.get(title, 1),
+            1,
+            entry,
+        )
         body += content + bytes(-len(content) % 8)
     identity = b"\x7fELF" + bytes([2 if bits == 64 else 1, 2 if big_endian else 1, 1]) + bytes(9)
     header = struct.pack(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kmodd.kernel.index import LibkmodIndex
+from kmodd.kernel.modules.index import LibkmodIndex
 from tests.kernel.elf import module_file, pkcs7_message, sign
 
 RELEASE = "6.1.0-test"
@@ -39,10 +39,12 @@ class FakeModule:
     builtin: bool = False
     exports: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
+    holds: str = ""
+    """Name of the module in the file, where that was renamed; without one the file has no struct module."""
 
     def strings(self) -> list[str]:
         """What stands in .modinfo."""
-        name = self.name.replace("-", "_")
+        name = self.holds or self.name.replace("-", "_")
         strings = [f"alias={alias}" for alias in self.aliases]
         strings += [f"softdep={self.softdep}"] if self.softdep else []
         for parameter, type_, description in self.parameters:
@@ -55,7 +57,7 @@ class FakeModule:
         """The file's bytes, before compression."""
         exports = (f"symbol_of_{self.name.replace('-', '_')}", *self.exports)
         imports = (*(f"symbol_of_{needed.replace('-', '_')}" for needed in self.depends), *self.imports)
-        data = module_file(self.strings(), exports=exports, imports=imports)
+        data = module_file(self.strings(), exports=exports, imports=imports, this_module=self.holds)
         return sign(data, pkcs7_message(self.signer)) if self.signer else data
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A worker whose system calls are scripted by their argument; run as a program in place of the real one.
 
-The path of an insertion (or the name of a removal) is a script of steps joined by `,`:
+The file of an insertion (or the name of a removal) is a script of steps joined by `,`:
 `errno:N` answers N, `sleep:SECONDS` sleeps first, `kill` is SIGKILL in the call, `oops` closes the socket and lives on,
+`release` and `digest` answer the length of what came with the order, `data:TEXT` adds a text to the answer,
 `fds` answers the number of open descriptors, `env` the number of environment variables, `length` that of the arguments.
 """
 
@@ -14,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from kmodd.kernel import worker
+from kmodd.kernel.worker import worker
 
 
-def run(script: bytes, arguments: bytes = b"") -> int:
+def run(script: bytes, arguments: bytes = b"", release: bytes = b"", digest: bytes = b"") -> tuple[int, bytes]:
     """Do the steps; the last one that answers wins."""
-    answer = 0
+    answer, data = 0, b""
     for step in script.decode().split(","):
         verb, _, value = step.partition(":")
         match verb:
@@ -38,14 +39,27 @@ def run(script: bytes, arguments: bytes = b"") -> int:
                 answer = len(os.environ)
             case "length":
                 answer = len(arguments)
+            case "release":
+                answer = len(release)
+            case "digest":
+                answer = len(digest)
+            case "data":
+                data = value.encode()
             case "raise":
                 raise OSError(int(value), "scripted")
             case "memory":
                 raise MemoryError
-    return answer
+    return answer, data
 
 
 if __name__ == "__main__":
     worker.isolate()
     worker.SystemCalls().leave_alone()
-    worker.serve({b"insert": (run, 2), b"remove": (run, 1)})
+    worker.serve(
+        {
+            b"insert": (lambda release, file, digest, arguments: run(file, arguments, release, digest), 4),
+            b"remove": (run, 1),
+            b"read-parameters": (lambda module, *_: run(module), -2),
+            b"write-parameter": (lambda module, name, value: run(value), 3),
+        }
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.aliastext import AliasText
+from kmodd.kernel.modules.alias_text import AliasText
 
 TEXT = """\
 # Aliases extracted from modules themselves.

@@ -137,7 +137,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("expected", [None, b"other", b""])
-def test_what_somebody_else_wrote_stays(tmp_path: Path, expected: bytes | None) -> None:
+def test_what_another_program_wrote_stays(tmp_path: Path, expected: bytes | None) -> None:
     path = tmp_path / "a.conf"
     path.write_bytes(OLD)
     with pytest.raises(ChangedMeanwhileError):
@@ -149,7 +149,7 @@ def test_what_somebody_else_wrote_stays(tmp_path: Path, expected: bytes | None) 
     assert names(tmp_path) == ["a.conf"]
 
 
-def test_what_somebody_else_removed_stays_away(tmp_path: Path) -> None:
+def test_what_another_program_removed_stays_away(tmp_path: Path) -> None:
     with pytest.raises(ChangedMeanwhileError):
         replace_file(tmp_path / "a.conf", NEW, expected=OLD)
     with pytest.raises(ChangedMeanwhileError):

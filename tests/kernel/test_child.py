@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from kmodd.kernel.child import run
+from kmodd.kernel.modules.depmod import run
 
 
 async def test_the_status_is_as_a_shell_counts_it() -> None:

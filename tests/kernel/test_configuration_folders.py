@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel import configuration_folders
-from kmodd.kernel.configuration_folders import ConfigurationFolders
+from kmodd.kernel.modprobe import modprobe_d
+from kmodd.kernel.modprobe.modprobe_d import ConfigurationFolders
 
 
 class Listings:
@@ -17,7 +17,7 @@ class Listings:
         self.count = 0
         self._listdir = os.listdir
         monkeypatch.setattr(os, "listdir", self._list)
-        monkeypatch.setattr(configuration_folders, "_SETTLED_NS", -1_000_000_000)
+        monkeypatch.setattr(modprobe_d, "_SETTLED_NS", -1_000_000_000)
 
     def _list(self, folder: bytes) -> list[bytes]:
         self.count += 1

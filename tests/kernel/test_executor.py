@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.executor import WorkerPool, worker_program
+from kmodd.kernel.worker.executor import WorkerPool, worker_program
 from kmodd.model import Outcome
 from kmodd.names import ModuleName
 
+TREE = f"/lib/modules/{os.uname().release}/"
 SCRIPTED = (sys.executable, "-I", "-S", str(Path(__file__).with_name("scripted_worker.py")))
 
 
@@ -62,7 +63,7 @@ async def pool() -> AsyncIterator[WorkerPool]:
 
 
 async def insert(pool: WorkerPool, script: str, *, timeout: float = 10.0) -> Outcome:
-    return await pool.insert(script, "", timeout=timeout)
+    return await pool.insert(TREE + script, "", timeout=timeout)
 
 
 async def test_answer_is_the_kernels_errno_and_time(pool: WorkerPool) -> None:
@@ -77,12 +78,32 @@ async def test_removal_names_the_module(pool: WorkerPool) -> None:
 
 
 async def test_arguments_arrive_whole(pool: WorkerPool) -> None:
-    assert (await pool.insert("length", "x" * 70_000, timeout=10)).errno == 70_000
+    assert (await pool.insert(TREE + "length", "x" * 70_000, timeout=10)).errno == 70_000
 
 
 @pytest.mark.parametrize("arguments", ["a\0b", "x" * 200_000, "\ud800"])
 async def test_arguments_no_kernel_would_take_are_refused(pool: WorkerPool, arguments: str) -> None:
-    assert await pool.insert("length", arguments, timeout=10) == Outcome("done", errno.EINVAL)
+    assert await pool.insert(TREE + "length", arguments, timeout=10) == Outcome("done", errno.EINVAL)
+
+
+async def test_insertion_says_the_running_kernel_and_the_file_below_its_tree(pool: WorkerPool) -> None:
+    assert (await insert(pool, "release")).errno == len(os.uname().release)
+    assert (await pool.insert(TREE + "digest", "", sha256="0" * 64, timeout=10)).errno == 64
+    assert (await pool.insert(TREE + "digest", "", timeout=10)).errno == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "", "errno:0", "/lib/modules/0.0.1-other/errno:0", TREE.rstrip("/"), "/tmp" + TREE + "errno:0"],
+)
+async def test_file_of_another_place_is_refused_without_a_call(pool: WorkerPool, path: str) -> None:
+    outcome = await pool.insert(path, "", timeout=10)
+    assert (outcome.kind, outcome.errno, outcome.refusal) == ("done", errno.EACCES, "place")
+
+
+async def test_word_of_the_worker_comes_with_its_refusal(pool: WorkerPool) -> None:
+    assert (await insert(pool, "errno:13,data:owner")).refusal == "owner"
+    assert (await insert(pool, "errno:13")).refusal == ""
 
 
 async def test_warm_worker_is_used_again(pool: WorkerPool) -> None:
@@ -90,7 +111,7 @@ async def test_warm_worker_is_used_again(pool: WorkerPool) -> None:
     assert len(pids) == 1
 
 
-async def test_first_order_starts_a_worker_when_nobody_did() -> None:
+async def test_first_order_starts_a_worker() -> None:
     pool = WorkerPool(SCRIPTED)
     assert (await insert(pool, "errno:5")).errno == errno.EIO
     await pool.close()
@@ -126,6 +147,17 @@ async def test_deadline_abandons_the_worker_and_others_are_served(pool: WorkerPo
     assert (await insert(pool, "errno:1")).errno == 1
 
 
+async def test_time_that_a_worker_takes_to_start_is_not_the_kernels() -> None:
+    late = f"import runpy, time; time.sleep(0.6); runpy.run_path({SCRIPTED[-1]!r}, run_name='__main__')"
+    pool = WorkerPool((sys.executable, "-I", "-S", "-c", late))
+    try:
+        assert (await insert(pool, "errno:5", timeout=0.3)).errno == 5
+        # The next one is warm, and has no longer than it was given.
+        assert (await insert(pool, "sleep:60", timeout=0.1)).kind == "timed-out"
+    finally:
+        await pool.close()
+
+
 async def test_answer_that_came_while_the_loop_was_busy_beats_the_deadline(pool: WorkerPool) -> None:
     await insert(pool, "errno:0")
     task = asyncio.create_task(insert(pool, "errno:6", timeout=0.05))
@@ -136,25 +168,25 @@ async def test_answer_that_came_while_the_loop_was_busy_beats_the_deadline(pool:
     assert pool.abandoned == 0
 
 
-async def test_abandoned_worker_that_lets_go_is_told_once(pool: WorkerPool) -> None:
+async def test_end_of_an_abandoned_worker_is_reported_once(pool: WorkerPool) -> None:
     outcome = await insert(pool, "sleep:60", timeout=0.05)
     told: list[Outcome] = []
-    pool.on_let_go(outcome.worker, told.append)
+    pool.on_return(outcome.worker, told.append)
     await settled(pool)
     assert pool.abandoned == 0
     assert [(late.kind, late.worker) for late in told] == [("crashed", outcome.worker)]
 
 
-async def test_letting_go_before_anyone_asked_is_told_too(pool: WorkerPool) -> None:
+async def test_end_of_an_abandoned_worker_before_the_callback_is_reported_too(pool: WorkerPool) -> None:
     outcome = await insert(pool, "sleep:60", timeout=0.05)
     await settled(pool)
     told: list[Outcome] = []
-    pool.on_let_go(outcome.worker, told.append)
+    pool.on_return(outcome.worker, told.append)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert [late.worker for late in told] == [outcome.worker]
     with pytest.raises(LookupError):
-        pool.on_let_go(outcome.worker, told.append)
+        pool.on_return(outcome.worker, told.append)
 
 
 async def test_worker_the_kernel_does_not_let_go_stays_abandoned(pool: WorkerPool) -> None:
@@ -163,7 +195,7 @@ async def test_worker_the_kernel_does_not_let_go_stays_abandoned(pool: WorkerPoo
     outcome = await insert(pool, "sleep:0.4,errno:7", timeout=0.1)
     assert (outcome.kind, pool.abandoned) == ("timed-out", 1)
     told: list[Outcome] = []
-    pool.on_let_go(outcome.worker, told.append)
+    pool.on_return(outcome.worker, told.append)
     assert (await insert(pool, "errno:2")).errno == 2
     assert pool.abandoned == 1
     await settled(pool)
@@ -192,7 +224,7 @@ async def test_cancelled_caller_does_not_stop_the_call(pool: WorkerPool) -> None
     await settled(pool)
 
 
-async def test_worker_that_died_idle_costs_nobody_an_order(pool: WorkerPool) -> None:
+async def test_worker_that_died_idle_costs_no_order(pool: WorkerPool) -> None:
     await insert(pool, "errno:0")
     os.kill(pool.pids[0], signal.SIGKILL)
     time.sleep(0.05)  # noqa: ASYNC251 - the loop must not see it yet
@@ -224,7 +256,7 @@ async def test_closed_pool_takes_no_orders_and_keeps_no_process(pool: WorkerPool
     await pool.close()
     assert (await busy).kind == "timed-out"
     assert children() == []
-    with pytest.raises(OSError, match="let go"):
+    with pytest.raises(OSError, match="workers were stopped"):
         await insert(pool, "errno:0")
 
 
@@ -270,13 +302,13 @@ async def test_real_program_serves_the_pool() -> None:
 
 
 async def test_calls_that_are_given_up_are_answered_at_once(pool: WorkerPool) -> None:
-    calls = [asyncio.ensure_future(pool.insert("sleep:60", "", timeout=60)) for _ in range(3)]
+    calls = [asyncio.ensure_future(pool.insert(TREE + "sleep:60", "", timeout=60)) for _ in range(3)]
     await asyncio.sleep(0.2)
-    pool.give_up()
+    pool.abandon_all()
     outcomes = await asyncio.wait_for(asyncio.gather(*calls), 5)
     assert {outcome.kind for outcome in outcomes} == {"timed-out"}
-    assert (await pool.insert("errno:0", "", timeout=10)).kind == "done"
-    pool.give_up()  # nothing is under way
+    assert (await pool.insert(TREE + "errno:0", "", timeout=10)).kind == "done"
+    pool.abandon_all()  # nothing is under way
 
 
 # --- workers of an earlier daemon -------------------------------------------------------------------------------------
@@ -291,18 +323,18 @@ def stranger() -> Iterator["subprocess.Popen[bytes]"]:
     process.wait()
 
 
-async def test_worker_of_an_earlier_daemon_is_found_again_and_its_end_is_told(
+async def test_worker_of_an_earlier_daemon_is_found_again_and_its_end_is_reported(
     pool: WorkerPool, stranger: "subprocess.Popen[bytes]"
 ) -> None:
     identity = pool.identify(stranger.pid)
     ended = asyncio.Event()
-    assert pool.adopt(identity, ended.set)
+    assert pool.watch_abandoned(identity, ended.set)
     await asyncio.sleep(0.05)
     assert not ended.is_set()
     stranger.kill()
     await asyncio.wait_for(ended.wait(), 10)
     stranger.wait()
-    assert not pool.adopt(identity, ended.set)
+    assert not pool.watch_abandoned(identity, ended.set)
     assert pool.identify(stranger.pid) == ""
 
 
@@ -311,14 +343,14 @@ async def test_another_process_of_the_same_number_is_not_taken_for_the_worker(
 ) -> None:
     number, _, began = pool.identify(stranger.pid).partition(":")
     for identity in (f"{number}:{int(began) - 1}", number, "", ":", "-1:0", "x:y"):
-        assert not pool.adopt(identity, lambda: None), identity
+        assert not pool.watch_abandoned(identity, lambda: None), identity
 
 
 async def test_adopted_worker_is_left_alone_at_the_end(stranger: "subprocess.Popen[bytes]") -> None:
     before = descriptors()
     pool = WorkerPool(SCRIPTED)
     told: list[None] = []
-    assert pool.adopt(pool.identify(stranger.pid), lambda: told.append(None))
+    assert pool.watch_abandoned(pool.identify(stranger.pid), lambda: told.append(None))
     await pool.close()
     assert stranger.poll() is None
     assert (told, descriptors()) == ([], before)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.facts import ProcFacts
+from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.model import KernelFacts
 
 RELEASE = "6.1.0-test-amd64"
@@ -78,7 +78,7 @@ def test_taint_names_what_is_set_and_admits_what_is_new(tmp_path: Path) -> None:
     assert facts.taint_flags(1 << 12 | 1 << 25)[1] == "bit 25: unknown to this version"
 
 
-def test_keys_are_told_by_their_names(tmp_path: Path) -> None:
+def test_keys_are_listed_by_their_names(tmp_path: Path) -> None:
     facts = ProcFacts(tmp_path, RELEASE)
     assert facts.trusted_keys() == ()
     (tmp_path / "proc").mkdir(exist_ok=True)

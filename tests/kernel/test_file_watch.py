@@ -38,7 +38,7 @@ async def seen(tmp_path: Path) -> AsyncIterator[Seen]:
     made.watch.close()
 
 
-async def test_every_way_of_changing_a_file_is_told(seen: Seen, tmp_path: Path) -> None:
+async def test_every_way_of_changing_a_file_is_noticed(seen: Seen, tmp_path: Path) -> None:
     file, other = tmp_path / "a/x.toml", tmp_path / "a/y.toml"
     file.write_text("1")
     assert await seen.taken() == 1
@@ -54,7 +54,7 @@ async def test_every_way_of_changing_a_file_is_told(seen: Seen, tmp_path: Path) 
     assert await seen.taken() == 0, "reading is no change"
 
 
-async def test_a_burst_is_told_once(seen: Seen, tmp_path: Path) -> None:
+async def test_a_burst_is_reported_once(seen: Seen, tmp_path: Path) -> None:
     for number in range(500):
         (tmp_path / f"a/{number}").write_text("x")
     assert await seen.taken() == 1
@@ -68,8 +68,23 @@ async def test_a_folder_that_comes_later_is_watched_then(seen: Seen, tmp_path: P
     assert await seen.taken() == 1
 
 
-async def test_nothing_is_told_after_the_end(seen: Seen, tmp_path: Path) -> None:
+async def test_nothing_is_reported_after_the_end(seen: Seen, tmp_path: Path) -> None:
     (tmp_path / "a/x").write_text("x")
     await asyncio.sleep(0)
     seen.watch.close()
     assert await seen.taken() == 0
+
+
+async def test_a_folder_that_is_replaced_is_watched_in_its_place(tmp_path: Path) -> None:
+    folder, old = tmp_path / "a", tmp_path / "old"
+    folder.mkdir()
+    seen = Seen(folder)
+    seen.watch.start()
+    try:
+        folder.rename(old)
+        folder.mkdir()
+        assert await seen.taken() == 1
+        (folder / "x.toml").write_text("1")
+        assert await seen.taken() == 1
+    finally:
+        seen.watch.close()

@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The module index over fake roots, against modprobe where modprobe can say it."""
 
+import errno
+import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from kmodd.errors import ModuleTreeMissing, NoSuchModule
-from kmodd.kernel.index import LibkmodIndex
-from kmodd.kernel.indexfile import is_sound
-from kmodd.kernel.libkmod import Context, load_library
+from kmodd.errors import BadModule, ModuleTreeMissing, NoSuchModule
+from kmodd.kernel.modules import module_facts
+from kmodd.kernel.modules.index import TABLES, IndexState, LibkmodIndex, index_state
+from kmodd.kernel.modules.libkmod import Context, load_library
 from kmodd.kernel.ports import ModuleIndex
+from kmodd.model import FactsPending
 from kmodd.names import Alias, ModuleName
 from tests.kernel.fakeroot import RELEASE, FakeModule, FakeRoot, names, root_of, scenario
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAME = ModuleName("plain")
 
@@ -147,7 +155,7 @@ def test_many_different_questions_do_not_fill_the_memory(aliases: FakeRoot) -> N
     index = aliases.index()
     for number in range(6000):
         index.resolve(Alias(f"nosuch:{number}"))
-    assert len(index._resolved) <= 4096
+    assert len(index._targets) <= 4096
 
 
 # --- what there is --------------------------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def test_facts_of_a_built_in(aliases: FakeRoot) -> None:
 
 
 def test_no_such_module(aliases: FakeRoot) -> None:
-    with pytest.raises(NoSuchModule, match=r"there is no module nosuch for kernel 6\.1\.0-test"):
+    with pytest.raises(NoSuchModule, match=r"no module nosuch for kernel 6\.1\.0-test"):
         aliases.index().info(ModuleName("nosuch"))
 
 
@@ -251,7 +259,7 @@ def test_two_new_files_within_one_tick_of_the_clock(changing: FakeRoot) -> None:
         assert index.resolve(ModuleName(f"number{number}")) == ("plain",)
 
 
-def test_an_index_made_anew(changing: FakeRoot) -> None:
+def test_an_index_that_was_rebuilt(changing: FakeRoot) -> None:
     index = changing.index()
     assert not index.exists(ModuleName("late"))
     assert index.resolve(ModuleName("late-alias")) == ()
@@ -324,11 +332,11 @@ INDEXES = ["modules.dep.bin", "modules.alias.bin", "modules.symbols.bin", "modul
 def test_an_index_is_sound_in_its_full_length_only(aliases: FakeRoot, file: str) -> None:
     path = aliases.tree / file
     data = path.read_bytes()
-    assert is_sound(str(path))
+    assert index_state(str(path)) is IndexState.SOUND
     assert len(data) > 12
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        assert not is_sound(str(path)), length
+        assert index_state(str(path)) is not IndexState.SOUND, length
 
 
 def test_an_index_of_nothing_is_sound(tmp_path: Path) -> None:
@@ -341,11 +349,30 @@ def test_an_index_of_nothing_is_sound(tmp_path: Path) -> None:
         index.info(NAME)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not an index at all", b"\xb0\x07\xf4\x57\x00\x03\x00\x01\x00\x00\x00\x0c"])
-@pytest.mark.parametrize("file", INDEXES)
-def test_a_damaged_index_is_never_given_to_libkmod(dependencies: FakeRoot, file: str, damage: bytes) -> None:
+NO_INDEX = [b"", b"not an index at all", b"\xb0\x07\xf4\x57\x00\x03\x00\x01\x00\x00\x00\x0c"]
+
+
+@pytest.mark.parametrize("damage", NO_INDEX)
+@pytest.mark.parametrize("file", INDEXES[1:])
+def test_a_side_index_that_libkmod_does_not_open_is_as_if_it_were_missing(
+    dependencies: FakeRoot, file: str, damage: bytes
+) -> None:
     index = dependencies.index()
     (dependencies.tree / file).write_bytes(damage)
+    assert index.refresh()
+    shown = [line.split()[1] for line in modprobe(dependencies, "--show-depends", "top") if line.startswith("insmod")]
+    assert index.resolve(ModuleName("top")) == ("top",)
+    assert index.path(ModuleName("top")) == shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [*((file, None) for file in INDEXES if "alias" not in file), *((INDEXES[0], text) for text in NO_INDEX)],
+)
+def test_a_damaged_index_is_never_given_to_libkmod(dependencies: FakeRoot, file: str, damage: bytes | None) -> None:
+    index = dependencies.index()
+    path = dependencies.tree / file
+    path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
     assert index.refresh()
     assert index.resolve(ModuleName("top")) == ()
     with pytest.raises(ModuleTreeMissing, match=f"{file} is damaged") as caught:
@@ -395,3 +422,86 @@ def test_no_descriptor_stays_open(dependencies: FakeRoot) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     index.close()
     index.close()
+
+
+def test_deferred_facts_are_read_elsewhere_and_kept(tmp_path: Path) -> None:
+    root = FakeRoot(tmp_path, [FakeModule("a", suffix=".ko.xz"), FakeModule("b", builtin=True)]).build()
+    index, a, b = root.index(), ModuleName("a"), ModuleName("b")
+    with index.deferred():
+        assert index.unread((a, b, ModuleName("nowhere"))) == (a,)
+        with pytest.raises(FactsPending) as pending:
+            index.info(a)
+        assert pending.value.names == (a,)
+        index.keep_facts(a, index.read_facts(a))
+        assert index.info(a).filename.endswith("a.ko.xz")
+        assert index.unread((a,)) == ()
+        root.put(FakeModule("a", suffix=".ko.xz", info=("description=new",)))
+        assert index.unread((a,)) == (a,)
+    assert index.info(a).description == "new"
+
+
+def test_the_texts_of_depmod_are_read_elsewhere_too(tmp_path: Path) -> None:
+    """What was read of a tree that has changed meanwhile is not kept."""
+    modules = [FakeModule("a", aliases=("pci:v1",)), FakeModule("b", builtin=True)]
+    root = FakeRoot(tmp_path, modules).build()
+    index, a, b = root.index(), ModuleName("a"), ModuleName("b")
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: index.aliases(a),
+        lambda: index.info(b),
+        lambda: index.file_for(ModuleName("renamed")),
+    )
+    for number, ask in enumerate(asks):
+        assert index.unread((TABLES,)) == ()
+        with index.deferred():
+            with pytest.raises(FactsPending) as pending:
+                ask()
+            (needed,) = pending.value.names
+            assert index.unread((needed,)) == (TABLES,)
+            read = index.read_facts(needed)
+            if not number:
+                root.put(FakeModule("c", aliases=("pci:v2",)))
+                root.depmod()
+                assert index.refresh()
+                index.keep_facts(needed, read)
+                with pytest.raises(FactsPending):
+                    ask()
+                read = index.read_facts(needed)
+            index.keep_facts(needed, read)
+    with index.deferred():
+        assert index.aliases(a) == ("pci:v1",)
+        assert index.info(b).intree
+    assert index.aliases(ModuleName("c")) == ("pci:v2",)
+    index.close()
+
+
+def test_a_damaged_file_is_an_answer_and_a_fault_of_the_machine_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = FakeRoot(tmp_path, [FakeModule("a"), FakeModule("b")]).build()
+    index, a, b = root.index(), ModuleName("a"), ModuleName("b")
+    (root.tree / "kernel/drivers/a.ko").write_bytes(b"\x7fELF")
+    index.keep_facts(a, index.read_facts(a))
+    with index.deferred(), pytest.raises(BadModule):
+        index.info(a)
+    with monkeypatch.context() as broken:
+        broken.setattr("os.open", partial(_fail, errno.EMFILE))
+        index.keep_facts(b, index.read_facts(b))
+    with index.deferred(), pytest.raises(BadModule, match="cannot be read"):
+        index.info(b)
+    assert index.info(b).name == b
+
+
+def test_facts_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_facts, "BYTES_MAX", 2500)
+    root = FakeRoot(tmp_path, [FakeModule(name) for name in "abcdefgh"]).build()
+    index = root.index()
+    names = tuple(index.available())
+    for name in names:
+        index.info(name)
+    unread = index.unread(names)
+    assert 2 <= len(unread) < len(names)
+    assert unread == names[: len(unread)]
+
+
+def _fail(code: int, *_: object, **__: object) -> NoReturn:
+    raise OSError(code, os.strerror(code))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.kmsg_shared import SharedKmsg, is_kernel_log
+from kmodd.kernel.proc.kmsg import SharedKmsg, is_kernel_log
 
 
 class Log:

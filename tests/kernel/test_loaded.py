@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """/proc/modules and /sys/module on a made-up root."""
 
-import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.loaded import ProcModules
+from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.model import LoadedModule, ParameterValue, State
 from kmodd.names import ModuleName
 
@@ -89,7 +88,7 @@ def test_kernel_without_modules_has_none_loaded(tmp_path: Path) -> None:
     assert modules.snapshot() == {}
     assert modules.read(name("loop")) is None
     assert not modules.is_builtin(name("loop"))
-    assert modules.parameters(name("loop")) == ()
+    assert modules.parameter_files(name("loop")) == ()
     assert modules.attributes(name("loop")) == {}
 
 
@@ -114,93 +113,20 @@ def test_a_module_that_has_just_gone_is_not_built_in(root: Path, monkeypatch: py
     assert not modules.is_builtin(name("passing"))
 
 
-def parameter(root: Path, text: str, content: bytes, mode: int) -> Path:
-    path = root / "sys/module/softdog/parameters" / text
-    path.write_bytes(content)
-    path.chmod(mode)
-    return path
-
-
-def test_values_lose_one_newline_and_are_capped(root: Path) -> None:
-    parameter(root, "a", b"x\n\n", 0o444)
-    parameter(root, "b", b"y" * 10_000, 0o644)
-    parameter(root, "c", b"caf\xe9\n", 0o644)
-    assert ProcModules(root).parameters(name("softdog")) == (
-        ParameterValue("a", "x\n", 0o444),
-        ParameterValue("b", "y" * 4096, 0o644),
-        ParameterValue("c", "caf\ufffd", 0o644),
-    )
-
-
-def test_private_values_are_withheld_unless_asked_for(root: Path) -> None:
-    parameter(root, "secret", b"s3cret\n", 0o600)
-    parameter(root, "writeonly", b"old\n", 0o200)
-    public = ProcModules(root).parameters(name("softdog"))
-    assert public == (ParameterValue("secret", None, 0o600), ParameterValue("writeonly", None, 0o200))
-    private = ProcModules(root).parameters(name("softdog"), private=True)
-    assert private == (ParameterValue("secret", "s3cret", 0o600), ParameterValue("writeonly", None, 0o200))
-
-
-def test_links_and_folders_are_no_parameters(root: Path) -> None:
+def test_files_of_parameters_are_listed_without_being_read(root: Path) -> None:
+    """Their values are what code of the module answers; a FIFO here would block whoever opened it."""
     folder = root / "sys/module/softdog/parameters"
+    for text, mode in (("public", 0o644), ("secret", 0o600), ("writeonly", 0o200)):
+        (folder / text).write_text("x")
+        (folder / text).chmod(mode)
     (folder / "link").symlink_to("/etc/passwd")
     (folder / "folder").mkdir()
-    assert ProcModules(root).parameters(name("softdog"), private=True) == ()
-
-
-def test_write_is_the_value_and_nothing_else(root: Path) -> None:
-    path = parameter(root, "soft_margin", b"", 0o644)
-    ProcModules(root).write_parameter(name("softdog"), "soft_margin", "30")
-    assert path.read_bytes() == b"30"
-
-
-def test_empty_value_is_written_as_the_kernel_can_see_it(root: Path) -> None:
-    path = parameter(root, "text", b"", 0o644)
-    ProcModules(root).write_parameter(name("softdog"), "text", "")
-    assert path.read_bytes() == b"\0"
-
-
-@pytest.mark.parametrize("text", ["../../loop/x", "..", ".", "", "a/b", "/etc/passwd", "absent"])
-def test_no_path_leads_out_of_the_parameters(root: Path, text: str) -> None:
-    with pytest.raises(FileNotFoundError):
-        ProcModules(root).write_parameter(name("softdog"), text, "1")
-
-
-@pytest.mark.parametrize("module", ["..", "../../etc", ".", "", "absent"])
-def test_no_module_name_leads_out_of_sys_module(root: Path, module: str) -> None:
-    with pytest.raises(FileNotFoundError):
-        ProcModules(root).write_parameter(name(module), "x", "1")
-
-
-def test_no_link_is_followed_when_writing(root: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.write_text("")
-    (root / "sys/module/softdog/parameters/link").symlink_to(target)
-    with pytest.raises(OSError, match="symbolic") as refused:
-        ProcModules(root).write_parameter(name("softdog"), "link", "1")
-    assert refused.value.errno == errno.ELOOP
-    (root / "sys/module/linked").symlink_to(root / "sys/module/softdog")
-    with pytest.raises(NotADirectoryError):
-        ProcModules(root).write_parameter(name("linked"), "link", "1")
-    assert target.read_text() == ""
-
-
-def test_fifo_in_place_of_a_parameter_neither_blocks_nor_is_written(root: Path) -> None:
-    os.mkfifo(root / "sys/module/softdog/parameters/fifo")
-    with pytest.raises(OSError, match=r"."):
-        ProcModules(root).write_parameter(name("softdog"), "fifo", "1")
-
-
-def test_writing_leaves_no_descriptor_open(root: Path) -> None:
-    parameter(root, "p", b"", 0o644)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts itself alike both times
-    for text in ("p", "absent", "..") * 10:
-        try:
-            ProcModules(root).write_parameter(name("softdog"), text, "1")
-        except FileNotFoundError:
-            continue
-    ProcModules(root).parameters(name("softdog"))
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+    os.mkfifo(folder / "fifo")
+    assert ProcModules(root).parameter_files(name("softdog")) == (
+        ParameterValue("public", None, 0o644),
+        ParameterValue("secret", None, 0o600),
+        ParameterValue("writeonly", None, 0o200),
+    )
 
 
 def test_attributes_are_those_that_exist(root: Path) -> None:
@@ -208,3 +134,13 @@ def test_attributes_are_those_that_exist(root: Path) -> None:
     for key, value in {"srcversion": "ABC\n", "taint": "\n", "coresize": "16384\n", "refcnt": "0\n"}.items():
         (folder / key).write_text(value)
     assert ProcModules(root).attributes(name("softdog")) == {"srcversion": "ABC", "taint": "", "coresize": "16384"}
+
+
+@pytest.mark.parametrize("name", ["ab", "b", "last"])
+def test_a_module_is_found_in_a_text_wherever_its_line_stands(name: str) -> None:
+    text = b"ab 1 0 - Live 0x0\nb 2 1 ab, Live 0x0\nlast 3 0 - Live 0x0"
+    module = ProcModules.find(text, ModuleName(name))
+    assert module is not None
+    assert module.name == name
+    assert ProcModules.find(text, ModuleName("a")) is None
+    assert ProcModules.find(b"", ModuleName(name)) is None

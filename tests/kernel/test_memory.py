@@ -27,19 +27,19 @@ def test_no_huge_pages_are_taken() -> None:
 def test_what_is_free_goes_back_to_the_system() -> None:
     # Blocks below malloc's limit for mappings, every second of them freed last, so that the top of the heap stays in use.
     out = run(
-        "from kmodd.kernel.memory import give_back\n"
+        "from kmodd.kernel.memory import trim_heap\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4 // 1024\n"
         "blocks = [bytes(100_000) for _ in range(400)]; last = bytes(1000)\n"
-        "full = rss(); blocks.clear(); give_back(); print(full - rss())"
+        "full = rss(); blocks.clear(); trim_heap(); print(full - rss())"
     )
     assert int(out) >= 20
 
 
 def test_what_is_remembered_is_dropped_first() -> None:
     out = run(
-        "from kmodd.kernel.memory import give_back\n"
+        "from kmodd.kernel.memory import trim_heap\n"
         "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4 // 1024\n"
         "kept = {number: bytes(100_000) for number in range(400)}; last = bytes(1000)\n"
-        "full = rss(); give_back(kept.clear); print(full - rss())"
+        "full = rss(); trim_heap(kept.clear); print(full - rss())"
     )
     assert int(out) >= 20

@@ -4,15 +4,16 @@
 import os
 import random
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kmodd.errors import BadModule
-from kmodd.kernel.compression import Damaged, decompress
-from kmodd.kernel.modinfo import parse_modinfo
-from kmodd.kernel.modulefile import ModuleFile
-from kmodd.kernel.signature import MAGIC, Signers, pkcs7_signer, read_signature
+from kmodd.kernel.modules.compression import Damaged, decompress
+from kmodd.kernel.modules.module_file import ModuleFile, parse_modinfo
+from kmodd.kernel.modules.parameter_array import FoundParameter
+from kmodd.kernel.modules.signature import MAGIC, Signers, pkcs7_signer, read_signature
 from kmodd.model import ModuleInfo, ParameterInfo
 from kmodd.names import ModuleName
 from tests.kernel.elf import ELF_HEADER, module_file, pkcs7_message, sign
@@ -146,7 +147,7 @@ def test_files_of_every_kind(module: Path, bits: int, big_endian: bool, suffix: 
         (compressed(b"text", ".xz"), "is not an ELF file"),
     ],
 )
-def test_each_fault_is_told_apart(module: Path, data: bytes, fault: str) -> None:
+def test_faults_are_distinguished(module: Path, data: bytes, fault: str) -> None:
     module.write_bytes(data)
     with pytest.raises(BadModule) as caught:
         info_of(module)
@@ -193,7 +194,7 @@ def test_a_section_of_impossible_size(module: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path, module: Path) -> None:
-    with pytest.raises(BadModule, match="is not there") as caught:
+    with pytest.raises(BadModule, match="does not exist") as caught:
         info_of(module)
     assert caught.value.evidence.errno == 2
     with pytest.raises(BadModule, match="is not a regular file"):
@@ -244,7 +245,7 @@ def test_a_signature_of_old_kernels_names_its_signer(module: Path) -> None:
 
 
 @pytest.mark.parametrize("message", [b"", b"\x30", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff", bytes(300), b"\x30" * 300])
-def test_a_signature_that_cannot_be_read_is_one_of_nobody(module: Path, message: bytes) -> None:
+def test_a_signature_that_cannot_be_read_has_no_signer(module: Path, message: bytes) -> None:
     module.write_bytes(sign(module_file(STRINGS), message))
     info = info_of(module)
     assert (info.signed, info.signer, info.license) == (True, "", "GPL")
@@ -333,3 +334,116 @@ def test_a_file_that_shrinks_while_it_is_read(module: Path) -> None:
         module.write_bytes(module_file(STRINGS)[:100])
         with pytest.raises(BadModule, match="is truncated"):
             file.modinfo()
+
+
+# --- parameters that the kernel finds -----------------------------------------------------------------------------------
+
+# As module_param() and module_param_call() of include/linux/moduleparam.h leave them: only the first is in modinfo.
+SOURCE = """
+struct module;
+struct kernel_param_ops;
+struct kernel_param {
+	const char *name; struct module *mod; const struct kernel_param_ops *ops;
+	const unsigned short perm; signed char level; unsigned char flags; void *arg;
+};
+extern struct module __this_module;
+extern const struct kernel_param_ops param_ops_int, param_array_ops;
+struct kernel_param_ops { unsigned int flags; int (*set)(void); int (*get)(void); void (*free)(void); };
+extern int param_get_int(void), param_get_bool(void), param_set_int(void);
+static int own(void) { return 0; }
+static const struct kernel_param_ops own_ops = { 0, own, param_get_int, 0 }, flag_ops = { 1, own, param_get_bool, 0 };
+static const struct kernel_param_ops words_ops = { 0, param_set_int, own, 0 };
+#define PARAM(what, ops) \\
+	static int what; static const char __param_str_##what[] = #what; \\
+	static const struct kernel_param __param_##what __attribute__((used, section("__param"), aligned(sizeof(void *)))) = \\
+		{ __param_str_##what, &__this_module, &ops, 0644, -1, 0, &what }
+PARAM(debug, param_ops_int);
+PARAM(start_ro, own_ops);
+PARAM(a_flag, flag_ops);
+PARAM(a_word, words_ops);
+PARAM(a_name_of_some_length, param_array_ops);
+static const char info[] __attribute__((used, section(".modinfo"))) = "parmtype=debug:int";
+"""
+
+
+def found_in(path: Path) -> dict[str, FoundParameter]:
+    """What is found, by name."""
+    with ModuleFile(NAME, str(path)) as file:
+        return {found.name: found for found in file.parameters()}
+
+
+def by_name(*found: FoundParameter) -> dict[str, FoundParameter]:
+    return {each.name: each for each in found}
+
+
+def test_names_that_a_compiler_left_are_found_without_local_symbols_too(module: Path) -> None:
+    source = module.with_suffix(".c")
+    source.write_text(SOURCE)
+    subprocess.run(["gcc", "-O2", "-c", "-o", module, source], check=True)
+    expected = by_name(
+        FoundParameter("debug", own=False),
+        FoundParameter("start_ro", own=True, shown_as="int", flag=False),
+        FoundParameter("a_flag", own=True, flag=True),
+        FoundParameter("a_word", own=True, flag=False),
+        FoundParameter("a_name_of_some_length", own=False),
+    )
+    assert found_in(module) == expected
+    subprocess.run(["strip", "--strip-unneeded", module], check=True)
+    assert b"__param_str" not in module.read_bytes()
+    assert found_in(module) == expected
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_names_in_every_layout(module: Path, bits: int, big_endian: bool) -> None:
+    data = module_file(
+        STRINGS,
+        bits=bits,
+        big_endian=big_endian,
+        parameters=["start_ro", "max-part"],
+        imports=["printk"],
+        own_parameters=["start_ro"],
+    )
+    module.write_bytes(data)
+    assert found_in(module) == by_name(
+        FoundParameter("start_ro", own=True, flag=False), FoundParameter("max-part", own=False)
+    )
+    module.write_bytes(compressed(data, "xz"))
+    assert found_in(module) == by_name(
+        FoundParameter("start_ro", own=True, flag=False), FoundParameter("max-part", own=False)
+    )
+
+
+def test_a_module_without_parameters_has_none(module: Path) -> None:
+    module.write_bytes(module_file(STRINGS))
+    assert found_in(module) == {}
+
+
+def test_what_modinfo_does_not_know_is_a_parameter_of_unknown_type() -> None:
+    strings = [b"parm=max_part:Partitions", b"parmtype=max_part:int", b"parmtype=nx:bool"]
+    found = [
+        FoundParameter("max_part", own=False),
+        FoundParameter("start-ro", own=True, shown_as="int", flag=False),
+        FoundParameter("nx", own=True),
+    ]
+    assert parse_modinfo(NAME, "x.ko", strings, parameters=found).parameters == (
+        ParameterInfo("max_part", "int", "Partitions"),
+        ParameterInfo("nx", "bool", own=True),
+        ParameterInfo("start_ro", "", own=True, shown_as="int", flag=False),
+    )
+
+
+def test_damaged_arrays_of_parameters_end_in_names_or_a_sentence(module: Path) -> None:
+    whole = module_file(STRINGS, parameters=["one", "two", "three"])
+    chance = random.Random(40)  # noqa: S311 - no secret
+    for _ in range(3000):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 5)):
+            data[chance.randrange(20, len(data))] = chance.choice((0, 1, 0x7F, 0xFF, chance.randrange(256)))
+        module.write_bytes(data[: chance.choice((len(data), len(data), chance.randrange(len(data))))])
+        try:
+            names = found_in(module)
+        except BadModule:
+            continue
+        assert len(names) <= 3
+        assert all(len(name) <= 64 for name in names)

@@ -8,20 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.command_line import command_line_rules
-from kmodd.kernel.configuration_folders import ConfigurationFolders
-from kmodd.kernel.modprobe_d import (
+from kmodd.core.planning.parameters import read_options
+from kmodd.kernel.modprobe.layers import is_public
+from kmodd.kernel.modprobe.modprobe_d import (
+    ConfigurationFolders,
+    ModprobeRules,
     ignored_lines,
     logical_lines,
     normalise,
     parse_rules,
-    read_rules,
+    read_text,
     softdep_names,
 )
-from kmodd.kernel.rulebook import Rulebook
+from kmodd.kernel.modprobe.modules_load_d import command_line_rules
 from kmodd.model import Rule
+from kmodd.model.arguments import encoded
 from kmodd.names import ModuleName
-from tests.kernel.fakeroot import RELEASE, scenario
+from tests.kernel.fakeroot import RELEASE, FakeModule, root_of, scenario
+from tests.kernel.kernel_arguments import KernelArguments
 
 
 def parsed(text: str) -> list[tuple[str, str, str, int]]:
@@ -48,7 +52,7 @@ def as_modprobe_prints(rules: list[Rule]) -> list[str]:
         for rule in rules:
             if rule.kind != kind:
                 continue
-            value = rule.value
+            value = encoded(rule.value).decode("utf-8", "replace")
             if kind == "softdep":
                 pre, post = softdep_names(rule.value)
                 # kmod 30 forgets the space between the two halves
@@ -79,7 +83,7 @@ softdep nfsd pre: md5 post: log
 
 def test_a_joined_line_is_known_by_its_first_line_and_moves_the_numbers_of_the_next() -> None:
     assert parsed("options a \\\n x=1 \\\n y=2\nblacklist b\n") == [
-        ("options", "a", "x=1  y=2", 1),
+        ("options", "a", " x=1  y=2", 1),
         ("blacklist", "b", "", 4),
     ]
 
@@ -126,10 +130,22 @@ def test_lines_libkmod_calls_bad_give_no_rule(line: str) -> None:
 def test_what_libkmod_reads_over() -> None:
     text = b"# a note\n  # another\n\n \r\nblaklist a\\\n b\nblacklist\nblacklist c\noptions loop\n\tweakdep\ta b"
     assert [(one.line, one.text) for one in ignored_lines(text, "x.conf")] == [
-        (5, "blaklist"),
+        (5, "blaklist a b"),
         (7, "blacklist"),
-        (9, "options"),
+        (9, "options loop"),
     ]
+
+
+def test_a_comment_takes_in_the_line_behind_its_backslash() -> None:
+    text = b"# was needed once \\\nblacklist loop\n#options loop \\\n  max_loop=8\n# a\\\n# b\n"
+    assert parsed(text.decode()) == []
+    assert [(one.line, one.text) for one in ignored_lines(text, "x.conf")] == [
+        (1, "# was needed once \\\nblacklist loop")
+    ]
+
+
+def test_a_carriage_return_belongs_to_the_target_of_an_alias() -> None:
+    assert parsed("alias a loop\r\n") == [("alias", "a", "loop\r", 1)]
 
 
 def test_names_in_files_are_not_cut_at_a_dot() -> None:
@@ -189,7 +205,7 @@ def test_a_rule_says_whether_everyone_may_read_its_file(tmp_path: Path) -> None:
     path.write_text("options a key=1\n")
     for mode, public in ((0o640, False), (0o644, True)):
         path.chmod(mode)
-        assert [rule.public for rule in read_rules(path)] == [public]
+        assert [rule.public for rule in read_rules(path, root=tmp_path)] == [public]
 
 
 def test_modprobe_reads_the_same_from_the_masking_scenario(tmp_path: Path) -> None:
@@ -332,6 +348,23 @@ def test_ill_formed_words_give_nothing(word: str) -> None:
     assert said(word) == []
 
 
+def test_the_byte_0xa0_is_a_space_to_the_kernel_and_none_to_libkmod() -> None:
+    """isspace() of lib/ctype.c knows it, that of the C locale does not: the end of a no-break space, and of many letters."""
+    assert said("ro\u00a0module_blacklist=softdog") == [("module_blacklist", "softdog", "")]
+    assert said("module_blacklist=loop,softdog\u00a0quiet") == [
+        ("module_blacklist", "loop", ""),
+        ("module_blacklist", "softdog\ufffd", ""),
+    ]
+    assert said("ro\u00a0loop.max_loop=8") == [("options", "ro\u00a0loop", "max_loop=8")]
+    assert said("loop.max_loop=8\u00a0x=1") == [("options", "loop", "max_loop=8\u00a0x=1")]
+    assert said("ro\u00e0module_blacklist=softdog\u00e0 quiet") == [("module_blacklist", "softdog\ufffd", "")]
+
+
+def test_what_the_kernel_reads_ends_at_two_hyphens_that_it_sees() -> None:
+    assert said("ro -- module_blacklist=softdog") == []
+    assert said("ro\u00a0-- module_blacklist=softdog") == []
+
+
 def test_a_rule_of_the_command_line_says_where_it_stands() -> None:
     (rule,) = command_line_rules("ro module_blacklist=softdog")
     assert (rule.file, rule.line, rule.text) == ("/proc/cmdline", 1, "module_blacklist=softdog")
@@ -342,7 +375,7 @@ def test_a_rule_of_the_command_line_says_where_it_stands() -> None:
 
 def test_patterns_count_for_install_and_softdep_but_not_for_blacklist_and_options() -> None:
     text = "blacklist usb*\noptions usb* a=1\ninstall usb* /bin/false\nsoftdep u?bcore pre: x\nalias usbcore y\noptions usbcore b=2\n"
-    rules = Rulebook(parse_rules(text.encode(), "x.conf"))
+    rules = ModprobeRules(parse_rules(text.encode(), "x.conf"))
     assert [(rule.kind, rule.line) for rule in rules.about(ModuleName("usbcore"))] == [
         ("install", 3),
         ("softdep", 4),
@@ -350,3 +383,78 @@ def test_patterns_count_for_install_and_softdep_but_not_for_blacklist_and_option
     ]
     assert rules.about(ModuleName("other")) == ()
     assert len(rules.all) == 6
+
+
+# --- options as they reach the kernel -----------------------------------------------------------------------------------
+
+
+def test_the_kernel_gets_the_same_options_from_modprobe(tmp_path: Path) -> None:
+    """`modprobe -n -v` prints the very string it would hand over; a compiled account of the kernel's rules reads it."""
+    root = root_of(tmp_path, FakeModule("m"))
+    folder = tmp_path / "options"
+    folder.mkdir()
+    command = ["modprobe", "-d", str(tmp_path), "-S", root.release, "-C", str(folder), "-n", "-v", "m"]
+    chance = random.Random(9)  # noqa: S311 - no secret
+    kernel = KernelArguments()
+    pieces = [
+        b"count",
+        b"mode",
+        b"=",
+        b"=",
+        b'"',
+        b" ",
+        b"\t",
+        b"\v",
+        b"\xa0",
+        b"\xc3\xa0",
+        b"\xe2\x80\x83",
+        b"--",
+        b"1",
+        b"#",
+    ]
+    pieces += [b"\\\\", b"\\\n", b"\x1c", b"\xe4", b"-"]
+    told = 0
+    for _ in range(150):
+        lines = [b"".join(chance.choices(pieces, k=chance.randrange(1, 10))) for _ in range(chance.randrange(1, 4))]
+        (folder / "a.conf").write_bytes(b"".join(b"options m " + line + b"\n" for line in lines))
+        out = subprocess.run(command, check=True, capture_output=True, env={"PATH": os.environ["PATH"]}).stdout
+        handed_over = out.removesuffix(b"\n").partition(b"/m.ko ")[2]
+        rules = read_rules(folder / "a.conf")
+        read = [(encoded(name), None if value is None else encoded(value)) for name, value in read_options(rules).pairs]
+        assert read == [(name.replace(b"-", b"_"), value) for name, value in kernel.read(handed_over)], lines
+        told += len(read)
+    assert told > 150
+
+
+@pytest.mark.parametrize(("closed", "public"), [("etc/modprobe.d", False), ("etc", False), ("", True)])
+def test_a_file_in_a_folder_that_not_everyone_may_search_is_not_public(
+    tmp_path: Path, closed: str, *, public: bool
+) -> None:
+    folder = tmp_path / "etc/modprobe.d"
+    folder.mkdir(parents=True)
+    file = folder / "wlan.conf"
+    file.write_text("options wlan9 psk=hunter2\n")
+    for path, mode in ((file, 0o644), (folder, 0o755), (folder.parent, 0o755)):
+        path.chmod(mode)
+    if closed:
+        (tmp_path / closed).chmod(0o700)
+    assert [rule.public for rule in read_rules(file, root=tmp_path)] == [public]
+    assert is_public(file, tmp_path) is public
+
+
+def test_a_link_is_as_public_as_what_it_leads_to(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "wlan.conf").write_text("options wlan9 psk=hunter2\n")
+    (secret / "wlan.conf").chmod(0o644)
+    link = tmp_path / "link.conf"
+    link.symlink_to(secret / "wlan.conf")
+    secret.chmod(0o755)
+    assert read_rules(link, root=tmp_path)[0].public
+    secret.chmod(0o700)
+    assert not read_rules(link, root=tmp_path)[0].public
+
+
+def read_rules(path: Path, root: Path = Path("/")) -> list[Rule]:
+    text = read_text(path, root)
+    return parse_rules(text.data, str(path), public=text.public)

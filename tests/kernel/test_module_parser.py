@@ -2,11 +2,14 @@
 """The parser of strangers' files: in its own process, and under mutation."""
 
 import asyncio
+import errno
 import gzip
 import json
 import os
 import random
+import signal
 import struct
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -16,13 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.compatibility import check_file, check_kernel
+from kmodd.core.store.compatibility import check_file, check_kernel
 from kmodd.errors import KmoddError
-from kmodd.kernel.module_parser import examine
-from kmodd.kernel.parser_process import ModuleParser, read_examination
+from kmodd.kernel.modules import parser as module_parser
+from kmodd.kernel.modules.parser import examine
+from kmodd.kernel.modules.parser_process import ModuleParser, read_examination
 from kmodd.model.store import Examination, FileFault
 from kmodd.names import is_module_name
 from tests.kernel.elf import module_file, pkcs7_message, sign
+from tests.kernel.test_worker_unit import SocketUnit
 
 RELEASE = "6.1.0-9-amd64"
 VERMAGIC = f"vermagic={RELEASE} SMP preempt mod_unload modversions "
@@ -30,7 +35,7 @@ VERMAGIC = f"vermagic={RELEASE} SMP preempt mod_unload modversions "
 
 def module(name: str = "special", **more: object) -> bytes:
     return module_file(
-        [f"name={name}", "version=1", VERMAGIC, "depends=fat,vfat"], this_module=name,
+        [f"name={name}", "version=1", VERMAGIC, "depends=fat,vfat", "softdep=pre: a b post: c", "softdep=post: a d-e"], this_module=name,
         versions={"module_layout": 0x1234, "fat_attach": 7}, imports=["module_layout", "fat_attach"], **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -71,10 +76,39 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_name_is_the_one_where_the_kernel_looks_for_it(tree: Path, bits: int) -> None:
+    offset = 24 if bits == 64 else 12
+    elsewhere = bytes(offset) + b"evilname".ljust(56, b"\0") + b"mydrv\0" + bytes(58)
+    made = module_file(["name=mydrv", VERMAGIC], bits=bits, this_module=elsewhere)
+    assert look(tree, made).fault is FileFault.NAMES_DIFFER
+    longer = bytes(offset) + b"mydrv_and_more".ljust(56, b"\0") + bytes(64)
+    assert (
+        look(tree, module_file(["name=mydrv", VERMAGIC], bits=bits, this_module=longer)).fault is FileFault.NAMES_DIFFER
+    )
+    assert look(tree, module_file(["name=my-drv", VERMAGIC], bits=bits, this_module="my_drv")).name == "my-drv"
+
+
+def test_the_name_may_be_anywhere_where_the_structure_is_shuffled(tree: Path) -> None:
+    elsewhere = bytes(80) + b"mydrv".ljust(56, b"\0")
+    shuffled = f"{VERMAGIC}RANDSTRUCT_0123 "
+    assert look(tree, module_file(["name=mydrv", shuffled], this_module=elsewhere)).name == "mydrv"
+    assert look(tree, module_file(["name=other", shuffled], this_module=elsewhere)).fault is FileFault.NAMES_DIFFER
+    assert look(tree, module_file([shuffled], this_module=elsewhere)).fault is FileFault.NO_NAME
+
+
+@pytest.mark.parametrize("section", [b".modinfo", b".gnu.linkonce.this_module"])
+def test_a_second_section_that_the_kernel_might_take_instead_is_refused(tree: Path, section: bytes) -> None:
+    second = (section, b"name=evilname\0" + bytes(64))
+    made = module_file(["name=mydrv", VERMAGIC], this_module="mydrv", sections_more=[second])
+    assert look(tree, made).fault is FileFault.DAMAGED
+
+
 def test_a_module_is_examined(tree: Path) -> None:
     found = look(tree, sign(module(), pkcs7_message("ACME")))
     assert not found.fault
     assert (found.name, found.version, found.depends) == ("special", "1", ("fat", "vfat"))
+    assert found.softdeps == ("a", "b", "c", "d-e")
     assert (found.signed, found.signer, found.versions, found.unpacked) == (True, "ACME", True, False)
     assert found.match.tree
     assert found.match.vermagic == VERMAGIC.partition("=")[2]
@@ -187,7 +221,21 @@ def test_a_release_is_never_a_path(tree: Path, name: str) -> None:
 
 def test_limits_hold_for_what_is_found_and_not_for_what_is_said(tmp_path: Path) -> None:
     assert look(tmp_path, bytes(2 << 20)).fault == FileFault.TOO_LARGE
-    assert look(tmp_path, gzip.compress(bytes(2 << 20))).fault == FileFault.UNPACKS_TOO_LARGE
+    assert look(tmp_path, gzip.compress(module() + bytes(2 << 20))).fault == FileFault.UNPACKS_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("start", "fault"),
+    [
+        (b"", FileFault.NOT_ELF),
+        (b"\x7fEL\0", FileFault.NOT_ELF),
+        (module_file(["name=x"], kind=2)[:64], FileFault.NOT_A_MODULE),
+    ],
+    ids=["zeros", "nearly", "executable"],
+)
+def test_what_begins_as_no_module_is_not_unpacked(tmp_path: Path, start: bytes, fault: FileFault) -> None:
+    assert look(tmp_path, gzip.compress(start + bytes(900_000))).fault == fault
+    assert (tmp_path / "plain").stat().st_size == 0
 
 
 def test_a_big_driver_with_all_its_debug_information_is_taken(tree: Path) -> None:
@@ -208,7 +256,7 @@ def test_a_big_driver_with_all_its_debug_information_is_taken(tree: Path) -> Non
     debug = 100 << 20
     for _ in range(8):
         heads.append(bytearray(64))
-        struct.pack_into("<IIQQQQ", heads[-1], 0, 1, 1, 0, 0, len(content), debug // 8)
+        struct.pack_into("<IIQQQQ", heads[-1], 0, 0, 1, 0, 0, len(content), debug // 8)
     struct.pack_into("<Q", content, 0x28, len(content) + debug)
     struct.pack_into("<H", content, 0x3C, len(heads))
     # Packed it is small: what it takes is what it has when it is unpacked.
@@ -267,9 +315,9 @@ def test_mutated_files_are_answered_and_nothing_else(tree: Path) -> None:
                 os.ftruncate(file, 0)
                 os.lseek(file, 0, os.SEEK_SET)
             (tree / "source").write_bytes(content)
-            begun = time.monotonic()
+            begun = time.process_time()
             found = examine(source, copy, plain, maximum=1 << 20, unpacked=1 << 20, root=tree, release=RELEASE)
-            assert time.monotonic() - begun < 2
+            assert time.process_time() - begun < 2
             faults.add(found.fault)
             # The daemon takes every answer apart again: none may be one that it does not understand.
             assert read_examination(json.dumps(asdict(found)).encode()) == found
@@ -303,6 +351,28 @@ async def test_a_process_that_dies_hangs_or_lies_is_a_fault(
     assert found.fault == fault
     await asyncio.sleep(0)
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_parser_with_a_user_of_its_own_is_not_killed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    """kill(2) answers EPERM to a daemon without CAP_KILL, though it is root's."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not its own user")
+
+    unit = SocketUnit(tree / "socket")
+    hanging = ("/bin/sh", "-c", "printf 'ready 0' >&3; exec sleep 1")
+    unit.program = hanging if hangs else (sys.executable, "-I", "-S", module_parser.__file__)
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
+    try:
+        with files(tree, module()) as three:
+            parser = ModuleParser(tree, RELEASE, unit_socket=unit.path, timeout=0.5 if hangs else 60)
+            found = await parser.examine(*three, maximum=1 << 20, unpacked=1 << 20)
+    finally:
+        unit.close()
+    assert (found.name, found.fault) == (("", FileFault.TIMED_OUT) if hangs else ("special", ""))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from kmodd.kernel import modprobe_files
-from kmodd.kernel.layers import layered
-from kmodd.kernel.modprobe_files import ConfigurationFolders
-from kmodd.kernel.modules_load_d import command_line_modules, is_modules_load, parse_modules
+from kmodd.kernel.modprobe import modprobe_files
+from kmodd.kernel.modprobe.layers import layered
+from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
+from kmodd.kernel.modprobe.modules_load_d import command_line_modules, is_modules_load, parse_modules
 
 
 def place(root: Path, name: str, text: str) -> Path:
@@ -106,7 +106,7 @@ def test_the_first_folder_masks_the_others(tmp_path: Path) -> None:
     place(tmp_path, "run/modules-load.d/.hidden.conf", "hidden\n")
     place(tmp_path, "run/modules-load.d/notes.txt", "notes\n")
     (tmp_path / "etc/modules-load.d/dir.conf").mkdir()
-    files = [file for file in ConfigurationFolders(tmp_path, "6.1.0").files().autoload if file.read]
+    files = [file for file in ConfigurationFolders(tmp_path, "6.1.0").files().autoload if not file.unread]
     assert [(file.path, file.shadowed_by) for file in files] == [
         ("/etc/modules-load.d/a.conf", ""),
         ("/run/modules-load.d/a.conf", "/etc/modules-load.d/a.conf"),
@@ -118,13 +118,34 @@ def test_the_first_folder_masks_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["modules-load.d", "modprobe.d"])
-def test_files_that_are_passed_over_for_their_name_are_told(tmp_path: Path, folder: str) -> None:
+def test_files_that_are_passed_over_for_their_name_are_reported(tmp_path: Path, folder: str) -> None:
     for name in ("a.conf", "b", "c.txt", "d.conf.dpkg-old", "e.conf~", ".f", "README"):
         place(tmp_path, f"etc/{folder}/{name}", "blacklist loop\n")
     files = ConfigurationFolders(tmp_path, "6.1.0").files()
     told = files.autoload if folder == "modules-load.d" else files.modprobe
-    assert [file.path for file in told if not file.read] == [f"/etc/{folder}/b", f"/etc/{folder}/c.txt"]
-    assert all(not file.rules for file in told if not file.read)
+    assert [file.path for file in told if file.unread] == [f"/etc/{folder}/b", f"/etc/{folder}/c.txt"]
+    assert all(not file.rules for file in told if file.unread)
+
+
+def test_files_outside_the_folders_are_reported_when_they_hold_a_rule(tmp_path: Path) -> None:
+    for name in ("modprobe.conf", "modprobe.d/site/a.conf", "modules", "modules-load.d/site/b.conf"):
+        place(tmp_path, f"etc/{name}", "blacklist loop\n")
+    place(tmp_path, "etc/modules.conf", "# nothing\n")
+    place(tmp_path, "usr/lib/modprobe.d/vendor/c.conf", "blacklist loop\n")
+    files = ConfigurationFolders(tmp_path, "6.1.0").files()
+    assert {file.path: file.unread for file in files.modprobe if file.unread} == {
+        "/etc/modprobe.conf": "modprobe reads /etc/modprobe.d only",
+        "/etc/modprobe.d/site/a.conf": "subdirectories of /etc/modprobe.d are not read",
+    }
+    assert {file.path for file in files.autoload if file.unread} == {"/etc/modules", "/etc/modules-load.d/site/b.conf"}
+
+
+def test_debians_own_file_is_read_by_its_link(tmp_path: Path) -> None:
+    place(tmp_path, "etc/modules", "loop\n")
+    (tmp_path / "etc/modules-load.d").mkdir()
+    (tmp_path / "etc/modules-load.d/modules.conf").symlink_to("../modules")
+    (file,) = ConfigurationFolders(tmp_path, "6.1.0").files().autoload
+    assert (file.unread, [rule.module for rule in file.rules]) == ("", ["loop"])
 
 
 def test_a_link_to_nothing_masks(tmp_path: Path) -> None:
@@ -146,10 +167,10 @@ def test_one_folder_by_two_names_masks_nothing(tmp_path: Path) -> None:
 def test_a_file_that_not_everyone_may_read_says_so(tmp_path: Path) -> None:
     place(tmp_path, "a.conf", "loop\n").chmod(0o600)
     place(tmp_path, "b.conf", "loop\n").chmod(0o644)
-    assert [file.public for file in layered([tmp_path], is_modules_load)] == [False, True]
+    assert [file.public for file in layered([tmp_path], is_modules_load, root=tmp_path)] == [False, True]
 
 
-def test_a_link_that_leads_nowhere_at_all_stops_nobody(tmp_path: Path) -> None:
+def test_a_dangling_link_is_passed_over(tmp_path: Path) -> None:
     for folder in ("etc/modules-load.d", "etc/modprobe.d"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.conf").symlink_to("x" * 300)  # ENAMETOOLONG, as a link into a closed folder is EACCES
@@ -163,8 +184,8 @@ def test_a_rule_file_is_public_as_it_was_when_it_was_read(tmp_path: Path, monkey
     path = place(tmp_path / "etc/modprobe.d", "a.conf", "options a key=1\n")
     path.chmod(0o644)
 
-    def closed_afterwards(*asked: Any) -> Any:
-        found = layered(*asked)
+    def closed_afterwards(*asked: Any, **named: Any) -> Any:
+        found = layered(*asked, **named)
         path.chmod(0o600)
         return found
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, SimulatedModule
-from kmodd.kernel.simulated_parameters import SimulatedParameter, split_arguments
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, SimulatedModule, SimulatedParameter, split_arguments
 from kmodd.model import Outcome, Rule, State, Uevent, User
-from kmodd.names import ModuleName, kernel_arguments
+from kmodd.model.arguments import spell
+from kmodd.names import ModuleName
 
 if TYPE_CHECKING:
     from kmodd.kernel.ports import Kernel
@@ -125,8 +125,8 @@ async def test_what_user_space_holds_stays_until_it_lets_go(kernel: SimulatedKer
     mount = User("mount", "/merged", "overlay")
     kernel.hold("overlay", mount)
     assert (await remove(kernel, "overlay")).errno == errno.EAGAIN
-    assert kernel.usage.users(M("overlay")) == (mount,)
-    kernel.let_go("overlay")
+    assert (await kernel.inspection.users(M("overlay"))).users == (mount,)
+    kernel.end_hang("overlay")
     assert (await remove(kernel, "overlay")).errno == 0
 
 
@@ -148,7 +148,7 @@ async def test_a_hang_is_given_up_and_comes_back_late(kernel: SimulatedKernel) -
     assert (await remove(kernel, "kmodd_test_init_wait")).errno == errno.EBUSY
     assert (await insert(kernel, "loop")).worker != outcome.worker, "another worker serves the others"
     late: list[Outcome] = []
-    kernel.executor.on_let_go(outcome.worker, late.append)
+    kernel.executor.on_return(outcome.worker, late.append)
     assert kernel.executor.abandoned == 1
     kernel.release("kmodd_test_init_wait")
     assert [(answer.kind, answer.errno) for answer in late] == [("done", errno.ENODEV)]
@@ -158,7 +158,7 @@ async def test_a_hang_is_given_up_and_comes_back_late(kernel: SimulatedKernel) -
 
 async def test_a_hang_for_ever_cannot_be_released(kernel: SimulatedKernel) -> None:
     await insert(kernel, "kmodd_test_init_hang", timeout=1)
-    with pytest.raises(ValueError, match="for ever"):
+    with pytest.raises(ValueError, match="forever"):
         kernel.release("kmodd_test_init_hang")
     second = await insert(kernel, "kmodd_test_init_hang", timeout=1)
     assert second.kind == "timed-out", "a second load waits for the first"
@@ -189,11 +189,11 @@ async def test_an_oops_kills_the_worker_and_leaves_the_module(kernel: SimulatedK
     assert (await insert(kernel, "loop")).errno == 0
 
 
-async def test_a_slow_load_finishes_although_nobody_waits(kernel: SimulatedKernel) -> None:
+async def test_a_slow_load_finishes_without_a_caller(kernel: SimulatedKernel) -> None:
     outcome = await insert(kernel, "kmodd_test_slow", "ms=5000", timeout=1)
     assert outcome.kind == "timed-out"
     late: list[Outcome] = []
-    kernel.executor.on_let_go(outcome.worker, late.append)
+    kernel.executor.on_return(outcome.worker, late.append)
     await asyncio.sleep(0.01)
     assert late == [Outcome("done", 0, 5_000_000, outcome.worker)]
     assert state(kernel, "kmodd_test_slow") is State.LIVE
@@ -239,7 +239,7 @@ async def test_outcomes_can_be_scripted(kernel: SimulatedKernel) -> None:
     assert (await insert(kernel, "kmodd_test_fail")).errno == 0
 
 
-async def test_events_come_to_one_reader_and_an_overflow_is_told(kernel: SimulatedKernel) -> None:
+async def test_events_come_to_one_reader_and_an_overflow_is_reported(kernel: SimulatedKernel) -> None:
     got: list[Uevent] = []
 
     async def read() -> None:
@@ -280,7 +280,7 @@ def test_the_index(kernel: SimulatedKernel) -> None:
 
 
 def test_the_arguments_are_split_as_the_kernel_does() -> None:
-    text = kernel_arguments({"a": "1 2", "b": "x=y", "c": ""})
+    text = spell([("a", "1 2"), ("b", "x=y"), ("c", "")])
     assert split_arguments(text + " flag d-e=1 -- f=2") == [
         ("a", "1 2"),
         ("b", "x=y"),

@@ -4,15 +4,16 @@
 import errno
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kmodd.kernel import file_copy
-from kmodd.kernel.file_copy import clear_folder, copy_whole, write_whole
-from kmodd.kernel.module_tree import ModuleTree
-from kmodd.kernel.store_files import StoreFiles
+from kmodd.kernel import atomic_file
+from kmodd.kernel.atomic_file import clear_folder, copy_whole, write_whole
+from kmodd.kernel.modules.store_files import StoreFiles
+from kmodd.kernel.modules.trees import ModuleTree
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName
 
@@ -35,10 +36,10 @@ def add(files: StoreFiles, entry: StoredModule = ENTRY) -> None:
     spool = files.spool()
     try:
         os.write(spool.copy, b"content")
+        spool.keep(spool.copy)
+        files.add(spool.copy, entry)
     finally:
-        spool.close()
-    files.add(spool.copy_path, entry)
-    spool.remove()
+        spool.remove()
 
 
 def everything(folder: Path) -> set[str]:
@@ -81,7 +82,7 @@ def test_everything_is_roots_alone(files: StoreFiles, tmp_path: Path) -> None:
         {"kernel": "6.1.0-10"},
     ],
 )
-def test_facts_that_somebody_changed_are_told_and_not_believed(files: StoreFiles, change: dict[str, Any]) -> None:
+def test_changed_facts_are_reported_and_not_believed(files: StoreFiles, change: dict[str, Any]) -> None:
     add(files)
     path = files.path(ENTRY).with_suffix(".json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -90,7 +91,7 @@ def test_facts_that_somebody_changed_are_told_and_not_believed(files: StoreFiles
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 10_000, '{"name": "special"}'])
-def test_facts_that_are_no_facts_are_told(files: StoreFiles, text: str) -> None:
+def test_invalid_facts_are_reported(files: StoreFiles, text: str) -> None:
     add(files)
     files.path(ENTRY).with_suffix(".json").write_text(text)
     assert files.entries() == []
@@ -103,13 +104,14 @@ def test_folders_in_the_way_stop_no_start(files: StoreFiles, tmp_path: Path) -> 
     (files.path(ENTRY).parent / "odd.ko").mkdir()
     files.prepare()
     assert files.entries() == [ENTRY]
-    assert list((tmp_path / "store/.spool").iterdir()) == []
+    assert not (tmp_path / "store/.spool").exists()
 
 
 def test_what_a_read_only_disk_keeps_stops_no_start(
     files: StoreFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(files)
+    (tmp_path / "store/.spool").mkdir()
     (tmp_path / "store/.spool/1.copy").write_bytes(b"left behind")
     half = files.path(ENTRY).with_name("cd" * 32 + ".ko")
     half.write_bytes(b"left behind")
@@ -124,7 +126,7 @@ def test_what_a_read_only_disk_keeps_stops_no_start(
     assert files.entries() == [ENTRY]
     files.prepare()
     assert not half.exists()
-    assert list((tmp_path / "store/.spool").iterdir()) == []
+    assert not (tmp_path / "store/.spool").exists()
 
 
 STEPS = ["rename", "fsync", "mkdir", "unlink", "open", "write"]
@@ -164,6 +166,22 @@ def test_a_crash_while_importing_leaves_all_or_nothing(
     )
 
 
+def test_an_import_is_in_memory_and_what_was_examined_stays_as_it_is(files: StoreFiles, tmp_path: Path) -> None:
+    spool = files.spool()
+    os.write(spool.copy, b"packed")
+    os.write(spool.plain, b"plain and longer")
+    assert spool.size == len(b"packed") + len(b"plain and longer")
+    spool.keep(spool.plain)
+    assert spool.size == len(b"plain and longer")
+    with pytest.raises(PermissionError):
+        os.write(spool.plain, b"changed")
+    assert files.digest(spool.plain) == (sha256(b"plain and longer").hexdigest(), spool.size)
+    assert everything(tmp_path) == set()
+    spool.remove()
+    spool.remove()
+    assert spool.size == 0
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x"
     write_whole(path, b"old", 0o600)
@@ -171,7 +189,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(_: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(file_copy, "_write", full)
+    monkeypatch.setattr(atomic_file, "_write", full)
     with pytest.raises(OSError, match="full"):
         write_whole(path, b"new", 0o600)
     assert path.read_bytes() == b"old"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.uevents import KernelUevents, drain
+from kmodd.kernel.proc.uevents import KernelUevents, drain
 from kmodd.model import Uevent
 from kmodd.names import ModuleName
 
@@ -105,7 +105,7 @@ async def test_what_is_no_module_coming_or_going_is_passed_over(monitor: FakeMon
     assert await take(KernelUevents(monitor), 1) == [Uevent("add", ModuleName("after"))]
 
 
-async def test_devices_with_an_alias_are_told_beside(monitor: FakeMonitor) -> None:
+async def test_devices_with_an_alias_are_reported_too(monitor: FakeMonitor) -> None:
     source = KernelUevents(monitor)
     monitor.send("add", "/devices/pci0000:00/0000:00:01.0", "pci:v1")
     monitor.send("add", "/module/first")
@@ -127,7 +127,7 @@ async def test_devices_with_an_alias_are_told_beside(monitor: FakeMonitor) -> No
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOBUFS, "overflow"), ValueError("EINVAL")])
-async def test_overflow_is_told_once_and_listening_goes_on(monitor: FakeMonitor, error: Exception) -> None:
+async def test_overflow_is_reported_once_and_listening_goes_on(monitor: FakeMonitor, error: Exception) -> None:
     for _ in range(5):
         monitor.send("add", "/module/lost")
     monitor.broken = error

@@ -3,13 +3,19 @@
 
 import errno
 import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kmodd.kernel.usage import USERS_MAX
-from kmodd.model import User
+from kmodd.kernel.files import readlink
+from kmodd.kernel.users import process as usage_process
+from kmodd.kernel.users.process import SocketModules, SocketUse
+from kmodd.kernel.users.tasks import Budget, Limits, namespace_owner
+from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot, number
 
 
@@ -25,7 +31,7 @@ def mount(point: str, kind: str, source: str, device: str = "0:50", root: str = 
     return f"30 1 {device} {root} {point} rw,noatime shared:1 - {kind} {source} rw\n"
 
 
-def test_nothing_there_is_nobody(root: FakeRoot) -> None:
+def test_an_empty_machine_has_no_users(root: FakeRoot) -> None:
     assert root.users("overlay") == []
 
 
@@ -80,7 +86,7 @@ def test_folders_bound_onto_themselves_in_a_sandbox_are_no_more_mounts(root: Fak
     ]
 
 
-def test_namespaces_that_cannot_be_told_apart_are_all_read(root: FakeRoot) -> None:
+def test_indistinguishable_namespaces_are_all_read(root: FakeRoot) -> None:
     root.process(1, "/sbin/init", mountinfo=mount("/a", "overlay", "o"))
     root.process(9, "/usr/bin/c", mountinfo=mount("/b", "overlay", "o"))
     assert [user.name for user in root.users("overlay")] == ["/a", "/b"]
@@ -206,7 +212,9 @@ def test_stacked_device_holds_its_targets_module(root: FakeRoot, disk: str, file
     root.link(f"sys/dev/block/{device}", f"../../block/{disk}")
     root.put("proc/devices", "Character devices:\n  1 mem\n\nBlock devices:\n  9 md\n253 device-mapper\n")
     root.process(1, "/sbin/init", mountinfo=mount("/data", "ext4", f"/dev/{disk}", device))
-    assert root.users(module) == [User("block", f"/dev/{disk}", "mounted at /data")]
+    mounted, *itself = root.users(module)
+    assert mounted == User("block", f"/dev/{disk}", "mounted at /data")
+    assert itself == ([User("array", "/dev/md0", files["md/level"].strip())] if disk == "md0" else [])
 
 
 def test_scsi_disk_holds_its_host_adapter(root: FakeRoot) -> None:
@@ -255,17 +263,292 @@ def test_devices_bound_to_its_drivers(root: FakeRoot) -> None:
     assert root.users("virtio_net") == [User("device", "virtio1", "driver virtio_net, bus virtio")]
 
 
+# --- what ends it -----------------------------------------------------------------------------------------------------
+
+INITIAL, OTHERS = "user:[1]", "user:[77]"
+
+
+def in_namespace(root: FakeRoot, *, user_ns: str, owner: str, **more: Any) -> User:
+    """An overlay mounted in a mount namespace beside that of process 1, as two processes see it."""
+    root.process(1, "/sbin/init", mountinfo=mount("/", "ext4", "/dev/vda1"), ns="mnt:[1]", user_ns=INITIAL)
+    root.process(77, "/usr/bin/a", mountinfo=mount("/m", "overlay", "o"), ns="mnt:[7]", user_ns=user_ns, **more)
+    root.process(78, "/usr/bin/b", ns="mnt:[7]", user_ns=user_ns)
+    root.owners = {"mnt:[1]": INITIAL, "mnt:[7]": owner}
+    (user,) = root.found("overlay")
+    assert user.pid == 77
+    return user
+
+
+def test_mount_of_the_machine_is_unmounted(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init", mountinfo=mount("/a\\040b", "overlay", "o") + mount("/", "overlay", "o"))
+    first, second = root.found("overlay")
+    assert (first.remedy, first.target, first.pid, first.owner) == (Remedy.UNMOUNT, "/a b", None, None)
+    assert second.remedy is Remedy.NONE, "the root file system stays"
+
+
+def test_namespace_of_roots_is_entered_by_the_machines_umount(root: FakeRoot) -> None:
+    user = in_namespace(root, user_ns=INITIAL, owner=INITIAL)
+    assert (user.remedy, user.target) == (Remedy.UNMOUNT, "/m")
+
+
+@pytest.mark.parametrize(
+    ("user_ns", "owner"),
+    [(OTHERS, OTHERS), (OTHERS, INITIAL), (INITIAL, OTHERS), ("", INITIAL), (INITIAL, "")],
+    ids=["its own", "the process is a stranger's", "root has entered a stranger's", "unreadable", "unknown owner"],
+)
+def test_namespace_of_a_stranger_is_never_entered(root: FakeRoot, user_ns: str, owner: str) -> None:
+    """Whoever made it chooses what each path and program in it is."""
+    user = in_namespace(root, user_ns=user_ns, owner=owner)
+    assert (user.remedy, user.pids) == (Remedy.KILL, (77, 78)), "it is there as long as one process is in it"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "remedy", "target"),
+    [
+        ("/machine.slice/machine-web\\x2d1.scope/payload", Remedy.TERMINATE_MACHINE, "web-1"),
+        ("/machine.slice/systemd-nspawn@web.service/payload", Remedy.TERMINATE_MACHINE, "web"),
+        (f"/machine.slice/libpod-{'ab' * 32}.scope/container", Remedy.STOP_PODMAN, "ab" * 32),
+        (f"/system.slice/docker-{'cd' * 32}.scope", Remedy.STOP_DOCKER, "cd" * 32),
+        ("/user.slice/user-1000.slice/user@1000.service/machine-web.scope", Remedy.KILL, ""),
+        (f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{'ab' * 32}.scope", Remedy.KILL, ""),
+        ("/system.slice/a.service/machine-web.scope", Remedy.KILL, ""),
+        ("/user.slice/user-1000.slice/user@1000.service/a::/machine.slice/machine-web.scope", Remedy.KILL, ""),
+        (f"/user.slice/user-1000.slice/user@1000.service/0::/system.slice/docker-{'ab' * 32}.scope", Remedy.KILL, ""),
+        ("/machine.slice/machine-$(id).scope", Remedy.KILL, ""),
+        ("/machine.slice/machine-a\\x0ab.scope", Remedy.KILL, ""),
+        ("", Remedy.KILL, ""),
+    ],
+)
+def test_container_is_ended_by_what_runs_it(root: FakeRoot, cgroup: str, remedy: Remedy, target: str) -> None:
+    """And by nothing that its inside, or a user with groups of their own, has named."""
+    user = in_namespace(root, user_ns=OTHERS, owner=OTHERS, cgroup=cgroup)
+    assert (user.remedy, user.target) == (remedy, target)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "parent", "remedy", "target"),
+    [
+        ("/system.slice/a@b.service", 1, Remedy.STOP_UNIT, "a@b.service"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", 1, Remedy.STOP_UNIT, "getty@tty1.service"),
+        ("/system.slice/a.service", 500, Remedy.KILL, ""),
+        ("/system.slice/a.service/b.service", 1, Remedy.KILL, ""),
+        ("/user.slice/user-0.slice/a.service", 1, Remedy.KILL, ""),
+        ("/user.slice/user-1000.slice/user@1000.service/a::/system.slice/ssh.service", 1, Remedy.KILL, ""),
+        ("/system.slice/a b.service", 1, Remedy.KILL, ""),
+    ],
+)
+def test_service_is_stopped_and_another_process_ended(
+    root: FakeRoot, cgroup: str, parent: int, remedy: Remedy, target: str
+) -> None:
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    root.process(44, "/usr/bin/x", ("/dev/zero",), cgroup=cgroup, parent=parent)
+    root.group(cgroup, 44)
+    (user,) = root.found("mem")
+    assert (user.remedy, user.target) == (remedy, target)
+    assert (user.pid, user.exe, user.owner) == (44, "/usr/bin/x", os.getuid())
+    assert user.pids == ((44,) if remedy is Remedy.KILL else ())
+
+
+@pytest.mark.parametrize("others", ["root's", "unknown"])
+def test_service_with_processes_of_several_users_is_not_stopped(root: FakeRoot, others: str) -> None:
+    """As cron: what a user has it start is in the service's group, and may have become a child of process 1."""
+    cgroup = "/system.slice/cron.service"
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    root.process(40, "/usr/sbin/cron", cgroup=cgroup, parent=1)
+    root.process(44, "/home/alice/x", ("/dev/zero",), cgroup=cgroup, parent=1)
+    os.chown(root.path / "proc/44", 1000, -1)
+    root.put("proc/44/status", "Uid:\t1000\t1000\t1000\t1000\n")
+    if others == "root's":
+        root.group(cgroup, 40, 44)
+    (user,) = root.found("mem")
+    assert (user.remedy, user.pids) == (Remedy.KILL, (44,))
+
+
+def test_devices_below_another_are_taken_apart(root: FakeRoot) -> None:
+    root.put("sys/block/nbd0/dev", "43:0\n")
+    for holder in ("dm-0", "md1", "bcache0"):
+        root.link(f"sys/block/nbd0/holders/{holder}", f"../../{holder}")
+    root.put("sys/block/dm-0/dm/name", "vg-root\n")
+    root.put("sys/block/md1/md/level", "raid1\n")
+    root.put("proc/swaps", "Filename Type Size Used Priority\n/dev/nbd0 partition 1 0 -2\n")
+    assert [(user.remedy, user.target) for user in root.found("nbd")] == [
+        (Remedy.SWAP_OFF, "/dev/nbd0"),
+        (Remedy.NONE, ""),
+        (Remedy.REMOVE_MAPPING, "vg-root"),
+        (Remedy.STOP_ARRAY, "/dev/md1"),
+    ]
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def limited(**limits: Any) -> Budget:
+    return Budget(Limits(**limits))
+
+
+def test_mount_tables_are_read_up_to_a_limit(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init", mountinfo=mount("/mine", "overlay", "o"), ns="mnt:[1]")
+    for pid in range(20, 40):
+        table = "".join(mount(f"/x{n}", "tmpfs", "t") for n in range(2000)) + mount(f"/o{pid}", "overlay", "o")
+        root.process(pid, "/usr/bin/a", mountinfo=table, ns=f"mnt:[{pid}]")
+    budget = limited(mount_bytes=1 << 20, seconds=60)
+    users = root.found("overlay", budget)
+    assert users[0].name == "/mine"
+    assert 1 < len(users) < 20
+    assert budget.partial == "the mount tables have more than 1 MiB"
+
+
+def test_mount_tables_of_one_user_leave_room_for_those_of_another(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init", ns="mnt:[1]")
+    for pid in (20, 21, 22, 30):
+        table = "".join(mount(f"/x{n}", "tmpfs", "t") for n in range(8000)) if pid < 30 else ""
+        root.process(pid, "/usr/bin/a", mountinfo=table + mount(f"/o{pid}", "overlay", "o"), ns=f"mnt:[{pid}]")
+        os.chown(root.path / f"proc/{pid}", 1000 if pid < 30 else 1001, -1)
+    budget = limited(mount_bytes_per_user=1 << 19, seconds=60)
+    assert [user.name for user in root.found("overlay", budget)] == ["/o20", "/o30"]
+    assert budget.partial == "the mount tables of a user have more than 0 MiB"
+
+
+def test_mount_tables_leave_time_for_processes(root: FakeRoot) -> None:
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    root.process(1, "/sbin/init", ("/dev/zero",), mountinfo=mount("/mine", "overlay", "o"))
+    now = iter([0.0, 0.0, *[0.6] * 1000])
+    budget = Budget(Limits(seconds=1), clock=lambda: next(now))
+    assert [user.kind for user in root.found("mem", budget)] == ["process"]
+    assert budget.partial == "the mount tables took more than 0.5 s"
+
+
+def test_the_systems_own_mounts_are_found_however_slow_the_machine_is(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init", mountinfo=mount("/mine", "overlay", "o"), ns="mnt:[1]")
+    root.process(2, "/usr/bin/a", mountinfo=mount("/other", "overlay", "o"), ns="mnt:[2]")
+    now = iter([0.0, 0.0, 0.0, *[0.6] * 1000])
+    assert [user.name for user in root.found("overlay", Budget(Limits(seconds=1), clock=lambda: next(now)))] == [
+        "/mine"
+    ]
+
+
+def test_no_more_namespaces_than_allowed_are_read_roots_first(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.process(1, "/sbin/init", ns="mnt:[1]")
+    for pid in range(2, 12):
+        root.process(pid, "/usr/bin/a", mountinfo=mount(f"/o{pid}", "overlay", "o"), ns=f"mnt:[{pid}]")
+        os.chown(root.path / f"proc/{pid}", 1000 if pid < 10 else 0, -1)
+    budget = limited(namespaces=3)
+    assert [user.name for user in root.found("overlay", budget)] == ["/o10", "/o11", "/o2"]
+    assert budget.partial == "there are more than 3 mount namespaces"
+
+
+def test_users_take_turns(root: FakeRoot) -> None:
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    for pid in range(10, 20):
+        root.process(pid, "/usr/bin/flood", ("/dev/zero",) * 10)
+        os.chown(root.path / f"proc/{pid}", 1000, -1)
+    root.process(30, "/usr/bin/victim", ("/dev/zero",))
+    os.chown(root.path / "proc/30", 1001, -1)
+    budget = limited(descriptors_per_user=15)
+    assert [user.pid for user in root.found("mem", budget)] == [10, 30, 11]
+    assert budget.partial == "a user has more than 15 open files"
+
+
+def test_process_that_may_not_be_dumped_counts_as_its_users(root: FakeRoot) -> None:
+    """In /proc it is root's, and any user can make one: it is neither first nor without a limit for that."""
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    for pid, user in ((10, 1000), (11, 1000), (12, 0)):
+        root.process(pid, "/usr/bin/a", ("/dev/zero",) * 3)
+        root.put(f"proc/{pid}/status", f"Name:\ta\nUid:\t{user}\t{user}\t{user}\t{user}\n")
+    users = root.found("mem", limited(descriptors_per_user=4))
+    assert [(user.pid, user.owner) for user in users] == [(12, 0), (10, 0), (11, 0)]
+    budget = limited(descriptors_per_user=2)
+    assert [user.pid for user in root.found("mem", budget)] == [12, 10]
+    assert budget.partial == "a user has more than 2 open files"
+
+
+def test_descriptors_of_one_process_are_limited(root: FakeRoot) -> None:
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    root.process(10, "/usr/bin/flood", ("/etc/passwd",) * 50 + ("/dev/zero",))
+    budget = limited(descriptors_per_process=20)
+    root.found("mem", budget)
+    assert budget.partial == "a process has more than 20 open files"
+
+
+def test_the_search_ends_in_time(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init", mountinfo=mount("/mine", "overlay", "o"))
+    seconds = iter(range(1000))
+    budget = Budget(Limits(seconds=1), clock=lambda: float(next(seconds)))
+    root.found("overlay", budget)
+    assert "the search was ended after 1 s" in budget.partial
+
+
+def test_mounts_that_concern_no_module_are_not_kept(root: FakeRoot) -> None:
+    table = "".join(mount(f"/x{n}", "tmpfs", "t") for n in range(5000)) + mount("/mine", "overlay", "o")
+    root.process(1, "/sbin/init", mountinfo=table)
+    budget = limited(mounts=10)
+    assert [user.name for user in root.found("overlay", budget)] == ["/mine"]
+    assert budget.partial == ""
+
+
+def test_the_target_of_a_link_is_read_without_a_file_server() -> None:
+    assert usage_process.device("/dev/zero") == ("char", 1, 5)
+    assert usage_process.device("/etc/passwd") is None
+    assert usage_process.device("/nowhere") is None
 
 
 def test_users_are_bounded_and_certain_ones_come_first(root: FakeRoot) -> None:
     root.process(1, "/sbin/init", mountinfo="".join(mount(f"/m{n}", "overlay", "o") for n in range(200)))
     root.link("sys/module/overlay/drivers/x:y/z", "nowhere")
-    users = root.users("overlay")
-    assert len(users) == USERS_MAX
+    budget = Budget()
+    users = root.found("overlay", budget)
+    assert len(users) == Limits().users
     assert {user.kind for user in users} == {"mount"}
+    assert (budget.partial, set(budget.crowded)) == ("", {"overlay"})
 
 
 def test_long_texts_are_cut(root: FakeRoot) -> None:
     root.process(1, "/sbin/init", mountinfo=mount("/" + "x" * 5000, "overlay", "o"))
     assert len(root.users("overlay")[0].name) == 256
+
+
+def test_owner_of_a_namespace_is_read_from_the_kernel() -> None:
+    with subprocess.Popen(
+        ["unshare", "--user", "--mount", "sh", "-c", "echo made; read _"], stdin=-1, stdout=-1
+    ) as made:
+        assert made.stdout is not None
+        made.stdout.readline()
+        folder = Path(f"/proc/{made.pid}/ns")
+        owner, mine = namespace_owner(folder / "mnt"), namespace_owner(Path("/proc/self/ns/mnt"))
+        assert owner == readlink(folder / "user") != mine
+        made.communicate(b"\n")
+
+
+# --- sockets -----------------------------------------------------------------------------------------------------------
+
+FLAGS = "y  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n"
+
+
+@pytest.fixture
+def protocols(tmp_path: Path) -> SocketModules:
+    (tmp_path / "proc/net").mkdir(parents=True)
+    (tmp_path / "proc/net/protocols").write_text(
+        "protocol  size sockets  memory press maxhdr  slab module     cl co di ac io in de sh ss gs se re bi br ha uh gp em\n"
+        f"UNIX-STREAM 1024   12  -1   NI       0   yes  faked-unix      {FLAGS}\n"
+        f"UNIX      1024     12  -1   NI       0   yes  faked-unix      {FLAGS}\n"
+        f"TWO WORDS 1024     12  -1   NI       0   yes  spaced      {FLAGS}\n"
+        "broken\n"
+    )
+    return SocketModules(tmp_path, {"faked_unix": 1, "spaced": 1})
+
+
+def test_socket_is_known_by_its_protocol(protocols: SocketModules) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as opened:
+        link = Path(f"/proc/self/fd/{opened.fileno()}")
+        assert protocols.uses(link, link.readlink().name) == [SocketUse("UNIX", frozenset({"faked_unix"}))]
+
+
+def test_protocols_of_modules_that_are_not_loaded_are_not_looked_for(protocols: SocketModules, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as opened:
+        link = Path(f"/proc/self/fd/{opened.fileno()}")
+        assert SocketModules(tmp_path, {"spaced": 1}).uses(link, link.readlink().name) == []
+
+
+def test_what_is_no_socket_has_no_protocol(protocols: SocketModules) -> None:
+    assert protocols.uses(Path("/proc/self/exe"), "/usr/bin/python3") == []
+    assert protocols.uses(Path("/proc/self/fd/999"), "socket:[1]") == []

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.executor import WorkerPool
+from kmodd.kernel.worker import executor
+from kmodd.kernel.worker.executor import WorkerPool
 from kmodd.model import Outcome
 
+TREE = f"/lib/modules/{os.uname().release}/"
 SCRIPTED = (sys.executable, "-I", "-S", str(Path(__file__).with_name("scripted_worker.py")))
 
 
@@ -69,7 +71,7 @@ async def pool(unit: SocketUnit) -> AsyncIterator[WorkerPool]:
 
 
 async def insert(pool: WorkerPool, script: str, *, timeout: float = 20.0) -> Outcome:
-    return await pool.insert(script, "", timeout=timeout)
+    return await pool.insert(TREE + script, "", timeout=timeout)
 
 
 async def test_answer_comes_from_the_process_the_kernel_vouches_for(pool: WorkerPool, unit: SocketUnit) -> None:
@@ -96,17 +98,20 @@ async def test_deadline_abandons_and_kills_the_worker(pool: WorkerPool, unit: So
     outcome = await insert(pool, "sleep:60", timeout=0.1)
     assert outcome.kind == "timed-out"
     told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    pool.on_let_go(outcome.worker, told.set_result)
+    pool.on_return(outcome.worker, told.set_result)
     assert (await asyncio.wait_for(told, 20)).kind == "crashed"
     assert outcome.worker in unit.started
 
 
-async def test_worker_that_comes_too_late_is_killed_when_it_comes(pool: WorkerPool, unit: SocketUnit) -> None:
+async def test_worker_that_comes_too_late_is_killed_when_it_comes(
+    pool: WorkerPool, unit: SocketUnit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_START_TIMEOUT", 0.2)
     unit.accepting.clear()
     outcome = await insert(pool, "sleep:60", timeout=0.05)
     assert outcome.kind == "timed-out"
     told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    pool.on_let_go(outcome.worker, told.set_result)
+    pool.on_return(outcome.worker, told.set_result)
     unit.accepting.set()
     assert (await asyncio.wait_for(told, 20)).kind == "crashed"
 

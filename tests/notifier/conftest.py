@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.log import Logger, Terminal, make_logger
+from kmodd.journal.writer import Logger, Terminal, make_logger
 from kmodd.notifier.notice import Notice
 from kmodd.notifier.outbox import Delivery
 from tests.notifier.receiver import make_certificate

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kmodd.client import Client
-from kmodd.client_notifier import NotifierClient
+from kmodd.client.notifier import NotifierClient
 from kmodd.errors import KmoddError, Unavailable
 from tests.cli.private_bus import private_bus
 from tests.notifier.receiver import wait_until
@@ -47,7 +47,7 @@ class Stage:
 
     def start_daemon(self) -> None:
         """Start it, and wait until it serves."""
-        command = [sys.executable, "-m", "kmodd.daemon", "--simulate", "--address", self.address]
+        command = [sys.executable, "-m", "kmodd.daemon.daemon", "--simulate", "--address", self.address]
         self._daemon = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, text=True)
         wait_until(lambda: self._answers(self.daemon(lambda client: client.properties())), "the daemon serves")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.notifier.desktop import escape
+from kmodd.notifier.channels.desktop import escape
 from tests.cli.private_bus import private_bus
 from tests.notifier.receiver import wait_until
 from tests.notifier.running import ROOT, Stage, stage

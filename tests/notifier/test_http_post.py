@@ -4,6 +4,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_network
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.notifier.channels.http_post import Poster, PostError, retry_after
 from kmodd.notifier.configuration import Url, parse_url
-from kmodd.notifier.http_post import Poster, PostError, retry_after
 from tests.notifier.receiver import counting, receiver, server_context
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -43,13 +44,13 @@ def url(port: int, host: str = "127.0.0.1", *, secure: bool = False) -> Url:
     "address", ["127.0.0.1", "::ffff:127.0.0.1", "127.0.0.2", "localhost", "127.1", "0x7f000001", "2130706433", "0"]
 )
 async def test_not_a_packet_reaches_a_loopback_address(address: str) -> None:
-    with counting() as port, pytest.raises(PostError, match=r"not reachable from everywhere|not resolved"):
+    with counting() as port, pytest.raises(PostError, match=r"no public address|cannot be resolved"):
         await Poster((), trusting()).post(url(port.port, address), HEADERS, b"{}", 5)
     assert port.connections == 0
 
 
 async def test_not_a_packet_reaches_the_ipv6_loopback() -> None:
-    with counting("::1") as port, pytest.raises(PostError, match="not reachable"):
+    with counting("::1") as port, pytest.raises(PostError, match="no public address"):
         await Poster((), trusting()).post(url(port.port, "::1"), HEADERS, b"{}", 5)
     assert port.connections == 0
 
@@ -59,7 +60,7 @@ async def test_not_a_packet_reaches_the_ipv6_loopback() -> None:
 )
 async def test_names_of_inner_addresses_are_refused(address: str) -> None:
     resolver = Resolver([address])
-    with pytest.raises(PostError, match="not reachable"):
+    with pytest.raises(PostError, match="no public address"):
         await Poster((), trusting(), resolver).post(url(80, "inner.example"), HEADERS, b"", 2)
 
 
@@ -109,7 +110,7 @@ async def test_an_address_that_swallows_everything_leaves_time_for_the_next() ->
             caller.connect_ex(("127.0.0.9", server.port))
         poster = Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
         assert (await poster.post(url(server.port, "two.example"), HEADERS, b"", 2)).status == 204
-        with pytest.raises(PostError, match="no answer within"):
+        with pytest.raises(PostError, match="no response within"):
             await Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9"])).post(
                 url(server.port, "one.example"), HEADERS, b"", 0.4
             )
@@ -123,7 +124,7 @@ async def test_redirects_are_not_followed() -> None:
     assert inner.connections == 0
 
 
-async def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with counting() as proxy, receiver() as server:
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
@@ -150,7 +151,7 @@ async def test_tls_is_verified_by_name_and_authority(localhost: tuple[Path, Path
 
 
 async def test_silence_ends_in_time() -> None:
-    with counting() as silent, pytest.raises(PostError, match=r"no answer within 0.2 seconds"):
+    with counting() as silent, pytest.raises(PostError, match=r"no response within 0.2 seconds"):
         await Poster(LOOPBACK, trusting()).post(url(silent.port), HEADERS, b"", 0.2)
     assert silent.connections == 1
 
@@ -159,10 +160,13 @@ async def test_silence_ends_in_time() -> None:
     ("said", "sentence"),
     [
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000, "headers are too long"),
-        (b"220 smtp.example ESMTP\r\n\r\n", "no HTTP"),
-        (b"HTTP/1.1 200", "closed before an answer"),
-        (b"", "closed before an answer"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" * 9, "no HTTP"),
+        (b"220 smtp.example ESMTP\r\n\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 200", "closed before a response"),
+        (b"", "closed before a response"),
+        (b"HTTP/1.1 204 No Content\r\nX: y\r\n", "closed before a response"),
+        (b"HTTP/1.1 9999 Odd\r\n\r\n", "not valid HTTP"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 9, "closed before a response"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 900, "headers are too long"),
     ],
 )
 async def test_answers_that_are_none(said: bytes, sentence: str) -> None:
@@ -176,6 +180,55 @@ async def test_answers_that_are_none(said: bytes, sentence: str) -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(PostError, match=sentence):
             await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
+
+
+async def test_the_answer_after_an_early_one_counts() -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        answer = await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
+    assert (answer.status, answer.retry_after) == (503, "7")
+
+
+async def test_an_answer_that_never_ends_is_ended_in_time() -> None:
+    """A byte at a time: each comes before any limit between two of them."""
+    ended = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(b"H")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        except ConnectionError:
+            ended.set()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(drip, "127.0.0.1")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(PostError, match=r"no response within 0.3 seconds"):
+            await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 0.3)
+        await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_post_that_is_cancelled_ends_its_thread() -> None:
+    with counting() as silent:
+        before = set(threading.enumerate())
+        posting = asyncio.ensure_future(Poster(LOOPBACK, trusting()).post(url(silent.port), HEADERS, b"", 60))
+        await asyncio.sleep(0.2)
+        posting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await posting
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 5)
+        assert set(threading.enumerate()) <= before
 
 
 async def test_a_body_without_end_is_not_read() -> None:

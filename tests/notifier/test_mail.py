@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
 
-from kmodd.log import Logger
+from kmodd.journal.writer import Logger
+from kmodd.notifier.channels.mail import HOUR, MailChannel, compose
 from kmodd.notifier.configuration import Email, Smtp
-from kmodd.notifier.courier import Courier
-from kmodd.notifier.mail import HOUR, MailChannel, compose
+from kmodd.notifier.delivery_worker import DeliveryWorker, Outcome
 from kmodd.notifier.outbox import Outbox
-from kmodd.notifier.outcome import Outcome
 from tests.notifier.conftest import delivery, notice
 from tests.notifier.receiver import counting, server_context
 
@@ -108,7 +107,7 @@ async def test_a_digest_arrives_over_tls(localhost: tuple[Path, Path]) -> None:
     assert message["message-id"].startswith(f"<{delivery(1).notice.id}.admins@example.org")
     text = message.get_content()
     assert [text.count(f"failure {n}") for n in (1, 2, 3)] == [1, 1, 1]
-    assert text.count("reason: größer") == 3
+    assert text.count("reason: “größer”") == 3
 
 
 async def test_password_and_tls_from_the_first_byte_on(localhost: tuple[Path, Path]) -> None:
@@ -116,7 +115,7 @@ async def test_password_and_tls_from_the_first_byte_on(localhost: tuple[Path, Pa
         good = smtp(port, localhost[0], username="kmodd", password="pass word")
         assert (await send(good, 1)).kind == "delivered"
         bad = await send(smtp(port, localhost[0], username="kmodd", password="hidden"), 1)
-    assert bad.sentence == "the mail server does not accept user name and password (535)"
+    assert bad.sentence == "the mail server rejected user name and password (535)"
     assert len(box.envelopes) == 1
     async with mail_server(None, at_once=server_context(localhost)) as (port, box):
         assert (await send(smtp(port, localhost[0], security="tls"), 1)).kind == "delivered"
@@ -171,9 +170,9 @@ async def test_who_is_refused_costs_the_others_nothing(localhost: tuple[Path, Pa
     async with mail_server(localhost) as (port, box):
         box.refuse = {"ops@example.org"}
         outcome = await send(smtp(port, localhost[0]), 1)
-        assert outcome == Outcome("delivered", "the mail server refused 1 of the recipients")
+        assert outcome == Outcome("delivered", "the mail server rejected 1 of the recipients")
         box.refuse = set(ADMINS.to)
-        assert (await send(smtp(port, localhost[0]), 1)).sentence == "the mail server refuses every recipient"
+        assert (await send(smtp(port, localhost[0]), 1)).sentence == "the mail server rejected every recipient"
         box.refuse, box.answer = set(), "451 \r\n251 secret words"
         outcome = await send(smtp(port, localhost[0]), 1)
     assert outcome.kind == "retry"
@@ -184,9 +183,9 @@ async def test_a_silent_or_dead_server_is_tried_again() -> None:
     with counting() as silent:
         outcome = await send(smtp(silent.port, host="127.0.0.1", timeout=1), 1)
         assert outcome.kind == "retry"
-        assert "no connection" in outcome.sentence
+        assert "cannot connect" in outcome.sentence
     outcome = await send(smtp(silent.port, host="127.0.0.1"), 1)
-    assert outcome == Outcome("retry", "no connection to the mail server: Connection refused")
+    assert outcome == Outcome("retry", "cannot connect to the mail server: Connection refused")
 
 
 def test_what_comes_is_collected_and_capped() -> None:
@@ -204,9 +203,9 @@ async def test_no_more_mails_an_hour_than_allowed_over_restarts(
 ) -> None:
     now = [NOW]
 
-    def courier(outbox: Outbox, port: int) -> Courier:
+    def courier(outbox: Outbox, port: int) -> DeliveryWorker:
         channel = MailChannel(ADMINS, smtp(port, localhost[0]), "web1", lambda: now[0])
-        return Courier("admins", channel, outbox, logger, clock=lambda: now[0], random=lambda: 0.5)
+        return DeliveryWorker("admins", channel, outbox, logger, clock=lambda: now[0], random=lambda: 0.5)
 
     async with mail_server(localhost) as (port, box):
         for n in range(1, 8):

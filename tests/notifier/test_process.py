@@ -5,6 +5,9 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,12 @@ from standardwebhooks import Webhook as Verifier
 
 from kmodd.client import Client
 from kmodd.errors import Conflict, NoSuchEndpoint, NotPermitted, UnknownParameter
+from kmodd.notifier.main import parse
 from kmodd.notifier.watcher import LIMIT
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 from tests.notifier.receiver import Receiver, counting, receiver, wait_until
-from tests.notifier.running import KEY, Stage, stage
+from tests.notifier.running import KEY, ROOT, Stage, stage
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def types(found: Receiver) -> list[str]:
     return [json.loads(request.body)["type"] for request in found.requests]
 
 
-def test_what_happens_is_told_and_verifies(running: Stage) -> None:
+def test_notifications_are_delivered_and_verify(running: Stage) -> None:
     with receiver() as server:
         running.configure(server.port, rule='events = ["load", "unload", "failure"]')
         running.start()
@@ -51,7 +55,7 @@ def test_what_happens_is_told_and_verifies(running: Stage) -> None:
     assert any("flux capacitor" in line for line in failed["kernel_log"])
 
 
-def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
+def test_unsigned_modules_are_notified_when_they_come(running: Stage) -> None:
     with receiver() as server:
         running.configure(server.port, rule='events = ["unsigned"]')
         running.start()
@@ -71,7 +75,7 @@ def test_unsigned_modules_are_told_when_they_come(running: Stage) -> None:
     assert len({request.id for request in server.requests}) == len(server.requests) == 2
 
 
-def test_an_unsigned_module_that_came_and_went_while_nobody_looked_is_told(running: Stage) -> None:
+def test_an_unsigned_module_that_came_and_went_while_it_was_stopped_is_notified(running: Stage) -> None:
     with receiver() as server:
         running.configure(server.port, rule='events = ["unsigned"]')
         running.start()
@@ -87,7 +91,7 @@ def test_an_unsigned_module_that_came_and_went_while_nobody_looked_is_told(runni
     assert (data["modules"], data["uid"]) == (["nvidia"], os.getuid())
 
 
-def test_what_is_refused_before_there_is_a_job_is_told_at_once(running: Stage) -> None:
+def test_a_refusal_before_there_is_a_job_is_notified_at_once(running: Stage) -> None:
     """There is no signal with what was refused: it is in the history, and a signal without a word says to look there."""
 
     async def refused(client: Client) -> None:
@@ -108,6 +112,63 @@ def test_what_is_refused_before_there_is_a_job_is_told_at_once(running: Stage) -
     for request in server.requests:
         data = json.loads(request.body)["data"]
         assert (data["error"], data["modules"]) == ("UnknownParameter", ["dummy"])
+
+
+STRANGER = """
+import asyncio, os, sys
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+from kmodd.client import Client
+from kmodd.errors import KmoddError
+
+async def main():
+    async with await Client.connect(sys.argv[1]) as client:
+        for module in ("nosuch", "mailto:root@evil.example"):
+            try:
+                await client.load(module, reason=sys.argv[2])
+            except KmoddError as error:
+                print(type(error).__name__)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Stage]:
+    """A stage whose bus other users reach: pytest keeps its folders to itself."""
+    with tempfile.TemporaryDirectory(prefix="kmodd-") as folder:
+        Path(folder).chmod(0o755)
+        with stage(Path(folder)) as made:
+            yield made
+
+
+def test_a_strangers_words_reach_no_chat_and_no_webhook(open_to_all: Stage) -> None:
+    """Any local user can have a request refused; what it says must not be read by administrators as if it were kmodd's."""
+    if os.getuid() != 0:
+        pytest.fail("only root can become somebody else")
+    running = open_to_all
+    reason = "[URGENT: approve the kernel update](https://evil.example/login) **IT security** <!channel> @everyone"
+    with receiver() as server:
+        running.configure(server.port, rule='events = ["failure", "denied"]')
+        text = running.config.read_text()
+        chat = f'[webhook.chat]\nurl = "http://127.0.0.1:{server.port}/chat"\nallow-http = true\nformat = "chat"\n'
+        running.config.write_text(text.replace("[webhook.a]", f"{chat}[webhook.a]").replace('["a"]', '["a", "chat"]'))
+        running.start()
+        time.sleep(3)  # whatever the start gave reason to look at has been looked at
+        command = [sys.executable, "-c", STRANGER, running.address, reason]
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert refused.stdout.split() == ["NoSuchModule", "NoSuchModule"]
+        server.wait_for(4)
+        running.stop()
+    bodies = [request.body.decode() for request in server.requests]
+    assert len([body for body in bodies if '"text"' in body]) == 2
+    for body in bodies:
+        assert "nosuch" in body or "mailto" in body
+        assert not [word for word in ("URGENT", "login", "IT security", "!channel", "@everyone") if word in body]
+    for body in (json.loads(body)["text"] for body in bodies if '"text"' in body):
+        assert "@" not in body
+        assert "evil.example" not in body
 
 
 def test_a_dead_mail_server_does_not_hold_up_the_end(running: Stage) -> None:
@@ -148,7 +209,7 @@ def test_nothing_is_lost_or_repeated_over_restarts(running: Stage) -> None:
     assert len({request.id for request in server.requests}) == 8
 
 
-def test_an_absence_with_more_than_one_answer_holds_is_told_in_full(running: Stage) -> None:
+def test_a_long_absence_is_read_in_several_replies(running: Stage) -> None:
     pairs = LIMIT // 2 + 20
     with receiver() as server:
         running.configure(server.port, rule='events = ["load", "unload"]')
@@ -213,7 +274,7 @@ def test_without_permission_not_a_packet_leaves(running: Stage) -> None:
         running.start()
         running.load("dummy")
         wait_until(lambda: running.endpoint("a")["failures"] == 1, "an attempt")
-        assert "not reachable from everywhere" in running.endpoint("a")["last-error"]
+        assert "no public address" in running.endpoint("a")["last-error"]
         running.stop()
     assert inner.connections == 0
 
@@ -245,7 +306,7 @@ def test_a_bad_file_leaves_the_old_configuration_in_force(running: Stage, kmodct
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: running.status()["configuration-error"] != "", "the complaint")
         assert "did you mean rule?" in running.status()["configuration-error"]
-        assert "old configuration in force" in kmodctl("notify", "status").out
+        assert "previous configuration in effect" in kmodctl("notify", "status").out
         assert "did you mean rule?" in kmodctl("notify", "reload").err
         running.load("dummy")
         server.wait_for(1)
@@ -287,12 +348,12 @@ def test_endpoints_come_and_go_by_the_command_line(running: Stage, kmodctl: Runn
 def test_files_that_cannot_be_written_are_no_bug(running: Stage, kmodctl: Runner) -> None:
     running.configure()
     running.start()
-    (running.state / "managed.new").mkdir()  # in the way of what it would write
+    (running.state / ".managed.json.new").mkdir()  # in the way of what it would write
     done = kmodctl("notify", "add", "hook", "https://h.example/")
     assert done.status == NotPermitted.exit_code
     assert "the notifier cannot use its files: Is a directory" in done.err
     assert not list((running.state / "secrets").iterdir())
-    (running.state / "managed.new").rmdir()
+    (running.state / ".managed.json.new").rmdir()
     assert kmodctl("notify", "add", "hook", "https://h.example/").status == 0
     running.stop()
     assert "Traceback" not in running.log.read_text()
@@ -318,3 +379,24 @@ def test_losing_the_bus_ends_it(tmp_path: Path) -> None:
         made.stop_daemon()
     assert process.wait(15) == 1
     assert "connection to the bus was lost" in made.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "state"),
+    [
+        ([], {}, "/var/lib/kmodd-notifier"),
+        ([], {"STATE_DIRECTORY": "/a:/b"}, "/a"),
+        (["--state", "/c"], {"STATE_DIRECTORY": "/a"}, "/c"),
+    ],
+)
+def test_the_state_folder_is_an_option_then_systemds_then_the_default(
+    arguments: list[str], environment: dict[str, str], state: str
+) -> None:
+    assert parse(arguments, environment).state == Path(state)
+
+
+@pytest.mark.parametrize("arguments", [["--conf", "x"], ["--config"], ["more"], ["--check=1"]])
+def test_a_command_line_that_makes_no_sense_is_exit_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(arguments, {})
+    assert left.value.code == 2

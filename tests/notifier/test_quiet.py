@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a notifier that tells nobody anything answers, refuses, measures and costs."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kmodd.errors import AccessDenied, InvalidArgs, Unavailable
+from kmodd.client.connection import variant
+from kmodd.client.notifier import NAME, PATH
+from kmodd.errors import Failed, InvalidArgs, Unavailable
 from tests.cli.runner import Runner
 from tests.notifier.running import Stage, stage
 
@@ -17,17 +19,17 @@ from tests.notifier.running import Stage, stage
     ("words", "said"),
     [
         (("add", "x", "http://h.example/"), "starts with https://"),
-        (("add", "x", "https://a:b@h.example/"), "no user, password"),
+        (("add", "x", "https://a:b@h.example/"), "not contain user, password"),
         (("add", "X", "https://h.example/"), "a name is"),
         (("add", "../x", "https://h.example/"), "a name is"),
         (("add", "x", "root"), "plain e-mail address"),
-        (("add", "x", "root@example.org"), "there is no mail server"),
+        (("add", "x", "root@example.org"), "no mail server is configured"),
         (("add", "x", "https://h.example/", "--event", "lode"), "did you mean load?"),
         (("add", "x", "https://h.example/", "--module", "a/b"), "a pattern is"),
         (("add", "x", "https://h.example/", "--digest", "5"), "not for a webhook"),
         (("add", "x", "root@example.org", "--format", "chat"), "not for mail"),
-        (("test", "none"), "there is no endpoint none"),
-        (("enable", "none"), "there is no endpoint none"),
+        (("test", "none"), "no such endpoint: none"),
+        (("enable", "none"), "no such endpoint: none"),
     ],
 )
 def test_refusals(
@@ -37,7 +39,7 @@ def test_refusals(
     assert said in ended.err
     assert ended.status in (2, 3)
     assert quiet.status()["endpoints"] == []
-    assert not (quiet.state / "managed.new").exists()
+    assert not (quiet.state / "managed.json").exists()
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +52,14 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def test_odd_calls_are_refused(quiet: Stage) -> None:
+    def call(member: str, signature: str = "", *body: object) -> Any:
+        return lambda one: one._transport.call(PATH, NAME, member, signature, body, timeout=5, destination=NAME)
+
     for question, error in (
-        (lambda one: one._call("NoSuch"), InvalidArgs),
-        (lambda one: one._call("Test", "u", 5), InvalidArgs),
-        (lambda one: one._call("Test", "s", "a" * 5000), InvalidArgs),
+        (call("NoSuch"), Failed),
+        (call("Test", "u", 5), InvalidArgs),
+        (call("Test", "s", "a" * 5000), InvalidArgs),
+        (call("AddWebhook", "ssa{sv}", "x", "https://h.example/", {"digest": variant("u", 5)}), InvalidArgs),
         (lambda one: one.add_webhook("x", "https://h.example/", {"key": "whsec_AAAA"}), InvalidArgs),
         (lambda one: one.add_webhook("x", "https://h.example/", {"digest": 5}), InvalidArgs),
         (lambda one: one.add_webhook("x", "https://h.example/", {"events": ["übel"]}), InvalidArgs),
@@ -100,14 +106,3 @@ def test_looking_at_metrics_of_a_notifier_that_is_away_says_so(tmp_path: Path) -
         with pytest.raises(Unavailable) as raised:
             away.ask(lambda one: one.metrics())()
         assert raised.value.message == "kmodd-notifier is not running"
-
-
-def test_the_user_of_another_bus_is_asked(quiet: Stage) -> None:
-    from kmodd.notifier.authority import SameUser
-
-    async def check(one: object) -> int:
-        transport = one._transport  # type: ignore[attr-defined]
-        return await SameUser(transport, os.getuid() + 1).check(transport.unique_name, interactive=False)
-
-    with pytest.raises(AccessDenied):
-        quiet.ask(check)()

@@ -7,8 +7,8 @@ from typing import Any
 
 from dbus_next import Message, MessageType
 
-from kmodd.client_notifier import NAME, PATH
-from kmodd.client_transport import Transport
+from kmodd.client.connection import Transport
+from kmodd.client.notifier import NAME, PATH
 from tests.notifier.running import Stage, stage
 
 LIMIT_KB = 48 * 1024

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from kmodd.errors import AccessDenied, Failed, InvalidArgs, KmoddError
-from kmodd.log import Logger
-from kmodd.notifier.flood import TOLD_MAX
-from kmodd.notifier.intake import Intake
+from kmodd.journal.writer import Logger
+from kmodd.notifier.configuration import Rule
+from kmodd.notifier.ingest import TOLD_MAX, Ingest
 from kmodd.notifier.outbox import Outbox
-from kmodd.notifier.rules import Rule
 from kmodd.notifier.watcher import LIMIT, SETTLE, Watcher
 
 START = 1_700_000_000_000_000
@@ -41,7 +40,7 @@ class Daemon:
         if member == "ListModules":
             return self.loaded
         if options["limit"] > self.limit_max:
-            raise InvalidArgs(f"limit is 1 to {self.limit_max}")
+            raise InvalidArgs(f"limit must be 1 to {self.limit_max}")
         found = [row for row in self.history if row["time"] >= options["since"]]
         return found[: options["limit"]] if options["oldest"] else found[-options["limit"] :]
 
@@ -59,7 +58,7 @@ class Bench:
         self.daemon = Daemon()
         self.outbox = outbox
         self.now = START
-        self.intake = Intake(outbox, logger, clock=lambda: self.now, queued=lambda _: None)
+        self.intake = Ingest(outbox, logger, clock=lambda: self.now, queued=lambda _: None)
         self.intake.rules = (Rule(("a",)),)
         fake: Any = self.daemon
         self.watcher = Watcher(fake, fake, self.intake, logger)
@@ -80,7 +79,7 @@ def row(number: int, **fields: object) -> dict[str, Any]:
     return {"time": START + number, "event": "module.loaded", "message": f"m{number}", **fields}
 
 
-async def test_drift_is_told_once_until_it_comes_again(bench: Bench) -> None:
+async def test_drift_is_reported_once_until_it_comes_again(bench: Bench) -> None:
     await bench.watcher.look()
     drifted = {"module": "loop", "kind": "state", "wanted": "present", "actual": "absent", "hint": ""}
     counts = []
@@ -104,7 +103,7 @@ async def test_who_may_not_read_the_history_says_so_once(bench: Bench, log: io.S
     await bench.watcher.look()
     await bench.watcher.look()
     assert "polkit" in bench.watcher.trouble
-    assert log.getvalue().count("nothing is heard of kmodd") == 1
+    assert log.getvalue().count("lost contact with kmodd") == 1
     bench.daemon.error = None
     bench.daemon.history = [row(1)]
     assert await bench.watcher.look() == 1

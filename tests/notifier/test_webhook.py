@@ -12,11 +12,11 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
 
+from kmodd.notifier.channels.http_post import Poster
+from kmodd.notifier.channels.webhook import WebhookChannel, payload
 from kmodd.notifier.configuration import Url, Webhook
-from kmodd.notifier.http_post import Poster
+from kmodd.notifier.notice import chat
 from kmodd.notifier.secret_file import make_key, parse_key
-from kmodd.notifier.webhook import WebhookChannel, payload
-from kmodd.notifier.wording import chat
 from tests.notifier.conftest import delivery, notice
 from tests.notifier.receiver import counting, receiver, server_context
 
@@ -130,11 +130,11 @@ def test_nothing_empty_is_in_the_document() -> None:
 
 def test_a_chat_shows_evidence() -> None:
     text = chat(notice(kernel_log=("a: b",) * 9, hint="do this", reason="why"), "web1")
-    assert text.splitlines()[1:] == ["reason: why", *["kernel: a: b"] * 5, "hint: do this"]
+    assert text.splitlines()[1:] == ["reason: “why”", *["kernel: a: b"] * 5, "hint: do this"]
 
 
 async def test_a_dead_receiver_is_tried_again_and_named_nowhere(localhost: tuple[Path, Path]) -> None:
     with receiver() as gone:
         pass
     outcome = await channel(gone.port, OLD).send([delivery()])
-    assert (outcome.kind, outcome.sentence) == ("retry", "no connection: Connection refused")
+    assert (outcome.kind, outcome.sentence) == ("retry", "cannot connect: Connection refused")

@@ -5,4 +5,5 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-print("\n".join([*project["dependencies"], *project["optional-dependencies"]["test"]]))
+extras = project["optional-dependencies"]
+print("\n".join([*project["dependencies"], *extras["daemon"], *extras["test"]]))

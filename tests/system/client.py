@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tests.clock import clock
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -26,7 +28,7 @@ SIGNATURES = {
     "Batch": "a(ssa{ss})a{sv}",
     "Plan": "a(ssa{ss})a{sv}",
     "SetParameter": "sss",
-    "Explain": "s",
+    "Explain": "sa{sv}",
     "Describe": "s",
     "ListModules": "a{sv}",
     "GetHealth": "",
@@ -34,16 +36,25 @@ SIGNATURES = {
     "GetHistory": "a{sv}",
     "ResetFailed": "s",
 }
-OPTIONS = {"timeout": "u", "reason": "s", "state": "s", "match": "s", "module": "s", "since": "t", "limit": "u"}
+OPTIONS = {
+    "timeout": "u",
+    "reason": "s",
+    "state": "s",
+    "match": "s",
+    "module": "s",
+    "since": "t",
+    "limit": "u",
+    "only-modules": "as",
+}
 """Types of options; all others are booleans."""
 PATIENCE = 60.0
 
 
 def soon(look: Callable[[], T], what: str, seconds: float = 30.0) -> T:
     """Look again until the answer is true; AssertionError after so many seconds."""
-    deadline = time.monotonic() + seconds
+    deadline = clock() + seconds
     while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        assert clock() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.05)
     return found
 
@@ -74,10 +85,10 @@ class Process:
 
     def wait(self, find: Callable[[Sequence[dict[str, Any]]], T | None], what: str, seconds: float = PATIENCE) -> T:
         """Wait until something is found in the lines so far."""
-        deadline = time.monotonic() + seconds
+        deadline = clock() + seconds
         with self._news:
             while (found := find(self.lines)) is None:
-                left = deadline - time.monotonic()
+                left = deadline - clock()
                 if left <= 0:
                     self.vm.check_alive()
                     raise AssertionError(f"not within {seconds:.0f} s: {what}\n{self._said.decode(errors='replace')}")
@@ -176,13 +187,34 @@ class Client:
         """`Plan`."""
         return self.call("Plan", operations, named(options))
 
+    def hold(self, module: str) -> int:
+        """`Hold`; the answer is for `release`."""
+        self._last += 1
+        self.process.send({"id": self._last, "hold": module})
+        lease: int = Pending(self, self._last).result()
+        return lease
+
+    def release(self, lease: int) -> None:
+        """Close a lease's descriptor."""
+        self._last += 1
+        self.process.send({"id": self._last, "release": lease})
+        Pending(self, self._last).result()
+
+    def is_over(self, lease: int) -> bool:
+        """The lease's descriptor reads the end of the file."""
+        return {"over": lease} in self.process.lines
+
+    def set_parameter(self, module: str, parameter: str, value: str, **options: object) -> Any:
+        """`SetParameter`."""
+        return self.call("SetParameter", module, parameter, value, named(options), signature="sssa{sv}")
+
     def batch(self, *operations: tuple[str, str, dict[str, str]], **options: object) -> Any:
         """`Batch`."""
         return self.call("Batch", operations, named(options))
 
     def explain(self, module: str) -> Any:
         """`Explain`."""
-        return self.call("Explain", module)
+        return self.call("Explain", module, {})
 
     def history(self, **options: object) -> Any:
         """`GetHistory`."""

@@ -12,7 +12,7 @@ from tests.system.client import Client, Kmodctl
 from tests.vm import snapshot
 from tests.vm.channel import CommandTimeoutError
 from tests.vm.machine import Machine
-from tests.vm.qemu import GuestDeadError
+from tests.vm.qemu import GuestDeadError, Options
 
 HERE = Path(__file__).resolve().parent
 # Lines of journal and console shown with a failed test.
@@ -22,9 +22,10 @@ Boot = Callable[..., Machine]
 
 
 @pytest.fixture(scope="module")
-def vm() -> Iterator[Machine]:
-    """A machine with this tree's kmodd installed by ``make install``, and running."""
-    with snapshot.start_with_kmodd() as machine:
+def vm(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine with this tree's kmodd installed by ``make install``, and running; with ``PROCESSORS`` of the test module."""
+    options = Options(processors=getattr(request.module, "PROCESSORS", Options.processors))
+    with snapshot.start_with_kmodd(options) as machine:
         yield machine
 
 

@@ -4,7 +4,8 @@
 Takes lines of JSON on standard input, {id, path, interface, member, signature, arguments}, and answers each with a line
 {id, value} or {id, error, message}, with the seconds it took. Calls do not wait for each other. Every signal of the daemon
 is a line {signal, path, interface, arguments}; what a Gio.DBusObjectManagerClient sees is a line {manager, path} once
-{"follow": true} was asked for. One process for all: under emulation, starting one takes longer than most calls.
+{"follow": true} was asked for. {id, hold} takes a lease on a module, {id, release} ends it, and {over} tells that it ended.
+One process for all: under emulation, starting one takes longer than most calls.
 """
 
 import json
@@ -44,6 +45,8 @@ class Client:
         self.loop = GLib.MainLoop()
         self.manager: Any = None
         self.rest = b""
+        self.leases: dict[int, int] = {}
+        """Descriptors by the number of the order."""
         self.bus.signal_subscribe(NAME, None, None, None, None, Gio.DBusSignalFlags.NONE, self.on_signal)
         GLib.io_add_watch(GLib.IOChannel.unix_new(0), GLib.PRIORITY_DEFAULT, GLib.IO_IN | GLib.IO_HUP, self.on_input)
         # The subscription is in force once the bus has answered something that came later.
@@ -66,6 +69,11 @@ class Client:
         for order in map(json.loads, lines):
             if "follow" in order:
                 self.follow(order["id"])
+            elif "hold" in order:
+                self.hold(order["id"], order["hold"])
+            elif "release" in order:
+                os.close(self.leases.pop(order["release"]))
+                tell(id=order["id"], value=[None], seconds=0)
             else:
                 self.call(order)
         return True
@@ -88,6 +96,30 @@ class Client:
         self.bus.call(
             NAME, order["path"], order["interface"], order["member"], arguments, None, Gio.DBusCallFlags.NONE,
             600_000, None, answered,
+        )  # fmt: skip
+
+    def hold(self, number: int, module: str) -> None:
+        """Take a lease and keep it; a line {over} tells of its end."""
+
+        def over(_channel: Any, _condition: Any) -> bool:
+            tell(over=number)
+            return False
+
+        def answered(bus: Any, result: Any) -> None:
+            try:
+                value, files = bus.call_with_unix_fd_list_finish(result)
+            except GLib.Error as error:
+                name = Gio.DBusError.get_remote_error(error) or ""
+                tell(id=number, error=name, message=error.message.removeprefix(f"GDBus.Error:{name}: "), seconds=0)
+                return
+            self.leases[number] = files.steal_fds()[value.unpack()[0]]
+            channel = GLib.IOChannel.unix_new(self.leases[number])
+            GLib.io_add_watch(channel, GLib.PRIORITY_DEFAULT, GLib.IO_IN | GLib.IO_HUP, over)
+            tell(id=number, value=[number], seconds=0)
+
+        self.bus.call_with_unix_fd_list(
+            NAME, "/org/kmodd1", "org.kmodd1.Manager", "Hold", GLib.Variant("(sa{ss}a{sv})", (module, {}, {})), None,
+            Gio.DBusCallFlags.NONE, 600_000, None, None, answered,
         )  # fmt: skip
 
     def follow(self, number: int) -> None:

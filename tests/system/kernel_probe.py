@@ -19,13 +19,14 @@ from typing import Any
 
 sys.path.insert(0, sys.argv[1] if __name__ == "__main__" else ".")
 
-from kmodd.kernel.aliastext import AliasText
-from kmodd.kernel.executor import WorkerPool
-from kmodd.kernel.facts import ProcFacts
-from kmodd.kernel.kmsg import Kmsg
-from kmodd.kernel.loaded import ProcModules
-from kmodd.kernel.uevents import KernelUevents, kernel_monitor
-from kmodd.kernel.usage import ProcUsage
+from kmodd.kernel.modules.alias_text import AliasText
+from kmodd.kernel.proc.facts import ProcFacts
+from kmodd.kernel.proc.kmsg import Kmsg
+from kmodd.kernel.proc.loaded import ProcModules
+from kmodd.kernel.proc.uevents import KernelUevents, kernel_monitor
+from kmodd.kernel.users.tasks import Budget, Limits
+from kmodd.kernel.users.usage import ProcUsage
+from kmodd.kernel.worker.executor import WorkerPool
 from kmodd.model import Outcome
 from kmodd.names import ModuleName
 
@@ -33,9 +34,9 @@ ROOT = Path("/")
 
 
 def users(name: str) -> list[list[str]]:
-    """What ProcUsage finds."""
-    found = ProcUsage(ROOT, AliasText(ROOT, os.uname().release)).users(ModuleName(name))
-    return [[user.kind, user.name, user.detail] for user in found]
+    """What a search finds."""
+    search = ProcUsage(ROOT, AliasText(ROOT, os.uname().release)).search(Budget(Limits(seconds=30)))
+    return [[user.kind, user.name, user.detail] for modules, user in search if name in modules]
 
 
 async def calls(orders: list[list[Any]]) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ async def calls(orders: list[list[Any]]) -> list[dict[str, Any]]:
     for verb, target, arguments, timeout in orders:
         mark = Kmsg(ROOT / "dev/kmsg").mark()
         outcome = await _call(pool, verb, target, arguments, timeout)
-        answers.append(asdict(outcome) | {"log": mark.lines(), "abandoned": pool.abandoned})
+        answers.append(_fields(outcome) | {"log": mark.lines(), "abandoned": pool.abandoned})
         mark.close()
     await pool.close()
     return answers
@@ -58,22 +59,30 @@ async def _call(pool: WorkerPool, verb: str, target: str, arguments: str, timeou
     return await pool.remove(ModuleName(target), timeout=timeout)
 
 
+def _fields(outcome: Outcome) -> dict[str, Any]:
+    fields = asdict(outcome) | {"refusal": outcome.refusal}
+    del fields["data"]
+    return fields
+
+
 async def let_go(path: str, release: str) -> dict[str, Any]:
     """Insert a module that hangs, serve others meanwhile, release it, and wait to be told."""
     pool = WorkerPool()
+    # Warm: starting Python may take longer than the second that the hang is given.
+    await pool.remove(ModuleName("kmodd_no_such_module"), timeout=30)
     stuck = await pool.insert(path, "", timeout=1.0)
     state = ProcModules(ROOT).read(ModuleName("kmodd_test_init_wait"))
     told: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    pool.on_let_go(stuck.worker, told.set_result)
+    pool.on_return(stuck.worker, told.set_result)
     other = await pool.remove(ModuleName("kmodd_no_such_module"), timeout=10)
     answer = {
-        "stuck": asdict(stuck),
-        "other": asdict(other),
+        "stuck": _fields(stuck),
+        "other": _fields(other),
         "abandoned": pool.abandoned,
         "state": state and state.state,
     }
     await asyncio.to_thread(Path(release).write_text, "1")
-    answer |= {"told": asdict(await asyncio.wait_for(told, 20)), "left": pool.abandoned}
+    answer |= {"told": _fields(await asyncio.wait_for(told, 20)), "left": pool.abandoned}
     await pool.close()
     return answer
 
@@ -144,21 +153,22 @@ async def overflow(module: str, forged: int) -> dict[str, Any]:
     return actions
 
 
-def write(name: str, parameter: str, value: str) -> list[Any]:
+async def write(name: str, parameter: str, value: str) -> list[Any]:
     """Write a parameter; errno and the value read back."""
-    modules = ProcModules(ROOT)
-    try:
-        modules.write_parameter(ModuleName(name), parameter, value)
-        number = 0
-    except OSError as error:
-        number = error.errno or -1
-    values = {found.name: found.value for found in modules.parameters(ModuleName(name), private=True)}
-    return [number, values.get(parameter)]
+    pool = WorkerPool()
+    outcome = await pool.write_parameter(ModuleName(name), parameter, value, timeout=30)
+    _, values = await pool.read_parameters(ModuleName(name), [parameter], timeout=30)
+    await pool.close()
+    return [outcome.errno, values.get(parameter)]
 
 
-def parameters(name: str) -> dict[str, Any]:
+async def parameters(name: str) -> dict[str, Any]:
     """Public values with modes."""
-    return {value.name: [value.value, value.mode] for value in ProcModules(ROOT).parameters(ModuleName(name))}
+    pool = WorkerPool()
+    files = ProcModules(ROOT).parameter_files(ModuleName(name))
+    _, values = await pool.read_parameters(ModuleName(name), [file.name for file in files if file.public], timeout=30)
+    await pool.close()
+    return {file.name: [values.get(file.name), file.mode] for file in files}
 
 
 def module(name: str) -> dict[str, Any] | None:

@@ -37,10 +37,26 @@ def test_busctl_introspect_shows_members_and_values(vm: Machine, user: str) -> N
     shown = vm.check(["busctl", "introspect", NAME, PATH], user=user)
     lines = {tuple(line.split()[:4]) for line in shown.splitlines()}
     assert (".Load", "method", "sa{ss}a{sv}", "as") in lines
+    assert (".GetHealth", "method", "a{sv}", "a{sv}") in lines
     assert (".ModuleAdded", "signal", "s", "-") in lines
     assert any(line[:3] == (".LoadedCount", "property", "u") and line[3].isdigit() for line in lines)
     shown = vm.check(["busctl", "introspect", NAME, DUMMY], user=user)
     assert any(line.split()[:4] == [".Name", "property", "s", '"dummy"'] for line in shown.splitlines())
+
+
+@BOTH
+def test_busctl_may_leave_the_options_out(vm: Machine, user: str) -> None:
+    call = ["busctl", "call", NAME, PATH, "org.kmodd1.Manager"]
+    for words in (
+        ["GetHealth"],
+        ["GetHealth", "a{sv}", "0"],
+        ["Describe", "s", "dummy"],
+        ["Describe", "sa{sv}", "dummy", "0"],
+    ):
+        assert vm.check([*call, *words], user=user).startswith("a{sv} "), words
+    refused = vm.run([*call, "GetHealth", "a{sv}", "1", "reason", "s", "x"], user=user)
+    assert "unknown option; there are none" in refused.stderr
+    assert "takes" in vm.run([*call, "GetHealth", "s", "x"], user=user).stderr
 
 
 @BOTH
@@ -63,9 +79,12 @@ def test_gdbus_introspects_everything(vm: Machine, user: str) -> None:
 @BOTH
 def test_gdbus_calls_and_shows_errors_by_name(vm: Machine, user: str) -> None:
     call = ["gdbus", "call", "--system", "-d", NAME, "-o", PATH, "--method"]
-    assert "'state': <'live'>" in vm.check([*call, "org.kmodd1.Manager.Explain", "dummy"], user=user)
+    assert "'state': <'live'>" in vm.check([*call, "org.kmodd1.Manager.Explain", "dummy", "{}"], user=user)
     refused = vm.run([*call, "org.kmodd1.Manager.Load", "no_such", "{}", "{}"], user=user)
-    assert "GDBus.Error:org.kmodd1.Error.NoSuchModule" in refused.stderr
+    # GDBus shows no sentence of an error with a second argument: evidence comes only where it is asked for.
+    assert "GDBus.Error:org.kmodd1.Error.NoSuchModule: no module no_such" in refused.stderr
+    refused = vm.run([*call, "org.kmodd1.Manager.Load", "no_such", "{}", "{'evidence': <'full'>}"], user=user)
+    assert "(sa{sv})" in refused.stderr
     shown = vm.check([*call, "org.freedesktop.DBus.ObjectManager.GetManagedObjects"], user=user)
     assert f"objectpath '{DUMMY}'" in shown or f"'{DUMMY}'" in shown
 

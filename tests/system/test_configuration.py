@@ -81,7 +81,25 @@ def test_modprobe_obeys(vm: Machine) -> None:
     # kmodd itself obeys as well.
     assert vm.run(["kmodctl", "load", "kmodd_test_good"]).code == 6
     (rule,) = [row for row in shown(vm, "kmodd_test_info") if row["kind"] == "blacklist"]
-    assert (rule["file"], rule["ours"], rule["findings"][0][0]) == (BLACKLIST, True, "loadable-by-name")
+    assert (rule["file"], rule["ours"], rule["findings"][0]["kind"]) == (BLACKLIST, True, "loadable-by-name")
+
+
+def test_a_hard_blacklist_holds_for_a_module_with_soft_dependencies(vm: Machine) -> None:
+    # depmod's own file names soft dependencies of nfsd, for which modprobe ignores install lines.
+    assert "softdep nfsd pre:" in vm.check('cat "/lib/modules/$(uname -r)/modules.softdep"')
+    vm.check("echo 'install nfsd /bin/false' > /etc/modprobe.d/by-hand.conf")
+    (rule,) = [row for row in shown(vm, "nfsd") if row["kind"] == "install"]
+    assert rule["findings"][0]["kind"] == "not-in-effect"
+    assert "insmod" in vm.check("modprobe -n -v nfsd")
+    assert "ignores install lines" in " ".join(vm.run(["kmodctl", "load", "nfsd"]).stderr.split())
+    vm.check("rm /etc/modprobe.d/by-hand.conf")
+    config(vm, "blacklist", "nfsd", "--hard")
+    vm.check("systemctl stop kmodd.service")
+    assert vm.run("modprobe nfsd").code != 0
+    assert vm.run("mount -t nfsd nfsd /mnt").code != 0
+    assert not is_loaded(vm, "nfsd")
+    vm.check("systemctl start kmodd.service")
+    config(vm, "blacklist", "nfsd", "--off")
 
 
 def test_all_of_it_holds_after_a_reboot_with_kmodd_away(fresh_vm: Machine) -> None:
@@ -115,7 +133,7 @@ def test_an_edit_by_hand_is_shown_and_left_alone(vm: Machine) -> None:
     config(vm, "options", "loop", "max_loop=4")
 
 
-def test_a_file_of_somebody_else_is_not_touched(vm: Machine) -> None:
+def test_a_foreign_file_is_not_touched(vm: Machine) -> None:
     vm.write_file(OPTIONS, "options dummy numdummies=1\n")
     assert "was not written by kmodd" in " ".join(config(vm, "options", "loop", "max_loop=4", code=IN_THE_WAY).split())
     assert vm.check(f"cat {OPTIONS}") == "options dummy numdummies=1\n"
@@ -178,7 +196,11 @@ def test_what_is_wrong_with_the_rules_of_a_machine(vm: Machine) -> None:
         for path, text in made.items():
             vm.write_file(path, text)
         rows: list[dict[str, Any]] = json.loads(vm.check("kmodctl --json config show"))
-        found = {(row["file"], row["line"], kind): said for row in rows for kind, said in row["findings"]}
+        found = {
+            (row["file"], row["line"], finding["kind"]): finding["message"]
+            for row in rows
+            for finding in row["findings"]
+        }
         admin = "/etc/modprobe.d/admin.conf"
         assert "did you mean level?" in found[admin, 1, "unknown-parameter"]
         assert "still loaded by its name" in found[admin, 2, "loadable-by-name"]
@@ -225,6 +247,6 @@ def test_the_journal_has_who_what_where_and_why(vm: Machine) -> None:
     assert record["KMODD_REASON"] == "not on this machine"
     assert record["KMODD_ACTION"] == "blacklist"
     assert record["KMODD_UID"] == "0"
-    assert "kmodd wrote anew: /etc/modprobe.d/kmodd-blacklist.conf" in vm.check(
+    assert "kmodd wrote /etc/modprobe.d/kmodd-blacklist.conf" in vm.check(
         "journalctl -t kmodd -x KMODD_EVENT=configuration.changed KMODD_MODULE=kmodd_test_xz"
     )

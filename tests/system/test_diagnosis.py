@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,23 +54,23 @@ LOADS = [
         "`12' invalid for parameter `level'", arguments=("level=12",), hint="kmodctl show"),
     Row("value the kernel finds too long", f"{T}params", errors.BadParameter, "parameter a_string", errno.ENOSPC,
         "too large for parameter `a_string'", arguments=("a_string=sixteen letters!",)),
-    Row("value of the wrong type", f"{T}params", errors.BadParameter, "takes a whole number", arguments=("an_int=abc",)),
+    Row("value of the wrong type", f"{T}params", errors.BadParameter, "takes an integer", arguments=("an_int=abc",)),
     Row("value refused by an options line", f"{T}params", errors.BadParameter, "parameter level", errno.ERANGE, "invalid for",
         before=f"echo 'options {T}params level=12' > /etc/modprobe.d/t.conf", after="rm /etc/modprobe.d/t.conf",
         hint="options line in /etc/modprobe.d/t.conf, line 1"),
     Row("unknown parameter", f"{T}params", errors.UnknownParameter, "has no parameter levle", arguments=("levle=1",),
         hint="level"),
-    Row("version magic differs in flags", f"{T}good", errors.WrongKernel, "built with other settings", errno.ENOEXEC,
+    Row("version magic differs in flags", f"{T}good", errors.WrongKernel, "built with other options", errno.ENOEXEC,
         "version magic '", before=replaced(f"{T}vermagic_flags", f"{T}good"), after=GOOD_AGAIN, hint="rebuild it for 6.1"),
     Row("truncated", "dummy", errors.BadModule, "is cut short", errno.ENOEXEC, "Invalid ELF section header overflow",
         before=replaced("dummy_truncated", "dummy"), after=GOOD_AGAIN, hint="reinstall the package"),
-    Row("not ELF", "dummy", errors.BadModule, "is not a module at all", errno.ENOEXEC, "Invalid ELF header magic",
+    Row("not ELF", "dummy", errors.BadModule, "is not a module (not an ELF", errno.ENOEXEC, "Invalid ELF header magic",
         before=replaced("dummy_not_elf", "dummy"), after=GOOD_AGAIN, hint="reinstall the package"),
     Row("empty", "dummy", errors.BadModule, "is empty", errno.EINVAL,
         before=replaced("dummy_empty", "dummy"), after=GOOD_AGAIN),
     Row("other architecture", "dummy", errors.BadModule, "is for another processor architecture", errno.ENOEXEC,
         "Invalid architecture in ELF header: 183", before=replaced("dummy_foreign_architecture", "dummy"), after=GOOD_AGAIN),
-    Row("tampered signature", "dummy", errors.BadSignature, "its signature does not fit the file", errno.EKEYREJECTED,
+    Row("tampered signature", "dummy", errors.BadSignature, "its signature does not match the file", errno.EKEYREJECTED,
         before=replaced("dummy_tampered_signature", "dummy"), after=GOOD_AGAIN, hint="reinstall the module's package"),
     Row("tampered code", "dummy", errors.BadSignature, "changed after signing", errno.EKEYREJECTED,
         before=replaced("dummy_tampered_code", "dummy"), after=GOOD_AGAIN),
@@ -81,7 +82,7 @@ LOADS = [
     Row("no hardware, without a word", f"{T}nodev", errors.NoDevice, "found no device", errno.ENODEV, hint="lspci"),
     Row("no hardware, in the driver's words", f"{T}opnotsupp", errors.NoDevice, "EOPNOTSUPP", errno.EOPNOTSUPP,
         "this processor has no such feature"),
-    Row("init fails", f"{T}fail", errors.InitFailed, "its init answers EIO", errno.EIO, "the flux capacitor is not charged"),
+    Row("init fails", f"{T}fail", errors.InitFailed, "its init returned EIO", errno.EIO, "the flux capacitor is not charged"),
     Row("init of a dependency fails", f"{T}needs_fail", errors.InitFailed, f"{T}fail failed to initialise", errno.EIO,
         "the flux capacitor is not charged"),
     Row("init answers what the loader could have", f"{T}fail", errors.InitFailed, "ENOEXEC", errno.ENOEXEC,
@@ -92,12 +93,12 @@ LOADS = [
         before=f"echo 'install {T}good /bin/false' > /etc/modprobe.d/t.conf", after="rm /etc/modprobe.d/t.conf"),
     Row("blacklist", f"{T}good", errors.DisabledByPolicy, "/etc/modprobe.d/t.conf, line 1",
         before=f"echo 'blacklist {T}good' > /etc/modprobe.d/t.conf", after="rm /etc/modprobe.d/t.conf", hint="override-policy"),
-    Row("no such module", "kmodd_test_godo", errors.NoSuchModule, "there is no module", hint=f"{T}good"),
+    Row("no such module", "kmodd_test_godo", errors.NoSuchModule, "no module", hint=f"{T}good"),
 ]  # fmt: skip
 UNLOADS = [
     Row("holders", f"{T}dep_a", errors.InUse, f"is used by {T}dep_b", before=f"modprobe {T}dep_b",
         after=f"modprobe -r {T}dep_b {T}dep_a", verb="unload", hint="--dependents"),
-    Row("process", f"{T}chardev", errors.InUse, "is kept busy by 1 process", verb="unload", hint="end the processes",
+    Row("process", f"{T}chardev", errors.InUse, "is in use by 1 process", verb="unload", hint="end the processes",
         before=f"modprobe {T}chardev; udevadm settle; systemd-run -q --unit=hold sleep 600; systemctl stop hold;"
         f"systemd-run -q --unit=hold sh -c 'exec sleep 600 </dev/{T}chardev';"
         f"until grep -q '^{T}chardev [0-9]* 1 ' /proc/modules; do sleep .1; done",
@@ -107,7 +108,7 @@ UNLOADS = [
     Row("no exit", f"{T}permanent", errors.NotRemovable, "has no exit function", verb="unload",
         before=f"modprobe {T}permanent", hint="reboot"),
     Row("built in", "ext4", errors.Builtin, "is built into the kernel", verb="unload"),
-    Row("nothing of that name", "kmodd_test_godo", errors.NoSuchModule, "there is no module", verb="unload"),
+    Row("nothing of that name", "kmodd_test_godo", errors.NoSuchModule, "no module", verb="unload"),
 ]  # fmt: skip
 
 
@@ -165,8 +166,9 @@ def test_busy_module_is_refused_with_who_keeps_it_so(vm: Machine, client: Client
     vm.check("modprobe overlay; mkdir -p /tmp/l /tmp/u /tmp/w /tmp/m")
     vm.check("mount -t overlay stacked -o lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w /tmp/m")
     try:
-        assert client.refused("Unload", "overlay", {}).message == "overlay is kept busy by 1 mount"
+        assert client.refused("Unload", "overlay", {}).message == "overlay is in use by 1 mount"
         ended = kmodctl("unload", "overlay", "--reason", "busy")
+        document = json.loads(kmodctl("--json", "unload", "overlay").out)
     finally:
         vm.check("umount /tmp/m")
     assert ended.code == 5
@@ -175,7 +177,40 @@ def test_busy_module_is_refused_with_who_keeps_it_so(vm: Machine, client: Client
     written = record(vm, "KMODD_REASON=busy")
     assert written["KMODD_USERS"] == "mount /tmp/m (type overlay, source stacked)"
     assert "umount" in written["KMODD_HINT"]
+    (user,) = document["users"]
+    assert (user["kind"], user["name"], user["command"]) == ("mount", "/tmp/m", "umount /tmp/m")
     assert client.unload("overlay") == ["overlay"]
+
+
+def refusals(client: Client) -> float:
+    """How often the module that a rule forbids was refused, as the metrics have it."""
+    wanted = {"module": f"{T}good", "action": "insert", "error": "DisabledByPolicy"}
+    rows = client.call("GetMetrics")
+    return sum(
+        float(value) for name, _, labels, value in rows if name == "kmodd_module_failures_total" and labels == wanted
+    )
+
+
+def test_refusal_carries_its_rule_and_counts(vm: Machine, client: Client, kmodctl: Kmodctl) -> None:
+    file, before = "/etc/modprobe.d/t.conf", refusals(client)
+    vm.check(f"printf '# no\nblacklist {T}good\n' > {file}")
+    try:
+        ended = kmodctl("--json", "load", f"{T}good", "--reason", "ruled out")
+    finally:
+        vm.check(f"rm {file}")
+    found = json.loads(ended.out)
+    assert (ended.code, found["error"]) == (6, "DisabledByPolicy")
+    assert (found["file"], found["line"], found["rule"]) == (file, 2, f"blacklist {T}good")
+    written = record(vm, "KMODD_REASON=ruled out")
+    assert (written["KMODD_FILE"], written["KMODD_LINE"], written["KMODD_RULE_KIND"]) == (file, "2", "blacklist")
+    assert refusals(client) == before + 1
+
+
+def test_alias_with_blanks_is_one_field_of_the_journal(vm: Machine, client: Client) -> None:
+    alias = f"usb:no {T}good such"
+    error = client.refused("Load", alias, {}, named({"reason": "blanks"}))
+    assert error.name == "NoSuchModule"
+    assert record(vm, "KMODD_REASON=blanks")["KMODD_MODULE"] == alias
 
 
 def test_evidence_of_an_earlier_failure_is_not_shown_for_another(client: Client, kmodctl: Kmodctl) -> None:
@@ -260,14 +295,12 @@ def test_lockdown_and_blacklist_of_the_command_line(boot_vm: Boot) -> None:
     vm.check("sysctl -qw kernel.modules_disabled=1")
     for verb, module in (("load", "dummy"), ("unload", "loop")):
         vm.run("true")
-        disabled = Row(
-            f"disabled {verb}", module, errors.ModulesDisabled, "switched off until the next boot", verb=verb
-        )
+        disabled = Row(f"disabled {verb}", module, errors.ModulesDisabled, "disabled until reboot", verb=verb)
         if verb == "unload" and "loop" not in vm.check("cat /proc/modules"):
             disabled = Row(f"disabled {verb}", "evdev", errors.ModulesDisabled, disabled.sentence, verb=verb)
         check(vm, client, kmodctl, disabled)
     assert soon(lambda: client.call("GetHealth")["modules-disabled"], "health knows")
-    assert "disabled until the next boot" in " ".join(client.explain("dummy")["blockers"])
+    assert "disabled until reboot" in " ".join(client.explain("dummy")["blockers"])
 
 
 def test_enforced_signatures(boot_vm: Boot) -> None:
@@ -278,7 +311,7 @@ def test_enforced_signatures(boot_vm: Boot) -> None:
     )
     check(
         vm, client, kmodctl,
-        Row("tampered", "dummy", errors.BadSignature, "its signature does not fit", errno.EKEYREJECTED,
+        Row("tampered", "dummy", errors.BadSignature, "its signature does not match", errno.EKEYREJECTED,
             before=replaced("dummy_tampered_code", "dummy"), after=f"rm {TREE}/updates/dummy.ko; depmod"),
     )  # fmt: skip
     assert client.load("dummy") == ["dummy"]

@@ -54,7 +54,7 @@ def about(module: str) -> Any:
     ],
     ids=["modprobe", "insmod", "rmmod"],
 )
-def test_what_others_do_is_told_within_a_second(vm: Machine, client: Client, load: str, unload: str) -> None:
+def test_changes_by_others_are_announced_within_a_second(vm: Machine, client: Client, load: str, unload: str) -> None:
     module, path = f"{T}good", path_of(f"{T}good")
     count = client.properties("/org/kmodd1", "org.kmodd1.Manager")["LoadedCount"]
     mark = client.mark()
@@ -80,7 +80,7 @@ def test_what_others_do_is_told_within_a_second(vm: Machine, client: Client, loa
     assert path not in client.objects()
 
 
-def test_what_udev_loads_is_told(vm: Machine, client: Client) -> None:
+def test_loads_by_udev_are_announced(vm: Machine, client: Client) -> None:
     rule = f'ACTION=="add", KERNEL=="null", SUBSYSTEM=="mem", RUN{{builtin}}+="kmod load {T}dep_b"\n'
     vm.write_file("/run/udev/rules.d/99-test.rules", rule)
     mark = client.mark()
@@ -93,7 +93,7 @@ def test_what_udev_loads_is_told(vm: Machine, client: Client) -> None:
     vm.check("rm /run/udev/rules.d/99-test.rules; udevadm control --reload")
 
 
-def test_our_own_operations_are_told_once_and_are_ours(vm: Machine, client: Client) -> None:
+def test_own_operations_are_announced_once_with_their_origin(vm: Machine, client: Client) -> None:
     mark, since = client.mark(), int(vm.check("date +%s%6N"))
     client.load(f"{T}dep_b", reason="ours")
     client.signal("ModuleAdded", mark, "it came", fits=about(f"{T}dep_b"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,12 +26,24 @@ def alice(vm: Machine) -> Iterator[Client]:
     made.process.end()
 
 
-def holds(client: Client, alice: Client, module: str, *expected: tuple[str, str, str]) -> dict[str, Any]:
-    """The users as everyone sees them; a module that is busy cannot be unloaded."""
+def triples(explained: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Kind, name and detail of each user."""
+    return [(user["kind"], user["name"], user["detail"]) for user in explained["users"]]
+
+
+def holds(
+    client: Client, alice: Client, module: str, *expected: tuple[str, str, str], public: bool = True
+) -> dict[str, Any]:
+    """The users as root sees them, and unless they are not `public` everyone; a module that is busy cannot be unloaded."""
     explained: dict[str, Any] = client.explain(module)
     assert explained["state"] == "live"
-    assert sorted(tuple(user) for user in explained["users"]) == sorted(expected)
-    assert alice.explain(module) == explained
+    assert sorted(triples(explained)) == sorted(expected)
+    answer = alice.explain(module)
+    if public:
+        assert triples(answer) == triples(explained)
+    else:
+        assert "users" in answer["withheld"]
+        assert all(name == "" for kind, name, _ in triples(answer) if kind in {"process", "mount"})
     if explained["references"]:
         assert not explained["removable"]
         assert len(explained["blockers"]) >= 1
@@ -52,16 +65,97 @@ def test_mount(vm: Machine, client: Client, alice: Client) -> None:
 def test_mount_of_another_mount_namespace(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("modprobe overlay; mkdir -p /tmp/l /tmp/u /tmp/w /tmp/m")
     mount = "mount -t overlay hidden -o lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w /tmp/m"
-    other = vm.start(["unshare", "--mount", "sh", "-c", f"{mount} && echo mounted && exec sleep 600"])
+    vm.check(r"printf '#!/bin/sh\nid >>/tmp/pwned\n' >/tmp/recorder; chmod 755 /tmp/recorder; rm -f /tmp/pwned")
+    replaced = "mount --bind /tmp/recorder /usr/bin/umount"
+    other = vm.start(["unshare", "--mount", "sh", "-c", f"{mount} && {replaced} && echo mounted && exec sleep 600"])
     other.wait_for_output("mounted")
     assert "/tmp/m" not in vm.check("cat /proc/mounts")
     pid = vm.check("pgrep --exact --newest sleep").strip()
     where = f"type overlay, source hidden, in the mount namespace of pid {pid}"
-    holds(client, alice, "overlay", ("mount", "/tmp/m", where))
+    explained = holds(client, alice, "overlay", ("mount", "/tmp/m", where), public=False)
+    command, unload = explained["free"]
+    assert command == f"umount --internal-only --namespace {pid} /tmp/m"
+    vm.check(command)
+    vm.check("test ! -e /tmp/pwned")
+    vm.check(unload)
+    assert "overlay" not in vm.check("lsmod")
     other.kill()
     other.wait()
+
+
+ATTACK = r"""
+mkdir -p /tmp/evil/l /tmp/evil/t /tmp/evil/m
+mount -t tmpfs tmpfs /tmp/evil/t && mkdir /tmp/evil/t/u /tmp/evil/t/w
+printf '#!/bin/sh\nid >>/tmp/pwned\n' >/tmp/evil/umount && chmod 755 /tmp/evil/umount
+mount --bind /tmp/evil/umount /usr/bin/umount
+mount -t overlay 'x, in the mount namespace of pid 1' \
+    -o lowerdir=/tmp/evil/l,upperdir=/tmp/evil/t/u,workdir=/tmp/evil/t/w /tmp/evil/m && echo mounted
+exec sleep 600
+"""
+
+
+def test_mount_namespace_of_a_user_is_ended_from_outside(vm: Machine, client: Client) -> None:
+    """Its user has put a program of their own in the place of umount: root must not run it."""
+    vm.check("modprobe overlay; rm -rf /tmp/evil /tmp/pwned")
+    attacker = vm.start(["unshare", "-Urm", "sh", "-c", ATTACK], user="alice")
+    attacker.wait_for_output("mounted")
+    assert "pwned" in vm.check(["nsenter", "--mount", f"--target={_last(vm, 'sleep')}", "cat", "/usr/bin/umount"])
+    explained = soon(lambda: client.explain("overlay"), "the mount is seen")
+    assert triples(explained)[0][:2] == ("mount", "/tmp/evil/m")
+    *commands, unload = explained["free"]
+    assert [command.split()[0] for command in commands] == ["kill"]
+    for command in commands:
+        vm.check(command)
     soon(lambda: client.explain("overlay")["removable"], "nothing holds it")
+    vm.check(unload)
+    vm.check("test ! -e /tmp/pwned")
+    attacker.wait()
+
+
+def test_namespaces_full_of_mounts_cost_no_more_than_allowed(vm: Machine, client: Client, alice: Client) -> None:
+    """Twenty namespaces with some thousand mounts each, by somebody without any rights."""
+    fill = (
+        "mount -t tmpfs t /mnt && d=$(printf 'x%.0s' $(seq 200)) && for n in $(seq 11); do mkdir -p /mnt/$d$n && "
+        "mount --rbind /mnt /mnt/$d$n; done; wc -l </proc/self/mountinfo; echo full; exec sleep 600"
+    )
+    vm.check("modprobe overlay")
+    daemon = vm.check("systemctl show kmodd -p MainPID --value").strip()
+    others = [vm.start(["unshare", "-Urm", "sh", "-c", fill], user="alice") for _ in range(20)]
+    for other in others:
+        other.wait_for_output("full", 300)
+    explained = alice.explain("overlay")
+    assert explained["partial"], "it says that not everything was looked at"
+    assert vm.check("systemctl show kmodd -p MainPID --value").strip() == daemon
+    memory = int(vm.check("systemctl show kmodd -p MemoryCurrent --value"))
+    assert memory < 128 << 20, f"{memory >> 20} MiB"
+    for other in others:
+        other.kill()
+        other.wait()
+    soon(lambda: not client.explain("overlay")["partial"], "all of it is looked at again", 60)
     client.unload("overlay")
+
+
+def test_file_server_that_does_not_answer_blocks_no_search(vm: Machine, client: Client) -> None:
+    vm.check("modprobe fuse; mkdir -p /tmp/silent")
+    vm.copy_in(Path(__file__).with_name("guest_fuse.py"), "/tmp")
+    server = vm.start(["python3", "/tmp/guest_fuse.py", "/tmp/silent"])
+    server.wait_for_output("open")
+    explained = client.explain("fuse")
+    assert ("mount", "/tmp/silent") in [user[:2] for user in triples(explained)]
+    assert explained["partial"] == ""
+    vm.check("umount --force --lazy /tmp/silent")  # It ends what waits for the server, which cannot be killed before.
+    server.kill()
+    server.wait()
+
+
+def test_daemon_has_no_capabilities(vm: Machine) -> None:
+    status = vm.check("cat /proc/$(systemctl show kmodd -p MainPID --value)/status")
+    held = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith("Cap")}
+    assert set(held.values()) == {"0" * 16}, held
+
+
+def _last(vm: Machine, name: str) -> str:
+    return vm.check(["pgrep", "--exact", "--newest", name]).strip()
 
 
 def test_loop_device(vm: Machine, client: Client, alice: Client) -> None:
@@ -71,17 +165,17 @@ def test_loop_device(vm: Machine, client: Client, alice: Client) -> None:
     soon(lambda: client.explain("loop")["removable"], "nothing holds it")
 
 
-def test_process_of_somebody_else(vm: Machine, client: Client, alice: Client, kmodctl: Kmodctl) -> None:
+def test_process_of_another_user(vm: Machine, client: Client, alice: Client, kmodctl: Kmodctl) -> None:
     vm.check(f"modprobe {T}chardev; udevadm settle; chmod 0666 /dev/{T}chardev")
     process = vm.start(f"exec 9</dev/{T}chardev; echo $$; exec sleep 600", user="bob")
     pid = process.wait_for_output("\n").strip()
     soon(
         lambda: (
-            client.explain(f"{T}chardev")["users"][:1] == [["process", "/usr/bin/sleep", f"pid {pid} /dev/{T}chardev"]]
+            triples(client.explain(f"{T}chardev"))[:1] == [("process", "/usr/bin/sleep", f"pid {pid} /dev/{T}chardev")]
         ),
         "it",
     )
-    holds(client, alice, f"{T}chardev", ("process", "/usr/bin/sleep", f"pid {pid} /dev/{T}chardev"))
+    holds(client, alice, f"{T}chardev", ("process", "/usr/bin/sleep", f"pid {pid} /dev/{T}chardev"), public=False)
     ended = kmodctl("why", f"{T}chardev")
     assert f"kill {pid}" in ended.out
     process.kill()
@@ -96,30 +190,32 @@ def test_many_processes(vm: Machine, client: Client) -> None:
     holder.wait_for_output("open")
     soon(lambda: len(client.explain(f"{T}chardev")["users"]) == 20, "all of them are named")
     error = client.refused("Unload", f"{T}chardev", {})
-    assert error.message == f"{T}chardev is kept busy by 20 processes"
+    assert error.message == f"{T}chardev is in use by 20 processes"
     vm.run(f"fuser -k /dev/{T}chardev || pkill -x sleep")
     soon(lambda: client.explain(f"{T}chardev")["removable"], "nothing holds it")
     client.unload(f"{T}chardev")
 
 
 def test_network_interfaces(vm: Machine, client: Client, alice: Client) -> None:
-    vm.check("modprobe dummy numdummies=1; ip link set dummy0 up")
-    holds(client, alice, "dummy", ("netdev", "dummy0", "link kind dummy, state unknown"))
+    vm.check("modprobe dummy numdummies=1")
+    holds(client, alice, "dummy", ("netdev", "dummy0", "link kind dummy, state down"))
     vm.check("ip link add left type veth peer name right; ip link set left up; ip link set right up")
     soon(
         lambda: (
-            sorted(map(tuple, client.explain("veth")["users"]))
+            sorted(triples(client.explain("veth")))
             == [("netdev", "left", "link kind veth, state up"), ("netdev", "right", "link kind veth, state up")]
         ),
         "both ends",
     )
     vm.check("ip link add bridge0 type bridge; ip link set left master bridge0; ip link set bridge0 up")
-    users = soon(lambda: client.explain("bridge")["users"], "the bridge")
-    assert ["netdev", "bridge0"] in [user[:2] for user in users]
+    users = soon(lambda: triples(client.explain("bridge")), "the bridge")
+    assert ("netdev", "bridge0") in [user[:2] for user in users]
     vm.check("ip link delete bridge0; ip link delete left")
     assert soon(lambda: not client.explain("veth")["users"], "no interface")
-    # The kernel takes the interface of a module without references away with it.
-    assert client.unload("dummy") == ["dummy"]
+    # The kernel takes the interface of a module without references away with it; one that is up is asked for.
+    vm.check("ip link set dummy0 up")
+    assert client.refused("Unload", "dummy", {}).name == "InUse"
+    assert client.unload("dummy", disconnect=True) == ["dummy"]
 
 
 def test_module_below_another(vm: Machine, client: Client, alice: Client) -> None:
@@ -145,11 +241,13 @@ def test_block_device(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("umount /mnt; udevadm settle")
     process = vm.start(f"exec 9</dev/{T}blk0; echo $$; exec sleep 600")
     pid = process.wait_for_output("\n").strip()
-    soon(lambda: [user[2] for user in client.explain(f"{T}blockdev")["users"]] == [f"pid {pid} /dev/{T}blk0"], "it")
+    soon(lambda: [user[2] for user in triples(client.explain(f"{T}blockdev"))] == [f"pid {pid} /dev/{T}blk0"], "it")
     process.kill()
     process.wait()
-    soon(lambda: client.explain(f"{T}blockdev")["removable"], "nothing holds it")
-    client.unload(f"{T}blockdev")
+    soon(lambda: not client.explain(f"{T}blockdev")["references"], "nothing holds it")
+    # The file system on it would be gone: that holds no reference.
+    assert client.explain(f"{T}blockdev")["disconnects"]
+    client.unload(f"{T}blockdev", disconnect=True)
 
 
 def test_kernel_itself(vm: Machine, client: Client, alice: Client) -> None:
@@ -170,5 +268,5 @@ def test_module_that_is_not_there(client: Client, alice: Client) -> None:
         explained = alice.explain(name)
         assert (explained["state"], explained["loadable"], explained["removable"]) == (state, loadable, False)
         assert explained == client.explain(name)
-    assert alice.refused("Explain", "../etc").name == "InvalidArgs"
+    assert alice.refused("Explain", "../etc", {}).name == "InvalidArgs"
     assert client.refused("Unload", "no_such_module", named({"dry-run": True})).name == "NoSuchModule"

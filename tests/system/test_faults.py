@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Modules that hang or crash the kernel: callers hear of it in time, and everybody else is served all the while.
 
-The tests build on each other's ruins: what hangs for ever comes last.
+The tests build on each other's ruins: what hangs forever comes last.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.clock import clock
 from tests.system.client import BusError, Client, Kmodctl, Pending, named, record, records, soon, texts
 from tests.system.service import main_pid, show
 
@@ -41,7 +41,7 @@ def served(client: Client, *, other: str = f"{T}good") -> None:
     took = []
     for member, arguments in (
         ("ListModules", ({},)),
-        ("Explain", (f"{T}dep_a",)),
+        ("Explain", (f"{T}dep_a", {})),
         ("GetHealth", ()),
         ("ListModules", ({},)),
     ):
@@ -85,18 +85,19 @@ def seen_stuck(client: Client, module: str, *, action: str) -> None:
 
 def given_up(call: Pending, seconds: float) -> None:
     """The caller got its answer when it had asked for it."""
-    with pytest.raises(BusError, match=r"has not come back after \d s") as caught:
+    with pytest.raises(BusError, match=r"has not returned after \d s") as caught:
         call.result()
     assert caught.value.name == "TimedOut"
-    assert seconds <= call.seconds < seconds + 3
+    # The first call of a connection waits for an inspector to be started, too: it names the caller's program for the record.
+    assert seconds <= call.seconds < seconds + 10
 
 
 def restart(vm: Machine, client: Client) -> float:
     """Restart the daemon as an administrator does; how long that took."""
     client.restarted = True
-    begun = time.monotonic()
+    begun = clock()
     vm.run(["systemctl", "restart", "kmodd.service"], timeout=60, check=True)
-    took = time.monotonic() - begun
+    took = clock() - begun
     assert show(vm, "Result") == "success"
     return took
 
@@ -109,7 +110,9 @@ def release(vm: Machine, module: str) -> None:
 def test_slow_init_is_waited_for(vm: Machine, client: Client) -> None:
     call = client.begin("Load", f"{T}slow", {"ms": "4000"}, {})
     path, job = job_of(client, f"{T}slow")
-    assert (job["Action"], job["State"], job["Sender"]) == ("load", "running", client.name)
+    assert (job["Action"], job["State"], job["Sender"]) == ("load", "running", "")
+    # Only the connection that began it is shown which one that is, and not in an answer that everybody gets.
+    assert client.properties(path, JOB)["Sender"] == client.name
     assert client.refused("Cancel", path=path, interface=JOB).name == "Busy"
     served(client)
     assert call.result() == [f"{T}slow"]
@@ -133,7 +136,7 @@ def test_waiting_operation_can_be_cancelled_by_its_owner(vm: Machine, client: Cl
     assert refusal.name in {"AccessDenied", "InteractiveAuthorizationRequired"}
     alice.process.end()
     client.call("Cancel", path=path, interface=JOB)
-    with pytest.raises(BusError, match="was cancelled while it waited") as caught:
+    with pytest.raises(BusError, match="was cancelled while waiting") as caught:
         waiting.result()
     assert caught.value.name == "Conflict"
     assert not running.done
@@ -221,7 +224,7 @@ def test_crash_of_the_kernel(vm: Machine, client: Client, kmodctl: Kmodctl, acti
     assert call.seconds < 10
     explained = client.explain(module)
     assert (explained["failure"]["error"], explained["failure"]["stuck"]) == ("Crashed", True)
-    assert "until the next boot" in " ".join(explained["blockers"])
+    assert "until reboot" in " ".join(explained["blockers"])
     assert "BUG: kernel NULL pointer dereference" in " ".join(explained["failure"]["kernel-log"])
     written = record(vm, f"KMODD_MODULE={module}", "KMODD_EVENT=operation.crashed")
     lines = texts(written["KMODD_KERNEL_LOG"])
@@ -231,7 +234,7 @@ def test_crash_of_the_kernel(vm: Machine, client: Client, kmodctl: Kmodctl, acti
     assert client.refused("ResetFailed", module).name == "Stuck"
     ended = kmodctl(action, module)
     assert ended.code == 12
-    assert "until the next boot" in kmodctl("why", module).out
+    assert "until reboot" in kmodctl("why", module).out
     served(client)
     assert client.load(f"{T}dep_c")[-1] == f"{T}dep_c"
     client.unload(f"{T}dep_a", dependents=True)
@@ -275,15 +278,16 @@ def test_restart_forgets_nothing(vm: Machine, client: Client) -> None:
 def test_four_may_be_stuck_and_no_more(vm: Machine, client: Client) -> None:
     client.load(f"{T}exit_hang")
     client.load(f"{T}exit_wait")
+    # Time enough for three workers to be started at once under emulation: the calls have to reach the kernel.
     stuck = [
-        client.begin("Load", f"{T}init_hang", {}, named({"timeout": 2})),
-        client.begin("Unload", f"{T}exit_hang", named({"timeout": 2})),
-        client.begin("Load", f"{T}init_wait", {}, named({"timeout": 2})),
+        client.begin("Load", f"{T}init_hang", {}, named({"timeout": 6})),
+        client.begin("Unload", f"{T}exit_hang", named({"timeout": 6})),
+        client.begin("Load", f"{T}init_wait", {}, named({"timeout": 6})),
     ]
     for call in stuck:
-        given_up(call, 2)
+        given_up(call, 6)
     served(client)
-    given_up(client.begin("Unload", f"{T}exit_wait", named({"timeout": 2})), 2)
+    given_up(client.begin("Unload", f"{T}exit_wait", named({"timeout": 6})), 6)
     for module in ("init_hang", "init_wait"):
         seen_stuck(client, f"{T}{module}", action="load")
     limit = client.refused("Load", f"{T}good", {}, named({"reason": "one too many"}))

@@ -16,10 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 RULE = "/etc/polkit-1/rules.d/50-kmodd-gateway-modules.rules"
 SOURCE = "/usr/src/kmodd"
 USER = "runuser -u kmodd-gateway --"
+SOCKET = "/run/kmodd-gateway/http"
 ASK = r"""
-import http.client, json, sys
+import http.client, json, socket, sys
 method, path, token, body = sys.argv[1:]
-connection = http.client.HTTPConnection("127.0.0.1", 8765, timeout=60)
+connection = http.client.HTTPConnection("localhost", timeout=60)
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.settimeout(60)
+connection.sock.connect("/run/kmodd-gateway/http")
 headers = {"Authorization": f"Bearer {token}"} if token else {}
 if body:
     headers["Content-Type"] = "application/json"
@@ -30,8 +34,11 @@ print(answer.read().decode())
 """
 BUS = "org.kmodd1"
 UPLOAD = r"""
-import http.client, sys
-connection = http.client.HTTPConnection("127.0.0.1", 8765, timeout=100)
+import http.client, socket, sys
+connection = http.client.HTTPConnection("localhost", timeout=100)
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.settimeout(100)
+connection.sock.connect("/run/kmodd-gateway/http")
 headers = {"Authorization": f"Bearer {sys.argv[1]}", "Content-Type": "application/octet-stream"}
 chunks = iter(lambda: sys.stdin.buffer.read(4096), b"")
 connection.request("POST", "/v1/store?version=7.1&shadow=true", body=chunks, headers=headers, encode_chunked=True)
@@ -74,10 +81,12 @@ OTHER_CHANGES = [
 """What follows the name of the service and the path, for the other interfaces."""
 
 
-def ask(vm: Machine, method: str, path: str, token: str = "", body: Any = None) -> tuple[int, Any]:
+def ask(
+    vm: Machine, method: str, path: str, token: str = "", body: Any = None, *, user: str = "root"
+) -> tuple[int, Any]:
     """One request from inside: status and document."""
     text = "" if body is None else json.dumps(body)
-    lines = vm.run(["python3", "-c", ASK, method, path, token, text], timeout=90, check=True).stdout
+    lines = vm.run(["python3", "-c", ASK, method, path, token, text], timeout=90, check=True, user=user).stdout
     status, _, document = lines.partition("\n")
     return int(status), json.loads(document)
 
@@ -126,7 +135,7 @@ def dummy_rule(gateway: Machine) -> Iterator[None]:
 def test_without_a_token_it_does_not_start_and_says_why(gateway: Machine) -> None:
     assert gateway.run("systemctl start kmodd-gateway.service", timeout=90).code != 0
     assert show(gateway, "ExecMainStatus", "kmodd-gateway.service") == "78"
-    assert "make a token with kmodctl token create" in gateway.journal("-u", "kmodd-gateway")
+    assert "create a token with kmodctl token create" in gateway.journal("-u", "kmodd-gateway")
     gateway.run("systemctl stop kmodd-gateway.socket; systemctl reset-failed kmodd-gateway.service")
 
 
@@ -148,6 +157,54 @@ def test_the_first_request_starts_it(gateway: Machine, token: str) -> None:
     assert "virtio_blk" in {row["name"] for row in document["modules"]}
     pid = show(gateway, "MainPID", "kmodd-gateway.service")
     assert int(gateway.check(f"awk '/^VmRSS/ {{ print $2 }}' /proc/{pid}/status")) < 60_000
+
+
+def test_the_socket_is_for_root_and_a_group_that_reads_no_token(gateway: Machine, token: str) -> None:
+    assert gateway.check(f"stat -c '%U %G %a' {SOCKET}").split() == ["root", "kmodd-http", "660"]
+    assert "8765" not in gateway.check("ss -Hltn")
+    refused = gateway.run(["python3", "-c", ASK, "GET", "/health", token, ""], user="alice")
+    assert "PermissionError" in refused.stderr
+    gateway.run("gpasswd --add alice kmodd-http", check=True)
+    try:
+        assert ask(gateway, "GET", "/health", user="alice")[0] == 200
+        assert gateway.run("cat /etc/kmodd/tokens", user="alice").code != 0
+    finally:
+        gateway.run("gpasswd --delete alice kmodd-http", check=True)
+
+
+def test_the_journal_and_the_token_know_the_user_at_the_other_end(gateway: Machine, token: str) -> None:
+    """The unit's sandbox must not turn every uid into nobody's."""
+    uid = gateway.check("id -u alice").strip()
+    gateway.run("gpasswd --add alice kmodd-http", check=True)
+    bound = gateway.check("kmodctl token create alices --scope admin --user alice").strip()
+    try:
+        assert ask(gateway, "GET", "/v1/modules", bound, user="alice")[0] == 200
+        assert ask(gateway, "GET", "/v1/modules", bound)[0] == 401
+        assert ask(gateway, "POST", "/module/load/dummy", token, user="alice")[0] == 403
+        assert ask(gateway, "POST", "/module/load/dummy", token)[0] == 403
+
+        def told() -> bool:
+            records = gateway.journal("KMODD_EVENT=gateway.operation", "-o", "json")
+            return f"), uid {uid}" in records and "), uid 0" in records
+
+        wait_until(told, "the records with both users")
+    finally:
+        gateway.run("kmodctl token revoke alices; gpasswd --delete alice kmodd-http", check=True)
+
+
+def test_loopback_is_by_choice(gateway: Machine, token: str) -> None:
+    folder = "/etc/systemd/system/kmodd-gateway.socket.d"
+    restart = "systemctl stop kmodd-gateway.service; systemctl daemon-reload; systemctl restart kmodd-gateway.socket"
+    gateway.run(f"mkdir -p {folder} && cp /usr/local/share/doc/kmodd/kmodd-gateway-loopback.conf {folder}", check=True)
+    try:
+        gateway.run(restart, timeout=90, check=True)
+        curl = "import urllib.request as r; q = r.Request('http://127.0.0.1:765/v1/modules'); "
+        curl += f"q.add_header('Authorization', 'Bearer {token}'); print(r.urlopen(q, timeout=60).status)"
+        assert gateway.check(["python3", "-c", curl]).strip() == "200"
+        assert ask(gateway, "GET", "/v1/modules", token)[0] == 200
+    finally:
+        gateway.run(["rm", "-r", folder])
+        gateway.run(restart, timeout=90, check=True)
 
 
 def test_as_shipped_it_only_reads(gateway: Machine, token: str) -> None:
@@ -213,7 +270,7 @@ def test_its_user_gets_no_further_than_the_list(gateway: Machine, change: str) -
 
 
 @pytest.mark.usefixtures("dummy_rule")
-def test_nobody_else_gains_by_the_rule(gateway: Machine) -> None:
+def test_the_rule_grants_nothing_to_other_users(gateway: Machine) -> None:
     """Saying to be the gateway's token is saying nothing."""
     answer = gateway.run(
         f"{CALL} Load 'sa{{ss}}a{{sv}}' dummy 0 1 on-behalf-of s 'token probe'", user="alice", timeout=60
@@ -284,10 +341,9 @@ def test_a_file_goes_through_it_as_a_stream(gateway: Machine, token: str) -> Non
         assert (imported["name"], imported["version"]) == ("kmodd_test_good", "7.1"), imported
         refused = upload(gateway, token, f"head -c 3000 {path}")
         assert (refused["status"], refused["type"]) == (422, "urn:kmodd:error:BadModule")
-        # The rule lets it import for this token alone: not activate, and not remove, which says for nobody.
-        for method, path in (("POST", "/activate"), ("DELETE", "")):
-            assert ask(gateway, method, f"/v1/store/kmodd_test_good/7.1{path}", token)[0] == 403
-        gateway.run("kmodctl store remove kmodd_test_good 7.1", timeout=60, check=True)
+        # The rule lets it import and remove, which are one action, for this token alone; and not activate.
+        assert ask(gateway, "POST", "/v1/store/kmodd_test_good/7.1/activate", token)[0] == 403
+        assert ask(gateway, "DELETE", "/v1/store/kmodd_test_good/7.1", token)[0] == 200
     finally:
         gateway.run(["rm", RULE], check=True)
         restart_polkit(gateway)

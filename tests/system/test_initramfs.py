@@ -60,11 +60,11 @@ def test_the_initramfs_is_refreshed_once_for_all_changes(fresh_vm: Machine, make
         "initramfs-tools": f"update-initramfs -u -k {release}",
         "dracut": f"dracut -f /boot/initrd.img-{release} {release}",
     }[maker]
-    assert "would be refreshed if it is older" in " ".join(shown.split())
+    assert "would then be refreshed if it is older" in " ".join(shown.split())
     assert vm.run("ls /etc/modprobe.d/kmodd-* /root/runs").code != 0, "nothing was changed by either"
     done = vm.run(["kmodctl", "config", "apply", "--initramfs"], timeout=SLOW)
     assert done.code == 0, done.stdout + done.stderr
-    assert f"The initramfs was refreshed by: {command}" in " ".join(done.stdout.split())
+    assert f"The initramfs was refreshed with: {command}" in " ".join(done.stdout.split())
     assert vm.check("cat /root/runs").split() == ["run"]
     assert drift(vm) == []
     # As its own tool shows it: both files of ours are inside, as they are in /etc.
@@ -74,7 +74,7 @@ def test_the_initramfs_is_refreshed_once_for_all_changes(fresh_vm: Machine, make
     assert "etc/modprobe.d/kmodd-options.conf" in inside
     assert mark in inside
     again = vm.check(["kmodctl", "config", "apply", "--initramfs"])
-    assert "The initramfs is as the files want it." in again
+    assert "The initramfs is up to date." in again
     assert vm.check("cat /root/runs").split() == ["run"]
     # Read by kmodd itself, in a compression that modules never have, after one more change.
     vm.check(["kmodctl", "config", "blacklist", "kmodd_test_good", "--off"])

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
-from kmodd.journal_fields import MESSAGE_IDS
+import pytest
+
+from kmodd.journal.fields import MESSAGE_IDS
+from tests.clock import clock
 from tests.system.client import Client, Kmodctl, named, record, records, soon, texts
 from tests.system.service import main_pid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.vm.machine import Machine
 
 T = "kmodd_test_"
@@ -179,7 +185,7 @@ def test_kmodctl_follows_the_log(vm: Machine, client: Client) -> None:
     client.load(f"{T}zst", reason="seen at once")
     following.wait_for_output("reason: seen at once", timeout=30)
     vm.check(["rmmod", f"{T}zst"])
-    following.wait_for_output(f"{T}zst was removed, not by kmodd", timeout=30)
+    following.wait_for_output(f"{T}zst was removed by another program", timeout=30)
     following.kill(2)
     assert following.wait(30).code == 130
 
@@ -193,3 +199,49 @@ def test_start_and_stop_are_recorded(vm: Machine) -> None:
     assert found[0] == "daemon.started"
     assert found[-1] == "daemon.stopped"
     assert records(vm, f"_PID={main_pid(vm)}", "KMODD_EVENT=daemon.started")
+
+
+SLOWLY = "/run/systemd/system/kmodd-inspector@.service.d/slowly.conf"
+
+
+@pytest.fixture
+def _slow_inspector(vm: Machine) -> Iterator[None]:
+    """Its process takes five seconds to come; and none runs now."""
+    vm.write_file(SLOWLY, "[Service]\nExecStartPre=/bin/sleep 5\n")
+    vm.check("systemctl daemon-reload; systemctl stop 'kmodd-inspector@*'; systemctl restart kmodd", timeout=90)
+    yield
+    vm.check(f"rm {SLOWLY}; systemctl daemon-reload; systemctl restart kmodd; rmmod {T}good || true", timeout=90)
+
+
+@pytest.mark.usefixtures("_slow_inspector")
+def test_a_first_call_does_not_wait_for_the_inspector(vm: Machine) -> None:
+    """Its record is complete all the same, and in its place."""
+    made = Client(vm)
+    try:
+        begin, begun = clock(), time.monotonic()
+        made.load(f"{T}good", reason="first")
+        made.load(f"{T}good", reason="second")
+        assert clock() - begin < 4.0, "it waited for the inspector"
+        assert not records(vm, "KMODD_REASON=first")
+        history = made.history(limit=8)  # the health changes with the module, and has no reason
+        assert time.monotonic() - begun > 4.0, "who reads the history waits for what was recorded"
+        reasons = [row["reason"] for row in history if row.get("reason") in ("first", "second")]
+        assert list(dict.fromkeys(reasons)) == ["first", "second"]
+        written = [record(vm, f"KMODD_REASON={reason}") for reason in ("first", "second")]
+        python = vm.check("readlink -f /usr/bin/python3").strip()
+        assert [one["KMODD_EXE"] for one in written] == [python, python]
+        assert int(written[0]["__REALTIME_TIMESTAMP"]) <= int(written[1]["__REALTIME_TIMESTAMP"])
+    finally:
+        made.process.end()
+
+
+@pytest.mark.usefixtures("_slow_inspector")
+def test_a_record_that_waits_is_not_lost_with_the_daemon(vm: Machine) -> None:
+    """Nor with its caller, which has ended by then and is named as it called itself."""
+    vm.check(f"kmodctl load {T}good --reason gone")
+    assert record(vm, "KMODD_REASON=gone")["KMODD_EXE"] == "[kmodctl]"
+    vm.check("systemctl stop 'kmodd-inspector@*'; systemctl restart kmodd", timeout=90)
+    vm.check(f"kmodctl unload {T}good --reason killed; sleep 0.5; kill -9 {main_pid(vm)}")
+    written = record(vm, "KMODD_REASON=killed")
+    assert (written["KMODD_EVENT"], written["KMODD_UID"]) == ("module.unloaded", "0")
+    assert len(records(vm, "KMODD_REASON=killed")) == 1

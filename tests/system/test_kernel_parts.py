@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.client import soon
 from tests.vm.machine import Machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,7 +79,7 @@ def test_mount_in_another_namespace_is_found(clean_vm: Machine, probe: Probe) ->
     assert (kind, name) == ("mount", "/tmp/n/m")
     assert "in the mount namespace of pid" in detail
     hidden.kill()
-    clean_vm.check("sleep 0.5; modprobe -r overlay")
+    soon(lambda: clean_vm.run("modprobe -r overlay").code == 0, "the namespace is gone")
 
 
 def test_loop_device_names_its_file_and_its_mount(clean_vm: Machine, probe: Probe) -> None:
@@ -89,7 +90,9 @@ def test_loop_device_names_its_file_and_its_mount(clean_vm: Machine, probe: Prob
     clean_vm.check(f"mount {device} /tmp/mnt")
     assert ["loop", device, "/tmp/disk.img"] in probe("users", "loop")
     assert ["block", device, "mounted at /tmp/mnt"] in probe("users", "loop")
-    clean_vm.check(f"umount /tmp/mnt && losetup -d {device} && modprobe -r loop")
+    # While udev looks at it the kernel detaches the file later, when the last one closes the device.
+    clean_vm.check(f"umount /tmp/mnt && udevadm settle && losetup -d {device}")
+    soon(lambda: clean_vm.run("modprobe -r loop").code == 0, "the file is detached")
 
 
 def test_process_with_a_device_open_is_named(clean_vm: Machine, probe: Probe) -> None:
@@ -103,7 +106,8 @@ def test_process_with_a_device_open_is_named(clean_vm: Machine, probe: Probe) ->
         assert detail.startswith("pid ")
         assert detail.endswith(path)
         holder.kill()
-        clean_vm.check(f"sleep 0.5; modprobe -r {name}")
+        holder.wait()
+        clean_vm.check(f"modprobe -r {name}")
 
 
 def test_interfaces_are_found_by_their_link_kind(clean_vm: Machine, probe: Probe) -> None:
@@ -180,7 +184,7 @@ def test_what_others_load_and_unload_is_heard(probe: Probe) -> None:
     assert events == [["add", "kmodd_test_good"], ["remove", "kmodd_test_good"]]
 
 
-def test_overflow_is_told_and_hearing_goes_on(clean_vm: Machine, probe: Probe) -> None:
+def test_overflow_is_reported_and_listening_goes_on(clean_vm: Machine, probe: Probe) -> None:
     clean_vm.check("modprobe kmodd_test_good")
     actions = probe("overflow", "kmodd_test_good", 1_000)
     assert actions["overflow"] >= 1
@@ -193,7 +197,11 @@ def test_overflow_is_told_and_hearing_goes_on(clean_vm: Machine, probe: Probe) -
 
 def test_calls_answer_the_kernels_errno(probe: Probe, file: File, clean_vm: Machine) -> None:
     good = file("kmodd_test_good")
-    clean_vm.check("modprobe vfat; mkfifo /tmp/fifo.ko")
+    tree = good.rpartition("/")[0]
+    clean_vm.check(
+        f"modprobe vfat; mkfifo /tmp/fifo.ko {tree}/fifo.ko; cp {BROKEN}/*.ko {tree}; cp {good} {tree}/open.ko"
+    )
+    clean_vm.check(f"chmod 666 {tree}/open.ko; cp {good} /tmp/outside.ko; ln -s /tmp/outside.ko {tree}/link.ko")
     answers = probe(
         "calls",
         [
@@ -203,9 +211,14 @@ def test_calls_answer_the_kernels_errno(probe: Probe, file: File, clean_vm: Mach
             ["remove", "kmodd_test_good", "", 30],
             ["remove", "fat", "", 30],
             ["insert", "/no/such/file.ko", "", 30],
+            ["insert", f"{tree}/none.ko", "", 30],
+            ["insert", f"{tree}/dummy_not_elf.ko", "", 30],
+            ["insert", f"{tree}/dummy_tampered_signature.ko", "", 30],
             ["insert", "/tmp/fifo.ko", "", 30],
-            ["insert", f"{BROKEN}/dummy_not_elf.ko", "", 30],
-            ["insert", f"{BROKEN}/dummy_tampered_signature.ko", "", 30],
+            ["insert", f"{tree}/fifo.ko", "", 30],
+            ["insert", f"{tree}/open.ko", "", 30],
+            ["insert", f"{tree}/link.ko", "", 30],
+            ["insert", f"{tree}/../kmodd-test/kmodd_test_good.ko", "", 30],
         ],
     )
     assert all(answer["kind"] == "done" for answer in answers)
@@ -215,11 +228,15 @@ def test_calls_answer_the_kernels_errno(probe: Probe, file: File, clean_vm: Mach
         0,
         errno.ENOENT,
         errno.EAGAIN,
+        errno.EACCES,
         errno.ENOENT,
         errno.ENOEXEC,
-        errno.ENOEXEC,
         errno.EKEYREJECTED,
+        *[errno.EACCES] * 5,
     ]
+    assert [answer["refusal"] for answer in answers[9:]] == ["place", "kind", "owner", "owner", "place"]
+    assert answers[5]["refusal"] == "place"
+    clean_vm.check(f"cd {tree}; rm fifo.ko open.ko link.ko dummy*.ko kmodd_test_vermagic*; ls")
     assert any("ELF" in line for line in answers[7]["log"]), answers[7]["log"]
 
 
@@ -240,7 +257,7 @@ def test_compressed_modules_are_inserted(probe: Probe, file: File, name: str) ->
     assert [answer["errno"] for answer in answers] == [0, errno.EEXIST, 0]
 
 
-def test_refusing_init_is_told_with_the_kernels_words(probe: Probe, file: File) -> None:
+def test_refusing_init_is_reported_with_the_kernels_log(probe: Probe, file: File) -> None:
     [answer] = probe("calls", [["insert", file("kmodd_test_fail"), f"error=-{errno.ENOMEM}", 30]])
     assert (answer["kind"], answer["errno"]) == ("done", errno.ENOMEM)
     assert "kmodd_test_fail: the flux capacitor is not charged" in answer["log"]
@@ -261,7 +278,7 @@ def test_worker_is_small_and_adds_little_to_the_call(probe: Probe, file: File) -
     assert measured["extra"] <= max(measured["bare"] / 2, 150)  # The least of each: a busy machine adds to the rest.
 
 
-def test_hung_init_is_abandoned_and_its_end_is_told(probe: Probe, file: File) -> None:
+def test_hung_init_is_abandoned_and_its_end_is_reported(probe: Probe, file: File) -> None:
     release = "/sys/kernel/kmodd_test_init_wait/release"
     answer = probe("let_go", file("kmodd_test_init_wait"), release)
     assert answer["stuck"]["kind"] == "timed-out"

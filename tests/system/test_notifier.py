@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.client import Kmodctl
 from tests.system.service import CALL, resident, show, wait_until
 from tests.vm.machine import Machine
 
@@ -35,7 +36,7 @@ http.server.HTTPServer(("127.0.0.1", 8099), Handler).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def notifying(vm: Machine) -> Machine:
+def notifying(vm: Machine, kmodctl: Kmodctl) -> Machine:
     """The machine, with the notifier started and somebody to tell."""
     vm.write_file("/root/receiver.py", RECEIVER)
     vm.check("touch /root/received; systemd-run --unit=receiver python3 /root/receiver.py")
@@ -43,12 +44,12 @@ def notifying(vm: Machine) -> Machine:
     vm.check("(printf whsec_; head -c 32 /dev/urandom | base64) > /etc/kmodd/notify.key")
     vm.check("chgrp kmodd-notifier /etc/kmodd/notify.key; chmod 0640 /etc/kmodd/notify.key")
     vm.run(["systemctl", "enable", "--now", UNIT], timeout=90, check=True)
-    wait_until(lambda: status(vm)["seen"] > 0, "it watches")
+    wait_until(lambda: status(kmodctl)["seen"] > 0, "it watches")
     return vm
 
 
-def status(vm: Machine) -> Any:
-    return json.loads(vm.check("kmodctl notify status --json", timeout=60))
+def status(kmodctl: Kmodctl) -> Any:
+    return json.loads(kmodctl("notify", "status", "--json").out)
 
 
 def received(vm: Machine) -> list[Any]:
@@ -90,21 +91,21 @@ def test_its_user_reads_the_history_and_does_nothing_else(notifying: Machine) ->
     assert notifying.run("test -e /sys/module/dummy/initstate").code == 0
 
 
-def test_who_is_not_allowed_manages_nothing(notifying: Machine) -> None:
+def test_who_is_not_allowed_manages_nothing(notifying: Machine, kmodctl: Kmodctl) -> None:
     answer = notifying.run("kmodctl --no-ask-password notify disable local", user="alice", timeout=60)
     assert answer.code == 4
-    assert status(notifying)["endpoints"][0]["enabled"]
+    assert status(kmodctl)["endpoints"][0]["enabled"]
     shown = notifying.run("kmodctl notify status", user="alice", timeout=60)
     assert "local (webhook, 127.0.0.1)" in shown.stdout
 
 
-def test_nobody_else_takes_its_name(notifying: Machine) -> None:
+def test_other_users_cannot_own_its_name(notifying: Machine, kmodctl: Kmodctl) -> None:
     for user in ("alice", "root"):
         answer = notifying.run(
             "busctl call org.freedesktop.DBus / org.freedesktop.DBus RequestName su org.kmodd1.Notifier 3", user=user
         )
         assert "denied" in answer.stderr, user
-    assert status(notifying)["trouble"] == ""
+    assert status(kmodctl)["trouble"] == ""
 
 
 def test_it_is_small_and_shut_in(notifying: Machine) -> None:
@@ -131,7 +132,7 @@ def test_looking_at_its_metrics_does_not_start_it(notifying: Machine) -> None:
     notifying.check(f"rm -r /etc/systemd/system/kmodd.service.wants; systemctl daemon-reload; systemctl stop {UNIT}")
     code = (
         "import asyncio, sys; sys.path.insert(0, '/usr/local/lib/kmodd')\n"
-        "from kmodd.client_notifier import NotifierClient\n"
+        "from kmodd.client.notifier import NotifierClient\n"
         "async def main():\n"
         "    async with await NotifierClient.connect() as notifier: await notifier.metrics()\n"
         "asyncio.run(main())"

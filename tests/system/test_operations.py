@@ -63,7 +63,7 @@ def test_chain_comes_in_order_and_goes_in_order(vm: Machine, client: Client) -> 
     assert client.unload(f"{T}dep_a") == []
 
 
-def test_dependencies_nobody_needs_go_only_when_asked(vm: Machine, client: Client) -> None:
+def test_unused_dependencies_go_only_with_the_option(vm: Machine, client: Client) -> None:
     client.load(f"{T}dep_c")
     assert client.unload(f"{T}dep_c") == [f"{T}dep_c"]
     client.load(f"{T}dep_c")
@@ -186,7 +186,7 @@ VALUES = [
     ("a_ullong", "18446744073709551615", "18446744073709551615"), ("a_hexint", "255", "0x0000ff"),
     ("a_charp", "plain", "plain"), ("a_charp", "two words", "two words"), ("a_charp", "1 an_int=2", "1 an_int=2"),
     ("a_charp", "", ""), ("a_charp", "a=b,c -- d", "a=b,c -- d"), ("a_charp", "it's $(id) `id` ; rm", "it's $(id) `id` ; rm"),
-    ("a_charp", "back\\slash", "back\\slash"), ("a_charp", "ümläut", "ümläut"), ("a_string", "short one", "short one"),
+    ("a_charp", "back\\slash", "back\\slash"), ("a_charp", "a=b#c", "a=b#c"), ("a_string", "short one", "short one"),
     ("an_array", "4,5,6", "4,5,6"), ("charps", "a b,c", "a b,c"), ("read_only", "3", "3"), ("secret", "42", "42"),
 ]  # fmt: skip
 
@@ -233,6 +233,8 @@ def test_live_parameter_is_written_and_read_back(vm: Machine, client: Client) ->
     client.load(f"{T}params")
     for parameter, value, held in (("level", "7", "6"), ("a_charp", "two words", "two words"), ("a_bool", "y", "Y")):
         assert client.call("SetParameter", f"{T}params", parameter, value) == held == shown(vm, parameter)
+    assert client.set_parameter(f"{T}params", "level", "5", reason="deeper", only_modules=[f"{T}params"]) == "4"
+    assert record(vm, "KMODD_EVENT=parameter.set", "KMODD_REASON=deeper")["KMODD_MODULE"] == f"{T}params"
     errors = {
         ("read_only", "1"): "ReadOnlyParameter",
         ("nosuch", "1"): "NoSuchParameter",
@@ -287,16 +289,22 @@ def test_atomic_batch_undoes_itself(vm: Machine, client: Client) -> None:
         ("load", f"{T}good", {}),
         reason="atomic",
     )
-    assert [tuple(row[1:3]) for row in results] == [
-        ("rolled-back", ""),
-        ("rolled-back", ""),
-        ("failed", "InitFailed"),
-        ("skipped", ""),
+    assert [(row["action"], row["result"]) for row in results] == [
+        ("load", "rolled-back"),
+        ("unload", "rolled-back"),
+        ("load", "failed"),
+        ("load", "skipped"),
     ]
+    failed = results[2]
+    assert (failed["module"], failed["error"], failed["errno"]) == (f"{T}fail", "InitFailed", 5)
+    assert failed["message"].startswith(f"{T}fail failed to initialise")
+    assert any(f"{T}fail" in line for line in failed["kernel-log"])
+    assert [row for row in results if "error" in row] == [failed]
     assert loaded(vm) == before
     assert shown(vm, "an_int") == "5"
     results = client.batch(("load", f"{T}dep_c", {}), ("load", f"{T}fail", {}), ("load", f"{T}good", {}), atomic=False)
-    assert [row[1] for row in results] == ["changed", "failed", "changed"]
+    assert [row["result"] for row in results] == ["changed", "failed", "changed"]
+    assert results[0]["changed"] == [f"{T}dep_a", f"{T}dep_b", f"{T}dep_c"]
     assert loaded(vm) >= {"dep_a", "dep_b", "dep_c", "good"}
 
 
@@ -310,8 +318,29 @@ def test_batch_does_what_its_plan_and_its_dry_run_say(vm: Machine, client: Clien
     plan, dry = client.plan(*operations), client.batch(*operations, dry_run=True)
     assert loaded(vm) == set()
     assert client.batch(*operations) == dry
-    assert [row["module"] for row in plan] == [name for row in dry for name in row[3]]
+    assert [row["module"] for row in plan] == [name for row in dry for name in row["changed"]]
     assert loaded(vm) == {"dep_a", "soft", "soft_pre", "soft_post", "params"}
+
+
+def test_only_the_modules_that_are_named_are_touched(vm: Machine, client: Client) -> None:
+    a, b = f"{T}dep_a", f"{T}dep_b"
+    for only in ([b], []):
+        error = client.refused("Load", b, {}, named({"only_modules": only}))
+        assert error.name == "AccessDenied"
+        assert a in error.message
+    assert client.refused("Batch", [("load", b, {})], named({"only_modules": [b]})).name == "AccessDenied"
+    assert loaded(vm) == set()
+    assert client.load(b, only_modules=[a, b]) == [a, b]
+    assert client.refused("Unload", a, named({"dependents": True, "only_modules": [a]})).name == "AccessDenied"
+    assert loaded(vm) == {"dep_a", "dep_b"}
+
+
+def test_what_holds_a_module_is_in_the_row_of_a_batch(vm: Machine, client: Client) -> None:
+    client.load(f"{T}dep_b")
+    row, done = client.batch(("unload", f"{T}dep_a", {}), ("load", f"{T}good", {}), atomic=False)
+    assert (row["error"], row["holders"], row["changed"]) == ("InUse", [f"{T}dep_b"], [])
+    assert row["hint"] == f"kmodctl unload {T}dep_a --dependents"
+    assert done == {"module": f"{T}good", "action": "load", "result": "changed", "changed": [f"{T}good"]}
 
 
 def test_batch_that_is_known_to_fail_is_not_begun(vm: Machine, client: Client) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.vm.machine import Machine
 
 T = "kmodd_test_"
+# Two of them are in the kernel at the same time.
+PROCESSORS = 2
 
 
 @pytest.fixture(autouse=True)

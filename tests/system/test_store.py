@@ -88,7 +88,7 @@ def test_a_module_is_imported_activated_and_removed(vm: Machine, kmodctl: Kmodct
     assert vm.run(["modinfo", name]).code != 0
     store(kmodctl, "remove", name, imported["version"])
     assert store(kmodctl, "list") == []
-    assert vm.check("ls -A /var/lib/kmodd/store").split() == [".spool"]
+    assert vm.check("ls -A /var/lib/kmodd/store") == ""
 
 
 def test_versions_are_switched_and_survive_a_reboot(vm: Machine, kmodctl: Kmodctl) -> None:
@@ -112,11 +112,11 @@ def test_apply_brings_what_only_the_store_has(vm: Machine, kmodctl: Kmodctl) -> 
     """No file of its name is in the tree before: what is wanted of it can be checked when its version is active, no sooner."""
     name = "kmodd_test_dep_b"
     store(kmodctl, "import", f"{FILES}/{name}.ko", "--version", "1")
-    wish = f'[module.{name}]\nstate = "loaded"\nversion = "1"\nautoload = true\n'
-    vm.write_file(WISHES, wish + '[module.kmodd_test_info]\nstate = "laoded"\n')
+    entry = f'[module.{name}]\nstate = "loaded"\nversion = "1"\nautoload = true\n'
+    vm.write_file(WISHES, entry + '[module.kmodd_test_info]\nstate = "laoded"\n')
     try:
         assert kmodctl("config", "apply").code != 0
-        vm.write_file(WISHES, wish)
+        vm.write_file(WISHES, entry)
         done = kmodctl("config", "apply", seconds=SLOW)
         assert done.code == 0, done.out + done.err
         assert "kmodd_test_dep_a and kmodd_test_dep_b" in done.out
@@ -130,7 +130,110 @@ def test_apply_brings_what_only_the_store_has(vm: Machine, kmodctl: Kmodctl) -> 
         kmodctl("config", "autoload", name, "--off")
 
 
-def test_bad_files_are_told_apart(vm: Machine, kmodctl: Kmodctl) -> None:
+def test_a_version_is_in_force_whatever_else_lies_below_updates(vm: Machine, kmodctl: Kmodctl) -> None:
+    """In either order of the folders, for everybody who runs depmod, and across a reboot's worth of it; and then it is not."""
+    tree = f"/lib/modules/{vm.check('uname -r').strip()}"
+    others = [f"updates/{folder}/{GOOD}.ko" for folder in ("a", "dkms", "zz")]
+    vm.check(
+        " && ".join(f"install -D {FILES}/{GOOD}.ko {tree}/{other}" for other in others) + " && depmod -a", timeout=60
+    )
+    lines = "/etc/depmod.d/kmodd.conf"
+    ours = f"{tree}/updates/kmodd/{GOOD}.ko"
+    try:
+        assert modinfo(vm, "filename") in {f"{tree}/{other}" for other in others}
+        store(kmodctl, "import", "--shadow", f"{BROKEN}/kmodd_test_vermagic_release.ko", "--version", "1")
+        assert store(kmodctl, "activate", GOOD, "1", "--load")["reloaded"] == [GOOD]
+        assert modinfo(vm, "filename") == ours
+        assert vm.check(f"stat -c '%a %U' {lines}").strip() == "644 root"
+        index = vm.check(f"cd {tree} && sha256sum modules.*")
+        vm.check("depmod -a", timeout=60)
+        assert vm.check(f"cd {tree} && sha256sum modules.*") == index, "it was what depmod -a makes"
+        assert modinfo(vm, "filename") == ours
+        assert findings(kmodctl, "store-index") == []
+        # The administrator decides otherwise, behind kmodd's back.
+        vm.write_file("/etc/depmod.d/z.conf", f"override {GOOD} * updates/zz\n")
+        vm.check("depmod -a", timeout=60)
+        (said,) = findings(kmodctl, "store-index")
+        assert f"takes updates/zz/{GOOD}.ko" in said
+        done = json.loads(refused(kmodctl, "activate", GOOD, "1"))
+        assert done["error"].endswith("Conflict")
+        assert "because of line 1 of /etc/depmod.d/z.conf" in done["message"]
+        vm.check(done["message"].split("`")[1])
+        store(kmodctl, "activate", GOOD, "1")
+        assert modinfo(vm, "filename") == ours
+        assert findings(kmodctl, "store-index") == []
+        store(kmodctl, "deactivate", GOOD, "--load")
+        assert modinfo(vm, "filename") in {f"{tree}/{other}" for other in others}
+        assert vm.run(f"ls {lines}").code != 0
+    finally:
+        vm.check(
+            f"rm -rf /etc/depmod.d/z.conf {tree}/updates/a {tree}/updates/dkms {tree}/updates/zz; rmmod {GOOD}; depmod -a",
+            timeout=60,
+        )
+
+
+RULE = "/etc/polkit-1/rules.d/10-store.rules"
+
+
+def test_polkit_sees_every_module_that_comes_with_a_version(vm: Machine, kmodctl: Kmodctl) -> None:
+    """The version needs a module of the tree: consent for the version alone does not load that one too."""
+    name = "kmodd_test_dep_b"
+    sha256 = store(kmodctl, "import", f"{FILES}/{name}.ko", "--version", "1")["sha256"]
+    activate = f"kmodctl --no-ask-password store activate {name} 1 --load"
+
+    def allow(modules: str) -> None:
+        vm.write_file(
+            RULE,
+            "polkit.addRule(function(action, subject) { if (subject.user === 'alice' && "
+            f"action.id.indexOf('org.kmodd1.') === 0 && action.lookup('modules') === '{modules}' && "
+            f"action.lookup('sha256') === '{sha256}') return polkit.Result.YES; }});",
+        )
+        vm.run("systemctl reset-failed polkit.service; systemctl restart polkit.service", timeout=60, check=True)
+
+    try:
+        allow(name)
+        assert vm.run(activate, user="alice", timeout=SLOW).code == 4
+        assert not [row for row in store(kmodctl, "list") if row["active"]]
+        allow(f"kmodd_test_dep_a {name}")
+        vm.run(activate, user="alice", timeout=SLOW, check=True)
+        assert vm.check(f"grep -c '^{name} \\|^kmodd_test_dep_a ' /proc/modules").strip() == "2"
+    finally:
+        vm.run(f"rm -f {RULE}; rmmod {name} kmodd_test_dep_a; systemctl restart polkit.service", timeout=60)
+
+
+@pytest.mark.parametrize("answer", ["NO", "AUTH_ADMIN"])
+def test_an_import_that_polkit_refuses_leaves_nothing_but_its_record(
+    vm: Machine, kmodctl: Kmodctl, answer: str
+) -> None:
+    """Whom polkit refuses in any case has no file unpacked or parsed; nobody has one written before it is granted."""
+    vm.write_file(RULE, f"polkit.addRule(function(action) {{ return polkit.Result.{answer}; }});")
+    vm.run("systemctl reset-failed polkit.service; systemctl restart polkit.service", timeout=60, check=True)
+    alice = vm.check("id -u alice").strip()
+    # Folders too: a file that came and went changes their times.
+    look = "find /var/lib/kmodd/store /lib/modules /etc/depmod.d -printf '%p %s %T@ %C@\\n' | sort | sha256sum"
+    parsers = "systemctl show --value -p NAccepted kmodd-parser.socket"
+    command = f"kmodctl --no-ask-password store import {FILES}/{GOOD}.ko"
+    try:
+        vm.check(f"chmod 755 /root {FILES}; chmod 644 {FILES}/{GOOD}.ko")
+        before = vm.check(look), vm.check(parsers)
+        begin = vm.check("date +@%s.%N").strip()
+        assert vm.run(command, user="alice", timeout=SLOW).code == 4
+        assert vm.check(look) == before[0]
+        if answer == "NO":
+            assert vm.check(parsers) == before[1]
+        denied = ("-o", "json", "KMODD_EVENT=authorization.denied", f"KMODD_UID={alice}", "--since", begin)
+        wait_until(lambda: "import-module" in vm.journal(*denied), "a record")
+        (record,) = [json.loads(line) for line in vm.journal(*denied).splitlines()]
+        assert record["KMODD_ERROR"] in {"AccessDenied", "InteractiveAuthorizationRequired"}
+        # And what this looks at does change where it is granted.
+        store(kmodctl, "import", f"{FILES}/{GOOD}.ko")
+        assert vm.check(look) != before[0]
+        assert vm.check(parsers) != before[1]
+    finally:
+        vm.run(f"chmod 700 /root; rm -f {RULE}; systemctl restart polkit.service", timeout=60)
+
+
+def test_bad_files_are_distinguished(vm: Machine, kmodctl: Kmodctl) -> None:
     for file, error in (
         ("dummy_truncated.ko", "truncated"),
         ("dummy_empty.ko", "empty"),
@@ -178,7 +281,7 @@ def test_a_change_that_is_killed_is_undone(vm: Machine, kmodctl: Kmodctl) -> Non
         if row["active"]:
             store(kmodctl, "deactivate", GOOD)
     assert store(kmodctl, "activate", GOOD, "1")["reloaded"] == []
-    assert vm.check("ls -A /var/lib/kmodd/store/.spool") == ""
+    assert vm.check("find /var/lib/kmodd/store -name '.*.new'") == ""
 
 
 def test_health_tells_of_kernels_without_a_version_and_of_changed_files(vm: Machine, kmodctl: Kmodctl) -> None:
@@ -203,9 +306,9 @@ def test_a_full_disk_is_an_error_and_no_more(vm: Machine, kmodctl: Kmodctl) -> N
         timeout=90,
     )
     try:
-        assert "no room left" in refused(kmodctl, "import", f"{FILES}/{GOOD}.ko")
+        assert "no space left" in refused(kmodctl, "import", f"{FILES}/{GOOD}.ko")
         assert store(kmodctl, "list") == []
-        assert vm.check("ls -A /var/lib/kmodd/store/.spool") == ""
+        assert vm.check("find /var/lib/kmodd/store -name '.*.new'") == ""
     finally:
         vm.check("systemctl stop kmodd && umount /var/lib/kmodd/store && systemctl start kmodd", timeout=90)
 
@@ -288,7 +391,7 @@ def test_a_second_kernel_has_its_own_versions(vm: Machine, kmodctl: Kmodctl) -> 
         store(kmodctl, "import", f"{FILES}/newer/{GOOD}.ko", "--version", "1")
         assert {row["kernel"] for row in store(kmodctl, "list")} == {release, newer}
         (said,) = findings(kmodctl, "store-version-missing")
-        assert "one is in the store" in said
+        assert "the store has one" in said
         index = vm.check(f"stat -c %Y.%i /lib/modules/{release}/modules.dep")
         assert store(kmodctl, "activate", GOOD, "1", "--kernel", newer, "--load")["reloaded"] == []
         assert vm.check(f"modinfo -k {newer} -n {GOOD}").strip() == f"{tree}/updates/kmodd/{GOOD}.ko"
@@ -336,8 +439,8 @@ def test_unsigned_modules_under_lockdown(fresh_vm: Machine, tmp_path: Path) -> N
     assert (row["signed"], row["signer"]) == (True, "ACME modules")
     said = refused(kmodctl, "activate", "dummy", "1", "--load")
     assert "Lockdown" in said
-    assert "the key of its signer, 'ACME modules', is not among the kernel's" in said
-    assert "it has 'Build time autogenerated kernel key'" in said
+    assert "the key of its signer, 'ACME modules', is not trusted by the kernel" in said
+    assert "it trusts 'Build time autogenerated kernel key'" in said
     assert "mokutil --import" in said
     assert [row["active"] for row in store(kmodctl, "list")] == [False]
     assert modinfo(vm, "filename", "dummy").startswith(f"/lib/modules/{release}/kernel/")

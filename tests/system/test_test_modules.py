@@ -117,7 +117,7 @@ def test_a_process_and_a_mount_keep_their_module_busy(clean_vm: Machine) -> None
     clean_vm.check("umount /mnt; udevadm settle; rmmod kmodd_test_blockdev")
 
 
-def test_holds_itself_until_told_otherwise(clean_vm: Machine) -> None:
+def test_holds_itself_until_released(clean_vm: Machine) -> None:
     clean_vm.check("modprobe kmodd_test_self_ref hold=1")
     assert clean_vm.run("rmmod kmodd_test_self_ref").code == 1
     clean_vm.check("echo 0 > /sys/module/kmodd_test_self_ref/parameters/hold; rmmod kmodd_test_self_ref")

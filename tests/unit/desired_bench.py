@@ -4,28 +4,33 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from kmodd.core.converge import Convergence
-from kmodd.core.desired import DesiredState
-from kmodd.core.drift import Comparison
+from kmodd.config.toml_file import parse_document
+from kmodd.core.desired.apply import ApplyPlan, DesiredStateService
+from kmodd.core.desired.drift import Comparison
+from kmodd.core.desired.reconciler import Reconciler
+from kmodd.core.desired.state import DesiredState
 from kmodd.core.events import EventHub
-from kmodd.core.failures import Failures
-from kmodd.core.jobs import Jobs
-from kmodd.core.locks import ModuleLocks
-from kmodd.core.operations import Operations
-from kmodd.core.parameters import Parameters
-from kmodd.core.planner import Planner
-from kmodd.core.reconcile import Reconciler
+from kmodd.core.operations.failures import Failures
+from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.locks import ModuleLocks
+from kmodd.core.operations.operations import Operations
+from kmodd.core.operations.parameters import Parameters
+from kmodd.core.planning.planner import Planner
 from kmodd.core.registry import Registry
+from kmodd.core.store.activation import Switch
 from kmodd.errors import KmoddError
-from kmodd.kernel.simulated_modules import Fault, SimulatedModule, parameter
-from kmodd.kernel.toml_file import parse_document
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, SimulatedModule, SimulatedParameter, parameter
 from kmodd.model import Caller, Result, Rule, Uevent
-from kmodd.model.configuration import RuleChange
-from kmodd.model.document import Document
+from kmodd.model.rules import RuleChange
+from kmodd.model.settings import Document
+from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName
-from tests.unit.fakes import Journal, Ticks, machine
+from tests.unit.fakes import Journal, Ticks, kept_values, machine
 
 SETTLE = 0.002
 CALLER = Caller(":1.7", 0)
@@ -43,8 +48,11 @@ MODULES = (
             parameter("fixed", "int", "1", mode=0o444),
             parameter("secret", "int", "1", mode=0o600),
             parameter("hidden", "int", "1", mode=0),
+            SimulatedParameter("rounded", "int", "", "0", rounds_up_to_mask=True),
+            SimulatedParameter("even", "int", "", "0", mode=0o644, multiple_of=2),
         ),
     ),
+    SimulatedModule("acme_nic", folder="updates", holds="ifb", parameters=(parameter("number", "int", "1"),)),
     SimulatedModule("unix", builtin=True),
 )
 
@@ -105,13 +113,20 @@ class Versions:
         self.active: dict[ModuleName, str] = {}
         self.refuse: dict[ModuleName, KmoddError] = {}
         self.done: list[tuple[str, str]] = []
+        self.brings: dict[ModuleName, tuple[str, ...]] = {}
 
     def active_version(self, name: ModuleName) -> str:
         return self.active.get(name, "")
 
-    async def activate(
-        self, name: ModuleName, version: str, caller: Caller, *, dry_run: bool
-    ) -> tuple[ModuleName, ...]:
+    def foresee(self, name: ModuleName, version: str) -> Switch:
+        entry = StoredModule(name, version, "", version, 0)
+        brought = self.brings.get(name, ())
+        return Switch(name, "", None, entry, load=True, modules=(*map(ModuleName, brought), name), sha256=(version,))
+
+    async def activate(self, switch: Switch, caller: Caller, *, dry_run: bool) -> tuple[ModuleName, ...]:
+        name = switch.name
+        assert switch.entry is not None
+        version = switch.entry.version
         if name in self.refuse:
             raise self.refuse[name]
         if not dry_run:
@@ -126,8 +141,17 @@ class Versions:
 class Bench:
     """Everything about the wanted state, over a kernel whose events come at once."""
 
-    def __init__(self, text: str, *loaded: str, known: Known | None = None, **options: Any) -> None:
-        self.kernel = machine(*MODULES, loaded=loaded, **options)
+    def __init__(
+        self,
+        text: str,
+        *loaded: str,
+        known: Known | None = None,
+        kernel: SimulatedKernel | None = None,
+        remembered: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """`kernel` and the file `remembered` are those of a daemon before this one."""
+        self.kernel = kernel or machine(*MODULES, loaded=loaded, **options)
         self.files, self.settings = Files(text), Files()
         self.journal, self.rules, self.known = Journal(), Rules(), known or Known()
         self.aliases: list[str] = []
@@ -138,8 +162,11 @@ class Bench:
         clock, kernel = Ticks(), self.kernel
         self.registry = Registry(kernel.loaded, kernel.facts, self.hub, self.journal, clock)
         locks = ModuleLocks()
+        self.given = given = kept_values(remembered, kernel.loaded.instance)
+        self.values = values = LiveValues(kernel.loaded, kernel.executor)
+        planner = Planner(kernel.index, kernel.loaded, kernel.facts, values, given=given)
         self.operations = Operations(
-            Planner(kernel.index, kernel.loaded, kernel.facts),
+            planner,
             kernel,
             locks=locks,
             jobs=Jobs(self.hub, clock),
@@ -148,23 +175,25 @@ class Bench:
             events=self.hub,
             clock=clock,
         )
-        self.parameters = Parameters(
-            kernel.index, kernel.loaded, kernel.facts, locks=locks, audit=self.journal, events=self.hub, clock=clock
-        )
+        self.parameters = Parameters(planner.parameters, locks=locks, audit=self.journal, events=self.hub, clock=clock)
         self.desired = DesiredState(
             self.files,
             self.settings,
             release="6.1.0-1-amd64",
             aliases=lambda: self.aliases,
             audit=self.journal,
-            on_reload=lambda: self.taken_over.append(self.desired.tunables.timeout),
+            on_reload=lambda: self.taken_over.append(self.desired.daemon_settings.timeout),
+            modules_of=lambda name: () if kernel.index.exists(name) else kernel.index.resolve(name),
         )
         self.comparison = Comparison(
             self.desired,
             kernel.loaded,
             kernel.index,
+            values,
             autoloaded=lambda: self.autoloaded,
             active_version=self.versions.active_version,
+            given=given,
+            appeared=lambda name: self.registry.presence(name).loaded_at > 0 or given.appeared(name),
         )
         self.reconciler = Reconciler(
             self.desired,
@@ -177,12 +206,12 @@ class Bench:
             changed=lambda: None,
             settle=SETTLE,
         )
-        self.convergence = Convergence(
+        self.convergence = DesiredStateService(
             self.desired,
             self.comparison,
             self.operations,
             self.reconciler,
-            rules=self.rules,
+            rules=cast("Any", self.rules),
             parameters=self.parameters,
             versions=self.versions,
             index=kernel.index,
@@ -196,6 +225,7 @@ class Bench:
 
     async def boot(self) -> None:
         self._stop = [self.registry.start()]
+        self.given.begin(self.registry.names())
         self.desired.reload()
         self._stop.append(self.reconciler.start())
         await self.settle()
@@ -229,8 +259,12 @@ class Bench:
     async def drift(self) -> list[tuple[str, str, str, str]]:
         return [(row.module, row.kind, row.wanted, row.actual) for row in await self.convergence.drift()]
 
+    async def plan(self, *, dry_run: bool, reason: str) -> ApplyPlan:
+        await self.convergence.look()
+        return self.convergence.plan(dry_run=dry_run, reason=reason)
+
     async def apply(self, *, dry_run: bool = False) -> dict[str, Result]:
-        plan = self.convergence.plan(dry_run=dry_run, reason="test")
+        plan = await self.plan(dry_run=dry_run, reason="test")
         results = await self.convergence.apply(plan, CALLER)
         await self.settle()
         return {result.module: result.result for result in results}

@@ -2,11 +2,16 @@
 """Small machines for tests of core, made of the simulated kernel."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from kmodd.core.api import Event
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import RELEASE, SimulatedModule
-from kmodd.model import KernelFacts, Operation, Record, Request, Rule, Verb
+from kmodd.core.events import Event
+from kmodd.core.operations.failures import Failures
+from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.planning.given_values import GivenValues
+from kmodd.daemon.state_files import StateFile
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import RELEASE, SimulatedModule
+from kmodd.model import KernelFacts, Operation, ParameterValue, Record, Request, Rule, Verb
 from kmodd.names import ModuleName, parse_module_or_alias
 
 FILE = "/etc/modprobe.d/test.conf"
@@ -62,6 +67,16 @@ def reload(module: str, *, dependents: bool = False, **parameters: str) -> Opera
     return Operation(Verb.RELOAD, parse_module_or_alias(module), tuple(parameters.items()), dependents=dependents)
 
 
+def set_parameter(module: str, **parameters: str) -> Operation:
+    """Ask for live parameters to be written."""
+    return Operation(Verb.SET_PARAMETER, parse_module_or_alias(module), tuple(parameters.items()))
+
+
+def reset_failed(module: str) -> Operation:
+    """Ask for a failure to be forgotten."""
+    return Operation(Verb.RESET_FAILED, parse_module_or_alias(module))
+
+
 def request(
     *operations: Operation,
     atomic: bool = True,
@@ -86,6 +101,20 @@ def names(*texts: str) -> tuple[ModuleName, ...]:
     return tuple(ModuleName(text) for text in texts)
 
 
+class SeenValues(LiveValues):
+    """Live parameters as they are at any time, for plans that are made without an event loop."""
+
+    def __init__(self, kernel: SimulatedKernel) -> None:
+        super().__init__(kernel.loaded, kernel.executor, now=lambda: 0.0)
+        self._kernel = kernel
+
+    def known(self, name: ModuleName, *, private: bool = False) -> tuple[ParameterValue, ...]:
+        return self._kernel.loaded.parameters(name, private=private)
+
+    def is_fresh(self, name: ModuleName, *, private: bool = False, since: float | None = None) -> bool:
+        return True
+
+
 class Journal:
     """An Audit that keeps what it is told."""
 
@@ -102,23 +131,25 @@ class Journal:
         return [record.event for record in self.records]
 
 
-class Hub:
+class Broadcaster:
     """Events that are kept, and told to subscribers."""
 
     def __init__(self) -> None:
         self.published: list[Event] = []
-        self._subscribers: list[Callable[[Event], None]] = []
+        self._subscribers: list[tuple[Callable[[Event], None], tuple[type[Event], ...]]] = []
 
     def publish(self, event: Event) -> None:
         """Keep and tell."""
         self.published.append(event)
-        for subscriber in list(self._subscribers):
-            subscriber(event)
+        for subscriber, kinds in list(self._subscribers):
+            if not kinds or type(event) in kinds:
+                subscriber(event)
 
-    def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
+    def subscribe(self, subscriber: Callable[[Event], None], *kinds: type[Event]) -> Callable[[], None]:
         """Tell from now on."""
-        self._subscribers.append(subscriber)
-        return lambda: self._subscribers.remove(subscriber)
+        entry = subscriber, kinds
+        self._subscribers.append(entry)
+        return lambda: self._subscribers.remove(entry)
 
 
 class Ticks:
@@ -130,3 +161,15 @@ class Ticks:
     def __call__(self) -> int:
         self.now += 1000
         return self.now
+
+
+def kept_failures(path: Path, on_trouble: Callable[[OSError], None] = lambda error: None) -> Failures:
+    """Failures on a file, as the daemon has them."""
+    file = StateFile(path, on_trouble=on_trouble)
+    return Failures(file.read(), file.write)
+
+
+def kept_values(path: Path | None, instance: Callable[[ModuleName], int] = lambda name: 0) -> GivenValues:
+    """Values that modules were given, on a file as the daemon has them."""
+    file = StateFile(path)
+    return GivenValues(file.read(), file.write, instance)

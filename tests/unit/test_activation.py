@@ -6,21 +6,35 @@ import errno
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from kmodd.core.activation import Activation
-from kmodd.core.store_catalogue import StoreCatalogue
-from kmodd.core.store_health import StoreWatch
+from kmodd.core.health.store import StoreWatch
+from kmodd.core.planning.consequences import disconnecting
+from kmodd.core.store.activation import Activation
+from kmodd.core.store.catalogue import StoreCatalogue
 from kmodd.errors import BadSignature, Conflict, InUse, KmoddError, LimitsExceeded, NoSuchVersion
-from kmodd.kernel.module_tree import ModuleTree
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import RELEASE
-from kmodd.kernel.store_files import StoreFiles
-from kmodd.model import Caller, OperationResult, Plan, Request, Result
+from kmodd.kernel.modules.store_files import StoreFiles
+from kmodd.kernel.modules.trees import ModuleTree
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import RELEASE
+from kmodd.model import (
+    Caller,
+    Consequence,
+    ConsequenceKind,
+    Operation,
+    OperationResult,
+    Plan,
+    Request,
+    Result,
+    Step,
+    StepAction,
+    Verb,
+)
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName
-from tests.unit.fakes import Hub, Journal
+from tests.unit.fakes import Broadcaster, Journal
 
 NAME = ModuleName("dummy")
 CALLER = Caller(":1.7", 0)
@@ -66,7 +80,7 @@ class FakeReloader:
             return (OperationResult(NAME, Result.FAILED, self.error),)
         return (OperationResult(NAME, Result.CHANGED, touched=(NAME,)),)
 
-    def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
+    async def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
         return (("numdummies", "3"), ("gone", "1"))
 
 
@@ -90,7 +104,7 @@ class Stage:
         self.activation = Activation(
             self.files, self.trees, self.depmod, self.catalogue, index=self.kernel.index, loaded=self.kernel.loaded,
             facts=self.kernel.facts,
-            operations=self.reloader, lock=asyncio.Lock(), audit=self.journal, events=Hub(),
+            operations=cast("Any", self.reloader), lock=asyncio.Lock(), audit=self.journal, events=Broadcaster(),
         )  # fmt: skip
         self.watch = StoreWatch(self.files, self.trees, self.catalogue, is_changing=self.activation.is_changing)
 
@@ -105,6 +119,8 @@ class Stage:
     @property
     def state(self) -> tuple[str, str, list[str], bool]:
         """(content of the file in the tree, what the index takes, active versions, a change is under way)."""
+        active = [(entry.name, entry.kernel) for entry in self.files.entries() if entry.active]
+        assert self.trees.overrides(active) or self.files.changes()
         path = self.trees.path(NAME, RELEASE)
         return (
             path.read_text() if path.exists() else "",
@@ -133,7 +149,22 @@ async def test_a_reload_keeps_the_parameters_that_the_version_still_has(stage: S
     assert stage.journal.events == ["store.activated"]
 
 
-async def test_a_dry_run_says_what_would_be_loaded_anew(stage: Stage) -> None:
+async def test_a_switch_that_would_touch_other_modules_than_were_authorized_is_undone(stage: Stage) -> None:
+    """Planned again once the version lies in the tree: its file, not what the store knows of it, says what comes with it."""
+    entry = stage.add("1")
+    switch = stage.activation.foresee(NAME, RELEASE, entry, load=True)
+    assert switch.modules == (NAME,)
+    before = stage.state
+    other = Step(StepAction.INSERT, ModuleName("other"))
+    stage.reloader.plan = lambda request: Plan(request, ((NAME,),), (other,))  # type: ignore[method-assign]
+    with pytest.raises(Conflict, match="now includes other"):
+        await stage.activation.switch(switch, Caller(":1.8", 1000))
+    assert stage.state == before
+    assert not stage.reloader.done
+    assert stage.journal.events == ["operation.failed"]
+
+
+async def test_a_dry_run_says_what_would_be_reloaded(stage: Stage) -> None:
     entry = stage.add("1")
     assert await stage.activation.activate(entry, CALLER, load=True, dry_run=True) == (NAME,)
     assert await stage.activation.activate(entry, CALLER, load=False, dry_run=True) == ()
@@ -168,7 +199,7 @@ async def test_a_read_only_tree_leaves_nothing_to_undo(stage: Stage, monkeypatch
     assert (stage.depmod.runs, stage.files.changes()) == (0, [])
 
 
-async def test_facts_that_somebody_damaged_are_a_finding(stage: Stage) -> None:
+async def test_damaged_facts_are_a_finding(stage: Stage) -> None:
     path = stage.files.path(stage.add("1")).with_suffix(".json")
     path.write_text("{")
     stage.catalogue.fill(stage.files.entries())
@@ -218,6 +249,16 @@ async def test_a_version_that_does_not_load_leaves_the_former_one(stage: Stage) 
     assert stage.journal.events[-1] == "operation.failed"
 
 
+async def test_a_version_that_would_cut_something_live_leaves_the_former_one_and_says_what_to_do(stage: Stage) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    up = Consequence(ConsequenceKind.INTERFACE, "dummy0", up=True)
+    stage.reloader.error = disconnecting(NAME, (up,), Operation(Verb.RELOAD, NAME))
+    with pytest.raises(InUse, match="dummy0") as caught:
+        await stage.activation.activate(stage.add("2"), CALLER, load=True)
+    assert caught.value.evidence.hint.endswith(f"without loading it, then: kmodctl reload {NAME} --disconnect")
+    assert stage.state == FIRST
+
+
 async def test_what_the_failure_left_unloaded_is_loaded_again(stage: Stage) -> None:
     await stage.activation.activate(stage.add("1"), CALLER, load=False)
     real = stage.reloader.execute
@@ -236,7 +277,7 @@ async def test_what_the_failure_left_unloaded_is_loaded_again(stage: Stage) -> N
         return result
 
     stage.reloader.execute = lose  # type: ignore[method-assign]
-    said = r"^no; holder stays unloaded; dummy was loaded again as it was before$"
+    said = r"^no; holder stays unloaded; dummy was loaded again as before$"
     with pytest.raises(BadSignature, match=said) as caught:
         await stage.activation.activate(stage.add("2"), CALLER, load=True)
     assert caught.value.touched == ("holder",)
@@ -265,7 +306,7 @@ async def test_a_step_that_fails_is_undone(
     assert stage.state == (FIRST if former else NONE)
 
 
-STEPS = ["begin_change", "put", "take_away", "refresh", "indexed", "set_active", "end_change"]
+STEPS = ["begin_change", "override", "put", "take_away", "refresh", "indexed", "set_active", "end_change"]
 
 
 @pytest.mark.parametrize("after", [True, False])
@@ -359,9 +400,11 @@ async def test_health_names_a_later_kernel_without_a_version(stage: Stage) -> No
     assert found.module == NAME
     assert found.message.endswith("after a reboot into it dummy is missing.")
     (tree / "modules.dep").write_text("kernel/drivers/net/dummy.ko.xz:\n")
+    await stage.watch.read()
     assert "into it kernel/drivers/net/dummy.ko.xz is used." in next(iter(stage.watch.findings())).message
     (tree / "modules.dep").write_text("")
     (tree / "modules.builtin").write_text("kernel/drivers/net/dummy.ko\n")
+    await stage.watch.read()
     assert "into it the built-in dummy is used." in next(iter(stage.watch.findings())).message
     other = stage.add("1", "9.9.9")
     assert "kmodctl store activate dummy 1 --kernel 9.9.9" in next(iter(stage.watch.findings())).hint
@@ -381,3 +424,97 @@ async def test_a_version_is_found_for_its_kernel(stage: Stage) -> None:
     for version, kernel in (("3", ""), ("2", RELEASE)):
         with pytest.raises(NoSuchVersion):
             one(NAME, version, kernel)
+
+
+# --- what may be loaded -------------------------------------------------------------------------------------------------
+
+
+async def test_file_of_the_store_has_the_content_that_was_activated(tmp_path: Path) -> None:
+    """While a version is activated it is loaded before it is the active one; undone, the former one counts again."""
+    stage = Stage(tmp_path, loaded=True)
+    first, second = stage.add("1"), stage.add("2")
+    path = str(stage.trees.path(NAME, RELEASE))
+    asked: list[str] = []
+
+    def execute(run: object = stage.reloader.execute) -> object:
+        async def noted(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
+            asked.append(stage.activation.authorised(NAME, path))
+            return await run(plan, caller)  # type: ignore[operator, no-any-return]
+
+        return noted
+
+    stage.reloader.execute = execute()  # type: ignore[method-assign, assignment]
+    assert stage.activation.authorised(NAME, path) == ""
+    await stage.activation.activate(first, CALLER, load=True)
+    await stage.activation.activate(second, CALLER, load=True)
+    assert asked == [first.sha256, second.sha256]
+    assert stage.activation.authorised(NAME, path) == second.sha256
+    stage.reloader.error = BadSignature("refused", module=NAME)
+    with pytest.raises(BadSignature):
+        await stage.activation.activate(first, CALLER, load=True)
+    assert asked[2] == first.sha256
+    assert stage.activation.authorised(NAME, path) == second.sha256
+    for other in (str(stage.tree / "kernel/dummy.ko"), "/etc/passwd", path.replace(RELEASE, "0.0.1")):
+        assert stage.activation.authorised(NAME, other) == ""
+
+
+# --- which file the index takes -------------------------------------------------------------------------------------------
+
+
+async def test_an_index_that_another_file_is_in_is_a_finding(stage: Stage) -> None:
+    """Some other program ran depmod, and its order is another one than it was."""
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    await stage.watch.read()
+    assert stage.names() == ["store"]
+    (stage.tree / "modules.dep").write_text("updates/dkms/dummy.ko.xz:\n")
+    await stage.watch.read()
+    (found,) = stage.watch.findings()
+    assert (found.name, found.module, found.status) == ("store-index", NAME, "degraded")
+    assert found.message == (
+        f"The module index of kernel {RELEASE} takes updates/dkms/dummy.ko.xz and not the active version 1 of dummy."
+    )
+    assert found.hint == f"kmodctl store activate dummy 1 --kernel {RELEASE}"
+    await stage.activation.activate(next(iter(stage.catalogue.all())), CALLER, load=False)
+    await stage.watch.read()
+    assert stage.names() == ["store"], "as the hint says"
+
+
+async def test_an_index_that_cannot_be_read_is_a_finding_and_is_not_read_all_the_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    reads = 0
+
+    def fails(*_: object) -> str:
+        nonlocal reads
+        reads += 1
+        raise OSError(errno.EIO, "bad disk")
+
+    monkeypatch.setattr(stage.trees, "indexed", fails)
+    await stage.watch.read()
+    for _ in range(3):
+        assert stage.names() == ["store-index"]
+    assert stage.watch.reading() is None
+    assert reads == 1
+
+
+async def test_the_lines_for_depmod_are_watched_and_written_again_at_the_start(stage: Stage) -> None:
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    await stage.watch.read()
+    path = stage.folder / "etc/depmod.d/kmodd.conf"
+    path.unlink()
+    (found,) = stage.watch.findings()
+    assert (found.name, found.hint) == ("store-index", "systemctl restart kmodd")
+    await stage.activation.recover()
+    assert stage.names() == ["store"]
+    path.write_text("override dummy * updates\n")
+    await stage.activation.recover()
+    assert path.read_text() == "override dummy * updates\n", "it is somebody else's now"
+    with pytest.raises(Conflict, match="was not written by kmodd") as caught:
+        await stage.activation.activate(stage.add("2"), CALLER, load=False)
+    assert caught.value.evidence.hint == "mv /etc/depmod.d/kmodd.conf /etc/depmod.d/local.conf"
+    assert not stage.files.changes()
+    path.unlink()
+    await stage.activation.recover()
+    assert stage.state == FIRST
+    assert stage.names() == ["store"]

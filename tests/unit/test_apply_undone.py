@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from kmodd.core.api import StepStarted
-from kmodd.core.parameters import ParameterWrite
+from kmodd.core.events import StepStarted
+from kmodd.core.operations.parameters import ParameterWrite
+from kmodd.core.store.activation import Switch
 from kmodd.errors import BadParameter, Busy, Conflict, KmoddError, LimitsExceeded, NoSuchModule
 from kmodd.model import Caller, Plan, Request, Result
-from kmodd.model.configuration import RuleChange
+from kmodd.model.rules import RuleChange
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Bench, Make, benches, wanted
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 bench = pytest.fixture(benches)
 
@@ -41,8 +44,8 @@ def level(b: Bench) -> str | None:
 
 async def test_a_disk_that_fills_up_in_between_undoes_everything(bench: Make) -> None:
     b = await everything(bench)
-    b.rules.full = LimitsExceeded("there is no room left on the disk")
-    plan = b.convergence.plan(dry_run=False, reason="test")
+    b.rules.full = LimitsExceeded("no space left on the disk")
+    plan = await b.plan(dry_run=False, reason="test")
     results = await b.convergence.apply(plan, CALLER)
     await b.settle()
     assert [(one.module, one.result) for one in results] == [
@@ -57,13 +60,11 @@ async def test_a_disk_that_fills_up_in_between_undoes_everything(bench: Make) ->
     assert b.versions.done == [("a", "2"), ("a", "1")]
     assert set(b.reconciler.failures) == {"tuned", "c"}
     (told,) = [record for record in b.journal.records if record.event == "batch.rolled-back"]
-    assert told.message.startswith(
-        "what had to follow the batch failed, what was done to vfat, b was undone; b was loaded"
-    )
+    assert told.message.startswith("a step after the batch failed, changes to vfat, b were rolled back; b was loaded")
     (applied,) = [record for record in b.journal.records if record.event == "desired.applied"]
     assert (applied.result, applied.message.partition(":")[2]) == (
         Result.FAILED,
-        " c tuned failed, what was done before was undone",
+        " c tuned failed, earlier changes were rolled back",
     )
     b.rules.full = None
     assert set((await b.apply()).values()) == {Result.CHANGED}
@@ -110,7 +111,7 @@ async def test_what_cannot_be_undone_does_not_keep_the_rest(bench: Make, monkeyp
 
     monkeypatch.setattr(b.parameters, "write", write)
     b.rules.full = LimitsExceeded("full")
-    plan = b.convergence.plan(dry_run=False, reason="test")
+    plan = await b.plan(dry_run=False, reason="test")
     results = {(one.module, one.result) for one in await b.convergence.apply(plan, CALLER)}
     await b.settle()
     assert ("tuned", Result.CHANGED) in results
@@ -199,10 +200,10 @@ async def test_a_switch_that_the_daemons_end_breaks_off_takes_back_those_before(
     await b.boot()
     activate = b.versions.activate
 
-    async def broken_off(name: ModuleName, version: str, caller: Caller, *, dry_run: bool) -> tuple[ModuleName, ...]:
-        if name == "b":
+    async def broken_off(switch: Switch, caller: Caller, *, dry_run: bool) -> tuple[ModuleName, ...]:
+        if switch.name == "b":
             raise asyncio.CancelledError
-        return await activate(name, version, caller, dry_run=dry_run)
+        return await activate(switch, caller, dry_run=dry_run)
 
     monkeypatch.setattr(b.versions, "activate", broken_off)
     with pytest.raises(asyncio.CancelledError):
@@ -210,14 +211,18 @@ async def test_a_switch_that_the_daemons_end_breaks_off_takes_back_those_before(
     assert b.versions.done == [("a", "2"), ("a", "")]
 
 
-async def test_what_cannot_be_taken_back_is_told(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changes_that_cannot_be_undone_are_reported(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     b = await everything(bench)
     b.files.text = EVERYTHING + wanted("broken")
-    monkeypatch.setattr(b.parameters, "opposite", lambda write: None)
+
+    async def nothing(_: object) -> None:
+        return None
+
+    monkeypatch.setattr(b.parameters, "opposite", nothing)
     assert (await b.apply())["vfat"] is Result.ROLLED_BACK
     assert level(b) == "2"
     (applied,) = [record for record in b.journal.records if record.event == "desired.applied"]
-    assert applied.message.endswith("broken failed, what was done before was undone; tuned stays changed")
+    assert applied.message.endswith("broken failed, earlier changes were rolled back; tuned stays changed")
     assert applied.priority == 4
 
 
@@ -237,7 +242,7 @@ async def test_a_batch_that_cannot_succeed_switches_nothing(bench: Make) -> None
     assert set(b.reconciler.failures) == {"nowhere"}
 
 
-async def test_what_is_in_the_way_of_a_batch_is_told_without_trying_it(
+async def test_obstacles_of_a_batch_are_reported_without_trying_it(
     bench: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b = bench('[module.c]\nversion = "2"\n' + wanted("a"))
@@ -252,7 +257,7 @@ async def test_what_is_in_the_way_of_a_batch_is_told_without_trying_it(
         found = plan(request)
         return replace(found, steps=tuple(replace(step, error=Busy("no", module="a")) for step in found.steps))
 
-    applied = b.convergence.plan(dry_run=False, reason="test")
+    applied = await b.plan(dry_run=False, reason="test")
     monkeypatch.setattr(b.operations, "plan", doomed)
     results = await b.convergence.apply(applied, CALLER)
     await b.settle()
@@ -280,14 +285,22 @@ async def test_a_module_that_only_the_store_has_is_loaded_with_what_it_needs(
     monkeypatch.setattr(b.versions, "restore", switch)
     assert {row.hint for row in await b.convergence.drift()} == {"kmodctl config apply"}
     assert await b.apply(dry_run=True) == {"tuned": Result.CHANGED}
-    assert await b.apply() == {"tuned": Result.CHANGED}
+    # The plan does not know what the version brings: nobody but root, who is asked for nothing, gets it along.
+    with pytest.raises(Conflict, match="now includes fat"):
+        await b.convergence.apply(b.convergence.plan(dry_run=False, reason=""), replace(CALLER, uid=1000))
+    assert b.live() == set()
+    b.versions.brings[ModuleName("tuned")] = ("fat",)
+    plan = b.convergence.plan(dry_run=False, reason="")
+    assert plan.modules == ("fat", "tuned")
+    assert plan.sha256 == ("1",)
+    assert {one.result for one in await b.convergence.apply(plan, replace(CALLER, uid=1000))} == {Result.CHANGED}
     assert b.live() == {"fat", "tuned"}
     assert len(b.rules.written) == 2
 
 
 async def test_what_was_begun_is_finished_when_the_caller_leaves(bench: Make) -> None:
     b = await everything(bench)
-    plan = b.convergence.plan(dry_run=False, reason="")
+    plan = await b.plan(dry_run=False, reason="")
     task = asyncio.create_task(b.convergence.apply(plan, CALLER))
     await asyncio.sleep(0)
     task.cancel()

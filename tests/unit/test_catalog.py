@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from kmodd.journal_fields import MESSAGE_IDS
+from kmodd.journal.fields import MESSAGE_IDS
 
 ROOT = Path(__file__).parents[2]
 CATALOG = ROOT / "systemd" / "kmodd.catalog"
@@ -38,7 +38,7 @@ def test_no_entry_shows_the_name_of_a_field_that_is_missing() -> None:
     for text in entries().values():
         assert not re.search("@KMODD_(REASON|PARAMETERS)@", text), "most operations have none"
         if re.search("@KMODD_(ERRNO|HINT)@", text):
-            assert "Where there is nothing to tell, the name of the field stands instead." in text
+            assert "A field without a value is shown by its name." in text
 
 
 def texts(node: ast.AST) -> set[str]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmodd.core.checks import expectation, is_standard, parse_number, same_value
+from kmodd.core.planning.parameters import expectation, is_standard, parse_number, same_value
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_truths_the_kernel_refuses(value: str) -> None:
 )
 def test_range_of_each_whole_number(kind: str, low: int, high: int) -> None:
     assert expectation(kind, str(low)) == expectation(kind, str(high)) == ""
-    wanted = f"a whole number from {low} to {high}"
+    wanted = f"an integer from {low} to {high}"
     assert expectation(kind, str(low - 1)) == expectation(kind, str(high + 1)) == wanted
 
 
@@ -82,12 +82,12 @@ def test_array_of_numbers(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "1,", ",1", "1,x", "1 2", "1, 2"])
 def test_array_with_an_element_the_kernel_refuses(value: str) -> None:
-    assert expectation("array of int", value).startswith("a comma-separated list, each a whole number from -2147483648")
+    assert expectation("array of int", value).startswith("a comma-separated list, each an integer from -2147483648")
 
 
 def test_charp_ends_at_1024_bytes() -> None:
     assert expectation("charp", "x" * 1024) == ""
-    assert expectation("charp", "x" * 1025) == expectation("charp", "\u00e4" * 513) == "a text of at most 1024 bytes"
+    assert expectation("charp", "x" * 1025) == expectation("charp", "\u00e4" * 513) == "a string of at most 1024 bytes"
 
 
 @pytest.mark.parametrize("kind", ["string", "array of charp", "", "mode_t", "array of mode_t"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from kmodd.core.compatibility import check_file, check_kernel, check_place, check_signature
+from kmodd.core.store.compatibility import check_file, check_kernel, check_place, check_signature
 from kmodd.errors import (
     BadModule,
     BadSignature,
@@ -80,7 +80,7 @@ def test_what_does_not_fit_says_why(found: Examination, error: type[KmoddError],
     assert "$(id)" not in raised.value.message
 
 
-def test_what_cannot_be_told_is_not_held_against_it() -> None:
+def test_unknown_compatibility_is_no_fault() -> None:
     assert check_kernel(NAME, replace(FOUND, match=replace(MATCH, vermagic="", machine=0, unchecked=9))) == "6.1.0-9"
 
 
@@ -91,12 +91,13 @@ def test_an_unsigned_module_fits_where_nothing_asks_for_signatures() -> None:
 
 def test_an_unsigned_module_says_how_to_sign_and_enrol() -> None:
     for kernel, error in ((facts(lockdown="integrity"), Lockdown), (facts(signature_enforced=True), BadSignature)):
-        with pytest.raises(error, match="mokutil --import") as raised:
+        with pytest.raises(error) as raised:
             check_signature(NAME, FOUND, kernel)
+        assert "mokutil --import" in raised.value.evidence.hint
         assert "--sign KEY CERT" in raised.value.evidence.hint
 
 
-def test_a_module_of_the_kernels_own_name_has_to_be_asked_for() -> None:
+def test_a_module_with_the_name_of_a_builtin_needs_an_option() -> None:
     check_place(NAME, "6.1.0-9", "", shadow=False)
     for another in ("kernel/special.ko", "built-in"):
         check_place(NAME, "6.1.0-9", another, shadow=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.api import ConfigurationChanged
+from kmodd.core.events import ConfigurationChanged
 from kmodd.errors import NoSuchModule, NotPermitted
-from kmodd.model.configuration import OwnFile, RuleAction, RuleChange
+from kmodd.model.rules import ManagedFile, RuleAction, RuleChange
 from kmodd.names import ModuleName
 from tests.unit.test_configuration import CALLER, Bench
 
@@ -32,38 +32,38 @@ def several() -> list[RuleChange]:
 
 async def test_several_changes_are_made_together(bench: Bench) -> None:
     assert await bench.configuration.write_all(several(), CALLER) == {}
-    assert bench.disk.lines(OwnFile.OPTIONS) == ["options loop max_loop=8", "options dummy numdummies=3"]
-    assert bench.disk.lines(OwnFile.BLACKLIST) == ["blacklist dummy"]
-    assert bench.disk.lines(OwnFile.AUTOLOAD) == ["loop"]
+    assert bench.disk.lines(ManagedFile.OPTIONS) == ["options loop max_loop=8", "options dummy numdummies=3"]
+    assert bench.disk.lines(ManagedFile.BLACKLIST) == ["blacklist dummy"]
+    assert bench.disk.lines(ManagedFile.AUTOLOAD) == ["loop"]
     assert [(record.module, record.event) for record in bench.journal.records] == [
         (change.module, "configuration.changed") for change in several()
     ]
     told = [event.files for event in bench.hub.published if isinstance(event, ConfigurationChanged)]
-    assert told == [(OwnFile.OPTIONS,), (OwnFile.BLACKLIST,), (OwnFile.OPTIONS,), (OwnFile.AUTOLOAD,)]
+    assert told == [(ManagedFile.OPTIONS,), (ManagedFile.BLACKLIST,), (ManagedFile.OPTIONS,), (ManagedFile.AUTOLOAD,)]
 
 
-@pytest.mark.parametrize("full", OwnFile)
-async def test_of_several_changes_all_are_made_or_none(bench: Bench, full: OwnFile) -> None:
+@pytest.mark.parametrize("full", ManagedFile)
+async def test_of_several_changes_all_are_made_or_none(bench: Bench, full: ManagedFile) -> None:
     await bench.ask(RuleAction.SET_OPTIONS, parameters={"max_loop": "4"}, reason="before")
     before = bench.disk.everything
     bench.disk.faults[full] = errno.ENOSPC
     refused = await bench.configuration.write_all(several(), CALLER)
-    concerned = {OwnFile.OPTIONS: {0, 2}, OwnFile.BLACKLIST: {1}, OwnFile.AUTOLOAD: {3}}
+    concerned = {ManagedFile.OPTIONS: {0, 2}, ManagedFile.BLACKLIST: {1}, ManagedFile.AUTOLOAD: {3}}
     assert refused.keys() == concerned[full]
     assert {type(error) for error in refused.values()} == {NotPermitted}
     assert bench.disk.everything == before
     assert [record.event for record in bench.journal.records[1:]] == ["operation.failed"] * len(refused)
 
 
-@pytest.mark.parametrize("late", OwnFile)
+@pytest.mark.parametrize("late", ManagedFile)
 async def test_a_file_that_was_replaced_before_its_write_failed_is_put_back_too(
-    bench: Bench, late: OwnFile, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, late: ManagedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.ask(RuleAction.SET_OPTIONS, parameters={"max_loop": "4"}, reason="before")
     before, real = bench.disk.everything, bench.disk.write
-    failed: list[OwnFile] = []
+    failed: list[ManagedFile] = []
 
-    def write(file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
+    def write(file: ManagedFile, text: bytes | None, *, expected: bytes | None) -> None:
         real(file, text, expected=expected)
         if file is late and not failed:
             failed.append(file)
@@ -74,17 +74,17 @@ async def test_a_file_that_was_replaced_before_its_write_failed_is_put_back_too(
     assert bench.disk.everything == before
 
 
-async def test_what_cannot_be_put_back_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_rollback_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real = bench.disk.write
 
-    def write(file: OwnFile, text: bytes | None, *, expected: bytes | None) -> None:
+    def write(file: ManagedFile, text: bytes | None, *, expected: bytes | None) -> None:
         real(file, text, expected=expected)
-        bench.disk.faults = dict.fromkeys(OwnFile, errno.EIO)
+        bench.disk.faults = dict.fromkeys(ManagedFile, errno.EIO)
 
     monkeypatch.setattr(bench.disk, "write", write)
     refused = await bench.configuration.write_all(several()[:2], CALLER)
     assert refused.keys() == {1}
-    assert refused[1].message.endswith(f"; {OwnFile.OPTIONS} stays changed")
+    assert refused[1].message.endswith(f"; {ManagedFile.OPTIONS} stays changed")
 
 
 async def test_one_bad_change_of_several_is_known_beforehand(bench: Bench) -> None:

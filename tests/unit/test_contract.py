@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 
-from kmodd.bus.binding import bind, snake_case
-from kmodd.bus.call import Call
-from kmodd.bus.contract import Contract, ContractError
-from kmodd.bus.interfaces.configuration import ConfigurationInterface
-from kmodd.bus.interfaces.job import JobInterface
-from kmodd.bus.interfaces.manager import ManagerInterface
-from kmodd.bus.interfaces.module import ModuleInterface
-from kmodd.bus.interfaces.object_manager import ObjectManagerInterface
-from kmodd.bus.interfaces.standard import IntrospectableInterface, PeerInterface, PropertiesInterface
-from kmodd.bus.interfaces.store import StoreInterface
+from kmodd.api.configuration import ConfigurationInterface
+from kmodd.api.manager import ManagerInterface
+from kmodd.api.module import JobInterface, ModuleInterface
+from kmodd.api.standard import IntrospectableInterface, ObjectManagerInterface, PeerInterface, PropertiesInterface
+from kmodd.api.store import StoreInterface
+from kmodd.dbus.binding import bind, snake_case
+from kmodd.dbus.call import Call
+from kmodd.dbus.interface_xml import Contract, ContractError
 
-TEXT = (Path(__file__).resolve().parents[2] / "dbus/org.kmodd1.xml").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "dbus/org.kmodd1.xml").read_text()
 CLASSES: tuple[Any, ...] = (
     ManagerInterface,
     ModuleInterface,

@@ -6,43 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.desired_files import KEYS, read_wishes
-from kmodd.core.tunables import TABLES, read_tunables
-from kmodd.kernel.toml_file import parse_document
+from kmodd.config.settings import TABLES, read_daemon_settings
+from kmodd.config.toml_file import parse_document
+from kmodd.core.desired.files import KEYS, read_desired_modules
 
-DOCS = Path(__file__).parents[2] / "docs"
+PAGES = Path(__file__).parents[2] / "docs" / "man"
 
 
 def page(name: str) -> str:
-    """The page's source with roff's escapes undone."""
-    text = (DOCS / name).read_text()
-    for escape, plain in (("\\-", "-"), ("\\(dq", '"'), ("\\~", " ")):
-        text = text.replace(escape, plain)
-    return text
+    """The page's source."""
+    return (PAGES / f"{name}.scd").read_text()
 
 
 def examples(name: str) -> list[str]:
-    return re.findall(r"^\.EX\n(.*?)^\.EE$", page(name), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```\n(.*?)^```$", page(name), flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_key_of_modules_is_explained() -> None:
-    named = set(re.findall(r"^\.TP\n\.B (\S+)$", page("kmodd-modules.d.5"), flags=re.MULTILINE))
+    named = set(re.findall(r"^\*(\S+)\*$", page("kmodd-modules.d.5"), flags=re.MULTILINE))
     assert named == set(KEYS)
 
 
 def test_every_daemon_setting_is_explained() -> None:
     found: dict[str, tuple[str, ...]] = {}
-    for section in re.split(r"^\.SS ", page("kmodd.toml.5"), flags=re.MULTILINE)[1:]:
+    for section in re.split(r"^## ", page("kmodd.toml.5"), flags=re.MULTILINE)[1:]:
         table = section.partition("\n")[0].strip("[]")
-        found[table] = tuple(re.findall(r"^\.BR (\S+) \" \(", section, flags=re.MULTILINE))
+        found[table] = tuple(re.findall(r"^\*(\S+)\* \(", section, flags=re.MULTILINE))
     assert found == dict(TABLES)
 
 
 @pytest.mark.parametrize("example", examples("kmodd-modules.d.5"))
 def test_examples_of_wishes_are_right(example: str) -> None:
-    assert len(read_wishes([parse_document(example, "example")])) == 1
+    assert len(read_desired_modules([parse_document(example, "example")])) == 1
 
 
 @pytest.mark.parametrize("example", examples("kmodd.toml.5"))
 def test_examples_of_settings_are_right(example: str) -> None:
-    assert read_tunables([parse_document(example, "example")]).timeout == 120
+    assert read_daemon_settings([parse_document(example, "example")]).timeout == 120

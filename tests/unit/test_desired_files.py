@@ -10,15 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kmodd.core.conditions import kernel_fits, unmet
-from kmodd.core.desired import DesiredState
-from kmodd.core.desired_files import KEYS, read_wishes
-from kmodd.core.tunables import LEVELS, read_tunables
+from kmodd.config.settings import LEVELS, read_daemon_settings
+from kmodd.config.toml_file import parse_document
+from kmodd.core.desired.files import KEYS, kernel_fits, read_desired_modules, unmet
+from kmodd.core.desired.state import DesiredState
 from kmodd.errors import Conflict
-from kmodd.kernel.toml_file import parse_document
-from kmodd.model.desired import Ban, Presence, Wish
-from kmodd.model.document import Document
-from kmodd.model.tunables import Tunables
+from kmodd.model.desired import BlacklistMode, DesiredModule, Presence
+from kmodd.model.settings import DaemonSettings, Document
 from kmodd.names import ModuleName
 from tests.unit.fakes import Journal
 
@@ -38,20 +36,20 @@ retry = false
 """
 
 
-def wishes(*texts: str) -> Mapping[ModuleName, Wish]:
-    return read_wishes(parse_document(text, f"/etc/kmodd/modules.d/{i}.toml") for i, text in enumerate(texts))
+def desired_modules(*texts: str) -> Mapping[ModuleName, DesiredModule]:
+    return read_desired_modules(parse_document(text, f"/etc/kmodd/modules.d/{i}.toml") for i, text in enumerate(texts))
 
 
 def test_every_setting() -> None:
-    (wish,) = wishes(FULL).values()
-    assert wish == Wish(
+    (entry,) = desired_modules(FULL).values()
+    assert entry == DesiredModule(
         module=ModuleName("kmodd_test"),
         file="/etc/kmodd/modules.d/0.toml",
         line=1,
         state=Presence.LOADED,
         parameters=(("number", "3"), ("fast", "1"), ("list", "1,2"), ("text", "two words")),
         options=(("number", "3"),),
-        blacklist=Ban.SOFT,
+        blacklist=BlacklistMode.SOFT,
         autoload=False,
         after=(ModuleName("dep_a"), ModuleName("dep_b")),
         unload_when_gone=True,
@@ -70,33 +68,33 @@ def test_every_setting() -> None:
         (
             '[module.a]\nstate = "loaded"\nparamters = {}',
             3,
-            "no setting paramters in [module.a]; did you mean parameters?",
+            "unknown setting module.a.paramters; did you mean parameters?",
         ),
-        ("[modul.a]", 1, "no setting modul; did you mean module?"),
-        ("[module.a]\n\nzzz = 1", 3, "there are: state, parameters"),
-        ('[module.a]\nstate = "there"', 2, "state is one of loaded, absent"),
-        ("[module.a]\nstate = 1", 2, "state is a text"),
+        ("[modul.a]", 1, "unknown setting modul; did you mean module?"),
+        ("[module.a]\n\nzzz = 1", 3, "expected: state, parameters"),
+        ('[module.a]\nstate = "there"', 2, "state must be one of loaded, absent"),
+        ("[module.a]\nstate = 1", 2, "state must be a string"),
         ('[module.a]\nwhen = { kernal = "6" }', 2, "did you mean kernel?"),
-        ('[module.a]\nwhen = { kernel = "> 6 ; rm" }', 2, "kernel is a comparison"),
-        ('[module.a]\nwhen = { alias = "a b" }', 2, "alias is a pattern"),
-        ('[module.a]\nstate = "loaded"\nparameters = { x = 1.5 }', 3, "x is a text, a whole number"),
+        ('[module.a]\nwhen = { kernel = "> 6 ; rm" }', 2, "kernel must be a comparison"),
+        ('[module.a]\nwhen = { alias = "a b" }', 2, "alias must be a pattern"),
+        ('[module.a]\nstate = "loaded"\nparameters = { x = 1.5 }', 3, "x must be a string, an integer"),
         ('[module.a]\noptions = { x = "a\\"b" }', 2, "quote"),
         ('[module.a]\noptions = { x = "a\\nb" }', 2, "control characters"),
         ('[module.a]\noptions = { x = 1, "y y" = 2 }', 2, "a parameter name is"),
-        ('[module."../x"]', 1, "no name of a module"),
-        ("[module]\na = 1", 2, "a is a table"),
+        ('[module."../x"]', 1, "not a module name"),
+        ("[module]\na = 1", 2, "a must be a table"),
         ('[module.a]\nstate = "absent"\nafter = ["b"]', 3, 'needs state = "loaded"'),
-        ('[module.a]\nstate = "loaded"\nblacklist = "hard"', 3, "cannot be wanted and be kept out"),
-        ('[module.a]\nstate = "loaded"\nunload-when-gone = true', 3, "there are none"),
-        ('[module.a]\nblacklist = "hard"\nautoload = true', 3, "kept out"),
+        ('[module.a]\nstate = "loaded"\nblacklist = "hard"', 3, "cannot be both desired and blacklisted"),
+        ('[module.a]\nstate = "loaded"\nunload-when-gone = true', 3, "requires modules in after"),
+        ('[module.a]\nblacklist = "hard"\nautoload = true', 3, "blacklisted"),
         ('[module.a]\nstate = "loaded"\nafter = ["a"]', 3, "cannot come after itself"),
         ('[module.a]\nreason = "x\\ty"', 2, "one line"),
-        ("[module.a-b]\n[module.a_b]", 2, "a_b is described already in /etc/kmodd/modules.d/0.toml, line 1"),
+        ("[module.a-b]\n[module.a_b]", 2, "a_b is already described in /etc/kmodd/modules.d/0.toml, line 1"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_line(text: str, line: int, words: str) -> None:
     with pytest.raises(Conflict) as caught:
-        wishes(text)
+        desired_modules(text)
     assert caught.value.message.startswith(f"/etc/kmodd/modules.d/0.toml, line {line}: ")
     assert words in caught.value.message
     assert caught.value.evidence.line == line
@@ -104,9 +102,9 @@ def test_what_is_wrong_is_named_with_file_and_line(text: str, line: int, words: 
 
 def test_one_module_in_two_files_is_refused() -> None:
     with pytest.raises(
-        Conflict, match=r"1\.toml, line 2: a is described already in /etc/kmodd/modules\.d/0\.toml, line 1"
+        Conflict, match=r"1\.toml, line 2: a is already described in /etc/kmodd/modules\.d/0\.toml, line 1"
     ):
-        wishes("[module.a]", "#\n[module.a]")
+        desired_modules("[module.a]", "#\n[module.a]")
 
 
 def wanted(name: str, *after: str) -> str:
@@ -117,13 +115,13 @@ def test_loops_are_found_over_files() -> None:
     with pytest.raises(
         Conflict, match=r"line 3: (a after c after b after a|b after a after c after b|c after b after a after c):"
     ):
-        wishes(wanted("x", "a"), wanted("a", "c"), wanted("b", "a"), wanted("c", "b"))
-    assert len(wishes(wanted("a", "b", "c"), wanted("b", "c"), wanted("c"))) == 3, "a diamond is no loop"
+        desired_modules(wanted("x", "a"), wanted("a", "c"), wanted("b", "a"), wanted("c", "b"))
+    assert len(desired_modules(wanted("a", "b", "c"), wanted("b", "c"), wanted("c"))) == 3, "a diamond is no loop"
 
 
 def test_a_long_chain_is_no_loop() -> None:
     chain = "".join(wanted(f"m{i}", f"m{i + 1}") for i in range(1000))
-    assert len(wishes(chain)) == 1000
+    assert len(desired_modules(chain)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -146,20 +144,20 @@ def test_kernel_conditions(condition: str, release: str, fits: bool) -> None:
     assert kernel_fits(condition, release) is fits
 
 
-def test_devices_are_looked_for_only_when_asked() -> None:
+def test_devices_are_looked_for_on_demand_only() -> None:
     def never() -> list[str]:
         raise AssertionError
 
-    assert unmet(Wish(ModuleName("a")), "6.1", never) == ""
-    wish = Wish(ModuleName("a"), alias="pci:v*d0001*")
-    assert unmet(wish, "6.1", lambda: ["usb:v1", "pci:v8086d0001sv"]) == ""
-    assert "pci:v*d0001*" in unmet(wish, "6.1", lambda: ["usb:v1"])
+    assert unmet(DesiredModule(ModuleName("a")), "6.1", never) == ""
+    entry = DesiredModule(ModuleName("a"), alias="pci:v*d0001*")
+    assert unmet(entry, "6.1", lambda: ["usb:v1", "pci:v8086d0001sv"]) == ""
+    assert "pci:v*d0001*" in unmet(entry, "6.1", lambda: ["usb:v1"])
 
 
 def test_daemon_settings() -> None:
-    assert read_tunables([]) == Tunables()
+    assert read_daemon_settings([]) == DaemonSettings()
     first = "[operations]\ntimeout = 10\nper-user = 8\n[store]\nfile-max = '16M'\n"
-    found = read_tunables([parse_document(first, "a"), parse_document("[operations]\ntimeout = 20\n", "b")])
+    found = read_daemon_settings([parse_document(first, "a"), parse_document("[operations]\ntimeout = 20\n", "b")])
     assert (found.timeout, found.operations_per_user, found.store_file_max) == (20, 8, 16 << 20)
 
 
@@ -167,17 +165,17 @@ def test_daemon_settings() -> None:
     ("text", "line", "words"),
     [
         ("[operation]", 1, "did you mean operations?"),
-        ("[operations]\ntimeout = 0", 2, "timeout is a whole number from 1 to 3600"),
-        ("[operations]\ntimeout = true", 2, "timeout is a whole number"),
-        ("[operations]\ntimeout-max = 20", 2, "timeout is at most timeout-max"),
-        ("[store]\nfile-max = '64X'", 2, "file-max is a size such as 64M"),
-        ("[log]\nlevel = 'loud'", 2, "level is one of error, warning, notice, info"),
-        ("[desired-state]\nreconcile = 'yes'", 2, "reconcile is true or false"),
+        ("[operations]\ntimeout = 0", 2, "timeout must be an integer from 1 to 3600"),
+        ("[operations]\ntimeout = true", 2, "timeout must be an integer"),
+        ("[operations]\ntimeout-max = 20", 2, "timeout must not exceed timeout-max"),
+        ("[store]\nfile-max = '64X'", 2, "file-max must be a size such as 64M"),
+        ("[log]\nlevel = 'loud'", 2, "level must be one of error, warning, notice, info"),
+        ("[desired-state]\nreconcile = 'yes'", 2, "reconcile must be true or false"),
     ],
 )
 def test_wrong_daemon_settings(text: str, line: int, words: str) -> None:
     with pytest.raises(Conflict) as caught:
-        read_tunables([parse_document(text, "kmodd.toml")])
+        read_daemon_settings([parse_document(text, "kmodd.toml")])
     assert caught.value.message.startswith(f"kmodd.toml, line {line}: ")
     assert words in caught.value.message
 
@@ -207,6 +205,7 @@ WITHIN = {
     "timeout": (1, 3600), "timeout_max": (1, 3600), "operations_per_user": (1, 64), "stuck_max": (1, 16),
     "prompts_per_user": (1, 16), "prompt_timeout": (5, 900), "history_limit_max": (1, 10_000),
     "store_file_max": (4096, 256 << 20), "store_total_max": (4096, 64 << 30), "store_versions_max": (1, 1024),
+    "lease_grace": (0, 86_400), "leases_per_user": (1, 512),
 }  # fmt: skip
 
 
@@ -218,10 +217,10 @@ def assert_points_into(error: Conflict, text: str) -> None:
 
 
 def test_every_version_that_can_be_imported_can_be_wanted() -> None:
-    (wish,) = wishes('[module.a]\nversion = "1:2.0~rc1+b-3"\n').values()
-    assert wish.version == "1:2.0~rc1+b-3"
+    (entry,) = desired_modules('[module.a]\nversion = "1:2.0~rc1+b-3"\n').values()
+    assert entry.version == "1:2.0~rc1+b-3"
     with pytest.raises(Conflict, match="line 2: a version is "):
-        wishes('[module.a]\nversion = ""\n')
+        desired_modules('[module.a]\nversion = ""\n')
 
 
 def test_mutated_daemon_settings_are_within_their_bounds_or_refused() -> None:
@@ -236,7 +235,7 @@ def test_mutated_daemon_settings_are_within_their_bounds_or_refused() -> None:
             at = chance.choice([found.start() for found in re.finditer("[0-9]", text)])
             text = text[:at] + chance.choice(("0", "7", "_", "", "99", "9" * 4, "-")) + text[at + 1 :]
         try:
-            found = read_tunables([parse_document(text, "f.toml")])
+            found = read_daemon_settings([parse_document(text, "f.toml")])
         except Conflict as error:
             assert_points_into(error, text)
             refused += 1
@@ -270,14 +269,14 @@ def desired(modules: Text, journal: Journal) -> DesiredState:
     return DesiredState(modules, Text(), release="6.1.0", aliases=list, audit=journal)
 
 
-def test_a_bad_file_leaves_the_old_wishes_in_force_and_is_told_once() -> None:
+def test_a_bad_file_leaves_the_old_settings_in_force_and_is_reported_once() -> None:
     modules, journal = Text(FULL), Journal()
     state = desired(modules, journal)
     assert state.refresh()
-    before = state.wishes
+    before = state.desired_modules
     modules.text = FULL + "[module.b]\nstat = 1\n"
     assert not state.refresh()
-    assert state.wishes is before
+    assert state.desired_modules is before
     assert state.fault is not None
     assert "did you mean state?" in state.fault.message
     with pytest.raises(Conflict):
@@ -285,7 +284,7 @@ def test_a_bad_file_leaves_the_old_wishes_in_force_and_is_told_once() -> None:
     assert journal.events == ["configuration.refused"]
     modules.text = FULL
     assert state.refresh() is False, "the same as before"
-    assert state.wishes == before
+    assert state.desired_modules == before
     assert desired(modules, journal).fault is None
 
 
@@ -305,12 +304,12 @@ def test_no_mutated_file_does_harm(data: st.DataObject | None) -> None:
     modules, journal = Text(FULL), Journal()
     state = desired(modules, journal)
     state.reload()
-    before = state.wishes
+    before = state.desired_modules
     modules.text = text
     state.refresh()
     if state.fault is not None:
-        assert state.wishes is before
+        assert state.desired_modules is before
         assert state.fault.message.isprintable()
         assert len(state.fault.message) < 500
-    for wish in state.wishes.values():
-        assert all(key.isprintable() and value.isprintable() for key, value in wish.live)
+    for entry in state.desired_modules.values():
+        assert all(key.isprintable() and value.isprintable() for key, value in entry.live)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kmodd.core.diagnosis import diagnose
-from kmodd.core.evidence import StepEvidence
-from kmodd.core.load_faults import LOAD_TABLE
-from kmodd.core.unload_faults import UNLOAD_TABLE
+from kmodd.core.diagnosis.advice import advised
+from kmodd.core.diagnosis.diagnosis import UNLOAD_TABLE, diagnose
+from kmodd.core.diagnosis.evidence import StepEvidence
+from kmodd.core.diagnosis.load import KEYS_LISTED, LOAD_TABLE, SIGNER_MAX, key_hint
 from kmodd.errors import (
     BadModule,
     BadParameter,
@@ -33,7 +33,9 @@ from kmodd.errors import (
     UnknownSymbol,
     WrongKernel,
 )
+from kmodd.kernel.worker.worker import REFUSALS
 from kmodd.model import LoadedModule, Outcome, State, Step, StepAction, User
+from kmodd.model.store import ENROL
 from kmodd.names import ModuleName
 from tests.unit.fakes import FILE, facts, names, rule
 
@@ -51,6 +53,30 @@ def unload(code: int, module: LoadedModule | None = LIVE, **more: Any) -> KmoddE
     return diagnose(replace(UNLOAD, outcome=Outcome("done", code), module=module, **more))
 
 
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("release", "the file of dummy is for another kernel than the running one"),
+        ("place", "the file of dummy is not in the module tree of the running kernel"),
+        ("kind", "the file of dummy is not a regular file"),
+        ("owner", "the file of dummy is writable by other users than root, or a directory or link on its path is"),
+        ("digest", "the file of dummy is not the one that was activated in the store"),
+    ],
+)
+def test_file_that_the_worker_refuses_is_a_bad_module(word: str, sentence: str) -> None:
+    assert word in REFUSALS
+    step = replace(LOAD.step, path="/lib/modules/a b/$(id).ko")
+    error = diagnose(replace(LOAD, step=step, outcome=Outcome("done", errno.EACCES, data=word.encode())))
+    assert (type(error), error.message) == (BadModule, sentence)
+    assert "$(id)" not in error.evidence.hint.replace("'/lib/modules/a b/$(id).ko'", "")
+
+
+def test_every_refusal_of_the_worker_has_its_sentence() -> None:
+    for word in REFUSALS:
+        error = diagnose(replace(LOAD, outcome=Outcome("done", errno.EACCES, data=word.encode())))
+        assert "may be loaded" not in error.message
+
+
 LOCKED = "Lockdown: kmodd: unsigned module loading is restricted; see man kernel_lockdown.7"
 
 ROWS: list[tuple[int, str, type[KmoddError], str]] = [
@@ -60,8 +86,8 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
     (errno.EPERM, "Lockdown: kmodd: unsafe module parameters is restricted", Lockdown, "have this parameter"),
     (errno.EPERM, 'LoadPin: kernel-module denied obj="/x.ko"', NotPermitted, "a security module"),
     (errno.EPERM, "audit: type=1400 avc:  denied  { module_load }", NotPermitted, "a security module"),
-    (errno.EPERM, "", NotPermitted, "does not say why"),
-    (errno.EPERM, "dummy: the board is write-protected", InitFailed, "its init answers EPERM"),
+    (errno.EPERM, "", NotPermitted, "gives no reason"),
+    (errno.EPERM, "dummy: the board is write-protected", InitFailed, "its init returned EPERM"),
     (errno.EACCES, "integrity: ima: appraisal failed", NotPermitted, "a security module"),
     (errno.EACCES, "", InitFailed, "EACCES"),
     # signatures
@@ -88,15 +114,15 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
     (errno.ENOEXEC, "Invalid ELF section header overflow", BadModule, "is cut short"),
     (errno.ENOEXEC, "Invalid ELF header len 12", BadModule, "is cut short"),
     (errno.ENOEXEC, "Module len 4000 truncated", BadModule, "is cut short"),
-    (errno.ENOEXEC, "Invalid ELF header magic: != \\x7fELF", BadModule, "is not a module at all"),
+    (errno.ENOEXEC, "Invalid ELF header magic: != \\x7fELF", BadModule, "is not a module (not an ELF"),
     (errno.ENOEXEC, "Invalid architecture in ELF header: 183", BadModule, "another processor architecture"),
-    (errno.ENOEXEC, "Invalid ELF header type: 2 != 1", BadModule, "is an ELF file, but no module"),
-    (errno.ENOEXEC, "Invalid ELF section header size", BadModule, "section headers do not fit"),
-    (errno.ENOEXEC, "ELF Spec violation: section type mismatch", BadModule, "section headers do not fit"),
+    (errno.ENOEXEC, "Invalid ELF header type: 2 != 1", BadModule, "is an ELF file, but not a module"),
+    (errno.ENOEXEC, "Invalid ELF section header size", BadModule, "invalid section headers"),
+    (errno.ENOEXEC, "ELF Spec violation: section type mismatch", BadModule, "invalid section headers"),
     (errno.ENOEXEC, "dummy: module has no symbols (stripped?)", BadModule, "stripped"),
-    (errno.ENOEXEC, "dummy: No module found in object", BadModule, "is an ELF file, but no module"),
+    (errno.ENOEXEC, "dummy: No module found in object", BadModule, "is an ELF file, but not a module"),
     (errno.ENOEXEC, "dummy: livepatch support is disabled", BadModule, "live patch"),
-    (errno.ENOEXEC, "module: dummy: Unknown rela relocation: 9", BadModule, "relocations do not fit"),
+    (errno.ENOEXEC, "module: dummy: Unknown rela relocation: 9", BadModule, "invalid relocations"),
     (errno.ENOEXEC, "", BadModule, "is not one the kernel can use"),
     (
         errno.ENOEXEC,
@@ -104,7 +130,7 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
         Conflict,
         "beside fat: both export fat_scan",
     ),
-    (errno.ETXTBSY, "", Busy, "is being written"),
+    (errno.ETXTBSY, "", Busy, "is currently being written"),
     # symbols
     (errno.ENOENT, "dummy: Unknown symbol fat_detach (err -2)", UnknownSymbol, "needs fat_detach"),
     (errno.EINVAL, "dummy: Unknown symbol fat_detach (err -22)", UnknownSymbol, "needs fat_detach"),
@@ -114,7 +140,7 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
         UnknownSymbol,
         "uses usb_x without importing",
     ),
-    (errno.EBUSY, "dummy: gave up waiting for init of module fat.", Stuck, "needs fat, whose own init"),
+    (errno.EBUSY, "dummy: gave up waiting for init of module fat.", Stuck, "needs fat, whose init"),
     (errno.EINVAL, "dummy: module is already loaded", Builtin, "built into the kernel"),
     # parameters
     (errno.EINVAL, "dummy: `abc' invalid for parameter `numdummies'", BadParameter, "for parameter numdummies"),
@@ -130,15 +156,15 @@ ROWS: list[tuple[int, str, type[KmoddError], str]] = [
         errno.EIO,
         "dummy: the flux capacitor is not charged",
         InitFailed,
-        "answers EIO; the kernel's log has its own words",
+        "returned EIO; see the kernel log",
     ),
-    (errno.EIO, "", InitFailed, "answers EIO, and says nothing more"),
-    (errno.EINVAL, "", InitFailed, "answers EINVAL"),
-    (errno.ENOENT, "", InitFailed, "answers ENOENT"),
+    (errno.EIO, "", InitFailed, "returned EIO, with no further message"),
+    (errno.EINVAL, "", InitFailed, "returned EINVAL"),
+    (errno.ENOENT, "", InitFailed, "returned ENOENT"),
     (errno.ENOENT, "x: Direct firmware load for a/b.bin failed with error -2", InitFailed, "firmware it needs"),
-    (errno.EBUSY, "", InitFailed, "answers EBUSY"),
-    (errno.EEXIST, "", InitFailed, "answers EEXIST"),
-    (513, "", InitFailed, "answers error 513"),
+    (errno.EBUSY, "", InitFailed, "returned EBUSY"),
+    (errno.EEXIST, "", InitFailed, "returned EEXIST"),
+    (513, "", InitFailed, "returned error 513"),
 ]
 
 
@@ -150,7 +176,7 @@ def test_load(code: int, line: str, wanted: type[KmoddError], words: str) -> Non
     assert words in found.message
     assert found.module == "dummy"
     assert found.evidence.errno == code
-    assert found.evidence.kernel_log == log
+    assert found.evidence.kernel_log == log[1:]
     assert found.evidence.hint != ""
     assert "/" not in found.message.replace("init/exit", "")
 
@@ -203,7 +229,7 @@ def test_symbol_that_no_compiler_makes_reaches_no_error_text() -> None:
     assert type(load(errno.ENOENT, "dummy: Unknown symbol \\x1b[31m/etc (err -2)")) is InitFailed
 
 
-def test_missing_file_is_told_from_a_missing_symbol() -> None:
+def test_missing_file_is_distinguished_from_a_missing_symbol() -> None:
     assert type(load(errno.ENOENT, file_missing=True)) is BadModule
 
 
@@ -216,7 +242,7 @@ def test_bad_value_from_configuration_names_the_line() -> None:
     assert given.evidence.file == ""
 
 
-def test_a_line_of_a_closed_file_is_named_and_not_told() -> None:
+def test_a_line_of_a_closed_file_is_named_and_not_quoted() -> None:
     closed = replace(rule("options", "dummy", "num-dummies=abc password=hunter2", 4), public=False)
     found = load(errno.EINVAL, "dummy: `abc' invalid for parameter `num_dummies'", options=(closed,))
     assert (found.evidence.file, found.evidence.line, found.evidence.rule) == (FILE, 4, "options dummy …")
@@ -238,11 +264,11 @@ MOUNT = User("mount", "/mnt", "/dev/loop0")
         (replace(LIVE, references=1, holders=names("vfat")), (), "dummy is used by vfat"),
         (replace(LIVE, references=2, holders=names("a", "b")), (), "dummy is used by a, b"),
         (replace(LIVE, references=1), (), "dummy is held by 1 reference"),
-        (replace(LIVE, references=1), (MOUNT,), "dummy is kept busy by 1 mount"),
+        (replace(LIVE, references=1), (MOUNT,), "dummy is in use by 1 mount"),
         (
             replace(LIVE, references=3, holders=names("a")),
             (MOUNT, MOUNT, User("process", "cat", "7")),
-            "dummy is used by a and kept busy by 2 mounts, 1 process",
+            "dummy is used by a and by 2 mounts, 1 process",
         ),
         (LIVE, (), "dummy is in use"),
     ],
@@ -252,7 +278,7 @@ def test_in_use(module: LoadedModule, users: tuple[User, ...], sentence: str) ->
     assert type(found) is InUse
     assert found.message == sentence
     assert found.evidence.holders == module.holders
-    assert found.evidence.users == tuple((user.kind, user.name, user.detail) for user in users)
+    assert found.evidence.users == advised(users)
     assert found.evidence.hint != ""
 
 
@@ -289,7 +315,7 @@ def test_what_was_in_the_way_is_over(code: int, module: LoadedModule | None) -> 
     """Between the refusal and the look at what is to blame somebody else's modprobe has come to its end."""
     found = unload(code, module)
     assert type(found) is Busy
-    assert "was being loaded or unloaded by somebody else" in found.message
+    assert "was being loaded or unloaded by another process" in found.message
 
 
 # --- no answer -----------------------------------------------------------------------------------------------------------
@@ -298,7 +324,7 @@ def test_what_was_in_the_way_is_over(code: int, module: LoadedModule | None) -> 
 def test_timed_out() -> None:
     found = diagnose(replace(LOAD, outcome=Outcome("timed-out", 0, 30_000_000, worker=77)))
     assert type(found) is TimedOut
-    assert found.message == "the init of dummy has not come back after 30 s; dummy stays locked until it does"
+    assert found.message == "the init of dummy has not returned after 30 s; dummy stays locked until it does"
     assert found.evidence.errno is None
     assert "/proc/77/stack" in found.evidence.hint
 
@@ -310,7 +336,7 @@ def test_timed_out_exit() -> None:
 def test_crashed_and_left_half_loaded() -> None:
     found = diagnose(replace(LOAD, outcome=Outcome("crashed"), module=replace(LIVE, state=State.COMING)))
     assert type(found) is Crashed
-    assert found.message == "the init of dummy crashed the kernel; dummy stays half loaded until the next boot"
+    assert found.message == "the init of dummy crashed the kernel; dummy stays partially loaded until reboot"
 
 
 def test_crashed_without_a_trace() -> None:
@@ -328,6 +354,38 @@ def test_of_an_oops_the_beginning_is_kept() -> None:
     assert (len(found), found[0], found[-1]) == (32, lines[1], "RAX: 30")
 
 
+def test_of_what_the_kernel_logged_only_what_is_about_the_call_is_kept() -> None:
+    others = (
+        "agent[77]: segfault at 7f1c ip 0000 sp 0000 error 4 in secret[5000+1000]",
+        "traps: agent[77] general protection fault ip:0 sp:0 error:0 in secret",
+        "x dummy: y[77]: segfault at 0 ip 0 sp 0 error 4",
+        'audit: type=1400 apparmor="DENIED" operation="open" name="/secret" pid=77 comm="dummy"',
+        "EXT4-fs (sda1): mounted filesystem secret",
+        "dummy2: secret",
+    )
+    own = ("dummy: not today", "e1000 0000:00:03.0 dummy: no link", "Loading of unsigned module is rejected")
+    found = diagnose(replace(LOAD, outcome=Outcome("done", errno.EIO, worker=9), log=(*others, *own, *others)))
+    assert found.evidence.kernel_log == own
+    held = unload(errno.EAGAIN, replace(LIVE, references=1), log=(*others, *own))
+    assert held.evidence.kernel_log == own
+
+
+def test_an_oops_of_another_process_is_not_kept() -> None:
+    def oops(pid: int) -> tuple[str, ...]:
+        return (
+            "BUG: unable to handle page fault",
+            f"CPU: 0 PID: {pid} Comm: x",
+            f"RIP: {pid}",
+            "---[ end trace 0 ]---",
+        )
+
+    crash = replace(LOAD, outcome=Outcome("crashed", worker=9))
+    segfault = "agent[77]: segfault at 7f1c ip 0000 sp 0000 error 4 in secret[5000+1000]"
+    mixed = (*oops(77), *oops(9)[:2], segfault, *oops(9)[2:], "secret of others")
+    assert diagnose(replace(crash, log=mixed)).evidence.kernel_log == oops(9)
+    assert diagnose(replace(crash, log=oops(77))).evidence.kernel_log == ()
+
+
 def test_empty_file_of_which_the_kernel_says_nothing() -> None:
     found = load(errno.EINVAL, file_fault="the file of module dummy is empty")
     assert (type(found), found.message) == (BadModule, "the file of module dummy is empty")
@@ -342,3 +400,31 @@ def test_init_that_answers_what_the_loader_could_have() -> None:
     assert isinstance(load(errno.ENOEXEC, taint, "dummy: not today"), InitFailed)
     assert isinstance(load(errno.ENOEXEC, taint), BadModule)
     assert isinstance(load(errno.ENOEXEC, "dummy: not today", "Invalid ELF header magic: != ELF"), BadModule)
+
+
+# --- the key that is missing -------------------------------------------------------------------------------------------
+
+KERNEL = "Build time autogenerated kernel key"
+
+
+def test_the_signer_and_the_kernels_keys_are_named() -> None:
+    said = key_hint("ACME modules", (KERNEL, "DKMS module signing key"))
+    assert "the key of its signer, 'ACME modules', is not trusted by the kernel" in said
+    assert f"it trusts '{KERNEL}', 'DKMS module signing key'" in said
+    assert "mokutil --import CERT" in said
+
+
+def test_a_known_signer_points_to_the_file() -> None:
+    assert "was changed after signing" in key_hint(KERNEL, (KERNEL,))
+
+
+def test_an_unsigned_module_has_to_be_signed_first() -> None:
+    assert key_hint("", (KERNEL,)) == ENROL
+
+
+def test_what_a_file_says_is_bounded_and_printable() -> None:
+    said = key_hint("evil\x1b[31m\u202e" + "x" * 500, tuple(f"key {number}" for number in range(20)))
+    assert said.isprintable()
+    assert "x" * SIGNER_MAX not in said
+    assert said.count("'key ") == KEYS_LISTED
+    assert f"and {20 - KEYS_LISTED} more" in said

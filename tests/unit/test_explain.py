@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`Explain` says what a module is, why it is there, what holds it and what would keep it from loading."""
 
-import asyncio
-import threading
 from collections.abc import Mapping
 
 import pytest
 
-from kmodd.core.api import StepStarted
-from kmodd.core.events import EventHub
-from kmodd.core.explain import SEARCHES, Explainer
-from kmodd.core.policy import Policy
+from kmodd.core.diagnosis.explain import Explainer
+from kmodd.core.diagnosis.usage import unexplained
+from kmodd.core.events import EventHub, StepStarted
+from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
-from kmodd.errors import Busy, Conflict, Evidence, ModuleTreeMissing, NoSuchModule
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, FaultKind
-from kmodd.model import Explanation, Failure, LoadedBy, Record, Rule, State, StepAction, User
+from kmodd.errors import Conflict, Evidence, ModuleTreeMissing, NoSuchModule
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, FaultKind
+from kmodd.model import (
+    Explanation,
+    Failure,
+    LoadedBy,
+    LoadedModule,
+    Record,
+    Remedy,
+    Rule,
+    State,
+    StepAction,
+    Usage,
+    User,
+)
 from kmodd.names import ModuleName
 
 M = ModuleName
@@ -24,8 +34,8 @@ M = ModuleName
 class Bench:
     """An explainer over a simulated kernel."""
 
-    def __init__(self, failures: Mapping[str, Failure] | None = None) -> None:
-        self.kernel = SimulatedKernel(pace=0)
+    def __init__(self, failures: Mapping[str, Failure] | None = None, kernel: SimulatedKernel | None = None) -> None:
+        self.kernel = kernel or SimulatedKernel(pace=0)
         self.hub = EventHub(lambda *_: None)
         self.records: list[Record] = []
         self.registry = Registry(self.kernel.loaded, self.kernel.facts, self.hub, self, lambda: 5)
@@ -33,7 +43,7 @@ class Bench:
         self.explainer = Explainer(
             loaded=self.kernel.loaded,
             index=self.kernel.index,
-            usage=self.kernel.usage,
+            inspection=self.kernel.inspection,
             facts=self.kernel.facts,
             policy=Policy(self.kernel.index),
             registry=self.registry,
@@ -68,7 +78,11 @@ async def test_what_nothing_explains_is_the_kernel() -> None:
     bench.kernel.modprobe("kmodd_test_self_ref")
     answer = await bench.explain("kmodd_test_self_ref")
     assert [user.kind for user in answer.users] == ["kernel"]
-    assert answer.blockers == ("The kernel itself holds it: 1 reference that nothing in user space explains.",)
+    (blocker,) = answer.blockers
+    assert blocker == (
+        "Mounts, devices, interfaces, traffic control, netfilter, configfs, open files and sockets do not explain what uses it: "
+        "1 reference that nothing in user space explains."
+    )
 
 
 async def test_a_free_module_is_removable() -> None:
@@ -137,8 +151,8 @@ async def test_a_hung_module_and_who_needs_it() -> None:
     assert (coming.state, going.state) == (State.COMING, State.GOING)
     assert not coming.removable
     assert not coming.loadable
-    assert "init() has not come back" in coming.blockers[0]
-    assert "exit() has not come back" in going.blockers[0]
+    assert "init() has not returned" in coming.blockers[0]
+    assert "exit() has not returned" in going.blockers[0]
 
 
 async def test_permanent_and_disabled_kernels_block_removal() -> None:
@@ -157,12 +171,12 @@ async def test_a_kernel_that_wants_signatures_blocks_unsigned_files() -> None:
     assert (await bench.explain("loop")).loadable
 
 
-async def test_a_remembered_failure_is_told() -> None:
+async def test_a_remembered_failure_is_reported() -> None:
     failure = Failure(M("i8k"), "load", "NoDevice", "…", Evidence(errno=19), 7)
     assert (await Bench({"i8k": failure}).explain("i8k")).failure == failure
 
 
-async def test_a_name_that_is_nearly_right_is_asked_about() -> None:
+async def test_a_name_that_is_nearly_right_gets_a_suggestion() -> None:
     assert "did you mean bonding?" in (await Bench().explain("bondin")).blockers[0]
 
 
@@ -186,30 +200,56 @@ def test_describe_resolves_one_alias_and_refuses_several() -> None:
     assert "read_only" not in bench.explainer.writable(M("kmodd_test_params"))
 
 
-async def test_searches_are_shared_and_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, gate, searched = Bench(), threading.Event(), list[str]()
+async def test_commands_free_what_holds_it_first_and_then_unload_it() -> None:
+    bench = Bench()
+    mount = User("mount", "/mnt/a b", "type vfat, source x", remedy=Remedy.UNMOUNT, target="/mnt/a b")
+    bench.kernel.modprobe("vfat")
+    bench.kernel.hold("vfat", mount)
+    vfat, fat = await bench.explain("vfat"), await bench.explain("fat")
+    assert vfat.users[0].command == "umount '/mnt/a b'"
+    assert vfat.free == ("umount '/mnt/a b'", "kmodctl unload vfat")
+    assert fat.free == ("umount '/mnt/a b'", "kmodctl unload fat --dependents")
+    assert (await bench.explain("ext4")).free == (), "the root file system is on it"
 
-    def slow(name: ModuleName) -> tuple[User, ...]:
-        searched.append(name)
-        gate.wait(5)
-        return ()
 
-    monkeypatch.setattr(bench.kernel.usage, "users", slow)
-    names = ("ext4", "jbd2", "fuse", "snd")[:SEARCHES]
-    waiting = [asyncio.ensure_future(bench.explain(name)) for name in (*names, "ext4")]
-    await asyncio.sleep(0.01)
-    with pytest.raises(Busy):
-        await bench.explain("crc16")
-    waiting[-1].cancel()
-    gate.set()
-    answers = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(answer) for answer in answers[:-1]] == [Explanation] * SEARCHES
-    assert sorted(searched) == sorted(names), "the fifth shared the first one's search"
-    assert (await bench.explain("crc16")).state is State.LIVE
+async def test_bound_device_explains_no_reference() -> None:
+    bench = Bench()
+    bench.kernel.hold("fuse", User("device", "virtio1", "driver x, bus virtio", remedy=Remedy.NOT_NEEDED))
+    answer = await bench.explain("fuse")
+    assert [user.kind for user in answer.users] == ["device", "kernel"]
+    assert answer.free == (), "unloading it would fail, and nothing is known that helps"
+
+
+async def test_what_was_not_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+
+    async def users(_: ModuleName) -> Usage:
+        return Usage((), "there are more than 64 mount namespaces")
+
+    monkeypatch.setattr(bench.kernel.inspection, "users", users)
+    answer = await bench.explain("ext4")
+    assert answer.partial == "there are more than 64 mount namespaces"
+    assert answer.users[-1].detail.endswith(
+        "that nothing in user space explains (there are more than 64 mount namespaces)"
+    )
+
+
+async def test_commands_for_some_of_the_users_are_not_given_as_those_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    mount = User("mount", "/m", "", remedy=Remedy.UNMOUNT, target="/m")
+    bench.kernel.modprobe("fuse")
+    bench.kernel.hold("fuse", mount)
+    assert (await bench.explain("fuse")).free == ("umount /m", "kmodctl unload fuse")
+
+    async def users(_: ModuleName) -> Usage:
+        return Usage((mount,), "it has more users than are listed", crowded=True)
+
+    monkeypatch.setattr(bench.kernel.inspection, "users", users)
+    assert (await bench.explain("fuse")).free == ()
 
 
 async def test_what_failed_in_the_end_is_stuck_no_more() -> None:
-    failure = Failure(M("dummy"), "load", "TimedOut", "the init of dummy has not come back", Evidence(), 1, stuck=True)
+    failure = Failure(M("dummy"), "load", "TimedOut", "the init of dummy has not returned", Evidence(), 1, stuck=True)
     answer = await Bench({"dummy": failure}).explain("dummy")
     assert answer.failure is not None
     assert (answer.state, answer.failure.error, answer.failure.stuck) == (State.AVAILABLE, "TimedOut", False)
@@ -222,3 +262,32 @@ async def test_a_module_that_crashed_does_not_come_back() -> None:
     bench.kernel.machine.start_insert(bench.kernel.index.path(M("dummy")), "")
     answer = await bench.explain("dummy")
     assert (answer.state, answer.blockers) == (State.COMING, ("the init of dummy crashed the kernel.",))
+
+
+async def test_a_rule_that_modprobe_ignores_is_shown_with_what_makes_it_hold() -> None:
+    bench = Bench()
+    file = "/etc/modprobe.d/x.conf"
+    bench.kernel.change_rules(
+        Rule("install", "dummy", "/bin/false", file, 1, "install dummy /bin/false"),
+        Rule("softdep", "dummy", "pre: loop", file, 2, "softdep dummy pre: loop"),
+    )
+    answer = await bench.explain("dummy")
+    assert not answer.loadable
+    (blocker,) = answer.blockers
+    assert f"modprobe ignores install lines of a module with soft dependencies ({file}, line 2)" in blocker
+    assert "'softdep dummy pre:'" in blocker
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("dm_zero", "a device-mapper table may (dmsetup table)"),
+        ("tcp_bbr", "open TCP sockets may (ss --tcp --info)"),
+        ("sch_fq", "what is set up in another network namespace may"),
+        ("loop", ""),
+    ],
+)
+def test_what_is_not_looked_at_and_may_hold_it_is_said(name: str, guess: str) -> None:
+    module = LoadedModule(M(name), 16384, 2, (), State.LIVE)
+    detail = "2 references that nothing in user space explains"
+    assert unexplained(module).detail == (f"{detail}; {guess}" if guess else detail)

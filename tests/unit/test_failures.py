@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.failures import REMEMBERED, Failures
+from kmodd.core.operations.failures import REMEMBERED, Failures
 from kmodd.errors import Evidence
-from kmodd.model import Failure, LoadedBy
+from kmodd.model import Failure, LoadedBy, User
 from kmodd.names import ModuleName
+from tests.unit.fakes import kept_failures
 
 EVIDENCE = Evidence(
     errno=5,
     kernel_log=("a: b",),
     hint="do",
     holders=("x",),
-    users=(("mount", "/mnt", "d"),),
+    users=(User("process", "cat", "d", command="kill 7", pid=7, exe="/bin/cat", owner=1000),),
     file="/f",
     line=3,
     rule="r",
+    rule_kind="blacklist",
     symbols=("s",),
     parameter="p",
 )
@@ -42,22 +44,22 @@ def test_letting_go_and_forgetting() -> None:
     failures = Failures()
     failures.remember(FAILURE)
     assert list(failures.stuck) == [FAILURE]
-    assert failures.let_go(M)
-    assert not failures.let_go(M)
+    assert failures.settle(M)
+    assert not failures.settle(M)
     assert list(failures.stuck) == []
     assert failures.forget(M)
     assert not failures.forget(M)
-    assert not failures.let_go(M)
+    assert not failures.settle(M)
 
 
 def test_everything_is_known_again_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "failures.json"
-    first = Failures(path)
+    first = kept_failures(path)
     first.remember(FAILURE)
     first.remember(replace(FAILURE, module=ModuleName("n"), evidence=Evidence(), stuck=False))
-    assert Failures(path).all() == first.all()
+    assert kept_failures(path).all() == first.all()
     first.forget(M)
-    assert [f.module for f in Failures(path).all()] == ["n"]
+    assert [f.module for f in kept_failures(path).all()] == ["n"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert [each.name for each in tmp_path.iterdir()] == ["failures.json"]
 
@@ -69,10 +71,10 @@ def test_everything_is_known_again_after_a_restart(tmp_path: Path) -> None:
 def test_broken_file_is_no_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "failures.json"
     path.write_text(text)
-    failures = Failures(path)
+    failures = kept_failures(path)
     assert failures.all() == ()
     failures.remember(FAILURE)
-    assert Failures(path).all() == (FAILURE,)
+    assert kept_failures(path).all() == (FAILURE,)
 
 
 @pytest.mark.parametrize(
@@ -80,35 +82,35 @@ def test_broken_file_is_no_error(tmp_path: Path, text: str) -> None:
 )
 def test_entry_that_cannot_be_trusted_is_dropped_and_the_others_stay(tmp_path: Path, field: str, value: object) -> None:
     path = tmp_path / "failures.json"
-    first = Failures(path)
+    first = kept_failures(path)
     first.remember(replace(FAILURE, module=ModuleName("n")))
     first.remember(FAILURE)
     entries = json.loads(path.read_text())
     entries[0][field] = value
     path.write_text(json.dumps(entries))
-    assert Failures(path).all() == (FAILURE,)
+    assert kept_failures(path).all() == (FAILURE,)
 
 
 def test_file_that_is_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     real, link, pipe = tmp_path / "real", tmp_path / "link", tmp_path / "pipe"
-    Failures(real).remember(FAILURE)
+    kept_failures(real).remember(FAILURE)
     link.symlink_to(real)
     os.mkfifo(pipe)
-    assert Failures(link).all() == ()
-    assert Failures(pipe).all() == ()
+    assert kept_failures(link).all() == ()
+    assert kept_failures(pipe).all() == ()
 
 
 def test_link_planted_beside_the_file_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("whole")
     (tmp_path / ".failures.json.new").symlink_to(victim)
-    Failures(tmp_path / "failures.json").remember(FAILURE)
+    kept_failures(tmp_path / "failures.json").remember(FAILURE)
     assert victim.read_text() == "whole"
 
 
-def test_file_that_cannot_be_written_is_told_and_memory_holds(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_is_reported_and_memory_holds(tmp_path: Path) -> None:
     trouble: list[OSError] = []
-    failures = Failures(tmp_path / "nowhere" / "failures.json", on_trouble=trouble.append)
+    failures = kept_failures(tmp_path / "nowhere" / "failures.json", on_trouble=trouble.append)
     failures.remember(FAILURE)
     assert failures.all() == (FAILURE,)
     assert len(trouble) == 1

@@ -6,16 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from kmodd.core.api import Event, HealthChanged, ManagerChanged, ModuleAdded, StepFailed
-from kmodd.core.events import EventHub
-from kmodd.core.health import PATIENCE_USEC, HealthMonitor
+from kmodd.core.events import Event, EventHub, HealthChanged, ManagerChanged, ModuleAdded, StepFailed
+from kmodd.core.health.monitor import STUCK_AFTER_USEC, HealthMonitor
 from kmodd.core.listing import Listing
-from kmodd.core.policy import Policy
+from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.errors import Evidence
-from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import Failure, HealthCheck, HealthStatus, Record, Rule, StepAction
 from kmodd.names import ModuleName
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 M = ModuleName
 OK, DEGRADED, FAILING = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING
@@ -95,7 +96,7 @@ def test_an_unsigned_module_degrades_and_is_named(ward: Ward) -> None:
     assert health.status is DEGRADED
     assert [flag[0] for flag in health.taint_flags] == ["P", "O", "E"]
     (taint,) = [check.message for check in health.checks if check.name == "taint"]
-    assert taint.endswith(" Brought by nvidia (POE).")
+    assert taint.endswith(" Caused by nvidia (POE).")
     assert [(check.name, check.module) for check in ward.wrong()] == [("unsigned-module", "nvidia")]
 
 
@@ -106,7 +107,7 @@ def test_taint_left_by_what_is_gone_is_worth_a_line_only(ward: Ward) -> None:
     assert health.status is OK
     (taint,) = [check.message for check in health.checks if check.name == "taint"]
     assert "tainted" in taint
-    assert "Brought by" not in taint
+    assert "Caused by" not in taint
 
 
 async def test_a_crash_is_failing_and_its_module_stuck(ward: Ward) -> None:
@@ -122,7 +123,7 @@ async def test_hung_calls_degrade_and_four_of_them_fail(ward: Ward) -> None:
         await ward.kernel.executor.insert(ward.kernel.index.path(M("kmodd_test_init_hang")), "", timeout=1)
         expected = FAILING if number == 3 else DEGRADED
         assert ward.monitor.check().status is expected
-    assert "4 calls hang" in next(check.message for check in ward.wrong() if check.name == "stuck-calls")
+    assert "4 calls are stuck" in next(check.message for check in ward.wrong() if check.name == "stuck-calls")
 
 
 async def test_a_module_that_others_hung_is_noticed_after_a_while(ward: Ward) -> None:
@@ -130,7 +131,7 @@ async def test_a_module_that_others_hung_is_noticed_after_a_while(ward: Ward) ->
     ward.kernel.modprobe(name)
     ward.kernel.machine.start_remove(name)
     assert not [check for check in ward.wrong() if check.name == "stuck-module"]
-    ward.now += PATIENCE_USEC
+    ward.now += STUCK_AFTER_USEC
     assert [check.module for check in ward.wrong() if check.name == "stuck-module"] == [name]
     ward.kernel.release(name)
     assert not [check for check in ward.wrong() if check.name == "stuck-module"]
@@ -189,7 +190,7 @@ def test_the_daemons_own_trouble_is_failing(ward: Ward) -> None:
     assert [(check.name, check.status) for check in ward.wrong()] == [("daemon", FAILING)]
 
 
-def test_a_changed_status_is_told_and_recorded_once(ward: Ward) -> None:
+def test_a_changed_status_is_announced_and_recorded_once(ward: Ward) -> None:
     ward.trouble = "x"
     ward.monitor.check()
     ward.monitor.check()
@@ -199,7 +200,7 @@ def test_a_changed_status_is_told_and_recorded_once(ward: Ward) -> None:
 
 
 async def test_events_make_it_look_once_and_stopping_ends_that(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmodd.core.health.SETTLE", 0.01)
+    monkeypatch.setattr("kmodd.core.health.monitor.SETTLE", 0.01)
     stop = ward.monitor.start()
     ward.trouble = "x"
     for _ in range(3):
@@ -215,8 +216,8 @@ async def test_events_make_it_look_once_and_stopping_ends_that(ward: Ward, monke
 
 
 async def test_what_went_well_is_looked_at_when_there_is_time(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmodd.core.health.SETTLE", 0.01)
-    monkeypatch.setattr("kmodd.core.health.LEISURE", 0.1)
+    monkeypatch.setattr("kmodd.core.health.monitor.SETTLE", 0.01)
+    monkeypatch.setattr("kmodd.core.health.monitor.HEALTH_DELAY", 0.1)
     stop = ward.monitor.start()
     ward.trouble = "x"
     ward.hub.publish(ModuleAdded(M("loop")))
@@ -232,7 +233,7 @@ async def test_what_went_well_is_looked_at_when_there_is_time(ward: Ward, monkey
     stop()
 
 
-async def test_who_asks_is_told_of_what_was_just_written(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_query_sees_what_was_just_written(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     reading: asyncio.Task[None] | None = None
 
     async def read(seconds: float) -> None:
@@ -244,7 +245,7 @@ async def test_who_asks_is_told_of_what_was_just_written(ward: Ward, monkeypatch
     reading = asyncio.create_task(read(0.01))
     assert (await ward.monitor.now()).status is FAILING
     ward.trouble = ""
-    monkeypatch.setattr("kmodd.core.health.READING", 0.01)
+    monkeypatch.setattr("kmodd.core.health.monitor.READING", 0.01)
     reading = asyncio.create_task(read(1))
     assert (await ward.monitor.now()).status is OK, "it takes too long to be waited for"
     assert not reading.cancelled()
@@ -255,3 +256,26 @@ def test_lost_events_are_worth_a_line(ward: Ward) -> None:
     ward.registry.overflows = 2
     assert "lost 2 times" in next(check.message for check in ward.monitor.check().checks if check.name == "events")
     assert ward.wrong() == []
+
+
+async def test_a_machine_that_cannot_be_read_is_looked_at_again(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmodd.core.health.monitor.SETTLE", 0.0)
+    monkeypatch.setattr("kmodd.core.health.monitor.RETRY", 0.01)
+    stop = ward.monitor.start()
+    real, fails = ward.kernel.loaded.snapshot, [OSError(24, "Too many open files"), OSError(24, "Too many open files")]
+
+    def snapshot() -> object:
+        if fails:
+            raise fails.pop()
+        return real()
+
+    ward.trouble = "the loop lags"
+    monkeypatch.setattr(ward.kernel.loaded, "snapshot", snapshot)
+    ward.monitor.look_soon()
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if ward.monitor.status is not OK:
+            break
+    assert not fails
+    assert ward.monitor.status is not OK
+    stop()

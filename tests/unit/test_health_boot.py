@@ -3,13 +3,18 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kmodd.core.health_boot import BootHealth
+from kmodd.core.health.boot import BootHealth
+from kmodd.kernel.modules.trees import ModuleTrees
+from kmodd.kernel.simulated.modules import RELEASE
 from kmodd.model import HealthStatus
-from kmodd.model.boot import BootImage, Trees
+from kmodd.model.modules import BootImage, Trees
+from tests.bus.loop_meter import READ_MAX, large_files
+from tests.unit.test_activation import CALLER, NAME, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +84,7 @@ async def test_a_file_that_changes_while_it_is_read_is_seen(image: Image) -> Non
     assert image.looks == 2
 
 
-async def test_files_that_change_all_the_time_hold_nobody_up_for_ever(image: Image) -> None:
+async def test_files_that_change_all_the_time_do_not_block_a_query(image: Image) -> None:
     boot, _ = health(image)
     image.answers = [STALE] * 50
 
@@ -92,7 +97,7 @@ async def test_files_that_change_all_the_time_hold_nobody_up_for_ever(image: Ima
     await boot.close()
 
 
-async def test_trees_are_told(image: Image) -> None:
+async def test_trees_are_reported(image: Image) -> None:
     boot, _ = health(image, Trees(newer=("6.2", "6.3"), replaced=(("dummy", "/lib/modules/6.1/updates/dummy.ko"),)))
     image.answers = [None]
     await boot.settled()
@@ -101,3 +106,82 @@ async def test_trees_are_told(image: Image) -> None:
         ("newer-kernel", "", HealthStatus.OK),
         ("replaced-module", "dummy", HealthStatus.OK),
     ]
+
+
+# --- reads in threads --------------------------------------------------------------------------------------------------
+
+LARGE = "".join(f"kernel/drivers/net/module{number}.ko: kernel/lib/other{number}.ko\n" for number in range(4000))
+"""A quarter of a megabyte; modules.dep of a distribution's kernel has twice as much."""
+
+
+async def test_custom_modules(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    await stage.activation.activate(stage.add("1"), CALLER, load=False)
+    index = stage.tree / "modules.dep"
+    (stage.tree / "modules.order").write_text(LARGE)
+    other = stage.folder / "lib/modules/9.9.9"
+    (other / "kernel").mkdir(parents=True)
+    for name in ("modules.dep", "modules.order", "modules.builtin"):
+        (other / name).write_text(LARGE)
+    stage.files.path(next(iter(stage.catalogue.all()))).write_bytes(b"x" * (READ_MAX * 2))
+    index.write_text(LARGE + index.read_text())
+    with large_files() as read:
+        list(stage.watch.findings())
+        reading = stage.watch.reading()
+        assert reading is not None
+        await reading
+        assert stage.names() == ["store-file-changed", "store-version-missing"]
+        await stage.activation.recover()
+    assert not read
+    assert stage.watch.reading() is None
+    await stage.watch.close()
+    assert NAME in next(iter(stage.watch.findings())).message
+
+
+async def test_the_next_boot(tmp_path: Path) -> None:
+    tree = tmp_path / "lib/modules" / RELEASE
+    (tree / "updates/dkms").mkdir(parents=True)
+    (tree / "updates/dkms/module7.ko").touch()
+    (tree / "modules.order").write_text(LARGE.replace(": kernel/lib/other", "\nkernel/lib/other"))
+    trees = ModuleTrees(tmp_path, RELEASE)
+    image = Image()
+    image.answers = [None]
+    boot = BootHealth(image, trees.look, lambda: None, trees_stamp=trees.stamp)
+
+    def names() -> list[str]:
+        return [check.module or check.name for check in boot.checks()]
+
+    with large_files() as read:
+        assert names() == ["initramfs"]
+        reading = boot.reading()
+        assert reading is not None
+        await reading
+        assert names() == ["initramfs", "module7"]
+        assert boot.reading() is None, "what did not change is not read again"
+        newer = tree.parent / "9.9.9"
+        newer.mkdir()
+        (newer / "modules.dep.bin").touch()
+        names()
+        await boot.settled()
+        assert names() == ["initramfs", "newer-kernel", "module7"]
+    assert not read
+    await boot.close()
+
+
+def test_what_is_read_is_seen(tmp_path: Path) -> None:
+    """Or the others could not fail."""
+    path = tmp_path / "large"
+    path.write_text(LARGE)
+
+    async def here() -> None:
+        path.read_bytes()
+
+    async def in_a_thread() -> None:
+        await asyncio.to_thread(path.read_bytes)
+
+    with large_files() as read:
+        asyncio.run(in_a_thread())
+    assert not read
+    with large_files() as read:
+        asyncio.run(here())
+    assert read == [str(path)]

@@ -5,24 +5,26 @@ import asyncio
 
 import pytest
 
-from kmodd.core.afterwards import DELAY, Afterwards
-from kmodd.core.api import JobAdded, JobChanged, JobFinished
-from kmodd.core.jobs import Jobs, JobState
+from kmodd.core.events import JobAdded, JobChanged, JobFinished
+from kmodd.core.operations.jobs import Jobs, JobState
+from kmodd.core.operations.tasks import DELAY, Deferred
 from kmodd.errors import Busy, Stuck
-from tests.unit.fakes import Hub, Ticks
+from tests.unit.fakes import Broadcaster, Ticks
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 
 @pytest.fixture
-def hub() -> Hub:
-    return Hub()
+def hub() -> Broadcaster:
+    return Broadcaster()
 
 
 @pytest.fixture
-def jobs(hub: Hub) -> Jobs:
+def jobs(hub: Broadcaster) -> Jobs:
     return Jobs(hub, Ticks())
 
 
-def test_job_from_begin_to_end(jobs: Jobs, hub: Hub) -> None:
+def test_job_from_begin_to_end(jobs: Jobs, hub: Broadcaster) -> None:
     number = jobs.add("load", "vfat", ":1.2")
     (job,) = jobs.all()
     assert (job.id, job.action, job.module, job.sender, job.progress) == (number, "load", "vfat", ":1.2", 0.0)
@@ -49,7 +51,7 @@ def test_numbers_are_never_used_again(jobs: Jobs) -> None:
     assert jobs.add("load", "a", ":1.2") == first + 1
 
 
-def test_waiting_job_is_cancelled_by_its_own_means(jobs: Jobs, hub: Hub) -> None:
+def test_waiting_job_is_cancelled_by_its_own_means(jobs: Jobs, hub: Broadcaster) -> None:
     number = jobs.add("load", "a", ":1.2")
     cancelled: list[int] = []
     jobs.wait(number, lambda: cancelled.append(number))
@@ -75,7 +77,7 @@ def test_cancelling_what_is_over_succeeds(jobs: Jobs) -> None:
     jobs.stick(99)
 
 
-async def test_watchers_are_told_after_the_caller_in_order(jobs: Jobs, hub: Hub) -> None:
+async def test_watchers_are_called_after_the_caller_in_order(jobs: Jobs, hub: Broadcaster) -> None:
     number = jobs.add("load", "a", ":1.2")
     jobs.finish(number, "done")
     assert (hub.published, jobs.all()) == ([], ())
@@ -84,24 +86,24 @@ async def test_watchers_are_told_after_the_caller_in_order(jobs: Jobs, hub: Hub)
 
 
 async def test_afterwards_keeps_the_order_and_forgets_nothing() -> None:
-    afterwards, done = Afterwards(), list[int]()
+    afterwards, done = Deferred(), list[int]()
     for i in range(3):
-        afterwards.soon(lambda i=i: done.append(i))  # type: ignore[misc]
+        afterwards.defer(lambda i=i: done.append(i))  # type: ignore[misc]
     assert done == []
     afterwards.flush()
     assert done == [0, 1, 2]
     await asyncio.sleep(2 * DELAY)
     for i in range(3, 6):
-        afterwards.soon(lambda i=i: done.append(i))  # type: ignore[misc]
+        afterwards.defer(lambda i=i: done.append(i))  # type: ignore[misc]
     await asyncio.sleep(2 * DELAY)
     assert done == [0, 1, 2, 3, 4, 5]
 
 
 async def test_afterwards_leaves_room_between_one_and_the_next() -> None:
-    afterwards, done = Afterwards(), list[str]()
+    afterwards, done = Deferred(), list[str]()
     loop = asyncio.get_running_loop()
-    afterwards.soon(lambda: loop.call_soon(done.append, "somebody's call"))  # type: ignore[arg-type]
-    afterwards.soon(lambda: done.append("first"))
-    afterwards.soon(lambda: done.append("second"))
+    afterwards.defer(lambda: loop.call_soon(done.append, "somebody's call"))  # type: ignore[arg-type]
+    afterwards.defer(lambda: done.append("first"))
+    afterwards.defer(lambda: done.append("second"))
     await asyncio.sleep(2 * DELAY)
     assert done == ["first", "somebody's call", "second"]

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kmodd.journal import JournalReader, MemoryJournal
+from kmodd.journal.reader import JournalReader, MemoryJournal
 from kmodd.model import HistoryEntry, HistoryQuery, Record
 from kmodd.names import ModuleName
 
 if TYPE_CHECKING:
-    from kmodd.core.api import Audit, HistoryReader
+    from kmodd.core.events import Audit, HistoryReader
 
 M = ModuleName
 
@@ -88,7 +88,7 @@ def test_newest_last_and_at_most_the_limit() -> None:
     assert found[0].time == 5_000_000
 
 
-def test_nobody_else_can_write_into_it() -> None:
+def test_other_services_cannot_write_into_it() -> None:
     forged = [
         entry(1, _SYSTEMD_UNIT="session-1.scope"),
         entry(2, _UID=1000),
@@ -99,7 +99,7 @@ def test_nobody_else_can_write_into_it() -> None:
 
 def test_a_module_selects_also_records_about_several() -> None:
     found = read([entry(1, "dummy"), entry(2, ["loop", "dummy"]), entry(3)], HistoryQuery(module=M("dummy")))
-    assert [each.record.module for each in found] == ["dummy", "loop dummy"]
+    assert [each.record.names for each in found] == [("dummy",), ("loop", "dummy")]
 
 
 def test_since_is_inclusive_and_messages_without_event_are_left_out() -> None:
@@ -122,7 +122,7 @@ def test_everything_can_be_read_in_parts_from_the_oldest_on() -> None:
     assert told == [str(second) for second in range(5, 30)]
 
 
-def test_a_clock_set_back_brings_nothing_older_than_asked_for() -> None:
+def test_a_clock_set_back_brings_nothing_older_than_since() -> None:
     found = read([entry(5), entry(2), entry(6)], HistoryQuery(since=5_000_000, oldest=True))
     assert [each.record.message for each in found] == ["6"]
 
@@ -138,7 +138,8 @@ def test_memory_keeps_the_latest_and_answers_alike() -> None:
     audit: Audit = memory
     reader: HistoryReader = memory
     for number in range(6):
-        audit.record(Record("module.loaded", str(number), module="loop dummy" if number % 2 else "loop"))
+        names = ("loop", "dummy") if number % 2 else ("loop",)
+        audit.record(Record("module.loaded", str(number)).about(names))
     assert [each.record.message for each in reader.read(HistoryQuery())] == ["2", "3", "4", "5"]
     assert [each.time for each in reader.read(HistoryQuery(module=M("dummy")))] == [3, 5]
     assert [each.time for each in reader.read(HistoryQuery(since=4))] == [4, 5]

@@ -4,9 +4,9 @@
 import pytest
 
 from kmodd.core.listing import Listing
-from kmodd.core.policy import Policy
+from kmodd.core.planning.policy import Policy
 from kmodd.errors import InvalidArgs
-from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import Rule, State
 
 
@@ -62,3 +62,9 @@ def test_rules_are_read_again_when_they_change_and_an_alias_may_be_named() -> No
         Rule("blacklist", "rtnl_link_veth", "", "/etc/modprobe.d/x.conf", 1, "blacklist rtnl-link-veth")
     )
     assert rows.disabled() == {"veth", "tun"}
+
+
+def test_what_a_pattern_forbids_is_disabled() -> None:
+    kernel = SimulatedKernel(pace=0)
+    kernel.change_rules(Rule("install", "[^a-u]eth", "/bin/false", "/etc/modprobe.d/x.conf", 1, "install [^a-u]eth …"))
+    assert listing(kernel).disabled() == {"veth"}

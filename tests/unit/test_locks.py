@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from kmodd.core.locks import ModuleLocks
+from kmodd.core.operations.locks import ModuleLocks
 from kmodd.errors import Conflict
 from kmodd.names import ModuleName
 from tests.unit.fakes import names
@@ -119,7 +119,7 @@ async def test_given_up_wait_raises_and_holds_nothing() -> None:
     locks.take_now((B,), 1)
     task = asyncio.create_task(locks.take((A, B), 2))
     await turns()
-    locks.give_up(2, Conflict("no more"))
+    locks.cancel_wait(2, Conflict("no more"))
     with pytest.raises(Conflict, match="no more"):
         await task
     assert locks.owner(A) is None
@@ -131,7 +131,7 @@ async def test_wait_given_up_in_the_turn_of_the_handover_raises_too() -> None:
     task = asyncio.create_task(locks.take((A,), 2))
     await turns()
     locks.release((A,), 1)
-    locks.give_up(2, Conflict("no more"))
+    locks.cancel_wait(2, Conflict("no more"))
     with pytest.raises(Conflict):
         await task
     assert locks.owner(A) is None

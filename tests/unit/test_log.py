@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.journal_fields import LINES_MAX, MESSAGE_IDS, VALUE_MAX, clean, from_fields, to_lines
-from kmodd.log import BACKLOG, Journal, JournalAudit, StandardBridge, Terminal, connect, make_logger
+from kmodd.journal.fields import LINES_MAX, MESSAGE_IDS, VALUE_MAX, clean, from_fields, to_lines
+from kmodd.journal.writer import BACKLOG, Journal, JournalAudit, StandardBridge, Terminal, connect, make_logger
 from kmodd.model import Record
 
 FULL = Record(
     event="operation.failed",
     message="loop is in use",
-    module="loop dummy",
+    modules=("loop", "dummy"),
     action="unload",
     result="failed",
     error="InUse",
@@ -214,7 +214,7 @@ class Socket:
         self.sender.close()
 
 
-def test_a_journal_that_takes_nothing_holds_nobody_up_and_gets_the_latest_later(tmp_path: Path) -> None:
+def test_a_full_journal_blocks_no_caller_and_gets_the_latest_later(tmp_path: Path) -> None:
     receiver = Socket(tmp_path / "socket")
     journal = Journal(receiver.send, str(tmp_path / "socket"))
     limit = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
@@ -234,6 +234,31 @@ def test_a_journal_that_takes_nothing_holds_nobody_up_and_gets_the_latest_later(
     assert numbers == sorted(numbers)
     assert numbers[-1] == total - 1
     assert len(numbers) == total - journal.dropped
+    journal.close()
+    receiver.close()
+
+
+def test_a_record_that_the_journal_refuses_is_counted_and_reported(tmp_path: Path) -> None:
+    """sd_journal_sendv() fails, as on a full disk behind the socket: nobody else's call may fail for that."""
+    receiver = Socket(tmp_path / "socket")
+    sent: list[tuple[str, ...]] = []
+    broken = True
+
+    def send(*lines: str) -> None:
+        if broken:
+            raise OSError(28, "No space left on device")
+        sent.append(lines)
+
+    journal = Journal(send, str(tmp_path / "socket"))
+    journal("MESSAGE=1")
+    journal("MESSAGE=2")
+    assert (journal.dropped, journal.waiting) == (1, 1), (
+        "the second waits until it can be said that the first is missing"
+    )
+    broken = False
+    journal("MESSAGE=3")
+    assert "KMODD_DROPPED=1" in sent[0]
+    assert sent[1:] == [("MESSAGE=2",), ("MESSAGE=3",)]
     journal.close()
     receiver.close()
 

@@ -5,12 +5,10 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from kmodd.core.api import JobFinished, ModuleAdded, StepFailed, StepSucceeded
-from kmodd.core.events import EventHub
-from kmodd.core.metrics import Metrics
-from kmodd.core.metrics_modules import BUCKETS, HISTOGRAMS_MAX, MODULES_MAX
+from kmodd.core.events import EventHub, JobFinished, ModuleAdded, StepFailed, StepRefused, StepSucceeded
+from kmodd.core.metrics import BUCKETS, HISTOGRAMS_MAX, MODULES_MAX, Metrics
 from kmodd.core.registry import Registry
-from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import HealthStatus, LoadedBy, Record, StepAction
 from kmodd.names import ModuleName
 
@@ -56,6 +54,9 @@ def test_operations_and_calls_are_counted_by_what_became_of_them() -> None:
     assert counted.values("kmodd_operations_total") == {("unload", "done"): 2, ("unload", "InUse"): 1}
     assert counted.values("kmodd_kernel_calls_total") == {("insert", "ok"): 1, ("insert", "NoDevice"): 1}
     assert counted.values("kmodd_module_failures_total") == {("i8k", "insert", "NoDevice"): 1}
+    counted.hub.publish(StepRefused("pcspkr", StepAction.INSERT, "DisabledByPolicy"))
+    assert counted.values("kmodd_module_failures_total")["pcspkr", "insert", "DisabledByPolicy"] == 1
+    assert ("insert", "DisabledByPolicy") not in counted.values("kmodd_kernel_calls_total"), "the kernel was not asked"
     assert counted.values("kmodd_module_load_duration_seconds_sum") == {("loop",): 0.02}
     assert counted.values("kmodd_module_load_duration_seconds_bucket")["loop", "0.025"] == 1
 
@@ -75,7 +76,7 @@ def test_durations_are_a_cumulative_histogram() -> None:
     assert counted.values("kmodd_kernel_call_duration_seconds_sum") == {("insert",): 60.0215}
 
 
-def test_gauges_are_read_when_asked() -> None:
+def test_gauges_are_read_on_demand() -> None:
     counted = Counted()
     counted.kernel.modprobe("vfat")
     counted.hub.publish(ModuleAdded(M("vfat")))

@@ -18,6 +18,10 @@ HOSTILE = [
 def test_hostile_names_are_refused(text: str) -> None:
     with pytest.raises(InvalidArgs):
         names.parse_module(text)
+
+
+@pytest.mark.parametrize("text", [text for text in HOSTILE if text not in {"a/b", "x.ko", "loop "}])
+def test_paths_and_what_a_terminal_acts_on_are_no_aliases(text: str) -> None:
     with pytest.raises(InvalidArgs):
         names.parse_module_or_alias(text)
 
@@ -37,19 +41,46 @@ def test_names_are_canonical(text: str, name: str) -> None:
         "acpi:PNP0C0A:",
         "of:NcpusTcpuCarm,cortex-a53",
         "cpu:type:x86,ven0000fam0006mod003A:feature:,0000,0001",
+        "dmi:bvnSeaBIOS:bvrrel-1.16.2-0:bd04/01/2014:svnQEMU:pnStandardPC(Q35+ICH9,2009):pvrpc-q35:cvnQEMU:ct1:",
+        "crypto-gcm(aes)",
+        "devname:net/tun",
+        "nfct-helper-Q.931",
+        "platform:Fixed MDIO bus",
+        "of:NcpusT<NULL>Carm",
+        "it's",
+        'say "a"',
+        "cpu:type:x86,ven0002fam000Fmod006B:feature:" + "".join(f",{bit:04X}" for bit in range(400)),
     ],
 )
 def test_device_aliases_are_taken_as_they_are(alias: str) -> None:
     assert names.parse_module_or_alias(alias) == alias
 
 
-@pytest.mark.parametrize("text", ["pci:../../x", "pci:a b", "pci:\n", ":x", "pci:", "pci:" + "a" * 600, "file:/etc/x"])
+@pytest.mark.parametrize("text", ["/etc/x", "../x", "pci:\n", ":x", "-r", "a:" + "a" * 2047, "straße", "\u202ex"])
 def test_aliases_are_stricter_than_text(text: str) -> None:
     with pytest.raises(InvalidArgs):
         names.parse_module_or_alias(text)
 
 
-@pytest.mark.parametrize("value", ['"', 'a"b', "a\nb", "a\0b", "x\\", "\x1b[0m", "\u202e", "a" * 1025, "\ud800"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"',
+        'a"b',
+        "a\nb",
+        "a\0b",
+        "x\\",
+        "\x1b[0m",
+        "\u202e",
+        "a" * 1025,
+        "\ud800",
+        "x\xa0",
+        "\xe0",
+        "\u2020",
+        "\u0420",
+        "\u2003",
+    ],
+)
 def test_values_the_kernel_would_misread_are_refused(value: str) -> None:
     with pytest.raises(InvalidArgs) as caught:
         names.parse_parameter_value(value)
@@ -59,46 +90,6 @@ def test_values_the_kernel_would_misread_are_refused(value: str) -> None:
 def test_one_parameter_given_twice_is_refused() -> None:
     with pytest.raises(InvalidArgs, match="twice"):
         names.parse_parameters({"max-part": "1", "max_part": "2"})
-
-
-@pytest.mark.parametrize(
-    ("parameters", "text"),
-    [
-        ({}, ""),
-        ({"a": "1", "b": "x y"}, 'a=1 b="x y"'),
-        ({"a": "1 other=2"}, 'a="1 other=2"'),
-        ({"a": "1 -- b=2"}, 'a="1 -- b=2"'),
-        ({"a": ""}, 'a=""'),
-    ],
-)
-def test_kernel_arguments_quote_what_would_split(parameters: dict[str, str], text: str) -> None:
-    assert names.kernel_arguments(parameters) == text
-
-
-def _next_args(text: str) -> dict[str, str]:
-    """Split as next_arg in lib/cmdline.c does: spaces outside quotes separate, quotes are dropped around a value."""
-    found: dict[str, str] = {}
-    word, quoted = "", False
-    for char in text + " ":
-        if char == '"':
-            quoted = not quoted
-        elif char.isspace() and not quoted:
-            if word:
-                key, _, value = word.partition("=")
-                found[key] = value
-            word = ""
-        else:
-            word += char
-    return found
-
-
-@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text(max_size=40), max_size=5))
-def test_what_the_kernel_parses_is_what_was_said(parameters: dict[str, str]) -> None:
-    try:
-        parsed = names.parse_parameters(parameters)
-    except InvalidArgs:
-        return
-    assert _next_args(names.kernel_arguments(parsed)) == parsed
 
 
 @given(st.text(max_size=20))

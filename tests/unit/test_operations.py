@@ -6,19 +6,47 @@ from dataclasses import dataclass
 
 import pytest
 
-from kmodd.core.afterwards import DELAY
-from kmodd.core.api import JobAdded, JobChanged, JobFinished
-from kmodd.core.failures import Failures
-from kmodd.core.jobs import Jobs
-from kmodd.core.locks import ModuleLocks
-from kmodd.core.operations import Operations
-from kmodd.core.planner import Planner
-from kmodd.errors import BadParameter, Conflict, InitFailed, InUse, KmoddError, NoDevice, NoSuchModule
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, SimulatedModule, parameter
+from kmodd.core.events import JobAdded, JobChanged, JobFinished, StepFailed, StepRefused
+from kmodd.core.operations.failures import Failures
+from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.locks import ModuleLocks
+from kmodd.core.operations.operations import Operations
+from kmodd.core.operations.tasks import DELAY
+from kmodd.core.planning.planner import Planner
+from kmodd.errors import (
+    BadParameter,
+    Builtin,
+    Conflict,
+    InitFailed,
+    InUse,
+    KmoddError,
+    NoDevice,
+    NoSuchModule,
+    NotLoaded,
+    ReadOnlyParameter,
+    UnknownParameter,
+)
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, SimulatedModule, SimulatedParameter, parameter
 from kmodd.model import Caller, Operation, OperationResult, Outcome, Result, User
 from kmodd.names import ModuleName
-from tests.unit.fakes import Hub, Journal, Ticks, load, machine, names, reload, request, rule, unload
+from tests.unit.fakes import (
+    Broadcaster,
+    Journal,
+    Ticks,
+    load,
+    machine,
+    names,
+    reload,
+    request,
+    reset_failed,
+    rule,
+    set_parameter,
+    unload,
+)
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 CALLER = Caller(":1.7", 1000, exe="/usr/bin/busctl")
 MODULES = (
@@ -26,6 +54,14 @@ MODULES = (
     SimulatedModule("vfat", depends=("fat",), aliases=("fs-vfat",)),
     SimulatedModule("dummy", parameters=(parameter("n", "int", "1"), parameter("hidden", "int", "0", mode=0))),
     SimulatedModule("plain"),
+    SimulatedModule(
+        "tuned",
+        parameters=(
+            SimulatedParameter("level", "int", "", "4", 0o644, limit=(0, 9)),
+            SimulatedParameter("key", "int", "", "7", 0o600),
+            SimulatedParameter("blind", "int", "", "0", 0o200),
+        ),
+    ),
     SimulatedModule("broken", init=Fault(errno=5, log=("broken: the flux capacitor is not charged",))),
     SimulatedModule("needs_broken", depends=("fat", "broken")),
     SimulatedModule("nodev", init=Fault(errno=19)),
@@ -42,7 +78,7 @@ class Bench:
     locks: ModuleLocks
     failures: Failures
     journal: Journal
-    hub: Hub
+    hub: Broadcaster
 
     async def do(self, *asked: Operation, atomic: bool = True, timeout: float = 5.0) -> tuple[OperationResult, ...]:
         plan = self.operations.plan(request(*asked, atomic=atomic, timeout=timeout, reason="test"))
@@ -50,6 +86,9 @@ class Bench:
 
     async def run(self, asked: Operation) -> tuple[ModuleName, ...]:
         return await self.operations.run(self.operations.plan(request(asked, reason="test")), CALLER)
+
+    def level(self) -> str | None:
+        return self.kernel.loaded.parameters(ModuleName("tuned"))[0].value
 
     def live(self) -> list[str]:
         return sorted(self.kernel.loaded.snapshot())
@@ -62,10 +101,16 @@ class Bench:
 
 
 def make_bench(kernel: SimulatedKernel, failures: Failures | None = None) -> Bench:
-    hub, journal, clock = Hub(), Journal(), Ticks()
+    hub, journal, clock = Broadcaster(), Journal(), Ticks()
     locks, jobs = ModuleLocks(), Jobs(hub, clock)
     failures = failures if failures is not None else Failures()
-    planner = Planner(kernel.index, kernel.loaded, kernel.facts)
+    planner = Planner(
+        kernel.index,
+        kernel.loaded,
+        kernel.facts,
+        LiveValues(kernel.loaded, kernel.executor),
+        failed=lambda name: failures.get(name) is not None,
+    )
     operations = Operations(
         planner, kernel, locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=clock
     )
@@ -216,9 +261,10 @@ async def test_reload_that_cannot_be_restored_says_so(bench: Bench) -> None:
 async def test_busy_module_is_answered_with_its_users(bench: Bench) -> None:
     bench.kernel.modprobe("plain")
     bench.kernel.hold("plain", User("mount", "/mnt", "/dev/sdb"))
-    with pytest.raises(InUse, match="plain is kept busy by 1 mount") as caught:
+    with pytest.raises(InUse, match="plain is in use by 1 mount") as caught:
         await bench.run(unload("plain"))
-    assert caught.value.evidence.users == (("mount", "/mnt", "/dev/sdb"),)
+    (user,) = caught.value.evidence.users
+    assert (user.kind, user.name, user.detail) == ("mount", "/mnt", "/dev/sdb")
 
 
 async def test_value_that_only_the_kernel_can_judge(bench: Bench) -> None:
@@ -237,7 +283,7 @@ async def test_module_that_appears_at_the_last_moment_is_success(bench: Bench) -
 async def test_module_that_appears_without_its_parameters_is_a_conflict(bench: Bench) -> None:
     plan = bench.operations.plan(request(load("dummy", n="2")))
     _racing(bench, lambda: bench.kernel.insmod("dummy"))
-    with pytest.raises(Conflict, match="somebody else loaded dummy meanwhile"):
+    with pytest.raises(Conflict, match="dummy was loaded concurrently"):
         await bench.operations.run(plan, CALLER)
 
 
@@ -265,7 +311,7 @@ async def test_machine_that_changed_since_authorisation(bench: Bench) -> None:
     bench.kernel.modprobe("fat")
     plan = bench.operations.plan(request(load("vfat")))
     bench.kernel.rmmod("fat")
-    with pytest.raises(Conflict, match="would now touch fat too; ask again"):
+    with pytest.raises(Conflict, match="now includes fat; try again"):
         await bench.operations.execute(plan, CALLER)
     assert bench.live() == []
     bench.check_quiet()
@@ -281,7 +327,7 @@ async def test_rule_made_since_authorisation_is_honoured(bench: Bench) -> None:
 
 
 async def test_bug_of_ours_leaves_no_lock_and_no_job(bench: Bench) -> None:
-    async def broken(path: str, arguments: str, *, timeout: float) -> Outcome:
+    async def broken(path: str, arguments: str, *, sha256: str = "", timeout: float) -> Outcome:
         raise ZeroDivisionError(path, arguments, timeout)
 
     bench.kernel.executor.insert = broken  # type: ignore[method-assign]
@@ -321,6 +367,10 @@ async def test_batch_that_is_not_atomic_goes_on(bench: Bench) -> None:
     results = await bench.do(load("nowhere"), load("broken"), load("vfat"), atomic=False)
     assert [result.result for result in results] == [Result.FAILED, Result.FAILED, Result.CHANGED]
     assert bench.live() == ["fat", "vfat"]
+    bench.operations.flush()
+    told = [event for event in bench.hub.published if isinstance(event, StepRefused | StepFailed)]
+    assert [type(event) for event in told] == [StepFailed, StepRefused], "each failure counts once"
+    assert (told[1].module, told[1].error) == ("", "NoSuchModule")
 
 
 async def test_what_a_batch_cannot_undo_is_said_on_the_error_that_ended_it(bench: Bench) -> None:
@@ -331,6 +381,87 @@ async def test_what_a_batch_cannot_undo_is_said_on_the_error_that_ended_it(bench
     assert results[1].error is not None
     assert results[1].error.touched == ("plain",)
     assert results[1].error.message.endswith("plain stays loaded")
+
+
+async def test_batch_sets_a_parameter_of_what_it_loads(bench: Bench) -> None:
+    first, second = await bench.do(load("tuned"), set_parameter("tuned", level="6", key="9"))
+    assert [first.result, second.result] == [Result.CHANGED, Result.CHANGED]
+    assert bench.level() == "6"
+    bench.check_quiet()
+    record = bench.journal.records[-1]
+    assert (record.event, record.action, record.message) == (
+        "parameter.set",
+        "set-parameter",
+        "parameters level, key of tuned were set",
+    )
+    assert record.extra["PARAMETER"] == "level key"
+    assert record.extra["PARAMETERS"] == "level=6 key=…"
+
+
+async def test_batch_gives_parameters_their_old_values_back(bench: Bench) -> None:
+    await bench.do(load("tuned"))
+    one, other, failed = await bench.do(
+        set_parameter("tuned", level="6"), set_parameter("tuned", level="7"), load("broken")
+    )
+    assert [one.result, other.result, failed.result] == [Result.ROLLED_BACK, Result.ROLLED_BACK, Result.FAILED]
+    assert bench.level() == "4"
+    assert failed.error is not None
+    assert failed.error.aftermath == ()
+
+
+async def test_setting_the_value_that_is_there_changes_nothing(bench: Bench) -> None:
+    await bench.do(load("tuned"))
+    (result,) = await bench.do(set_parameter("tuned", level="4"))
+    assert (result.result, result.touched) == (Result.UNCHANGED, ())
+
+
+async def test_of_several_parameters_none_stays_set_where_one_is_refused(bench: Bench) -> None:
+    await bench.do(load("tuned"))
+    (result,) = await bench.do(set_parameter("tuned", key="9", level="99"))
+    assert isinstance(result.error, BadParameter)
+    assert [p.value for p in bench.kernel.loaded.parameters(ModuleName("tuned"), private=True)][:2] == ["4", "7"]
+
+
+async def test_a_parameter_whose_old_value_cannot_be_read_keeps_the_new_one_and_that_is_said(bench: Bench) -> None:
+    await bench.do(load("tuned"))
+    one, failed = await bench.do(set_parameter("tuned", blind="1"), load("broken"))
+    assert (one.result, one.touched) == (Result.CHANGED, names("tuned"))
+    assert failed.error is not None
+    assert failed.error.aftermath == (("tuned", "parameter blind of tuned keeps its new value"),)
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "error"),
+    [
+        ((), ("tuned", "level"), NotLoaded),
+        ((load("tuned"), unload("tuned")), ("tuned", "level"), NotLoaded),
+        ((), ("nowhere", "level"), NoSuchModule),
+        ((), ("unix", "level"), Builtin),
+        ((load("tuned"),), ("tuned", "nosuch"), UnknownParameter),
+        ((load("dummy"),), ("dummy", "n"), ReadOnlyParameter),
+    ],
+)
+async def test_a_parameter_that_cannot_be_set_fails_the_batch(
+    bench: Bench, before: tuple[Operation, ...], asked: tuple[str, str], error: type[KmoddError]
+) -> None:
+    module, name = asked
+    results = await bench.do(*before, set_parameter(module, **{name: "1"}))
+    assert type(results[-1].error) is error
+    assert bench.live() == []
+    bench.check_quiet()
+
+
+async def test_batch_resets_a_failure_and_remembers_it_again_when_undone(bench: Bench) -> None:
+    await bench.do(load("broken"))
+    assert bench.failures.get(ModuleName("broken")) is not None
+    reset, failed = await bench.do(reset_failed("broken"), load("nodev"))
+    assert [reset.result, failed.result] == [Result.ROLLED_BACK, Result.FAILED]
+    assert bench.failures.get(ModuleName("broken")) is not None
+    (reset,) = await bench.do(reset_failed("broken"))
+    assert (reset.result, bench.failures.get(ModuleName("broken"))) == (Result.CHANGED, None)
+    bench.check_quiet()
+    assert bench.journal.records[-1].event == "failure.reset"
+    assert bench.operations.plan(request(reset_failed("broken"))).steps == ()
 
 
 async def test_batch_of_the_same_module(bench: Bench) -> None:

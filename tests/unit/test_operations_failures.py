@@ -6,7 +6,7 @@ import errno
 import pytest
 
 from kmodd.errors import InitFailed
-from kmodd.kernel.simulated_modules import Fault
+from kmodd.kernel.simulated.modules import Fault
 from kmodd.model import Outcome
 from kmodd.names import ModuleName
 from tests.unit.fakes import load, machine, reload
@@ -18,7 +18,7 @@ def bench() -> Bench:
     return make_bench(machine(*MODULES))
 
 
-async def test_module_that_was_asked_for_has_the_failure_of_its_dependency(bench: Bench) -> None:
+async def test_requested_module_has_the_failure_of_its_dependency(bench: Bench) -> None:
     with pytest.raises(InitFailed):
         await bench.run(load("needs_broken"))
     failures = {failure.module: failure for failure in bench.failures.all()}
@@ -44,7 +44,7 @@ def _answering(bench: Bench, *numbers: int) -> list[int]:
     """Let the kernel answer these to the next insertions, before it does what it would do."""
     calls, real, left = [], bench.kernel.executor.insert, list(numbers)
 
-    async def insert(path: str, arguments: str, *, timeout: float) -> Outcome:
+    async def insert(path: str, arguments: str, *, sha256: str = "", timeout: float) -> Outcome:
         calls.append(len(left))
         return Outcome("done", left.pop(0)) if left else await real(path, arguments, timeout=timeout)
 
@@ -53,7 +53,7 @@ def _answering(bench: Bench, *numbers: int) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.EBUSY])
-async def test_load_that_crosses_somebody_elses_is_made_again(bench: Bench, number: int) -> None:
+async def test_load_that_races_a_foreign_one_is_repeated(bench: Bench, number: int) -> None:
     calls = _answering(bench, number, number)
     assert await bench.run(load("plain")) == ("plain",)
     assert len(calls) == 3

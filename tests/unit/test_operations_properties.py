@@ -2,14 +2,27 @@
 """Whatever is asked of whatever machine: the end is what was asked for or a typed error, and what fails is undone."""
 
 import asyncio
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from kmodd.errors import InvalidArgs, KmoddError
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, SimulatedModule
-from kmodd.model import Operation, Plan, Request, Result, Rule, State, StepAction, User, Verb
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, SimulatedModule, SimulatedParameter
+from kmodd.model import (
+    Consequence,
+    ConsequenceKind,
+    Operation,
+    Plan,
+    Request,
+    Result,
+    Rule,
+    State,
+    StepAction,
+    User,
+    Verb,
+)
 from kmodd.names import ModuleName
 from tests.unit.fakes import machine, rule
 from tests.unit.test_operations import CALLER, Bench, make_bench
@@ -33,6 +46,7 @@ def kernels(draw: st.DrawFn) -> SimulatedKernel:
                 permanent=draw(st.integers(0, 9)) == 0,
                 builtin=not depends and draw(st.integers(0, 9)) == 0,
                 aliases=(f"pci:v{position % 2}",),
+                parameters=(SimulatedParameter("level", "int", "", "4", 0o644, limit=(0, 9)),),
             )
         )
     rules: list[Rule] = [
@@ -50,13 +64,21 @@ def kernels(draw: st.DrawFn) -> SimulatedKernel:
     return kernel
 
 
-operations = st.builds(
+names = st.sampled_from([ModuleName(name) for name in [*NAMES, "nowhere"]])
+moves = st.builds(
     Operation,
-    st.sampled_from(list(Verb)),
-    st.sampled_from([ModuleName(name) for name in [*NAMES, "nowhere"]]),
+    st.sampled_from([Verb.LOAD, Verb.UNLOAD, Verb.RELOAD]),
+    names,
     dependents=st.booleans(),
     unused_dependencies=st.booleans(),
 )
+writes = st.builds(
+    Operation,
+    st.just(Verb.SET_PARAMETER),
+    names,
+    st.integers(0, 12).map(lambda level: (("level", str(level)),)),
+)
+operations = st.one_of(moves, moves, writes, st.builds(Operation, st.just(Verb.RESET_FAILED), names))
 requests = st.builds(
     Request,
     st.lists(operations, min_size=1, max_size=5).map(tuple),
@@ -65,12 +87,21 @@ requests = st.builds(
 )
 
 
+def levels(kernel: SimulatedKernel) -> dict[str, str | None]:
+    """The parameter of each module that is loaded."""
+    return {name: kernel.loaded.parameters(ModuleName(name), private=True)[0].value for name in live(kernel)}
+
+
 def live(kernel: SimulatedKernel) -> set[str]:
     return {name for name, module in kernel.loaded.snapshot().items() if module.state is State.LIVE}
 
 
-async def carry_out(bench: Bench, request: Request) -> tuple[Plan, list[Result], list[KmoddError | None]]:
+async def carry_out(
+    bench: Bench, request: Request, *, look: bool = False
+) -> tuple[Plan, list[Result], list[KmoddError | None]]:
     plan = bench.operations.plan(request)
+    if look and plan.unseen:
+        plan = bench.operations.plan(request, await bench.operations.look(plan))
     results = await bench.operations.execute(plan, CALLER)
     bench.check_quiet()
     return plan, [result.result for result in results], [result.error for result in results]
@@ -78,9 +109,9 @@ async def carry_out(bench: Bench, request: Request) -> tuple[Plan, list[Result],
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(kernels(), requests)
-def test_every_request_ends_as_asked_or_in_a_typed_error(kernel: SimulatedKernel, request: Request) -> None:
+def test_every_request_succeeds_or_ends_in_a_typed_error(kernel: SimulatedKernel, request: Request) -> None:
     bench = make_bench(kernel)
-    before = live(kernel)
+    before, levels_before = live(kernel), levels(kernel)
     plan, results, errors = asyncio.run(carry_out(bench, request))
     after = live(kernel)
     note(f"steps {[(s.operation, str(s.action), s.module, s.because) for s in plan.steps]}")
@@ -95,14 +126,37 @@ def test_every_request_ends_as_asked_or_in_a_typed_error(kernel: SimulatedKernel
     if request.atomic and Result.FAILED in results:
         # All or nothing, but for what the error says stays changed.
         assert after ^ before <= left
+        assert {name for name in after & before if levels(kernel)[name] != levels_before[name]} <= left
     elif Result.FAILED not in results:
         # The last word on each module is what the machine shows; optional steps may have been left out.
-        last = {step.module: step for step in plan.steps}
+        last = {step.module: step for step in plan.steps if step.action in (StepAction.INSERT, StepAction.REMOVE)}
         for module, step in last.items():
             if not step.optional:
                 assert (module in after) == (step.action is StepAction.INSERT)
         for name in set(NAMES) - {str(module) for module in last}:
             assert (name in after) == (name in before)
+        for step in plan.steps:
+            later = [one for one in plan.steps[plan.steps.index(step) + 1 :] if one.module == step.module]
+            if step.action is StepAction.SET_PARAMETER and not later:
+                assert levels(kernel)[step.module] == step.parameters[0][1]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(kernels(), requests, st.sets(st.sampled_from(NAMES)), st.booleans())
+def test_no_unload_disconnects_without_the_option(
+    kernel: SimulatedKernel, request: Request, attached: set[str], disconnect: bool
+) -> None:
+    bench = make_bench(kernel)
+    up = Consequence(ConsequenceKind.INTERFACE, "wg0", up=True)
+    attached &= live(kernel)
+    for name in attached:
+        kernel.attach(name, up)
+    plan, results, _ = asyncio.run(carry_out(bench, replace(request, disconnect=disconnect), look=True))
+    note(f"steps {[(s.operation, str(s.action), s.module, s.because) for s in plan.steps]}, results {results}")
+    if not disconnect:
+        # Nothing else takes one away either, so each is as it was.
+        assert not {name for action, name, _ in kernel.executor.calls if action == "remove"} & attached
+        assert attached <= live(kernel)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -119,7 +173,9 @@ def test_plan_needs_nothing_that_is_not_there(kernel: SimulatedKernel, request: 
             assert step.module not in there
             assert all(need in there or kernel.index.is_builtin(need) for need in needs)
             there.add(step.module)
-        else:
+        elif step.action is StepAction.SET_PARAMETER:
+            assert step.module in there
+        elif step.action is StepAction.REMOVE:
             assert step.module in there
             assert not [name for name in there if step.module in kernel.index.dependencies(ModuleName(name))]
             there.discard(step.module)

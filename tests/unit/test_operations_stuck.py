@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.api import JobFinished, ModuleAdded, ModuleRemoved, StepFailed, StepSucceeded
-from kmodd.core.failures import Failures
-from kmodd.core.jobs import JobState
+from kmodd.core.events import JobFinished, ModuleAdded, ModuleRemoved, StepFailed, StepSucceeded
+from kmodd.core.operations.jobs import JobState
 from kmodd.core.registry import Registry
 from kmodd.errors import Crashed, LimitsExceeded, Stuck, TimedOut
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, FaultKind, SimulatedModule
 from kmodd.model import Result, State, StepAction
 from kmodd.names import ModuleName
-from tests.unit.fakes import Ticks, load, machine, request, unload
+from tests.unit.fakes import Ticks, kept_failures, load, machine, request, unload
 from tests.unit.test_operations import CALLER, Bench, make_bench, settle
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 HANG = Fault(FaultKind.HANG)
 OOPS = Fault(FaultKind.OOPS, log=("BUG: kernel NULL pointer dereference",))
@@ -46,9 +47,9 @@ async def give_up(bench: Bench, name: str = "hang") -> TimedOut:
     return caught.value
 
 
-async def test_caller_whose_call_hangs_is_told_in_time(bench: Bench) -> None:
+async def test_caller_whose_call_hangs_gets_an_answer_in_time(bench: Bench) -> None:
     error = await give_up(bench)
-    assert error.message.startswith("the init of hang has not come back after 5 s")
+    assert error.message.startswith("the init of hang has not returned after 5 s")
     failure = bench.failures.get(HANGING)
     assert failure is not None
     assert (failure.stuck, failure.action, failure.error) == (True, "load", "TimedOut")
@@ -58,7 +59,7 @@ async def test_caller_whose_call_hangs_is_told_in_time(bench: Bench) -> None:
     assert bench.journal.events == ["operation.stuck"]
 
 
-async def test_those_after_are_told_at_once(bench: Bench) -> None:
+async def test_later_callers_are_refused_at_once(bench: Bench) -> None:
     await give_up(bench)
     calls = len(bench.kernel.executor.calls)
     for asked in (load("hang"), unload("hang"), load("needs_hang")):
@@ -74,7 +75,7 @@ async def test_others_keep_working(bench: Bench) -> None:
     await bench.run(unload("other"))
 
 
-async def test_those_who_wait_are_told_when_it_gets_stuck() -> None:
+async def test_waiting_callers_are_refused_when_it_gets_stuck() -> None:
     bench = make_bench(machine(*MODULES, pace=0.01))
     plan = bench.operations.plan(request(load("hang"), timeout=5.0))
     tasks = [asyncio.create_task(bench.operations.run(plan, CALLER)) for _ in range(5)]
@@ -164,7 +165,7 @@ async def test_at_most_four_are_stuck_at_once(bench: Bench) -> None:
 
 
 async def test_init_that_crashes_stays_stuck_but_ends_its_job(bench: Bench) -> None:
-    with pytest.raises(Crashed, match="oops stays half loaded until the next boot") as caught:
+    with pytest.raises(Crashed, match="oops stays partially loaded until reboot") as caught:
         await bench.run(load("oops"))
     assert "BUG: kernel NULL pointer dereference" in caught.value.evidence.kernel_log
     bench.check_quiet()
@@ -196,9 +197,9 @@ def half_loaded(*names: str) -> SimulatedKernel:
 
 async def test_restart_knows_again_what_is_stuck(tmp_path: Path) -> None:
     path = tmp_path / "failures.json"
-    first = make_bench(machine(*MODULES), Failures(path))
+    first = make_bench(machine(*MODULES), kept_failures(path))
     error = await give_up(first)
-    second = make_bench(first.kernel, Failures(path))
+    second = make_bench(first.kernel, kept_failures(path))
     second.operations.recover()
     failure = second.failures.get(HANGING)
     assert failure is not None
@@ -215,13 +216,13 @@ async def test_restart_knows_again_what_is_stuck(tmp_path: Path) -> None:
 
 async def test_what_was_given_up_before_a_restart_is_its_callers_doing(tmp_path: Path) -> None:
     path = tmp_path / "failures.json"
-    first = make_bench(machine(*MODULES), Failures(path))
+    first = make_bench(machine(*MODULES), kept_failures(path))
     await first.run(load("exit_hang"))
     with pytest.raises(TimedOut):
         await first.run(load("hang"))
     with pytest.raises(TimedOut):
         await first.run(unload("exit_hang"))
-    second = make_bench(first.kernel, Failures(path))
+    second = make_bench(first.kernel, kept_failures(path))
     registry = Registry(second.kernel.loaded, second.kernel.facts, second.hub, second.journal, Ticks())
     stop = registry.start()
     second.operations.recover()
@@ -242,11 +243,11 @@ async def test_what_was_given_up_before_a_restart_is_its_callers_doing(tmp_path:
 
 async def test_restart_does_not_raise_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "failures.json"
-    first = make_bench(machine(*MODULES), Failures(path))
+    first = make_bench(machine(*MODULES), kept_failures(path))
     for i in range(4):
         await give_up(first, f"hang{i}")
     # The kernel's hung calls are nobody's any more: another daemon has no worker of them.
-    second = make_bench(half_loaded(*(f"hang{i}" for i in range(4))), Failures(path))
+    second = make_bench(half_loaded(*(f"hang{i}" for i in range(4))), kept_failures(path))
     second.operations.recover()
     with pytest.raises(LimitsExceeded):
         await second.run(load("other"))
@@ -255,11 +256,11 @@ async def test_restart_does_not_raise_the_limit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmodd.core.stuck_calls.PATIENCE", 0.05)
+    monkeypatch.setattr("kmodd.core.operations.stuck_calls.STUCK_AFTER", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_restart_finds_what_nobody_remembered() -> None:
+async def test_restart_finds_what_was_not_remembered() -> None:
     bench = make_bench(half_loaded())
     bench.operations.recover()
     assert not bench.failures.stuck  # it may be loading well
@@ -296,10 +297,10 @@ async def test_what_was_only_seen_half_way_is_forgotten_when_it_is_through() -> 
 
 async def test_restart_after_the_kernel_let_go(tmp_path: Path) -> None:
     path = tmp_path / "failures.json"
-    first = make_bench(machine(*MODULES), Failures(path))
+    first = make_bench(machine(*MODULES), kept_failures(path))
     await give_up(first)
     kernel = machine(*MODULES)
-    second = make_bench(kernel, Failures(path))
+    second = make_bench(kernel, kept_failures(path))
     second.operations.recover()
     (failure,) = second.failures.all()
     assert not failure.stuck

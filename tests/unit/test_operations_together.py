@@ -5,11 +5,11 @@ import asyncio
 
 import pytest
 
-from kmodd.core.api import JobFinished
-from kmodd.core.jobs import JobState
+from kmodd.core.events import JobFinished
+from kmodd.core.operations.jobs import JobState
 from kmodd.errors import Busy, Conflict, KmoddError, TimedOut
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, FaultKind, SimulatedModule
 from kmodd.model import OperationResult, Result
 from kmodd.names import ModuleName
 from tests.unit.fakes import load, machine, names, request, unload
@@ -82,10 +82,10 @@ async def test_waiting_operation_can_be_cancelled(bench: Bench) -> None:
     second = begin(bench, load("wait"))
     await settle()
     running, waiting = bench.jobs.all()
-    with pytest.raises(Busy, match="has begun"):
+    with pytest.raises(Busy, match="has started"):
         bench.jobs.cancel(running.id)
     bench.jobs.cancel(waiting.id)
-    with pytest.raises(Conflict, match="cancelled while it waited"):
+    with pytest.raises(Conflict, match="cancelled while waiting"):
         await second
     bench.jobs.cancel(waiting.id)
     bench.kernel.release("wait")
@@ -126,7 +126,7 @@ async def test_caller_that_leaves_in_the_handover_leaks_no_lock(bench: Bench) ->
     bench.check_quiet()
 
 
-async def test_caller_that_leaves_in_the_last_call_keeps_what_it_asked_for(bench: Bench) -> None:
+async def test_caller_that_leaves_in_the_last_call_keeps_the_result(bench: Bench) -> None:
     task = begin(bench, load("wait"))
     await until_in_kernel(bench.kernel, "wait")
     task.cancel()
@@ -151,7 +151,7 @@ async def test_caller_that_leaves_in_the_middle_of_an_atomic_batch_undoes_it(ben
     assert bench.live() == []
     bench.check_quiet()
     assert bench.journal.events == ["operation.failed", "batch.rolled-back"]
-    assert "left the bus" in bench.journal.records[0].message
+    assert "disconnected" in bench.journal.records[0].message
 
 
 async def test_caller_that_leaves_in_the_middle_of_another_batch_keeps_what_is_done(bench: Bench) -> None:
@@ -181,7 +181,7 @@ async def test_end_of_the_daemon_undoes_what_is_half_done(bench: Bench) -> None:
 async def test_end_of_the_daemon_does_not_wait_for_a_hang(bench: Bench) -> None:
     task = begin(bench, load("a"), load("wait"))
     await until_in_kernel(bench.kernel, "wait")
-    await bench.operations.close(patience=0.01)
+    await bench.operations.close(grace_period=0.01)
     undone, failed = await task
     assert (undone.result, failed.result) == (Result.ROLLED_BACK, Result.FAILED)
     assert isinstance(failed.error, TimedOut)
@@ -195,8 +195,8 @@ async def test_end_of_the_daemon_does_not_wait_for_a_hang(bench: Bench) -> None:
 async def test_end_of_the_daemon_breaks_off_what_does_not_end_when_it_is_given_up(bench: Bench) -> None:
     task = begin(bench, load("wait"))
     await until_in_kernel(bench.kernel, "wait")
-    bench.kernel.executor.give_up = lambda: None  # type: ignore[method-assign]
-    await bench.operations.close(patience=0.01)
+    bench.kernel.executor.abandon_all = lambda: None  # type: ignore[method-assign]
+    await bench.operations.close(grace_period=0.01)
     with pytest.raises(asyncio.CancelledError):
         await task
     bench.check_quiet()

@@ -3,19 +3,21 @@
 
 import asyncio
 import errno
-import os
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from kmodd.core.api import ModuleChanged
-from kmodd.core.locks import ModuleLocks
-from kmodd.core.parameters import Parameters, ParameterWrite
+from kmodd.core.events import ModuleChanged
+from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.locks import ModuleLocks
+from kmodd.core.operations.parameters import ParameterCalls, Parameters, ParameterWrite
+from kmodd.core.planning.given_values import GivenValues
 from kmodd.errors import (
     BadParameter,
     Builtin,
     Busy,
+    Crashed,
     KmoddError,
     Lockdown,
     NoSuchModule,
@@ -26,12 +28,11 @@ from kmodd.errors import (
     Stuck,
     TimedOut,
 )
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule, parameter
-from kmodd.kernel.simulated_parameters import SimulatedParameter
-from kmodd.model import Caller
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, FaultKind, SimulatedModule, SimulatedParameter, parameter
+from kmodd.model import Caller, Outcome
 from kmodd.names import ModuleName
-from tests.unit.fakes import Hub, Journal, Ticks, facts, machine
+from tests.unit.fakes import Broadcaster, Journal, Ticks, facts, machine
 
 CALLER = Caller(":1.7", 0)
 M = ModuleName("m")
@@ -59,23 +60,22 @@ class Bench:
     parameters: Parameters
     locks: ModuleLocks
     journal: Journal
-    hub: Hub
+    hub: Broadcaster
 
 
 @pytest.fixture
 def bench() -> Bench:
     kernel = machine(*MODULES, loaded=["m"])
-    locks, journal, hub = ModuleLocks(), Journal(), Hub()
-    made = Parameters(
+    locks, journal, hub = ModuleLocks(), Journal(), Broadcaster()
+    calls = ParameterCalls(
         kernel.index,
         kernel.loaded,
         kernel.facts,
-        locks=locks,
-        audit=journal,
-        events=hub,
-        clock=Ticks(),
+        LiveValues(kernel.loaded, kernel.executor, timeout=0.05),
+        given=GivenValues(),
         timeout=0.05,
     )
+    made = Parameters(calls, locks=locks, audit=journal, events=hub, clock=Ticks())
     return Bench(kernel, made, locks, journal, hub)
 
 
@@ -86,10 +86,10 @@ async def put(bench: Bench, name: str, value: str) -> str:
 
 
 def refuse(bench: Bench, code: int) -> None:
-    def write(name: ModuleName, parameter_name: str, value: str) -> None:
-        raise OSError(code, os.strerror(code))
+    async def write(name: ModuleName, parameter: str, value: str, *, timeout: float) -> Outcome:
+        return Outcome("done", code)
 
-    bench.kernel.loaded.write_parameter = write  # type: ignore[method-assign, assignment]
+    bench.kernel.executor.write_parameter = write  # type: ignore[method-assign]
 
 
 async def test_answer_is_what_the_kernel_made_of_it(bench: Bench) -> None:
@@ -99,7 +99,7 @@ async def test_answer_is_what_the_kernel_made_of_it(bench: Bench) -> None:
     assert bench.locks.owner(M) is None
 
 
-async def test_change_is_told_and_recorded_once(bench: Bench) -> None:
+async def test_change_is_announced_and_recorded_once(bench: Bench) -> None:
     await put(bench, "flag", "1")
     assert bench.hub.published == [ModuleChanged(M, ("Parameters",))]
     (record,) = bench.journal.records
@@ -109,7 +109,7 @@ async def test_change_is_told_and_recorded_once(bench: Bench) -> None:
 
 async def test_the_opposite_writes_what_was_there(bench: Bench) -> None:
     secret = bench.parameters.prepare(M, "secret", "8", reason="try")
-    opposite = bench.parameters.opposite(secret)
+    opposite = await bench.parameters.opposite(secret)
     assert opposite == ParameterWrite(M, "secret", "7", "try")
     await bench.parameters.write(secret, CALLER)
     assert await bench.parameters.write(opposite, CALLER) == "7"
@@ -117,8 +117,8 @@ async def test_the_opposite_writes_what_was_there(bench: Bench) -> None:
 
 async def test_what_was_never_set_has_no_opposite(bench: Bench) -> None:
     write = bench.parameters.prepare(M, "mode", "4")
-    assert bench.parameters.opposite(write) is None
-    assert bench.parameters.opposite(ParameterWrite(M, "gone", "1")) is None
+    assert await bench.parameters.opposite(write) is None
+    assert await bench.parameters.opposite(ParameterWrite(M, "gone", "1")) is None
 
 
 async def test_value_that_was_so_already_changes_nothing(bench: Bench) -> None:
@@ -147,7 +147,7 @@ async def test_value_only_root_may_read_stays_out_of_the_journal(bench: Bench) -
         ("m", "flag", "2", BadParameter),
     ],
 )
-def test_what_cannot_succeed_is_refused_before_anybody_is_asked(
+def test_what_cannot_succeed_is_refused_before_the_prompt(
     bench: Bench, module: str, name: str, value: str, wanted: type[KmoddError]
 ) -> None:
     with pytest.raises(wanted) as caught:
@@ -236,20 +236,53 @@ async def test_write_to_a_stuck_module(bench: Bench) -> None:
     assert bench.locks.owner(M) == 1
 
 
+def script(bench: Bench, *outcomes: Outcome) -> list[Callable[[Outcome], None]]:
+    """Have the next writes end so; the answer gets the call backs of those that are given up."""
+    left, waiting = list(outcomes), []
+
+    async def write(name: ModuleName, parameter: str, value: str, *, timeout: float) -> Outcome:
+        return left.pop(0)
+
+    bench.kernel.executor.write_parameter = write  # type: ignore[method-assign]
+    bench.kernel.executor.on_return = lambda worker, callback: waiting.append(callback)  # type: ignore[method-assign]
+    return waiting
+
+
 async def test_setter_that_hangs_locks_its_module_until_it_ends(bench: Bench) -> None:
-    go = threading.Event()
-    bench.kernel.loaded.write_parameter = lambda *_: bool(go.wait(5)) or None  # type: ignore[method-assign, assignment]
-    with pytest.raises(TimedOut):
+    waiting = script(bench, Outcome("timed-out", 0, 50_000, 4711))
+    with pytest.raises(TimedOut, match="setter of parameter flag of m has not returned"):
         await put(bench, "flag", "1")
     assert bench.locks.is_stuck(M)
     with pytest.raises(Stuck):
         await put(bench, "flag", "1")
-    go.set()
-    for _ in range(100):
-        await asyncio.sleep(0.005)
-        if bench.locks.owner(M) is None:
-            return
-    raise AssertionError("the lock was not released")
+    for callback in waiting:
+        callback(Outcome("crashed", 0, 0, 4711))
+    assert bench.locks.owner(M) is None
+    assert len(waiting) == 1
+
+
+async def test_nothing_is_written_to_a_module_whose_parameters_cannot_be_read(bench: Bench) -> None:
+    """A setter that somebody else called, or a daemon before this one, has the mutex."""
+    waiting = script(bench)  # no write is expected
+
+    async def hang(*_: object, **__: object) -> tuple[Outcome, dict[str, str]]:
+        return Outcome("timed-out", worker=7), {}
+
+    bench.kernel.executor.read_parameters = hang  # type: ignore[method-assign]
+    with pytest.raises(Stuck):
+        await put(bench, "flag", "1")
+    assert bench.locks.owner(M) is None
+    assert len(waiting) == 1
+
+
+async def test_setter_that_oopses_is_a_crash_and_the_module_can_still_be_unloaded(bench: Bench) -> None:
+    script(bench, Outcome("crashed", 0, 50_000, 4711))
+    with pytest.raises(Crashed, match="crashed the kernel"):
+        await put(bench, "flag", "1")
+    assert bench.locks.owner(M) is None
+    with pytest.raises(Stuck):  # the kernel's mutex stays locked: nobody else is sent in
+        await put(bench, "flag", "1")
+    assert bench.locks.owner(M) is None
 
 
 async def test_caller_that_leaves_does_not_stop_the_write(bench: Bench) -> None:

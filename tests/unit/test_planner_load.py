@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from kmodd.bus import rows
-from kmodd.core.draft import Flight
-from kmodd.core.planner import Planner
+from kmodd.api import replies as rows
+from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.planning.planned_state import InFlight
+from kmodd.core.planning.planner import Planner
 from kmodd.errors import (
     BadParameter,
     BadSignature,
@@ -23,11 +24,12 @@ from kmodd.errors import (
     Stuck,
     UnknownParameter,
 )
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule, parameter
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, FaultKind, SimulatedModule, parameter
 from kmodd.model import Operation, Plan, StepAction
-from kmodd.names import ModuleName
-from tests.unit.fakes import FILE, facts, load, machine, names, request, rule
+from kmodd.model.rules import ManagedFile
+from kmodd.names import ModuleName, parse_module_or_alias
+from tests.unit.fakes import FILE, SeenValues, facts, load, machine, names, reload, request, rule, unload
 
 FAT = (
     SimulatedModule("fat", "", "fs/fat"),
@@ -46,7 +48,9 @@ DUMMY = SimulatedModule(
 
 
 def plan(kernel: SimulatedKernel, *operations: Operation, override: bool = False) -> Plan:
-    return Planner(kernel.index, kernel.loaded, kernel.facts).plan(request(*operations, override_policy=override))
+    return Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel)).plan(
+        request(*operations, override_policy=override)
+    )
 
 
 def brief(made: Plan) -> list[str]:
@@ -91,6 +95,20 @@ def test_alias_of_several_modules_loads_all() -> None:
     assert made.targets == (names("a", "b"),)
 
 
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("vfat.ko", "did you mean vfat?"),
+        ("VFAT", "did you mean vfat?"),
+        ("vfat msdos", "load several modules with: printf 'load %s\\n' vfat msdos | kmodctl batch -"),
+    ],
+)
+def test_a_name_in_another_spelling_is_answered_with_what_it_means(written: str, hint: str) -> None:
+    found = error(machine(*FAT), replace(load("vfat"), module=parse_module_or_alias(written)))
+    assert isinstance(found, NoSuchModule)
+    assert found.evidence.hint == hint
+
+
 def test_unknown_name_is_answered_with_close_ones() -> None:
     found = error(machine(*FAT), load("vfta"))
     assert isinstance(found, NoSuchModule)
@@ -102,7 +120,7 @@ def test_unknown_alias() -> None:
     assert isinstance(error(machine(*FAT), load("pci:v9")), NoSuchModule)
 
 
-def test_missing_module_tree_is_told_apart_from_a_missing_module() -> None:
+def test_missing_module_tree_is_distinguished_from_a_missing_module() -> None:
     found = error(machine(facts=facts(tree_present=False)), load("vfat"))
     assert isinstance(found, ModuleTreeMissing)
     assert "reboot" in found.evidence.hint
@@ -153,15 +171,31 @@ def test_soft_dependencies_of_dependencies_count() -> None:
     ]
 
 
-def test_absent_and_forbidden_soft_dependencies_are_left_out() -> None:
+def test_absent_and_refused_soft_dependencies_are_left_out_but_not_what_they_need() -> None:
     kernel = machine(
         SimulatedModule("evil"),
         SimulatedModule("under"),
         SimulatedModule("over", depends=("under", "evil")),
         SimulatedModule("main", softdep_pre=("nowhere", "evil", "over", "not a name")),
-        rules=[rule("blacklist", "evil")],
+        rules=[rule("install", "evil", "/bin/false")],
     )
-    assert brief(plan(kernel, load("main"))) == ["insert main: requested"]
+    assert brief(plan(kernel, load("main"))) == ["insert under: dependency of over", "insert main: requested"]
+
+
+def test_blacklisted_soft_dependency_is_loaded_as_by_modprobe() -> None:
+    kernel = machine(
+        SimulatedModule("quiet"), SimulatedModule("main", softdep_pre=("quiet",)), rules=[rule("blacklist", "quiet")]
+    )
+    assert brief(plan(kernel, load("main"))) == ["insert quiet: soft dependency of main", "insert main: requested"]
+
+
+def test_soft_dependency_with_a_command_is_refused_as_modprobe_would_run_it() -> None:
+    kernel = machine(
+        SimulatedModule("x"), SimulatedModule("main", softdep_pre=("x",)), rules=[rule("install", "x", "modprobe y")]
+    )
+    found = error(kernel, load("main"))
+    assert isinstance(found, DisabledByPolicy)
+    assert "it would load y" in found.message
 
 
 def test_circle_of_soft_dependencies_ends() -> None:
@@ -171,9 +205,9 @@ def test_circle_of_soft_dependencies_ends() -> None:
     assert brief(plan(kernel, load("a"))) == ["insert b: soft dependency of a", "insert a: requested"]
 
 
-def test_soft_dependency_that_needs_what_wants_it_is_left_out() -> None:
+def test_soft_dependency_that_needs_what_wants_it_comes_after_it() -> None:
     kernel = machine(SimulatedModule("a", softdep_pre=("b",)), SimulatedModule("b", depends=("a",)))
-    assert brief(plan(kernel, load("a"))) == ["insert a: requested"]
+    assert brief(plan(kernel, load("a"))) == ["insert a: dependency of b", "insert b: soft dependency of a"]
 
 
 def test_soft_dependency_by_alias() -> None:
@@ -183,13 +217,16 @@ def test_soft_dependency_by_alias() -> None:
     assert brief(plan(kernel, load("main"))) == ["insert crc: soft dependency of main", "insert main: requested"]
 
 
-def test_module_that_is_forbidden_softly_is_still_an_error_when_asked_for() -> None:
+def test_of_several_modules_of_an_alias_the_blacklisted_ones_are_passed_over() -> None:
     kernel = machine(
         SimulatedModule("evil", aliases=("pci:v1",)),
-        SimulatedModule("main", softdep_pre=("evil",), aliases=("pci:v1",)),
+        SimulatedModule("main", aliases=("pci:v1",)),
         rules=[rule("blacklist", "evil")],
     )
-    assert isinstance(error(kernel, load("pci:v1")), DisabledByPolicy)
+    assert brief(plan(kernel, load("pci:v1"))) == ["insert main: requested"]
+    assert brief(plan(kernel, load("pci:v1"), override=True)) == ["insert evil: requested", "insert main: requested"]
+    both = machine(SimulatedModule("evil", aliases=("pci:v1",)), rules=[rule("blacklist", "evil")])
+    assert isinstance(error(both, load("pci:v1")), DisabledByPolicy)
 
 
 # --- parameters --------------------------------------------------------------------------------------------------------
@@ -216,7 +253,7 @@ def test_unknown_parameter_is_refused_with_close_names() -> None:
 def test_wrong_type_is_refused_before_the_kernel_sees_it() -> None:
     found = error(machine(DUMMY), load("dummy", numdummies="abc"))
     assert isinstance(found, BadParameter)
-    assert str(found) == "parameter numdummies of dummy takes a whole number from -2147483648 to 2147483647"
+    assert str(found) == "parameter numdummies of dummy takes an integer from -2147483648 to 2147483647"
 
 
 @pytest.mark.parametrize("name", ["async_probe", "dyndbg"])
@@ -239,6 +276,31 @@ def test_parameters_that_are_what_is_live_already_change_nothing() -> None:
 def test_parameters_that_cannot_be_compared_conflict_even_when_they_are_equal(name: str) -> None:
     value = {"hidden": "1", "secret": "7"}[name]
     assert isinstance(error(machine(DUMMY, loaded=["dummy"]), load("dummy", **{name: value})), Conflict)
+
+
+def planned_after(given: tuple[tuple[str, str], ...], **again: str) -> Plan:
+    """A load of `dummy`, which was loaded with `given`, with parameters `again`."""
+    values = GivenValues()
+    values.inserted(ModuleName("dummy"), given)
+    dummy = replace(DUMMY, parameters=(*DUMMY.parameters, parameter("key", "charp", "", mode=0)))
+    kernel = machine(dummy, loaded=["dummy"])
+    planner = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel), given=values)
+    return planner.plan(request(load("dummy", **again)))
+
+
+def test_giving_again_what_cannot_be_read_changes_nothing() -> None:
+    assert planned_after((("hidden", "5"),), hidden="0x5").steps == ()
+    assert isinstance(planned_after((("hidden", "5"),), hidden="6").error, Conflict)
+
+
+def test_giving_again_what_the_module_rounded_changes_nothing() -> None:
+    assert planned_after((("numdummies", "8"),), numdummies="8").steps == ()
+    assert isinstance(planned_after((("numdummies", "8"),), numdummies="9").error, Conflict)
+
+
+@pytest.mark.parametrize(("name", "value"), [("secret", "9"), ("key", "hunter2")])
+def test_a_right_guess_is_not_confirmed(name: str, value: str) -> None:
+    assert isinstance(planned_after(((name, value),), **{name: value}).error, Conflict)
 
 
 # --- what the kernel is made of ------------------------------------------------------------------------------------------
@@ -289,6 +351,27 @@ def test_blacklisted_module_that_is_loaded_already_is_no_error() -> None:
     assert plan(machine(*FAT, rules=[rule("blacklist", "fat")], loaded=["fat"]), load("vfat")).error is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "file", "hint"),
+    [
+        ("blacklist", FILE, f"change the rule in {FILE}, line 1, or try once with --override-policy"),
+        ("install", FILE, f"change the rule in {FILE}, line 1: only a blacklist can be overridden"),
+        (
+            "blacklist",
+            ManagedFile.BLACKLIST,
+            "kmodctl config blacklist vfat --off, or try once with --override-policy",
+        ),
+        ("install", ManagedFile.BLACKLIST, "kmodctl config blacklist vfat --off"),
+    ],
+)
+def test_error_says_how_its_rule_is_taken_away(kind: str, file: str, hint: str) -> None:
+    line = rule(kind, "vfat", "/bin/false" if kind == "install" else "", file=file)
+    found = error(machine(*FAT, rules=[line]), load("vfat"))
+    assert isinstance(found, DisabledByPolicy)
+    assert (found.evidence.file, found.evidence.line, found.evidence.rule_kind) == (file, 1, kind)
+    assert found.evidence.hint == hint
+
+
 def test_forbidden_dependency() -> None:
     found = error(machine(*FAT, rules=[rule("install", "fat", "/bin/false")]), load("vfat"))
     assert isinstance(found, DisabledByPolicy)
@@ -299,7 +382,10 @@ def test_override_sets_rules_aside_and_lists_them() -> None:
     kernel = machine(*FAT, rules=[rule("blacklist", "vfat", line=1), rule("blacklist", "fat", line=2)])
     made = plan(kernel, load("vfat"), override=True)
     assert made.error is None
-    assert made.overrides == (f"{FILE}:1: blacklist vfat", f"{FILE}:2: blacklist fat")
+    assert [(one.file, one.line, one.text) for one in made.overrides] == [
+        (FILE, 1, "blacklist vfat"),
+        (FILE, 2, "blacklist fat"),
+    ]
 
 
 def test_override_that_was_not_needed_lists_nothing() -> None:
@@ -321,22 +407,24 @@ def coming() -> SimulatedKernel:
 
 
 @pytest.mark.parametrize("asked", ["slow", "needs"])
-def test_module_that_somebody_else_is_loading_is_busy(asked: str) -> None:
+def test_module_under_a_foreign_load_is_busy(asked: str) -> None:
     assert isinstance(error(coming(), load(asked)), Busy)
 
 
 @pytest.mark.parametrize("asked", ["slow", "needs"])
 def test_stuck_module(asked: str) -> None:
     kernel = coming()
-    made = Planner(kernel.index, kernel.loaded, kernel.facts).plan(request(load(asked)), lambda _: Flight.STUCK)
+    made = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel)).plan(
+        request(load(asked)), lambda _: InFlight.STUCK
+    )
     assert isinstance(made.error, Stuck)
 
 
 def test_module_that_an_operation_of_ours_is_loading_is_planned_for_when_it_fails() -> None:
     kernel = coming()
-    made = Planner(kernel.index, kernel.loaded, kernel.facts).plan(
+    made = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel)).plan(
         request(load("needs"), load("slow")),
-        lambda name: Flight.RUNNING if name == "slow" else Flight.NONE,
+        lambda name: InFlight.RUNNING if name == "slow" else InFlight.NONE,
     )
     assert brief(made) == ["insert slow: dependency of needs", "insert needs: requested"]
 
@@ -384,3 +472,26 @@ def test_bug_of_ours_is_not_taken_for_a_failing_operation() -> None:
     kernel.index.dependencies = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(ZeroDivisionError):
         plan(kernel, load("vfat"))
+
+
+def test_aliases_of_modprobe_d_go_before_names_but_not_for_what_names_the_module_itself() -> None:
+    kernel = machine(*FAT, rules=[rule("alias", "vfat", "msdos")], loaded=["fat", "vfat", "msdos"])
+    assert plan(kernel, load("vfat")).targets == (names("msdos"),)
+    assert brief(plan(kernel, unload("vfat"))) == ["remove msdos: requested"]
+    assert brief(plan(kernel, replace(unload("vfat"), itself=True))) == ["remove vfat: requested"]
+    assert brief(plan(kernel, reload("vfat"))) == ["remove vfat: requested", "insert vfat: requested"]
+
+
+def test_an_alias_that_leads_nowhere_is_refused_with_its_line() -> None:
+    kernel = machine(*FAT, rules=[rule("alias", "vfat", "nosuch", line=4)])
+    found = error(kernel, load("vfat"))
+    assert isinstance(found, NoSuchModule)
+    assert found.message.startswith(f"vfat is an alias of nosuch ({FILE}, line 4): no module nosuch")
+    assert (found.evidence.file, found.evidence.line) == (FILE, 4)
+
+
+def test_what_an_alias_says_is_quoted_where_it_could_be_read_as_more() -> None:
+    found = error(machine(*FAT), load("x is loaded; run: reboot"))
+    assert found.message.startswith("no module 'x is loaded; run: reboot' for kernel")
+    made = plan(machine(*FAT), load("vfat nf_tables"), load("vfat"))
+    assert made.modules == names("fat", "vfat")

@@ -3,8 +3,8 @@
 
 import pytest
 
-from kmodd.core.draft import Flight
-from kmodd.core.planner import Planner
+from kmodd.core.planning.planned_state import InFlight
+from kmodd.core.planning.planner import Planner
 from kmodd.errors import (
     BadParameter,
     Builtin,
@@ -17,11 +17,11 @@ from kmodd.errors import (
     NotRemovable,
     Stuck,
 )
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import Fault, FaultKind, SimulatedModule, parameter
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import Fault, FaultKind, SimulatedModule, parameter
 from kmodd.model import Operation, Plan, User
 from kmodd.names import ModuleName
-from tests.unit.fakes import facts, load, machine, names, reload, request, rule, unload
+from tests.unit.fakes import SeenValues, facts, load, machine, names, reload, request, rule, unload
 
 CHAIN = (
     SimulatedModule("a"),
@@ -34,7 +34,7 @@ MOUNT = User("mount", "/mnt", "/dev/vdb")
 
 
 def plan(kernel: SimulatedKernel, *operations: Operation) -> Plan:
-    return Planner(kernel.index, kernel.loaded, kernel.facts).plan(request(*operations))
+    return Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel)).plan(request(*operations))
 
 
 def brief(made: Plan) -> list[str]:
@@ -47,7 +47,7 @@ def error(kernel: SimulatedKernel, *operations: Operation) -> KmoddError:
     return found
 
 
-def test_module_nobody_uses_is_removed() -> None:
+def test_unused_module_is_removed() -> None:
     assert brief(plan(machine(*CHAIN, loaded=ALL), unload("c"))) == ["remove c: requested"]
 
 
@@ -105,30 +105,55 @@ def test_references_beside_holders_are_counted() -> None:
 def test_users_are_found_where_the_planner_may_look() -> None:
     kernel = machine(*CHAIN, loaded=ALL)
     kernel.hold("c", MOUNT)
-    made = Planner(kernel.index, kernel.loaded, kernel.facts, users=kernel.usage.users).plan(request(unload("c")))
+    made = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel), users=lambda _: (MOUNT,)).plan(
+        request(unload("c"))
+    )
     assert made.error is not None
-    assert made.error.evidence.users == (("mount", "/mnt", "/dev/vdb"),)
-    assert str(made.error) == "c is kept busy by 1 mount"
+    (user,) = made.error.evidence.users
+    assert (user.kind, user.name, user.detail) == ("mount", "/mnt", "/dev/vdb")
+    assert str(made.error) == "c is in use by 1 mount"
 
 
 def test_unused_dependencies_go_too() -> None:
     kernel = machine(*CHAIN, loaded=("a", "b", "c"))
     made = plan(kernel, unload("c", unused=True))
-    assert brief(made) == ["remove c: requested", "remove b: not needed any more", "remove a: not needed any more"]
+    assert brief(made) == ["remove c: requested", "remove b: no longer needed", "remove a: no longer needed"]
     assert [step.optional for step in made.steps] == [False, True, True]
 
 
-def test_dependencies_somebody_needs_stay() -> None:
+def test_used_dependencies_stay() -> None:
     assert brief(plan(machine(*CHAIN, loaded=ALL), unload("c", unused=True))) == ["remove c: requested"]
 
 
-@pytest.mark.parametrize("why", ["user", "remove line"])
-def test_unused_dependencies_that_cannot_go_stay_without_error(why: str) -> None:
-    rules = [rule("remove", "b", "/sbin/x")] if why == "remove line" else []
-    kernel = machine(*CHAIN, loaded=("a", "b", "c"), rules=rules)
-    if why == "user":
-        kernel.hold("b", MOUNT)
+def test_unused_dependencies_that_cannot_go_stay_without_error() -> None:
+    kernel = machine(*CHAIN, loaded=("a", "b", "c"))
+    kernel.hold("b", MOUNT)
     assert brief(plan(kernel, unload("c", unused=True))) == ["remove c: requested"]
+
+
+def test_remove_line_of_a_dependency_counts_for_nothing_as_for_modprobe() -> None:
+    kernel = machine(*CHAIN, loaded=("a", "b"), rules=[rule("remove", "a", "/sbin/x")])
+    assert brief(plan(kernel, unload("b", unused=True))) == ["remove b: requested", "remove a: no longer needed"]
+
+
+def test_remove_line_counts_for_what_is_not_loaded_too_as_for_modprobe() -> None:
+    kernel = machine(*CHAIN, rules=[rule("remove", "a", "/sbin/x")])
+    assert isinstance(error(kernel, unload("a")), DisabledByPolicy)
+
+
+def test_soft_dependencies_go_before_and_after_when_unused_ones_shall() -> None:
+    kernel = machine(
+        SimulatedModule("early"),
+        SimulatedModule("late"),
+        SimulatedModule("main", softdep_pre=("early",), softdep_post=("late", "main")),
+        loaded=("early", "main", "late"),
+    )
+    assert brief(plan(kernel, unload("main"))) == ["remove main: requested"]
+    assert brief(plan(kernel, unload("main", unused=True))) == [
+        "remove late: soft dependency of main",
+        "remove main: requested",
+        "remove early: soft dependency of main",
+    ]
 
 
 def test_modules_that_were_no_dependency_stay() -> None:
@@ -149,35 +174,39 @@ def test_remove_line() -> None:
 
 def test_kernel_without_unloading() -> None:
     kernel = machine(SimulatedModule("x"), loaded=["x"])
-    kernel.loaded.read = _without_unloading(kernel)  # type: ignore[method-assign, assignment]
+    kernel.loaded.find = _without_unloading(kernel)  # type: ignore[method-assign, assignment]
     assert isinstance(error(kernel, unload("x")), NotRemovable)
 
 
 def _without_unloading(kernel: SimulatedKernel) -> object:
     from dataclasses import replace
 
-    return lambda name: replace(kernel.machine.snapshot()[name], references=-1)
+    return lambda _, name: replace(kernel.machine.snapshot()[name], references=-1)
 
 
-@pytest.mark.parametrize(("flight", "wanted"), [(Flight.NONE, Busy), (Flight.STUCK, Stuck)])
-def test_module_that_is_coming(flight: Flight, wanted: type[KmoddError]) -> None:
+@pytest.mark.parametrize(("flight", "wanted"), [(InFlight.NONE, Busy), (InFlight.STUCK, Stuck)])
+def test_module_that_is_coming(flight: InFlight, wanted: type[KmoddError]) -> None:
     kernel = machine(SimulatedModule("slow", init=Fault(FaultKind.HANG)))
     kernel.machine.start_insert(kernel.index.path(ModuleName("slow")), "")
-    made = Planner(kernel.index, kernel.loaded, kernel.facts).plan(request(unload("slow")), lambda _: flight)
+    made = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel)).plan(
+        request(unload("slow")), lambda _: flight
+    )
     assert isinstance(made.error, wanted)
 
 
 def test_module_that_an_operation_of_ours_is_loading_will_be_removed_after() -> None:
     kernel = machine(SimulatedModule("slow", init=Fault(FaultKind.HANG)))
     kernel.machine.start_insert(kernel.index.path(ModuleName("slow")), "")
-    made = Planner(kernel.index, kernel.loaded, kernel.facts).plan(request(unload("slow")), lambda _: Flight.RUNNING)
+    made = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel)).plan(
+        request(unload("slow")), lambda _: InFlight.RUNNING
+    )
     assert brief(made) == ["remove slow: requested"]
 
 
 def test_loaded_module_without_a_file_can_be_removed() -> None:
     kernel = machine(SimulatedModule("x"), loaded=["x"])
     kernel.index.exists = lambda name: False  # type: ignore[method-assign]
-    kernel.index.resolve = lambda name: ()  # type: ignore[method-assign]
+    kernel.index.lookup = lambda name: ()  # type: ignore[method-assign]
     assert brief(plan(kernel, unload("x"))) == ["remove x: requested"]
 
 
@@ -189,7 +218,7 @@ def test_load_then_unload_of_one_module() -> None:
         "insert a: dependency of b",
         "insert b: requested",
         "remove b: requested",
-        "remove a: not needed any more",
+        "remove a: no longer needed",
     ]
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from kmodd.core.policy import Policy, command_line_rule, where
+from kmodd.core.planning.policy import Policy, command_line_rule, where
 from kmodd.errors import DisabledByPolicy
-from kmodd.kernel.simulated_modules import SimulatedModule
+from kmodd.kernel.simulated.modules import SimulatedModule
 from kmodd.model import Rule
 from kmodd.names import ModuleName
 from tests.unit.fakes import FILE, machine, rule
@@ -28,25 +28,107 @@ def test_blacklisted_module_names_file_line_and_rule() -> None:
         policy(rule("blacklist", "vfat", line=7)).check_load(M, "")
     evidence = caught.value.evidence
     assert (evidence.file, evidence.line, evidence.rule) == (FILE, 7, "blacklist vfat")
-    assert str(caught.value) == f"vfat cannot be used: it is blacklisted ({FILE}, line 7)"
+    assert str(caught.value) == (
+        f"vfat is not loaded: it is blacklisted ({FILE}, line 7); modprobe still loads it by name"
+    )
 
 
-@pytest.mark.parametrize("command", ["/bin/false", "/bin/true", "/usr/bin/false", " /bin/true "])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/bin/false",
+        "/bin/true",
+        "/usr/bin/false",
+        " /bin/true ",
+        "/bin/false # not on this machine",
+        ":",
+        "exit 0",
+        "exit 1",
+        "/usr/bin/true vfat",
+        "true; /bin/false",
+        "/bin/true && exit 1",
+        "/bin/false >/dev/null 2>&1",
+        "exec /bin/false",
+    ],
+)
 def test_install_line_that_does_nothing_disables(command: str) -> None:
     with pytest.raises(DisabledByPolicy, match="an install line disables it"):
         policy(rule("install", "vfat", command)).check_load(M, "")
 
 
 @pytest.mark.parametrize(
-    "command", ["/sbin/modprobe -i vfat", "/bin/true; reboot", "/bin/true && x", "echo /bin/false"]
+    "command",
+    [
+        "/sbin/modprobe -i vfat; reboot",
+        "/sbin/modprobe vfat",
+        "/sbin/modprobe -i fat",
+        "/sbin/modprobe -i vfat x=1",
+        "/sbin/modprobe -r -i vfat",
+        "/sbin/modprobe -i -C /tmp vfat",
+        "/bin/true; reboot",
+        "/bin/true && x",
+        "/bin/true `reboot`",
+        "/bin/true $(reboot)",
+        "/bin/false > /etc/passwd",
+        "/bin/false\nreboot",
+        "/bin/false | reboot",
+        "/bin/false & reboot",
+        "echo /bin/false",
+    ],
 )
 @pytest.mark.parametrize("override", [False, True])
-def test_install_line_that_runs_something_is_refused_whatever_is_asked(command: str, override: bool) -> None:
+def test_install_line_that_runs_a_program_is_always_refused(command: str, override: bool) -> None:
     with pytest.raises(DisabledByPolicy, match="runs a shell command"):
         policy(rule("install", "vfat", command)).check_load(M, "", override=override)
 
 
-def test_what_not_everyone_may_read_is_not_told() -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/sbin/modprobe --ignore-install vfat",
+        "modprobe -i vfat",
+        "/sbin/modprobe -q --ignore-install vfat $CMDLINE_OPTS # as before",
+        "exec /sbin/modprobe --ignore-install -- vfat",
+    ],
+)
+def test_install_line_that_only_loads_the_module_is_permission(command: str) -> None:
+    judged = policy(rule("install", "vfat", command), rule("install", "vfat", "/bin/false", line=2))
+    assert judged.check_load(M, "") == judged.load_rules(M) == ()
+
+
+def test_install_line_that_loads_another_module_is_explained() -> None:
+    with pytest.raises(DisabledByPolicy, match="never does: it would load ntfs3 and fat"):
+        policy(rule("install", "vfat", "/sbin/modprobe ntfs3; modprobe -q fat x=1; logger hello")).check_load(M, "")
+    closed = replace(rule("install", "vfat", "/sbin/modprobe secret"), public=False)
+    with pytest.raises(DisabledByPolicy) as caught:
+        policy(closed).check_load(M, "")
+    assert "secret" not in caught.value.message
+
+
+def test_install_line_that_modprobe_ignores_says_so_and_what_makes_it_hold() -> None:
+    rules = (rule("install", "nfsd", "/bin/false"), rule("softdep", "nfsd", "pre: crypto", line=9))
+    kernel = machine(SimulatedModule("nfsd"), SimulatedModule("crypto"), rules=rules)
+    judged = Policy(kernel.index)
+    assert not judged.keeps_out(ModuleName("nfsd"))
+    with pytest.raises(DisabledByPolicy) as caught:
+        judged.check_load(ModuleName("nfsd"), "")
+    assert "nfsd is not loaded: an install line disables it" in caught.value.message
+    assert f"modprobe ignores install lines of a module with soft dependencies ({FILE}, line 9)" in caught.value.message
+    assert "'softdep nfsd pre:' in an earlier file makes the line effective" in caught.value.message
+    # The first softdep line counts: an empty one makes the install line act.
+    kernel.index.change_rules((rule("softdep", "nfsd", "pre:"), *rules))
+    assert judged.keeps_out(ModuleName("nfsd"))
+    with pytest.raises(DisabledByPolicy, match="nfsd cannot be used: an install line disables it"):
+        judged.check_load(ModuleName("nfsd"), "")
+
+
+def test_command_that_modprobe_does_not_run_is_no_objection() -> None:
+    rules = (rule("install", "nfsd", "logger x"), rule("softdep", "nfsd", "pre: crypto", line=9))
+    kernel = machine(SimulatedModule("nfsd"), SimulatedModule("crypto"), rules=rules)
+    assert Policy(kernel.index).check_load(ModuleName("nfsd"), "") == ()
+
+
+def test_content_of_a_closed_file_is_not_reported() -> None:
     """Explain answers anybody, and the journal keeps what a refusal tells."""
     closed = replace(rule("install", M, "/usr/bin/unlock --key hunter2"), public=False)
     assert where(closed) == f"{FILE}:1: install vfat …"
@@ -68,7 +150,7 @@ def test_a_denial_by_install_line_is_not_overridden() -> None:
         policy(rule("install", "vfat", "/bin/false")).check_load(M, "", override=True)
 
 
-def test_what_cannot_be_overridden_is_told_first() -> None:
+def test_what_cannot_be_overridden_is_reported_first() -> None:
     hard = (rule("blacklist", "vfat", line=1), rule("install", "vfat", "/bin/false", line=2))
     with pytest.raises(DisabledByPolicy, match="an install line disables it") as caught:
         policy(*hard).check_load(M, "")
@@ -107,11 +189,12 @@ def test_command_line_that_names_others(line: str) -> None:
     assert command_line_rule(M, line) is None
 
 
-def test_dash_and_underscore_are_one_letter_on_the_command_line() -> None:
-    assert command_line_rule(ModuleName("snd_pcm"), "module_blacklist=snd-pcm") is not None
+def test_the_kernel_compares_names_on_its_command_line_letter_by_letter() -> None:
+    assert command_line_rule(ModuleName("snd_pcm"), "module_blacklist=snd-pcm") is None
+    assert command_line_rule(ModuleName("snd_pcm"), "module-blacklist=snd_pcm") is not None
 
 
-def test_rule_on_the_alias_it_was_asked_by() -> None:
+def test_rule_on_the_requested_alias() -> None:
     with pytest.raises(DisabledByPolicy):
         policy(rule("install", "fs_other", "/bin/true")).check_load(M, "", asked="fs-other")
 
@@ -150,7 +233,7 @@ def test_rules_that_change_are_seen() -> None:
 
 
 def test_module_switched_off_by_an_alias() -> None:
-    with pytest.raises(DisabledByPolicy, match="an alias line switches it off") as caught:
+    with pytest.raises(DisabledByPolicy, match="an alias line disables it") as caught:
         policy(rule("alias", "vfat", "off", line=3)).check_load(M, "", asked="vfat", override=True)
     assert (caught.value.evidence.line, caught.value.evidence.rule) == (3, "alias vfat off")
 

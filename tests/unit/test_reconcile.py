@@ -3,10 +3,12 @@
 
 import pytest
 
-from kmodd.core.health_desired import DesiredHealth
+from kmodd.core.health.rules import DesiredHealth
 from kmodd.model import HealthStatus, Result, Uevent
 from kmodd.names import ModuleName
 from tests.unit.desired_bench import CALLER, Known, Make, benches, wanted
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 bench = pytest.fixture(benches)
 
@@ -18,7 +20,7 @@ async def test_boot_loads_what_is_wanted_and_unloads_what_is_not(bench: Make) ->
     assert await b.drift() == []
 
 
-async def test_one_that_fails_stops_no_other_and_is_told(bench: Make) -> None:
+async def test_one_that_fails_stops_no_other_and_is_reported(bench: Make) -> None:
     b = bench(wanted("broken") + wanted("nowhere") + wanted("a"))
     await b.boot()
     assert b.live() == {"a"}
@@ -33,7 +35,7 @@ async def test_one_that_fails_stops_no_other_and_is_told(bench: Make) -> None:
     assert all(c.status is HealthStatus.DEGRADED for c in checks if c.name in {"desired-state", "drift"})
 
 
-async def test_after_is_loaded_once_all_are_live_whoever_loaded_them(bench: Make) -> None:
+async def test_after_is_loaded_once_all_are_live(bench: Make) -> None:
     b = bench(wanted("c", 'after = ["a", "b", "unix"]'))
     await b.boot()
     assert b.live() == set()
@@ -181,7 +183,7 @@ async def test_a_failure_is_forgotten_when_it_came_about_after_all(bench: Make) 
     assert set(b.reconciler.failures) == {"broken"}
 
 
-async def test_whoever_notices_changed_settings_has_them_taken_over(bench: Make) -> None:
+async def test_changed_settings_are_applied_by_the_first_reader(bench: Make) -> None:
     b = bench(wanted("a"))
     await b.boot()
     assert b.taken_over == [30]
@@ -252,7 +254,7 @@ async def test_what_is_being_loaded_has_not_drifted(bench: Make) -> None:
     assert drifted() == ["a", "broken"]
 
 
-async def test_a_device_that_went_and_came_in_two_looks_came_anew(bench: Make) -> None:
+async def test_a_device_that_was_replugged_between_two_reads_is_new(bench: Make) -> None:
     b = bench(wanted("b", 'when = { alias = "usb:v1d6b*" }'))
     b.aliases = ["usb:v1d6bp2"]
     await b.boot()

@@ -3,8 +3,8 @@
 
 import pytest
 
-from kmodd.core.refresh import Refresh
-from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.core.planning.planner import IndexRefresher
+from kmodd.kernel.simulated.kernel import SimulatedKernel
 
 
 class Watched:
@@ -14,7 +14,7 @@ class Watched:
         self.fails = False
         index = SimulatedKernel().index
         monkeypatch.setattr(index, "refresh", self._look)
-        self.refresh = Refresh(index, lambda: self.arrivals)
+        self.refresh = IndexRefresher(index, lambda: self.arrivals)
 
     def _look(self) -> bool:
         self.looked += 1

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from kmodd.core.api import (
+from kmodd.core.events import (
     Event,
+    EventHub,
     ManagerChanged,
     ModuleAdded,
     ModuleChanged,
@@ -17,11 +18,12 @@ from kmodd.core.api import (
     StepStarted,
     StepSucceeded,
 )
-from kmodd.core.events import EventHub
 from kmodd.core.registry import SETTLE, Presence, Registry, origin
-from kmodd.kernel.simulated import SimulatedKernel
+from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import LoadedBy, LoadedModule, Origin, Record, State, StepAction
 from kmodd.names import ModuleName
+
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 M = ModuleName
 NOW = 1_700_000_000_000_000
@@ -87,14 +89,14 @@ def counting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return readings
 
 
-async def test_what_was_there_before_is_known_and_not_told(desk: Desk) -> None:
+async def test_initial_modules_are_known_and_not_announced(desk: Desk) -> None:
     assert M("ext4") in desk.registry
     assert desk.registry.presence(M("ext4")) == Presence()
     assert await desk.settle() == []
     assert desk.records == []
 
 
-async def test_what_others_load_and_remove_is_told_and_recorded(desk: Desk) -> None:
+async def test_foreign_loads_and_unloads_are_announced_and_recorded(desk: Desk) -> None:
     desk.kernel.modprobe("vfat")
     assert await desk.settle() == [ModuleAdded(M("fat")), ModuleAdded(M("vfat")), ManagerChanged(("LoadedCount",))]
     assert desk.registry.presence(M("vfat")) == Presence(loaded_at=NOW)
@@ -147,7 +149,7 @@ async def test_a_pair_by_others_gives_both_signals(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("action", "name"), [("add", "loop"), ("add", "ext4"), ("remove", "ext4"), ("change", "ext4")])
-async def test_a_forged_event_is_believed_by_nobody(desk: Desk, action: str, name: str) -> None:
+async def test_a_forged_event_is_ignored(desk: Desk, action: str, name: str) -> None:
     desk.kernel.forge(action, name)
     assert await desk.settle(4) == []
     assert desk.records == []
@@ -187,7 +189,7 @@ async def test_a_burst_costs_one_reading(desk: Desk, monkeypatch: pytest.MonkeyP
     assert len([event for event in told if event == ModuleAdded(M("loop"))]) == 150
 
 
-async def test_our_own_changes_carry_who_asked(desk: Desk) -> None:
+async def test_own_changes_carry_the_caller(desk: Desk) -> None:
     desk.hub.publish(StepStarted(M("loop"), StepAction.INSERT, BY))
     desk.kernel.modprobe("loop")
     desk.hub.publish(StepSucceeded(M("loop"), StepAction.INSERT, BY, 4000))
@@ -255,7 +257,7 @@ async def test_a_module_whose_init_fails_was_never_there(desk: Desk, monkeypatch
     assert desk.records == []
 
 
-async def test_kernel_facts_are_told_when_they_change(desk: Desk) -> None:
+async def test_kernel_facts_are_announced_when_they_change(desk: Desk) -> None:
     desk.kernel.modprobe("nvidia")
     desk.kernel.change_facts(modules_disabled=True, lockdown="integrity", signature_enforced=True)
     changed = next(event for event in await desk.settle() if isinstance(event, ManagerChanged))

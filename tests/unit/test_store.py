@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from kmodd.core.store import ImportOptions, Store
-from kmodd.core.store_catalogue import StoreCatalogue
-from kmodd.custom import limits_of
+from kmodd.core.store.catalogue import StoreCatalogue
+from kmodd.core.store.store import ImportOptions, Store
+from kmodd.daemon.store import limits_of
 from kmodd.errors import Conflict
-from kmodd.kernel.module_tree import ModuleTree
-from kmodd.kernel.simulated import SimulatedKernel
-from kmodd.kernel.simulated_modules import RELEASE
-from kmodd.kernel.store_files import SpoolFiles, StoreFiles
+from kmodd.kernel.modules.store_files import SpoolFiles, StoreFiles
+from kmodd.kernel.modules.trees import ModuleTree
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import RELEASE
 from kmodd.model import Caller
+from kmodd.model.settings import DaemonSettings
 from kmodd.model.store import Examination, StoredModule
-from kmodd.model.tunables import Tunables
 from kmodd.names import ModuleName
 from tests.unit.fakes import Journal, Ticks
 
@@ -75,8 +75,9 @@ def opened() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def spooled(files: StoreFiles) -> list[Path]:
-    return list((files.path(ENTRY).parents[2] / ".spool").iterdir())
+def written(files: StoreFiles) -> list[Path]:
+    """Everything in the store's folder."""
+    return list(files.path(ENTRY).parents[2].rglob("*"))
 
 
 async def test_a_caller_that_leaves_while_files_are_opened_leaves_none_open(files: SlowFiles, store: Store) -> None:
@@ -89,7 +90,7 @@ async def test_a_caller_that_leaves_while_files_are_opened_leaves_none_open(file
     with pytest.raises(asyncio.CancelledError):
         await task
     assert opened() == before
-    assert not spooled(files)
+    assert not written(files)
 
 
 async def test_a_process_that_cannot_be_started_is_no_matter_of_the_disk(files: SlowFiles, store: Store) -> None:
@@ -97,12 +98,12 @@ async def test_a_process_that_cannot_be_started_is_no_matter_of_the_disk(files: 
     with pytest.raises(Conflict, match=r"^no process could be started to examine the file$") as caught:
         await store.examine(0, ImportOptions(), CALLER)
     assert caught.value.evidence.errno == errno.EACCES
-    assert not spooled(files)
+    assert not written(files)
 
 
 @pytest.mark.parametrize(("total", "roots"), [(1 << 20, 4 << 30), (64 << 30, 64 << 30)])
 def test_root_has_as_much_room_as_anybody(total: int, roots: int) -> None:
-    limits = limits_of(Tunables(store_total_max=total))
+    limits = limits_of(DaemonSettings(store_total_max=total))
     assert (limits.per_user, limits.root) == (total, roots)
 
 

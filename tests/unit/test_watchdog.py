@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.watchdog import SelfCheckFailed, Watchdog, check_descriptors
+from kmodd.daemon.watchdog import SelfCheckFailed, Watchdog, check_descriptors
 
 
 async def _answers() -> None:
@@ -42,7 +42,7 @@ async def test_a_lost_bus_starves_it() -> None:
     async def gone() -> None:
         raise ConnectionResetError
 
-    with pytest.raises(SelfCheckFailed, match="the bus is gone"):
+    with pytest.raises(SelfCheckFailed, match="the connection to the bus was lost"):
         await _watchdog([], gone).check()
 
 
@@ -50,7 +50,7 @@ async def test_a_silent_bus_starves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silent() -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("kmodd.watchdog.ROUND_TRIP_SECONDS", 0.05)
+    monkeypatch.setattr("kmodd.daemon.watchdog.ROUND_TRIP_SECONDS", 0.05)
     with pytest.raises(SelfCheckFailed, match="does not answer"):
         await _watchdog([], silent).check()
 
@@ -73,7 +73,7 @@ async def test_reports_and_goes_on_after_a_failed_check() -> None:
     await asyncio.sleep(0.1)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert beats[0] == "the bus is gone"
+    assert beats[0] == "the connection to the bus was lost"
     assert "fed" in beats[1:]
 
 

@@ -7,11 +7,11 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.clock import clock
 from tests.vm.qemu import GuestDeadError
 
 _HEADER = struct.Struct("!IBI")
@@ -123,7 +123,7 @@ class Channel:
         self._next = 1
         self._changed = threading.Condition()
         self._sending = threading.Lock()
-        self._heard = time.monotonic()
+        self._heard = clock()
         self._asked = 0.0
         self._greetings = 0
         self._answers = 0
@@ -170,11 +170,11 @@ class Channel:
 
     def wait_until(self, condition: Callable[[], bool], timeout: float, *, silence: float = _DEAD) -> bool:
         """Whether the condition came true in time; :class:`GuestDeadError` when the guest died meanwhile."""
-        deadline = time.monotonic() + timeout
-        self._heard = max(self._heard, time.monotonic() - _QUIET)
+        deadline = clock() + timeout
+        self._heard = max(self._heard, clock() - _QUIET)
         with self._changed:
             while not condition():
-                now = time.monotonic()
+                now = clock()
                 if now >= deadline:
                     return False
                 reason = self._alive()
@@ -217,7 +217,7 @@ class Channel:
                     self._closed = True
                     self._changed.notify_all()
                     return
-                self._heard = time.monotonic()
+                self._heard = clock()
                 buffer += data
                 while len(buffer) >= _HEADER.size:
                     length, kind, number = _HEADER.unpack_from(buffer)

@@ -1,6 +1,6 @@
 """A machine in which the HTTP gateway runs too, and how this host reaches it.
 
-The gateway listens on the machine's own loopback, as it does when it is installed. QEMU forwards a port of this host's
+The gateway listens on its unix socket, as it does when it is installed. QEMU forwards a port of this host's
 loopback to the machine's network card, where systemd's socket proxy stands in for the reverse proxy of a real site.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIONS = Options(network=True)
-PORT = 8765
+_SOCKET = "/run/kmodd-gateway/http"
 _FRONT = 8764
 _TOKEN = "/root/gateway-token"  # noqa: S105 - a file's name
 RULE = "/etc/polkit-1/rules.d/50-kmodd-gateway-modules.rules"
@@ -38,7 +38,7 @@ systemctl start kmodd.service
 (umask 077; kmodctl token create demo --scope admin --expires 1y > {_TOKEN})
 systemctl start kmodd-gateway.socket kmodd-gateway.service
 systemd-run --quiet --unit kmodd-front --socket-property ListenStream={_FRONT} --socket-property FreeBind=yes \\
-    /lib/systemd/systemd-socket-proxyd 127.0.0.1:{PORT}
+    /lib/systemd/systemd-socket-proxyd {_SOCKET}
 """
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from tests.vm.progress import say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # program that tells whether it is there -> Debian package
 PROGRAMS = {
@@ -22,10 +29,14 @@ PROGRAMS = {
     "depmod": "kmod",
     "newuidmap": "uidmap",
     "tar": "tar",
+    "scdoc": "scdoc",
 }
 # objtool, which checks modules while they are built, is linked with it and has no program of its own.
 LIBRARIES = {"libelf.so.1": "libelf1"}
 SEARCH_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+_MIRROR = re.compile(r"^(?:deb\s+(?:\[[^\]]*\]\s+)?|URIs:\s*)(\S+/debian)/?(?:\s|$)", re.MULTILINE)
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 class HostError(RuntimeError):
@@ -63,3 +74,35 @@ def install_missing() -> None:
     say(f"installing {' '.join(packages)}")
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l"]
     run([*root, *quiet, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages])
+
+
+def unpack_packages(suite: str, packages: Sequence[str], folder: Path) -> None:
+    """Unpack packages of another suite of Debian, without what they depend on, and install nothing."""
+    with TemporaryDirectory() as name:
+        work = Path(name)
+        for path in ("lists/partial", "cache/archives/partial"):
+            (work / path).mkdir(parents=True)
+        (work / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n")
+        options = {
+            "Dir::Etc::SourceList": work / "sources.list",
+            "Dir::Etc::SourceParts": "-",
+            "Dir::State::Lists": work / "lists",
+            "Dir::Cache": work / "cache",
+            "Acquire::Languages": "none",
+        }
+        apt = ["apt-get", "-qq", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
+        run([*apt, "update"])
+        run([*apt, "download", *(f"{package}/{suite}" for package in packages)], cwd=str(work))
+        for package in work.glob("*.deb"):
+            run(["dpkg-deb", "-x", str(package), str(folder)])
+
+
+def _mirror() -> str:
+    """Where this machine gets Debian's packages from."""
+    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    for file in files:
+        if file.suffix in {".list", ".sources"} and file.is_file():
+            match = _MIRROR.search(file.read_text())
+            if match:
+                return match[1]
+    raise HostError("no package source in /etc/apt is a mirror of Debian: add one, then try again")

@@ -8,6 +8,7 @@ import tarfile
 import time
 from typing import TYPE_CHECKING
 
+from tests.clock import clock
 from tests.vm.channel import Channel, Command, OnOutput, Result
 from tests.vm.qemu import GuestDeadError, Options, Qemu, State
 from tests.vm.qmp import connect
@@ -37,13 +38,14 @@ class Machine:
         options: Options | None = None,
         *,
         state: State | None = None,
+        disk: Path | None = None,
         keep_in: Path | None = None,
         forward: dict[int, int] | None = None,
     ) -> None:
         self.image, self.options = image, options or Options()
         # Where this boot begins in the console's log.
         self._console_start = 0
-        self.qemu = Qemu(image, self.options, state=state, keep_in=keep_in, forward=forward)
+        self.qemu = Qemu(image, self.options, state=state, disk=disk, keep_in=keep_in, forward=forward)
         try:
             self._channel = Channel(connect(self.qemu.folder / "agent", timeout=20.0), self._why_dead, self._tail)
             if state:
@@ -181,11 +183,11 @@ class Machine:
         self.close()
 
     def _wait_for_boot(self, greetings: int, timeout: float = BOOT_SECONDS) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = clock() + timeout
         if not self._channel.greeted(timeout, times=greetings):
             raise GuestDeadError(f"the machine did not boot within {timeout:.0f} s\n{self._tail()}")
         self._channel.abandon_commands()
-        self.run(["systemctl", "is-system-running", "--wait"], timeout=max(1.0, deadline - time.monotonic()))
+        self.run(["systemctl", "is-system-running", "--wait"], timeout=max(1.0, deadline - clock()))
 
     def _set_clock(self) -> None:
         if not self._channel.set_clock(time.time(), os.urandom(64)):

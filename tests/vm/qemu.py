@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.vm import host
+from tests.clock import clock
+from tests.vm import cache, host
+from tests.vm.progress import say
 from tests.vm.qmp import Qmp, QmpError
 
 if TYPE_CHECKING:
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
 
 CMDLINE = "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.show_status=0 rd.systemd.show_status=0"
 
-
+_NAME = "qemu-system-x86_64"
+# The first major version that is fast, and where it is to be had.
+_FAST, _SUITE, _PACKAGES = 10, "bookworm-backports", ("qemu-system-x86", "qemu-system-data")
 _GUARD = 'trap "" INT TERM HUP; cat; kill -9 "$1"; rm -rf "$2"'
 
 
@@ -35,7 +41,8 @@ class Options:
     cmdline_extra: tuple[str, ...] = ()
     network: bool = False
     memory: str = "1G"
-    processors: int = 2
+    # Emulated ones wait for each other: with two of them the same work takes a third more of the host's time.
+    processors: int = 1
 
     @property
     def cmdline(self) -> str:
@@ -67,11 +74,46 @@ def accelerator() -> str:
     return "kvm" if os.environ.get("KMODD_VM_ACCEL") == "kvm" else "tcg,thread=multi"
 
 
+@functools.cache
+def emulator() -> tuple[str, ...]:
+    """The command that runs QEMU, where its own arguments may follow.
+
+    QEMU 10 needs half the processor time of Debian 12's 7.2. Where this machine has an older one, that of Debian 12's backports is
+    unpacked into the cache; it needs the same libraries.
+    """
+    own = (_NAME,)
+    if _version(*own) >= _FAST:
+        return own
+    try:
+        folder = cache.entry("qemu", cache.digest([_SUITE, *_PACKAGES]), _unpack)
+    except host.HostError as error:
+        say(f"this machine's own QEMU, which is slow: {error}")
+        return own
+    return _unpacked(folder)
+
+
+def _unpack(folder: Path) -> None:
+    say(f"fetching QEMU from {_SUITE}")
+    host.unpack_packages(_SUITE, _PACKAGES, folder)
+    _version(*_unpacked(folder))
+
+
+def _unpacked(folder: Path) -> tuple[str, ...]:
+    usr = folder / "usr"
+    return (str(usr / "bin" / _NAME), "-L", str(usr / "share/qemu"), "-L", "/usr/share/seabios")
+
+
+def _version(*command: str) -> int:
+    """Its major version."""
+    found = re.search(r"version (\d+)\.", host.run([*command, "--version"]))
+    return int(found[1]) if found else 0
+
+
 class Qemu:
     """A running QEMU with a folder of its own for the disk overlay and its sockets.
 
-    ``state`` starts from a saved machine. ``keep_in`` puts disk and memory into this folder, from where :meth:`save`
-    makes a :class:`State` of them; without it the machine leaves nothing behind.
+    ``state`` starts from a saved machine, ``disk`` boots from the disk of one. ``keep_in`` puts disk and memory into this
+    folder, from where :meth:`save` makes a :class:`State` of them; without it the machine leaves nothing behind.
     """
 
     def __init__(
@@ -80,6 +122,7 @@ class Qemu:
         options: Options,
         *,
         state: State | None = None,
+        disk: Path | None = None,
         keep_in: Path | None = None,
         forward: dict[int, int] | None = None,
     ) -> None:
@@ -87,7 +130,7 @@ class Qemu:
         self._keep_in = keep_in
         self._closed = False
         store = keep_in or self.folder
-        backing = state.disk if state else image.disk
+        backing = state.disk if state else disk or image.disk
         overlay = ["-f", "qcow2", "-F", "qcow2", "-b", str(backing), str(store / "disk.qcow2")]
         host.run(["qemu-img", "create", "-q", *overlay])
         if state and keep_in:
@@ -108,6 +151,7 @@ class Qemu:
                 env={**os.environ, "PATH": host.SEARCH_PATH},
                 start_new_session=True,
             )
+        clock.watch(self.process.pid)
         # Waits for the end of this program, however it comes, and then ends QEMU and clears up.
         self._guard = subprocess.Popen(
             ["sh", "-c", _GUARD, "sh", str(self.process.pid), str(self.folder)],
@@ -128,7 +172,7 @@ class Qemu:
         self, image: Image, options: Options, store: Path, memory: str, *, incoming: bool, forward: dict[int, int]
     ) -> list[str]:
         folder = self.folder
-        command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"]
+        command = [*emulator(), "-nodefaults", "-no-user-config", "-display", "none"]
         # Plain max: without its svm (measured with svm=off) the guest fails to see its own mounts.
         command += ["-machine", "q35,memory-backend=ram", "-accel", accelerator(), "-cpu", "max"]
         command += ["-smp", str(options.processors), "-m", options.memory, "-object", memory, "-rtc", "base=utc"]
@@ -210,6 +254,7 @@ class Qemu:
         if self.running:
             self.process.kill()
         self.process.wait()
+        clock.forget(self.process.pid)
         self._guard.kill()
         self._guard.wait()
         if self._guard.stdin:

@@ -7,6 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from tests.clock import clock
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -41,8 +43,8 @@ class Qmp:
 
     def wait_for_migration(self, *, timeout: float = 120.0) -> None:
         """Until the state is written or read completely."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        deadline = clock() + timeout
+        while clock() < deadline:
             status = self.execute("query-migrate").get("status")
             if status == "completed":
                 return

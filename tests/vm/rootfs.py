@@ -15,12 +15,13 @@ from tests.vm.progress import say
 
 SUITE = "bookworm"
 PACKAGES = """\
-systemd systemd-sysv libpam-systemd dbus polkitd udev kmod
+systemd systemd-sysv libpam-systemd dbus polkitd udev kmod apparmor
 python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog
 python3-fastapi python3-uvicorn python3-jwt python3-cryptography python3-prometheus-client python3-aiosmtpd
 linux-image-cloud-amd64 initramfs-tools
 libglib2.0-bin python3-gi gir1.2-glib-2.0
 iproute2 curl make man-db less bash-completion zsh fish procps psmisc e2fsprogs mount util-linux util-linux-extra
+nftables iptables ipset dmsetup dosfstools
 xz-utils zstd lz4 lzop bzip2 squashfs-tools strace
 dracut-core ansible-core"""
 # Documentation and translations would double the image; man pages of kmodd come with its own installation.

@@ -4,7 +4,7 @@
 
 const pretty = (value) => typeof value === "string" ? value : JSON.stringify(value, null, 2);
 
-// What stands between backquotes is a word of a program's.
+// Text between backquotes is code.
 function say(node, text) {
   node.replaceChildren(...text.split("`").map((part, index) => {
     if (index % 2 === 0) return part;
@@ -83,7 +83,7 @@ function route(openapi, path, method, operation) {
 
 async function show() {
   const answer = await fetch("/openapi.json");
-  if (!answer.ok) throw new Error(`the gateway answered ${answer.status}`);
+  if (!answer.ok) throw new Error(`the gateway responded with ${answer.status}`);
   const openapi = await answer.json();
   document.getElementById("title").textContent = `${openapi.info.title} ${openapi.info.version}: HTTP API`;
   document.getElementById("about").textContent = openapi.info.description;
@@ -99,9 +99,9 @@ async function show() {
     document.getElementById("found").textContent = shown === all.length ? `${shown} routes` : `${shown} of ${all.length} routes`;
   };
   find.addEventListener("input", narrow);
-  narrow(); // a browser that comes back may have filled the field again
+  narrow(); // the browser may have restored the field's text
 }
 
 show().catch((error) => {
-  document.getElementById("about").textContent = `/openapi.json cannot be read: ${error.message}`;
+  document.getElementById("about").textContent = `Cannot read /openapi.json: ${error.message}`;
 });

@@ -3,25 +3,25 @@
 
 import {current, demand} from "./token.js";
 
-export const EXPIRED = "The token was accepted before and is no longer: it has expired or was revoked.";
-export const MISSING = "kmodd answers only those who show a token.";
+export const EXPIRED = "The token is no longer valid: it has expired or was revoked.";
+export const MISSING = "A token is required.";
 
 /** A failure, with its problem document (RFC 9457). */
 export class Problem extends Error {
   constructor(facts) {
     super(facts.detail);
     this.facts = facts;
-    /** The error's name in the table of kmodd's errors, empty for what is wrong as HTTP. */
+    /** The name of kmodd's error, empty for errors of HTTP. */
     this.name = (facts.type || "").startsWith("urn:kmodd:error:") ? facts.type.split(":").pop() : "";
   }
 }
 
-const away = (detail) => new Problem({type: "about:blank", title: "the gateway does not answer", status: 0, detail});
+const away = (detail) => new Problem({type: "about:blank", title: "the gateway does not respond", status: 0, detail});
 
-/** One request with the token; it waits for another token where this one does not count. The raw answer. */
+/** One request with the token; waits for another token if this one is invalid. Returns the raw response. */
 export async function fetchWith(path, options = {}) {
   for (let tried = ""; ;) {
-    // Another request may have asked for a new one meanwhile.
+    // Another request may have obtained a new one in the meantime.
     const token = current() && current() !== tried ? current() : await demand(tried ? EXPIRED : MISSING);
     tried = token;
     let answer;
@@ -33,7 +33,7 @@ export async function fetchWith(path, options = {}) {
       });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw away("The connection to the gateway failed; nothing is known of what became of the request.");
+      throw away("The connection to the gateway failed; the result of the request is unknown.");
     }
     if (answer.status !== 401) return answer;
   }
@@ -55,7 +55,7 @@ async function outcome(answer) {
   throw new Problem(facts);
 }
 
-/** Ask, with a JSON body where there is one; the answer as an object, or a Problem. */
+/** Send a request, with an optional JSON body; returns the response as an object, or throws a Problem. */
 export async function ask(method, path, body) {
   const options = {method};
   if (body !== undefined) {
@@ -72,5 +72,5 @@ export async function upload(path, file) {
   );
 }
 
-/** The path of a module, or of something of it. */
+/** The path of a module or of a resource below it. */
 export const ofModule = (name, rest = "") => `/v1/modules/${encodeURIComponent(name)}${rest}`;

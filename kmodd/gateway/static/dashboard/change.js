@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The dialog before every change: what would be done, how, and why one wants it. A failure stays in it, with its evidence.
+// The dialog before every change: plan, options and reason. It stays open and shows the evidence when the change fails.
 
 import {focusOn, make} from "./dom.js";
 import {panel} from "./failure.js";
@@ -9,7 +9,7 @@ const TYPING = 250;
 const TYPING_RECORDED = 800;
 let open = null;
 
-/** Look at the plan of an open dialog again: something happened. */
+/** Refresh the plan of an open dialog after an event. */
 export const refresh = () => open?.();
 
 function control(field) {
@@ -60,20 +60,20 @@ function read(form) {
 }
 
 /**
- * Ask for a change and make it.
+ * Show the dialog and make the change.
  *
- * `preview(values)` answers {content, doubtful}: nodes that show what would be done, and whether it is known to fail.
- * `perform(values)` does it and answers one line; `values` holds the fields by name, and `reason`.
+ * `preview(values)` returns {content, doubtful}: nodes that show what would be done, and whether it is known to fail.
+ * `perform(values)` does it and returns one line; `values` holds the fields by name, and `reason`.
  * `fields` are {name, label, kind: "flag" | "file" | "text", value, hint, required}; `more` are those few people need.
- * `recorded` is for a preview that the journal has a record of: it is not asked for again with every event, nor at every
- * pause of whoever types.
+ * `recorded` is for a preview that leaves a record in the journal: it is not requested again with every event, nor at every
+ * pause in typing.
  * Resolves to whether it was made.
  */
 export function change({title, verb, fields = [], more = [], preview, perform, recorded = false}) {
   if (document.querySelector("dialog[open]")) return Promise.resolve(false); // pressed twice
   const opener = document.activeElement.dataset.key;
   return new Promise((resolve) => {
-    const plan = make("div", {class: "preview", "aria-live": "polite"}, make("p", {class: "nothing"}, "Asking …"));
+    const plan = make("div", {class: "preview", "aria-live": "polite"}, make("p", {class: "nothing"}, "Loading …"));
     const told = make("div", {class: "told"});
     const submit = make("button", {type: "submit", class: "primary"}, verb);
     const cancel = make("button", {type: "button", click: () => box.close()}, "Cancel");
@@ -87,7 +87,7 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
         },
       },
       make("h2", {id: "change-title"}, title),
-      make("h3", {}, "What will be done"),
+      make("h3", {}, "Planned changes"),
       plan,
       ...fields.map(control),
       more.length > 0 &&
@@ -115,10 +115,10 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
         found = {content: panel(problem), doubtful: true};
       }
       if (mine !== asked || busy) return; // a later one is on its way, or it is being done
-      // What is as before stays, or screen readers would say it again.
+      // Unchanged content stays, or screen readers would read it again.
       const content = make("div", {}, found.content);
       if (content.textContent !== plan.textContent) plan.replaceChildren(...content.childNodes);
-      submit.textContent = found.doubtful ? "Try it anyway" : verb;
+      submit.textContent = found.doubtful ? "Try anyway" : verb;
       submit.classList.toggle("doubtful", Boolean(found.doubtful));
     }
 
@@ -153,7 +153,7 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
       clearTimeout(timer);
       timer = setTimeout(look, event.target.type === "checkbox" ? 0 : recorded ? TYPING_RECORDED : TYPING);
     });
-    // What is under way goes on in the kernel, whatever happens to the dialog: it stays to tell how it ended.
+    // An operation in progress continues in the kernel whatever happens to the dialog, which stays open to show the result.
     box.addEventListener("cancel", (event) => {
       if (busy) event.preventDefault();
     });
@@ -161,14 +161,14 @@ export function change({title, verb, fields = [], more = [], preview, perform, r
       open = null;
       clearTimeout(timer);
       box.remove();
-      // The browser gives the focus back, unless what had it was made anew meanwhile.
+      // The browser restores the focus, unless the element was replaced in the meantime.
       if (document.activeElement === document.body) focusOn(opener);
       resolve(made);
     });
     document.body.append(box);
     open = recorded ? null : look;
     box.showModal();
-    // The first thing to be written: what the change is about, else why.
+    // Focus the first field to fill in, else the reason.
     form.querySelector("input:not([type=checkbox], details input)").focus();
     look();
   });

@@ -53,18 +53,18 @@ export const grid = (kind, headers, rows) =>
     ),
   );
 
-/** What is said where a list is empty. */
+/** The text for an empty list. */
 export const nothing = (...words) => make("p", {class: "nothing"}, ...words);
 
-/** What has this data-key. */
+/** The element with this data-key. */
 export const keyed = (node, key) => [...node.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key);
 
-/** Put the focus on what has this data-key, or on the heading when that is gone: it must not fall off the page. */
+/** Focus the element with this data-key, or the heading if it no longer exists, so that the focus is never lost. */
 export const focusOn = (key) => (keyed(document, key) || document.querySelector("h1"))?.focus({preventScroll: true});
 
 /**
  * Replace what is in a node, unless what it shows is the same as last time (`facts`, compared as JSON). The focus and
- * opened details are found again by their data-key, so that an event does not take the page out of one's hands.
+ * opened details are restored by their data-key, so that an event does not interrupt the user.
  */
 export function show(node, facts, children) {
   const told = JSON.stringify(facts);

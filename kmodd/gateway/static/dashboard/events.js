@@ -5,7 +5,7 @@ import {fetchWith} from "./api.js";
 
 const FIRST_PAUSE = 1000;
 const LONGEST_PAUSE = 30000;
-// The gateway says something every 15 seconds, if only a comment. Who is silent for longer is gone.
+// The gateway sends something every 15 seconds, if only a comment. A connection that is silent for longer is dead.
 const SILENCE = 40000;
 
 /** Parses a stream of events; `next` gets (kind, data) of each, `id` is that of the last. */
@@ -37,7 +37,7 @@ class Parser {
   }
 }
 
-/** Follow the events for ever. `told` gets (kind, data); `state` gets "connecting", "live" or "reconnecting". */
+/** Follow the events forever. `told` gets (kind, data); `state` gets "connecting", "live" or "reconnecting". */
 export async function follow(told, state) {
   let pause = FIRST_PAUSE;
   let last = "";
@@ -64,19 +64,19 @@ export async function follow(told, state) {
         }
       }
     } catch {
-      // Cut off, silent or refused: what follows is the same, another try later.
+      // Cut off, silent or refused: in every case retry later.
     } finally {
       clearTimeout(watch);
       stop.abort();
       last = parser.id;
     }
     state("reconnecting");
-    await sooner(pause * (0.75 + Math.random() / 2)); // not all pages of a rebooted gateway at once
+    await sooner(pause * (0.75 + Math.random() / 2)); // so that not all pages reconnect to a restarted gateway at the same time
     pause = Math.min(pause * 2, LONGEST_PAUSE);
   }
 }
 
-/** So many milliseconds, or less when the network or the reader comes back. */
+/** Wait this many milliseconds, or less when the network or the page becomes active again. */
 function sooner(milliseconds) {
   return new Promise((resolve) => {
     const done = () => {

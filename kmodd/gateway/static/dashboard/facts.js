@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What a module's file says of it, and what the kernel does.
+// Facts about a module from its file and from the kernel.
 
 import {joined, make, moduleLink} from "./dom.js";
 import {duration, size, time} from "./wording.js";

@@ -3,14 +3,14 @@
 
 import {joined, make, moduleLink} from "./dom.js";
 
-/** Who keeps a module busy, as a table. */
+/** The users of a module, as a table. */
 export function users(found) {
   const rows = found.map((one) =>
     make(
       "tr",
       {},
       make("td", {}, one.kind),
-      make("td", {class: "code"}, one.kind === "module" ? moduleLink(one.name) : one.name),
+      make("td", {class: "code"}, one.kind === "module" ? moduleLink(one.name) : one.name || "withheld"),
       make("td", {class: "code"}, one.detail),
     ),
   );
@@ -26,24 +26,24 @@ function row(term, ...description) {
   return [make("dt", {}, term), make("dd", {}, ...description)];
 }
 
-// Where the document has no hint of its own: what a person in front of this page can do.
+// Hints for problem documents without one.
 const HINTS = {
-  401: "Sign out and give another token.",
-  403: "Ask for a token with the scope this needs, or for a polkit rule that lets the gateway do it.",
+  401: "Sign out and use another token.",
+  403: "Request a token with the required scope, or a polkit rule that allows the gateway to do it.",
   429: "Wait a moment and try again.",
-  503: "systemctl status kmodd shows whether it runs; this page tries again by itself.",
+  503: "systemctl status kmodd shows whether it runs; this page retries automatically.",
 };
 
 /** The panel; `problem` is a Problem, or a bug of this page. */
 export function panel(problem) {
   const facts = problem.facts;
-  // Modules that use it are named as holders already.
+  // Modules that use it are already listed as holders.
   const others = (facts?.users || []).filter((one) => !facts.holders?.includes(one.name));
   if (!facts)
     return make(
       "div",
       {class: "failure", role: "alert"},
-      make("h3", {}, "A bug of this page"),
+      make("h3", {}, "Error in this page"),
       make("p", {}, String(problem)),
     );
   const evidence = [

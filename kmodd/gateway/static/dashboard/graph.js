@@ -9,7 +9,7 @@ import {count} from "./wording.js";
 
 const ZOOMS = [0.4, 0.55, 0.7, 0.85, 1, 1.25, 1.6, 2];
 
-/** Kinds of events after which the picture may be another. */
+/** Kinds of events after which the graph may have changed. */
 export const concerns = ["module-added", "module-removed", "module-changed"];
 
 /** The view; `chosen` is a module to light up. */
@@ -111,7 +111,7 @@ export function open(main, chosen) {
           make(
             "p",
             {class: "dim"},
-            "Point at a module, or move with the arrow keys: left to what uses it, right to what it needs.",
+            "Point at a module, or use the arrow keys: left to its users, right to its dependencies.",
           ),
         ];
       const part = (term, direct, all) => [
@@ -120,7 +120,7 @@ export function open(main, chosen) {
           "dd",
           {},
           ...(direct.length ? joined(direct.map(moduleLink)) : ["no module"]),
-          all.size > direct.length && make("span", {class: "dim"}, ` and ${all.size - direct.length} more behind them`),
+          all.size > direct.length && make("span", {class: "dim"}, ` and ${all.size - direct.length} more indirectly`),
         ),
       ];
       return [

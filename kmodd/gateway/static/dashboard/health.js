@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// How the machine's modules and kmodd are: findings first, each with what to do about it.
+// Health of kmodd and of the system's modules: findings first, each with a hint.
 
 import {ask} from "./api.js";
 import {make, moduleLink, section, show} from "./dom.js";
@@ -8,7 +8,7 @@ import {resetFailed} from "./operations.js";
 const WORSE = ["failing", "degraded", "ok"];
 const KINDS = {ok: "good", degraded: "warn", failing: "bad"};
 
-/** Kinds of events after which health may be another. */
+/** Kinds of events after which health may have changed. */
 export const concerns = ["health", "module-", "manager-", "job-", "configuration-", "store-", "daemon"];
 
 function check(one) {
@@ -66,10 +66,10 @@ const kernel = (facts) =>
         "Signatures",
         facts.signature_enforced
           ? "enforced: only signed modules load"
-          : "not enforced: unsigned modules load, and taint",
+          : "not enforced: unsigned modules load and taint the kernel",
       ],
       ["Secure boot", facts.secure_boot ? "on" : "off"],
-      ["Modules", facts.modules_disabled ? "disabled until the next boot" : "can be loaded and unloaded"],
+      ["Modules", facts.modules_disabled ? "disabled until reboot" : "can be loaded and unloaded"],
       [
         "Taint",
         facts.taint
@@ -96,8 +96,8 @@ export function open(main) {
       .sort((one, other) => WORSE.indexOf(one.status) - WORSE.indexOf(other.status));
     const good = found.checks.filter((one) => !bad.includes(one));
     const words = {
-      ok: "Everything is as it should be.",
-      degraded: "It works, but something wants attention.",
+      ok: "No findings.",
+      degraded: "Working, but something needs attention.",
       failing: "Something does not work.",
     };
     show(body, found, () => [

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What was done, by whom, why, and how it ended: from the journal.
+// The history from the journal: what was done, by whom, why, and with which result.
 
 import {ask} from "./api.js";
 import {make, moduleLink, nothing, show} from "./dom.js";
@@ -45,17 +45,17 @@ function entry(record) {
   );
 }
 
-/** Without what was allowed: what was done then tells that. What was not allowed has a record of another kind. */
+/** Leaves out granted authorizations, which the record of the operation implies. Denials have another kind. */
 export const worthTelling = (found) => found.filter((record) => record.event !== "authorization.granted");
 
 /** Records as a list, the newest first. */
 export function records(found) {
   return found.length
     ? make("ol", {class: "records"}, ...[...found].reverse().map(entry))
-    : nothing("The journal has nothing about this.");
+    : nothing("No records.");
 }
 
-/** The view; `look` has it look again. */
+/** The view; `look` refreshes it. */
 export function open(main, _, look) {
   let step = 0;
   let all = [];
@@ -65,7 +65,7 @@ export function open(main, _, look) {
     id: "filter",
     autocomplete: "off",
     spellcheck: "false",
-    placeholder: "module, person, reason, error …",
+    placeholder: "module, user, reason, error …",
     "aria-keyshortcuts": "/",
     input: () => draw(),
   });
@@ -81,7 +81,7 @@ export function open(main, _, look) {
         look();
       },
     },
-    "Look further back",
+    "Show older records",
   );
   main.append(
     make(
@@ -111,7 +111,7 @@ export function open(main, _, look) {
     show(list, shown, () => [records(shown)]);
   }
 
-  // Each look leaves a record of its own, that it was allowed: so only when there may be something new.
+  // Each read leaves a record of its authorization, so read only when there may be something new.
   async function again(untold) {
     if (untold && all.length) return;
     all = (await ask("GET", `/v1/history?limit=${STEPS[step]}`)).records;

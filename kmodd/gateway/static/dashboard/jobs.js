@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What is under way, whoever asked for it, in one line at the top.
+// Operations in progress, by any caller, in one line at the top.
 
 // A load is over in milliseconds; only what takes longer is worth a line.
 const LATE = 700;
@@ -17,7 +17,7 @@ function write() {
   );
 }
 
-/** Hear an event. */
+/** Handle an event. */
 export function told(kind, data) {
   if (kind === "job-started") {
     running.set(data.job, {...data, seen: Date.now()});
@@ -27,7 +27,7 @@ export function told(kind, data) {
   } else if (kind === "job-finished") {
     running.delete(data.job);
   } else if (kind === "hello" || kind === "daemon" || kind === "missed") {
-    running.clear(); // how they went on is not known
+    running.clear(); // their results are not known
   } else {
     return;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Where modules go in the picture: columns from those nobody uses, on the left, to those that only serve, on the right.
+// Layout of the graph: columns from modules without users, on the left, to modules without dependencies, on the right.
 //
 // Sugiyama's way in four steps: a column for each node by its longest path, invisible nodes where a line crosses a
 // column, an order within columns that crosses few lines, and places that keep lines straight. No randomness: the same
@@ -43,7 +43,7 @@ function columnsOf(nodes, edges) {
   const known = new Map();
   const column = (name, above) => {
     if (known.has(name)) return known.get(name);
-    if (above.has(name)) return 0; // a circle cannot be in the kernel, but must not hang this page
+    if (above.has(name)) return 0; // the kernel has no cycles, but one must not hang this page
     const below = new Set(above).add(name);
     const found = Math.max(-1, ...users.get(name).map((user) => column(user, below))) + 1;
     known.set(name, found);
@@ -148,7 +148,7 @@ function settle(layers) {
   }
 }
 
-/** The rows nearest to the wishes, in order and apart: blocks that would overlap move as one (pool adjacent violators). */
+/** The rows nearest to the preferred ones, in order and apart: blocks that would overlap move as one (pool adjacent violators). */
 function spread(layer, wishes, gap) {
   const offsets = [];
   layer.forEach((node, index) => {

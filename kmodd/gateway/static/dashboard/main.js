@@ -20,7 +20,7 @@ const VIEWS = {modules, graph, health, history, store, config: rules};
 // Events come in bunches: a load is an event for each module, and one for the job.
 // And the journal needs a moment until it has the record.
 const TOGETHER = 250;
-// What the kernel tells nobody, reference counts and who holds them, is looked at again this often while somebody looks.
+// The kernel sends no events for reference counts and their holders: refresh them at this interval while the page is visible.
 const UNTOLD = 15000;
 
 const main = document.getElementById("main");
@@ -28,14 +28,14 @@ const live = document.getElementById("live");
 const status = document.getElementById("status");
 let view = null;
 
-/** A view that is on the page: it looks again when told to, never twice at a time. */
+/** The current view: it refreshes on request, never twice at a time. */
 class Shown {
   constructor(source, argument) {
     this.source = source;
     const heading = make("h1", {tabindex: "-1"});
     const body = make("div", {class: "view"});
     this.trouble = make("div");
-    this.waiting = make("p", {class: "nothing", role: "status"}, "Asking kmodd …");
+    this.waiting = make("p", {class: "nothing", role: "status"}, "Loading …");
     main.replaceChildren(heading, this.trouble, this.waiting, body);
     this.body = body;
     this.opened = source.open(body, argument, () => this.look());
@@ -52,7 +52,7 @@ class Shown {
     return kinds.some((kind) => this.source.concerns.some((one) => kind.startsWith(one)));
   }
 
-  /** Look again; `untold` when nothing is known to have happened. */
+  /** Refresh; `untold` if no event caused it. */
   async look(untold = false) {
     if (this.running) {
       this.again ||= !untold;
@@ -69,7 +69,7 @@ class Shown {
         this.body.hidden = false;
       } catch (problem) {
         if (!problem.facts) console.error(problem);
-        // Said once, not with every look: screen readers read it aloud.
+        // Shown once, not with every refresh: screen readers read it aloud.
         if (this.trouble.told !== problem.message) this.trouble.replaceChildren(panel(problem));
         this.trouble.told = problem.message;
       }
@@ -136,7 +136,7 @@ async function summary() {
 let kinds = [];
 let timer = null;
 
-/** Something happened: look again, once for all that happens now. */
+/** Refresh after an event, once for all events that arrive now. */
 function told(kind, data) {
   jobTold(kind, data);
   if (kind === "hello" && data.complete) return;
@@ -158,7 +158,7 @@ let before = "";
 function connection(state) {
   live.textContent = CONNECTION[state];
   live.className = state;
-  // What happened while it was cut off is told by the events where they can go on, and seen by a look where not.
+  // Events missed while disconnected are replayed if possible; otherwise a refresh shows their effects.
   if (state === "live" && before === "reconnecting") {
     view.look();
     summary();

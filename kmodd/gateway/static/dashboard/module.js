@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One module's page: what it is, why it is there, what keeps it busy, and what would happen.
+// One module's page: facts, state, users and rules, and what loading or unloading would do.
 
 import {ask, ofModule} from "./api.js";
 import {grid, make, nothing, section, show} from "./dom.js";
@@ -14,7 +14,7 @@ import {STATES, taint, time} from "./wording.js";
 
 const RECORDS = 40;
 
-/** Kinds of events after which the page may be another. */
+/** Kinds of events after which the page may have changed. */
 export const concerns = ["history-", "module-", "job-", "configuration-", "store-", "health"];
 
 const button = (key, text, act, kind = "", label = null) =>
@@ -36,7 +36,7 @@ function why(explained) {
 
 function busy(explained) {
   if (!explained.references && !explained.users.length)
-    return [nothing("Nothing: no module uses it, and nothing else holds a reference.")];
+    return [nothing("No module uses it, and nothing else holds a reference.")];
   return [
     make("p", {}, explained.references === 1 ? "1 reference." : `${explained.references} references.`),
     explained.users.length > 0 && users(explained.users),
@@ -46,7 +46,7 @@ function busy(explained) {
 
 function parameters(described) {
   const rows = described.parameters || [];
-  if (!rows.length) return [nothing("It has none.")];
+  if (!rows.length) return [nothing("No parameters.")];
   const values = described.live?.parameters || {};
   const row = (one) =>
     make(
@@ -76,7 +76,7 @@ function parameters(described) {
           : described.live && make("span", {class: "dim"}, "read-only"),
       ),
     );
-  return [grid("parameters", ["Name", "Value", "Type", "What it is", ""], rows.map(row))];
+  return [grid("parameters", ["Name", "Value", "Type", "Description", ""], rows.map(row))];
 }
 
 function boot(name, rules, parameters) {
@@ -86,7 +86,7 @@ function boot(name, rules, parameters) {
   const autoload = has("autoload");
   const blacklisted = has("blacklist") || has("install");
   return [
-    about.length ? ruleTable(about) : nothing("No rule is about it."),
+    about.length ? ruleTable(about) : nothing("No rules."),
     make(
       "p",
       {class: "buttons"},
@@ -101,8 +101,8 @@ function boot(name, rules, parameters) {
               "p",
               {},
               autoload
-                ? "kmodd’s own line in modules-load.d goes. What is loaded now stays."
-                : "kmodd’s own file in modules-load.d gets a line. Nothing is loaded now.",
+                ? "kmodd’s line in modules-load.d is removed. Loaded modules stay loaded."
+                : "A line is added to kmodd’s file in modules-load.d. Nothing is loaded now.",
             ),
         }),
       ),
@@ -113,15 +113,15 @@ function boot(name, rules, parameters) {
           path: "blacklist",
           fields: blacklisted
             ? []
-            : [{name: "hard", label: "hard: it cannot be loaded by its name either", kind: "flag"}],
+            : [{name: "hard", label: "hard: also prevent loading by name", kind: "flag"}],
           body: (values) => ({blacklisted: !blacklisted, ...(values.hard ? {hard: true} : {})}),
           told: () =>
             make(
               "p",
               {},
               blacklisted
-                ? "kmodd’s own line in modprobe.d goes."
-                : "kmodd’s own file in modprobe.d gets a line: no device loads it any more. What is loaded now stays.",
+                ? "kmodd’s line in modprobe.d is removed."
+                : "A line is added to kmodd’s file in modprobe.d: devices no longer load the module. Loaded modules stay loaded.",
             ),
         }),
       ),
@@ -145,7 +145,7 @@ export function open(main, name) {
       ask("GET", ofModule(name, "/explain")),
       settled(ask("GET", ofModule(name))),
       settled(ask("GET", "/v1/config")),
-      // Each look at the history leaves a record of its own.
+      // Each read of the history leaves a record.
       untold && history
         ? history
         : settled(ask("GET", `/v1/history?limit=${RECORDS}&module=${encodeURIComponent(name)}`)),
@@ -153,7 +153,7 @@ export function open(main, name) {
     history = read.records ? {records: worthTelling(read.records)} : read;
     const isLoaded = ["live", "coming", "going"].includes(explained.state);
     const isBuiltin = explained.state === "builtin"; // its parameters stand on the kernel's command line
-    const free = explained.loadable && !explained.because ? ["Nothing stands in the way of loading it."] : [];
+    const free = explained.loadable && !explained.because ? ["Nothing prevents loading it."] : [];
     const canLoad = ["available", "disabled"].includes(explained.state);
     const ahead =
       isLoaded || canLoad ? await settled(plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
@@ -176,14 +176,14 @@ export function open(main, name) {
         "div",
         {class: "column"},
         section(
-          isLoaded ? "Why it is loaded" : isBuiltin ? "Why it is there" : "Why it is not loaded",
+          isLoaded ? "Why it is loaded" : isBuiltin ? "Why it is present" : "Why it is not loaded",
           why(explained),
           !isLoaded && !isBuiltin && (explained.blockers.length ? explained.blockers : free).map((text) => make("p", {}, text)),
         ),
-        isLoaded && section("What keeps it busy", busy(explained)),
+        isLoaded && section("Users", busy(explained)),
         ahead &&
           section(
-            isLoaded ? "If it were unloaded" : "If it were loaded",
+            isLoaded ? "Unloading" : "Loading",
             ahead.problem ? panel(ahead.problem) : steps(ahead.found),
             make(
               "p",
@@ -210,7 +210,7 @@ export function open(main, name) {
             make(
               "p",
               {class: "buttons"},
-              button("forget", "Forget the failure …", () => resetFailed(name)),
+              button("forget", "Reset the failure …", () => resetFailed(name)),
             ),
         ),
       ),

@@ -15,7 +15,7 @@ const CHOICES = [
 ];
 const USERS_SHOWN = 6;
 
-/** Kinds of events after which the table may be another. */
+/** Kinds of events after which the table may have changed. */
 export const concerns = ["module-", "store-", "configuration-"];
 
 const isLoaded = (row) => row.size !== undefined;
@@ -63,7 +63,7 @@ function usedBy(row) {
 }
 
 function state(row) {
-  // What is as usual is quiet, so that the rest stands out.
+  // The usual values are dimmed, so that the others stand out.
   const kind = {live: "usual", coming: "warn", going: "warn", disabled: "bad"}[row.state] || "";
   const word = make("span", {class: kind}, STATES[row.state] || row.state);
   if (row.state !== "available") return word;
@@ -84,14 +84,14 @@ function state(row) {
   ];
 }
 
-/** By the taint, as the daemon itself tells; from the store when its active version has this name. */
+/** From the taint, as the daemon does; `store` if its active version has this name. */
 function origin(row, stored) {
   if (!isLoaded(row)) return row.state === "builtin" ? "kernel" : "";
   if (!row.taint.includes("O")) return "in-tree";
   return stored.has(row.name) ? "store" : "out-of-tree";
 }
 
-/** The view; `look` has it look again. */
+/** The view; `look` refreshes it. */
 export function open(main, _, look) {
   const remembered = {chosen: "loaded", wanted: ""};
   const filter = make("input", {
@@ -155,7 +155,7 @@ export function open(main, _, look) {
     const shown = rows.filter(fits);
     table.show(shown, fresh);
     body.hidden = !shown.length;
-    // Of what is not loaded, nothing else is known here.
+    // Modules that are not loaded have no other facts here.
     table.element.classList.toggle("names", ["available", "builtin"].includes(remembered.chosen));
     const bytes = shown.reduce((sum, row) => sum + (row.size || 0), 0);
     summary.textContent = `${shown.length === rows.length ? "" : `${shown.length} of `}${count(rows.length, "module")}${bytes ? `, ${size(bytes)}` : ""}`;
@@ -164,12 +164,12 @@ export function open(main, _, look) {
     const elsewhere = make(
       "button",
       {type: "button", click: () => document.getElementById("state-all").click()},
-      "Look among all modules",
+      "Search all modules",
     );
     empty.append(
       rows.length
         ? nothing("No module here matches “", remembered.wanted, "”. ", remembered.chosen !== "all" && elsewhere)
-        : nothing("There is none."),
+        : nothing("No modules."),
     );
   }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One line about what was just done; screen readers say it, and it goes by itself.
+// One line about the last change; screen readers read it, and it disappears automatically.
 
 const LASTS = 8000;
 let timer;
 
-/** Say it. */
+/** Show a notice. */
 export function notice(text) {
   const line = document.getElementById("notice");
   clearTimeout(timer);

@@ -6,6 +6,9 @@ import {change} from "./change.js";
 import {make} from "./dom.js";
 import {fails, plan, steps} from "./plan.js";
 
+/** The checkbox for disconnecting devices and interfaces in use. */
+export const DISCONNECT = {name: "disconnect", label: "Disconnect: even if something in use goes with it", kind: "flag"};
+
 const told = (found) => ({content: steps(found), doubtful: fails(found)});
 
 /** A field for each parameter, with the value it has. */
@@ -19,13 +22,13 @@ export function parameterFields(parameters, values = {}) {
   }));
 }
 
-/** Those parameters that something was written for. */
+/** The parameters with a value in their field. */
 export function given(values) {
   const found = Object.entries(values).filter(([name, value]) => name.startsWith("parameter-") && value !== "");
   return Object.fromEntries(found.map(([name, value]) => [name.slice("parameter-".length), value]));
 }
 
-/** What can be said of its parameters; nothing where its file cannot be read, which the plan tells better. */
+/** Its parameters; none if its file cannot be read, which the plan reports better. */
 const parametersOf = (name) => ask("GET", ofModule(name)).catch(() => ({}));
 
 /** Load a module. */
@@ -43,13 +46,14 @@ export async function load(name) {
 
 /** Unload a module. */
 export function unload(name) {
-  const options = (values) => ({dependents: values.dependents, unused_dependencies: values.unused_dependencies});
+  const options = (values) => ({dependents: values.dependents, unused_dependencies: values.unused_dependencies, disconnect: values.disconnect});
   return change({
     title: `Unload ${name}`,
     verb: "Unload",
     fields: [
       {name: "dependents", label: "Also the modules that use it", kind: "flag"},
-      {name: "unused_dependencies", label: "Also dependencies that nobody needs then", kind: "flag"},
+      {name: "unused_dependencies", label: "Also dependencies that are then no longer needed", kind: "flag"},
+      DISCONNECT,
     ],
     preview: async (values) => told(await plan("unload", name, {}, options(values))),
     perform: async (values) =>
@@ -57,16 +61,19 @@ export function unload(name) {
   });
 }
 
-/** Unload a module and load it anew, with other parameters. */
+/** Unload a module and load it with other parameters. */
 export async function reload(name) {
   const described = await parametersOf(name);
   return change({
     title: `Reload ${name}`,
     verb: "Reload",
+    fields: [DISCONNECT],
     more: parameterFields(described.parameters || [], described.live?.parameters),
-    preview: async (values) => told(await plan("reload", name, given(values))),
-    perform: async (values) =>
-      (await ask("POST", ofModule(name, "/reload"), {parameters: given(values), reason: values.reason})).message,
+    preview: async (values) => told(await plan("reload", name, given(values), {disconnect: values.disconnect})),
+    perform: async (values) => {
+      const body = {parameters: given(values), disconnect: values.disconnect, reason: values.reason};
+      return (await ask("POST", ofModule(name, "/reload"), body)).message;
+    },
   });
 }
 
@@ -90,11 +97,11 @@ export function setParameter(module, parameter, held) {
         "p",
         {},
         make("code", {}, `/sys/module/${module}/parameters/${parameter.name}`),
-        " changes at once from ",
+        " changes immediately from ",
         make("code", {}, held || "(empty)"),
         " to ",
         make("code", {}, values.value || "(empty)"),
-        ". The kernel may round it; what it holds then is shown.",
+        ". The kernel may round it; the resulting value is shown.",
       ),
     }),
     perform: async (values) => {
@@ -105,13 +112,13 @@ export function setParameter(module, parameter, held) {
   });
 }
 
-/** Forget a failed or stuck operation. */
+/** Reset a failed or stuck operation. */
 export function resetFailed(name) {
   return change({
-    title: `Forget the failure of ${name}`,
+    title: `Reset the failure of ${name}`,
     verb: "Forget",
     preview: async () => ({
-      content: make("p", {}, `What failed is forgotten, and ${name} is unlocked once the kernel has let go of it.`),
+      content: make("p", {}, `The recorded failure is cleared, and ${name} is unlocked once its call has returned.`),
     }),
     perform: async ({reason}) => (await ask("POST", ofModule(name, "/reset-failed"), {reason})).message,
   });

@@ -19,25 +19,25 @@ function told(module, own, wanted, isHidden) {
   const left = Object.keys(own).filter((name) => !(name in wanted));
   if (Object.keys(wanted).length)
     return [
-      make("p", {}, "kmodd’s own file in modprobe.d says:"),
+      make("p", {}, "Line in kmodd’s file in modprobe.d:"),
       make("p", {}, make("code", {}, `options ${module} ${spell(wanted)}`)),
-      left.length > 0 && make("p", {}, "No longer given: ", make("code", {}, left.join(", "))),
-      make("p", {}, "It counts from the next load on. What is loaded now keeps its values."),
+      left.length > 0 && make("p", {}, "No longer set: ", make("code", {}, left.join(", "))),
+      make("p", {}, "It takes effect at the next load. A loaded module keeps its values."),
     ];
   return left.length || isHidden
-    ? make("p", {}, "kmodd’s own line in modprobe.d goes. What is loaded now keeps its values.")
-    : make("p", {}, "Nothing: kmodd’s own file in modprobe.d has no line about it, and gets none.");
+    ? make("p", {}, "kmodd’s line in modprobe.d is removed. What is loaded now keeps its values.")
+    : make("p", {}, "Nothing to do: kmodd’s file in modprobe.d has no line for it.");
 }
 
-/** Whether there is something to give, or to take away. */
+/** Whether there is something to set or to remove. */
 export const hasOptions = (parameters, line) => parameters.length > 0 || line !== undefined;
 
-/** Write the line, or take it away where every field is empty. `line` is the rule that is there, if there is one. */
+/** Write the line, or remove it if every field is empty. `line` is the existing rule, if any. */
 export function setOptions(module, parameters, line) {
   const own = parse(line?.value || "");
   const isHidden = line !== undefined && line.value === undefined;
   const known = parameters.map((one) => one.name);
-  // What its file does not tell of can be given all the same, such as dyndbg.
+  // Parameters that the file does not declare can be set as well, such as dyndbg.
   const others = Object.keys(own).filter((name) => !known.includes(name));
   return rule(module, {
     title: `Options of ${module} at load`,
@@ -47,7 +47,7 @@ export function setOptions(module, parameters, line) {
     body: (values) => ({parameters: given(values)}),
     told: (values) => [
       isHidden &&
-        make("p", {}, "kmodd’s own line is there, and not for everyone to read: what is written here replaces all of it."),
+        make("p", {}, "kmodd’s existing line is not readable for this token: the values here replace all of it."),
       told(module, own, given(values), isHidden),
     ],
   });

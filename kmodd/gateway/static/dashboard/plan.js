@@ -6,14 +6,14 @@ import {make, moduleLink} from "./dom.js";
 
 const VERBS = {insert: "insert", remove: "remove"};
 
-/** Ask for the plan of one operation. */
+/** Request the plan of one operation. */
 export async function plan(action, module, parameters = {}, options = {}) {
   return (await ask("POST", "/v1/plan", {operations: [{action, module, parameters}], ...options})).steps;
 }
 
 /** The steps as a list; what will fail says why. */
 export function steps(found) {
-  if (!found.length) return make("p", {class: "nothing"}, "Nothing: it is so already.");
+  if (!found.length) return make("p", {class: "nothing"}, "Nothing to do.");
   return make(
     "ol",
     {class: "plan"},
@@ -27,6 +27,8 @@ export function steps(found) {
         step.parameters && [" ", make("code", {}, step.parameters)],
         " ",
         make("span", {class: "because"}, step.because),
+        step.consequences?.length > 0 &&
+          make("ul", {class: "consequences"}, ...step.consequences.map((text) => make("li", {}, text))),
         step.error &&
           make(
             "p",
@@ -35,6 +37,7 @@ export function steps(found) {
             step.message,
             " ",
             make("code", {}, step.error),
+            step.hint && [" ", step.hint],
           ),
       ),
     ),

@@ -6,7 +6,7 @@ export class Relations {
   constructor(rows) {
     this.rows = new Map(rows.map((row) => [row.name, row]));
     this.names = [...this.rows.keys()].sort();
-    // A holder that is gone between two looks at the kernel is left out.
+    // A holder that disappeared between two reads is left out.
     this.users = new Map(
       this.names.map((name) => [
         name,
@@ -39,7 +39,7 @@ export class Relations {
     return found;
   }
 
-  /** In words, for those who do not see the picture. */
+  /** In words, for screen readers. */
   words(name) {
     const list = (names) => (names.length ? names.join(", ") : "no module");
     return `${name}: used by ${list(this.users.get(name))}; needs ${list(this.needs.get(name))}`;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Configuration: every rule in force and where it stands, and what is not as it is wanted.
+// Configuration: every rule in effect with its file and line, and the drift from the desired state.
 
 import {ask} from "./api.js";
 import {change} from "./change.js";
 import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
 import {panel} from "./failure.js";
+import {DISCONNECT} from "./operations.js";
 import {count} from "./wording.js";
 
-/** Kinds of events after which rules or drift may be others. */
+/** Kinds of events after which rules or drift may have changed. */
 export const concerns = ["configuration-", "module-", "store-", "manager-"];
 
 const isName = (text) => /^[A-Za-z0-9][A-Za-z0-9_-]*$/.test(text);
@@ -22,7 +23,7 @@ function row(rule) {
     make(
       "td",
       {class: "code"},
-      rule.value === undefined ? make("span", {class: "dim"}, "not for everyone to read") : rule.value,
+      rule.value === undefined ? make("span", {class: "dim"}, "not readable for this token") : rule.value,
     ),
     make(
       "td",
@@ -30,12 +31,22 @@ function row(rule) {
       make("code", {}, `${rule.file}${rule.line ? `:${rule.line}` : ""}`),
       rule.ours && [" ", make("span", {class: "chip"}, "kmodd’s")],
       rule.shadowed_by &&
-        make("p", {class: "warn"}, "not in force: ", make("code", {}, rule.shadowed_by), " comes first"),
+        make("p", {class: "warn"}, "not in effect: ", make("code", {}, rule.shadowed_by), " takes precedence"),
       rule.masks?.length > 0 && make("p", {class: "dim"}, "masks ", make("code", {}, rule.masks.join(", "))),
-      (rule.findings || []).map(([, sentence]) => make("p", {class: "warn"}, sentence)),
+      (rule.findings || []).map(finding),
     ),
   );
 }
+
+const finding = ({message, severity, instead}) =>
+  make(
+    "p",
+    {class: severity === "note" ? "dim" : "warn"},
+    message,
+    instead?.length > 0 && ["; write instead:", instead.map(([file, line]) => replacement(file, line))],
+  );
+
+const replacement = (file, line) => [make("br"), make("code", {}, line), " in ", make("code", {}, file)];
 
 /** Rules as a table. */
 export const table = (rules) => grid("rules", ["Kind", "Module", "Value", "Where"], rules.map(row));
@@ -44,7 +55,7 @@ const drift = (one) =>
   make(
     "tr",
     {},
-    make("th", {scope: "row"}, one.module ? name(one.module) : "(the machine)"),
+    make("th", {scope: "row"}, one.module ? name(one.module) : "(system)"),
     make("td", {}, one.kind),
     make("td", {}, one.wanted),
     make("td", {class: "warn"}, one.actual),
@@ -54,14 +65,14 @@ const drift = (one) =>
 const drifts = (found) =>
   found.length
     ? grid("rules", ["Module", "Kind", "Wanted", "Is", "Hint"], found.map(drift))
-    : nothing("Nothing: the machine is as its files want it.");
+    : nothing("The system matches the desired state.");
 
-// A dry run answers as if it had been done.
+// A dry run returns results as if it had been done.
 const AHEAD = {changed: "change", unchanged: "leave", failed: "fail", "rolled-back": "undo", skipped: "skip"};
 
 /** What `Apply` would do, as a list. */
 function outcomes(found) {
-  if (!found.length) return make("p", {class: "nothing"}, "Nothing: it is so already.");
+  if (!found.length) return make("p", {class: "nothing"}, "Nothing to do.");
   return make(
     "ol",
     {class: "plan"},
@@ -73,8 +84,9 @@ function outcomes(found) {
         " ",
         one.module && moduleLink(one.module),
         " ",
-        make("span", {class: "because"}, one.touched.filter((name) => name !== one.module).join(", ")),
-        one.error && make("p", {class: "why"}, make("code", {}, one.error)),
+        make("span", {class: "because"}, one.changed.filter((name) => name !== one.module).join(", ")),
+        one.error &&
+          make("p", {class: "why"}, one.message, " ", make("code", {}, one.error), one.hint && [" ", one.hint]),
       ),
     ),
   );
@@ -83,30 +95,31 @@ function outcomes(found) {
 const apply = () =>
   change({
     recorded: true,
-    title: "Bring the machine to what its files want",
+    title: "Apply the desired state",
     verb: "Apply",
-    preview: async () => {
-      const {results} = await ask("POST", "/v1/config/apply", {dry_run: true});
+    fields: [DISCONNECT],
+    preview: async ({disconnect}) => {
+      const {results} = await ask("POST", "/v1/config/apply", {dry_run: true, disconnect});
       return {content: outcomes(results), doubtful: results.some((one) => one.error)};
     },
-    perform: async ({reason}) => {
-      const {results} = await ask("POST", "/v1/config/apply", {reason});
+    perform: async ({disconnect, reason}) => {
+      const {results} = await ask("POST", "/v1/config/apply", {disconnect, reason});
       const failed = results.filter((one) => one.error);
       return failed.length
-        ? `${count(failed.length, "operation")} of ${results.length} failed; the history says why.`
-        : "The machine is as its files want it.";
+        ? `${count(failed.length, "operation")} of ${results.length} failed; see the history.`
+        : "The system matches the desired state.";
     },
   });
 
 const reread = () =>
   change({
-    title: "Read the configuration again",
+    title: "Reload the configuration",
     verb: "Read",
     preview: async () => ({
       content: make(
         "p",
         {},
-        "kmodd reads its own files again. A bad file is an error, and the settings before stay in force.",
+        "kmodd reads its configuration files again. If a file is invalid, the previous settings stay in effect.",
       ),
     }),
     perform: async ({reason}) => (await ask("POST", "/v1/config/reload", {reason})).message,
@@ -134,12 +147,12 @@ export function open(main) {
             {type: "button", class: "primary", "data-key": "apply", disabled: !drift.drift?.length, click: apply},
             "Apply …",
           ),
-          make("button", {type: "button", "data-key": "reread", click: reread}, "Read files again …"),
+          make("button", {type: "button", "data-key": "reread", click: reread}, "Reload …"),
         ),
       ),
       section(
         count(config.rules.length, "rule"),
-        config.rules.length ? table(config.rules) : nothing("There is none."),
+        config.rules.length ? table(config.rules) : nothing("No rules."),
       ),
     ]);
   }

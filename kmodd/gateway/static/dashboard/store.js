@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The store: versions of modules of one's own.
+// The store: versions of custom modules.
 
 import {ask, upload} from "./api.js";
 import {change} from "./change.js";
 import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
 import {size} from "./wording.js";
 
-/** Kinds of events after which the store may be another. */
+/** Kinds of events after which the store may have changed. */
 export const concerns = ["store-", "module-", "configuration-"];
 
 const of = (one, rest = "") => `/v1/store/${encodeURIComponent(one.name)}/${encodeURIComponent(one.version)}${rest}`;
@@ -17,15 +17,15 @@ const take = () =>
     verb: "Import",
     fields: [
       {name: "file", label: "File (.ko, .ko.xz, .ko.zst or .ko.gz)", kind: "file"},
-      {name: "version", label: "Version", kind: "text", hint: "its own, or of its hash, when left empty"},
-      {name: "shadow", label: "take it although the kernel has a module of this name", kind: "flag"},
+      {name: "version", label: "Version", kind: "text", hint: "default: its own, or one made from its hash"},
+      {name: "shadow", label: "import it even if the kernel has a module of this name", kind: "flag"},
     ],
     preview: async ({file}) => ({
       content: make(
         "p",
         {},
         file ? `${file.name}, ${size(file.size)}, is` : "The file is",
-        " examined in a process without rights: format, architecture, version magic, symbols, signature. Then it is kept. Nothing is loaded.",
+        " examined in an unprivileged process: format, architecture, version magic, symbols, signature. Then it is stored. Nothing is loaded.",
       ),
     }),
     perform: async ({file, version, shadow, reason}) => {
@@ -39,7 +39,7 @@ const take = () =>
 
 const loadFlag = {
   name: "load",
-  label: "load it now; what was loaded before comes back when this one fails to load",
+  label: "load it now; if that fails, the previous module is loaded again",
   kind: "flag",
 };
 
@@ -52,8 +52,8 @@ const activate = (one) =>
       content: make(
         "p",
         {},
-        `For kernel ${one.kernel}, ${one.name} is version ${one.version} from then on`,
-        load ? ", and is loaded, or loaded anew, at once." : "; what is loaded now stays.",
+        `For kernel ${one.kernel}, ${one.name} will be version ${one.version}`,
+        load ? ", and is loaded or reloaded immediately." : "; loaded modules stay loaded.",
       ),
     }),
     perform: async ({load, reason}) =>
@@ -64,13 +64,13 @@ const deactivate = (one) =>
   change({
     title: `Deactivate ${one.name} ${one.version}`,
     verb: "Deactivate",
-    fields: [{...loadFlag, label: "load the kernel’s own module now, where it has one"}],
+    fields: [{...loadFlag, label: "load the kernel’s own module now, if there is one"}],
     preview: async ({load}) => ({
       content: make(
         "p",
         {},
-        `For kernel ${one.kernel}, ${one.name} is the kernel’s own module again, where it has one`,
-        load ? ", and that is loaded at once." : "; what is loaded now stays.",
+        `For kernel ${one.kernel}, ${one.name} will be the kernel’s own module again, if there is one`,
+        load ? ", which is loaded immediately." : "; loaded modules stay loaded.",
       ),
     }),
     perform: async ({load, reason}) =>
@@ -83,7 +83,7 @@ const remove = (one) =>
     title: `Remove ${one.name} ${one.version}`,
     verb: "Remove",
     preview: async () => ({
-      content: make("p", {}, "The file is deleted from the store. To have it back, it is imported again."),
+      content: make("p", {}, "The file is deleted from the store. To restore it, import it again."),
     }),
     perform: async ({reason}) => (await ask("DELETE", of(one, `?${new URLSearchParams({reason})}`))).message,
   });
@@ -142,7 +142,7 @@ export function open(main) {
         "Versions",
         versions.length
           ? table(versions)
-          : nothing("The store is empty. A module’s file that is imported here is kept in versions, for each kernel."),
+          : nothing("The store is empty. Imported module files are kept in versions for each kernel."),
       ),
     ]);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A table that is sorted by its headers' buttons and keeps its rows: a change replaces what changed, nothing else.
+// A table sorted by the buttons in its headers. An update replaces only the rows that changed.
 
 import {focusOn, make} from "./dom.js";
 
@@ -37,7 +37,7 @@ export class Table {
     return make("th", {scope: "col", role: "columnheader", class: names(column)}, label);
   }
 
-  /** Sort by this column; the other way round when it is so already. Numbers begin with the largest. */
+  /** Sort by this column; reverse the order if it is already sorted by it. Numbers begin with the largest. */
   by(column) {
     const isNumber = this.rows.length > 0 && typeof column.value(this.rows[0]) === "number";
     this.descending = this.sort === column.name ? !this.descending : isNumber;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The bearer token: asked for in a dialog, kept for this tab alone, in nothing but sessionStorage and the header.
+// The bearer token: entered in a dialog, kept only for this tab, in sessionStorage and the header.
 
 import {make} from "./dom.js";
 
@@ -12,7 +12,7 @@ export const current = () => sessionStorage.getItem(KEY) || "";
 /** Forget it. */
 export const forget = () => sessionStorage.removeItem(KEY);
 
-/** A new token from whoever sits there; every caller that waits gets the same one. */
+/** A new token from the user; every waiting caller gets the same one. */
 export function demand(why) {
   asking ??= dialog(why).finally(() => {
     asking = null;
@@ -25,12 +25,12 @@ async function refusal(token) {
   try {
     answer = await fetch("/v1/modules", {headers: {Authorization: `Bearer ${token}`}, cache: "no-store"});
   } catch {
-    return "The gateway does not answer. Is this machine up, and kmodd-gateway.socket listening?";
+    return "The gateway does not respond. Check that the system is up and kmodd-gateway.socket is listening.";
   }
-  if (answer.status === 401) return "This token is not known here, has expired or was revoked.";
-  if (answer.status === 403) return "This token may not read. The dashboard needs one with the scope read.";
+  if (answer.status === 401) return "This token is unknown, expired or revoked.";
+  if (answer.status === 403) return "This token lacks the scope read, which the dashboard requires.";
   if (answer.status === 429) return "Too many attempts. Wait a moment and try again.";
-  return ""; // good, or a failure that is not the token's
+  return ""; // valid, or a failure unrelated to the token
 }
 
 function dialog(why) {
@@ -51,8 +51,8 @@ function dialog(why) {
         submit: async (event) => {
           event.preventDefault();
           const token = input.value.trim();
-          // What is no token never leaves this page: a header could not carry it.
-          const wrong = /^[\x21-\x7e]+$/.test(token) ? "" : "A token has no spaces and no letters beyond ASCII.";
+          // Text that is not a token is never sent: a header could not carry it.
+          const wrong = /^[\x21-\x7e]+$/.test(token) ? "" : "A token has only ASCII characters and no spaces.";
           button.disabled = true;
           const refused = wrong || (await refusal(token));
           button.disabled = false;
@@ -68,18 +68,20 @@ function dialog(why) {
           resolve(token);
         },
       },
-      make("h2", {id: "token-title"}, "Token needed"),
+      make("h2", {id: "token-title"}, "Token required"),
       told,
       make("label", {for: "token"}, "Bearer token"),
       input,
       make(
         "p",
         {class: "hint"},
-        "Made on the machine, as root: ",
+        "Create one on the system as root: ",
         make("code", {}, "kmodctl token create NAME --scope read"),
         ". Add ",
+        make("code", {}, "--scope inspect"),
+        " to see other users’ processes and the kernel log, ",
         make("code", {}, "--scope load"),
-        " and others for what you want to do from here. It is kept in this tab until you close it or sign out.",
+        " and others for changes. It is kept in this tab until you close it or sign out.",
       ),
       make("p", {class: "buttons"}, button),
     );

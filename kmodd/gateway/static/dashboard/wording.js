@@ -16,7 +16,7 @@ export function time(microseconds) {
   return `${day} ${[at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":")}`;
 }
 
-/** The same for machines, and for those whose clock is another. */
+/** The same in UTC, for programs. */
 export const utc = (microseconds) => new Date(microseconds / 1000).toISOString();
 
 /** Microseconds that something took. */
@@ -28,7 +28,7 @@ export function duration(microseconds) {
 /** A count with its noun. */
 export const count = (number, noun, plural = `${noun}s`) => `${number} ${number === 1 ? noun : plural}`;
 
-/** Who is behind a record: the token when the gateway spoke for one, else the user. */
+/** Who caused a record: the token if the gateway named one, else the user. */
 export function who(record) {
   if (record.on_behalf_of) return record.on_behalf_of;
   if (record.exe === "kmodd") return "kmodd itself";
@@ -50,13 +50,13 @@ const TAINT = {
 /** What the letters of a module's taint mean. */
 export const taint = (letters) => [...letters].map((letter) => TAINT[letter] || letter).join(", ");
 
-/** The states of a module, in a person's words. */
+/** The states of a module, in words. */
 export const STATES = {
   live: "loaded",
   coming: "loading",
   going: "unloading",
   builtin: "built in",
   available: "not loaded",
-  absent: "not there",
+  absent: "absent",
   disabled: "disabled",
 };

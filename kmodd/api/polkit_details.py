@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The polkit actions that a plan needs, and the details passed with the check for rules and prompts."""
+
+import re
+from collections.abc import Mapping
+
+from kmodd.core.planning.consequences import phrase, public
+from kmodd.dbus.call import ON_BEHALF_OF
+from kmodd.errors import BadModule
+from kmodd.model import Plan, StepAction, Verb
+from kmodd.model.arguments import spell
+
+LOAD = "org.kmodd1.load"
+UNLOAD = "org.kmodd1.unload"
+SET_PARAMETER = "org.kmodd1.set-parameter"
+OVERRIDE = "org.kmodd1.override-policy"
+
+_ONE_NAME = re.compile(r"[!-~]+")
+"""What no reader splits, of names joined by spaces."""
+_TEXT_MAX = 2048
+"""Letters of what goes with the modules."""
+_VERBS = {
+    Verb.LOAD: (LOAD,),
+    Verb.UNLOAD: (UNLOAD,),
+    Verb.RELOAD: (LOAD, UNLOAD),
+    Verb.SET_PARAMETER: (SET_PARAMETER,),
+    Verb.RESET_FAILED: (LOAD,),
+}
+_STEPS = {
+    StepAction.INSERT: LOAD,
+    StepAction.REMOVE: UNLOAD,
+    StepAction.SET_PARAMETER: SET_PARAMETER,
+    StepAction.RESET_FAILED: LOAD,
+}
+
+
+def actions(plan: Plan) -> tuple[str, ...]:
+    """The actions of every requested operation and every planned step, each once."""
+    needed = [action for operation in plan.request.operations for action in _VERBS[operation.verb]]
+    needed += [_STEPS[step.action] for step in plan.steps]
+    if plan.request.override_policy:
+        # Also where no rule stands in the way now: the plan is made again right before it is carried out.
+        needed.append(OVERRIDE)
+    return tuple(dict.fromkeys(needed))
+
+
+def details(plan: Plan, action: str) -> Mapping[str, str]:
+    """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`, `consequences` (what
+    live goes with them), `on-behalf-of`.
+
+    BadModule for a module whose name would look like two of them.
+    """
+    named = sorted({name for names in plan.targets for name in names})
+    for name in plan.modules:
+        if _ONE_NAME.fullmatch(name) is None:
+            raise BadModule("the name of a module contains a separator", module=name)
+    told = {"modules": " ".join(plan.modules), "action": action}
+    if len(named) == 1:
+        told["module"] = named[0]
+    single = len(plan.request.operations) == 1
+    parameters: list[tuple[str, str]] = []
+    for operation, names in zip(plan.request.operations, plan.targets, strict=True):
+        # By what an alias stands for: the alias itself may have anything in it.
+        prefixes = [""] if single else [f"{name}." for name in names]
+        parameters += [(f"{prefix}{name}", value) for prefix in prefixes for name, value in operation.parameters]
+    if parameters:
+        # Quoted as for the kernel: `a="1 b=2"` is one parameter, and a rule that allows `a=1 b=2` must not take it for two.
+        told["parameters"] = spell(parameters)
+    live = [
+        phrase(row) for step in plan.steps if step.consequences for row in public(step.consequences, None) if row.live
+    ]
+    if live:
+        # Shown to polkit rules and in the prompt of the caller's session: only what every user may see.
+        told["consequences"] = ", ".join(dict.fromkeys(live))[:_TEXT_MAX]
+    if plan.sha256:
+        told["sha256"] = " ".join(plan.sha256)
+    return told | behalf(plan.request.on_behalf_of)
+
+
+def behalf(name: str) -> dict[str, str]:
+    """The detail about whom the caller says to ask for, where it does."""
+    return {ON_BEHALF_OF: name} if name else {}

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`kmodctl show`: facts from a module's file and its live values."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from kmodd.cli.output.screen import Screen
+from kmodd.cli.output.table import Column, render
+from kmodd.cli.output.text import clean, counted, duration, moment, size, wrap
+from kmodd.cli.session import Session
+from kmodd.client.replies import Fields, module_info
+from kmodd.errors import KmoddError
+from kmodd.model import ModuleInfo
+from kmodd.model.modules import difference
+
+LABEL = 12
+ALIASES_MAX = 6
+
+
+async def run(session: Session, arguments: Namespace) -> int:
+    """Describe one module."""
+    data = await session.client.data("Describe", arguments.module)
+    info, writable = module_info(data)
+    try:
+        live = await session.client.module_properties(info.module)
+    except KmoddError:
+        live = None  # not loaded: it has no object
+    if session.json:
+        session.document({"description": data, "module": live})
+    else:
+        session.screen.show(lines(info, writable, live, session.screen))
+    return 0
+
+
+def lines(info: ModuleInfo, writable: tuple[str, ...], live: Mapping[str, Any] | None, screen: Screen) -> list[str]:
+    """The description as text; what is not known is left out."""
+    paint = screen.paint
+    about = f" {screen.glyphs.dash} {clean(info.description)}" if info.description else ""
+    text = wrap(clean(info.name) + about, screen.width or 10_000)
+    text[0] = text[0].replace(clean(info.name), paint.bold(clean(info.name)), 1)
+    softdeps = [
+        f"{when}: {' '.join(names)}"
+        for when, names in (("pre", info.softdep_pre), ("post", info.softdep_post))
+        if names
+    ]
+    fields = [
+        ("State", _state(info, live)),
+        *_live(live),
+        ("File", info.filename),
+        ("Holds", f"the module {info.holds}" if info.holds else ""),
+        ("Version", info.version),
+        ("Differs", _differs(info, live)),
+        ("License", info.license),
+        ("Author", info.author),
+        ("Signed", _signed(info)),
+        ("In-tree", "yes" if info.intree else "no" if info.filename else ""),
+        ("Built for", info.vermagic),
+        ("Needs", " ".join(info.depends)),
+        ("Soft needs", "; ".join(softdeps)),
+        ("Firmware", " ".join(info.firmware)),
+        ("Aliases", _aliases(info.aliases)),
+    ]
+    for label, value in fields:
+        rows = wrap(clean(value), screen.fits(LABEL + 3) or 10_000)
+        head = f"{label:>{LABEL}}: "
+        text += [f"{paint.dim(head) if n == 0 else ' ' * len(head)}{row}" for n, row in enumerate(rows)]
+    return [*text, *_parameters(info, writable, live, screen)]
+
+
+def _state(info: ModuleInfo, live: Mapping[str, Any] | None) -> str:
+    if live is None:
+        return "not loaded" if info.filename else "built into the kernel"
+    fields = Fields(live)
+    return f"{fields.text('State')}, {size(fields.number('Size'))}, {counted(fields.number('References'), 'reference')}"
+
+
+def _live(live: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if live is None:
+        return []
+    fields = Fields(live)
+    taken = fields.number("LoadDurationUSec")
+    loaded = fields.number("LoadedAt")
+    when = (moment(loaded) + (f", in {duration(taken)}" if taken else "")) if loaded else ""
+    return [
+        ("Used by", " ".join(fields.texts("Holders"))),
+        ("Loaded", when),
+        ("Origin", fields.text("Origin")),
+        ("Taints", fields.text("Taint")),
+    ]
+
+
+def _differs(info: ModuleInfo, live: Mapping[str, Any] | None) -> str:
+    """The difference between the loaded module and its file; empty if there is none."""
+    if live is None or not info.filename:
+        return ""
+    fields = Fields(live)
+    facts = {"version": fields.text("Version"), "srcversion": fields.text("SourceVersion")}
+    told = difference(facts, info)
+    return f"from the file on disk: {told}; reload it to use the file" if told else ""
+
+
+def _signed(info: ModuleInfo) -> str:
+    if not info.filename:
+        return ""
+    if not info.signed:
+        return "no"
+    return f"by {info.signer}" if info.signer else "yes"
+
+
+def _aliases(aliases: tuple[str, ...]) -> str:
+    rest = len(aliases) - ALIASES_MAX
+    return " ".join(aliases[:ALIASES_MAX]) + (f" (and {rest} more)" if rest > 0 else "")
+
+
+def _parameters(
+    info: ModuleInfo, writable: tuple[str, ...], live: Mapping[str, Any] | None, screen: Screen
+) -> list[str]:
+    if not info.parameters:
+        return []
+    values = Fields(live).get("Parameters", dict, {}) if live is not None else {}
+    paint = screen.paint
+    header = [Column("PARAMETER", paint=paint.name), Column("TYPE", paint=paint.dim)]
+    if live is not None:
+        header += [Column("VALUE", paint=paint.bold), Column("WRITE")]
+    header += [Column("MEANING", stretch=True)]
+    rows = []
+    for parameter in info.parameters:
+        row = [clean(parameter.name), clean(parameter.type)]
+        if live is not None:
+            row += [clean(str(values.get(parameter.name, screen.glyphs.dash)))]
+            row += ["yes" if parameter.name in writable else "no"]
+        rows.append([*row, clean(parameter.description)])
+    return ["", *render(screen, header, rows)]

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commands that end the uses of a module, and sentences about its users: pure functions of typed facts.
+
+Root runs these commands as printed. So programs and options are fixed, no command enters a namespace that another user
+made, and names chosen by others (paths, names) are one quoted word that cannot be taken for an option. Where that is
+impossible, no command is printed.
+"""
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from shlex import quote
+from typing import Self
+
+from kmodd.model import Remedy, User
+
+_TEXT_MAX = 4096
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@+\\-]{0,254}")
+"""Names of units, machines, containers and mappings, in what systemd and libdevmapper allow, without `-` in front."""
+_DEVICE = re.compile(r"/dev/[A-Za-z0-9_!-]{1,64}(/[A-Za-z0-9_!-]{1,64})*")
+_PROGRAMS = {
+    Remedy.STOP_UNIT: "systemctl stop",
+    Remedy.TERMINATE_MACHINE: "machinectl terminate",
+    Remedy.STOP_PODMAN: "podman stop",
+    Remedy.STOP_DOCKER: "docker stop",
+    Remedy.REMOVE_MAPPING: "dmsetup remove",
+}
+_DEVICE_PROGRAMS = {
+    Remedy.DETACH_LOOP: "losetup --detach",
+    Remedy.SWAP_OFF: "swapoff",
+    Remedy.STOP_ARRAY: "mdadm --stop",
+}
+_INTERFACE = re.compile(r"(?!-)[^\s/]{1,15}")
+"""dev_valid_name in net/core/dev.c."""
+_TC_WORD = re.compile(r"[a-z_]{1,15}|[0-9]{1,10}|[0-9a-f]{0,4}:[0-9a-f]{0,4}")
+_NFT_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{0,254}|[0-9]{1,20}")
+"""nft puts its words together and parses them as a script: what is no plain name could be a command there."""
+_SETTING = re.compile(r"net\.[a-z0-9_.]{1,64}=[a-z0-9_]{1,31}")
+_ITEM = re.compile(r"/sys/kernel/config(/(?!\.{1,2}(/|$))[^/]{1,255}){1,16}")
+_SET = re.compile(r"(?!-).{1,31}")
+_PHRASES = {
+    Remedy.SET_SYSCTL: ("sysctl", _SETTING),
+    Remedy.DELETE_FILTER: ("tc filter del dev", _INTERFACE),
+    Remedy.DELETE_QDISC: ("tc qdisc del dev", _INTERFACE),
+    Remedy.REPLACE_QDISC: ("tc qdisc replace dev", _INTERFACE),
+    Remedy.DELETE_ACTION: ("tc actions del action", _TC_WORD),
+    Remedy.DELETE_RULE: ("nft delete rule", _NFT_WORD),
+    Remedy.DELETE_SET: ("nft delete set", _NFT_WORD),
+    Remedy.DELETE_OBJECT: ("nft delete", _NFT_WORD),
+    Remedy.DELETE_FLOWTABLE: ("nft delete flowtable", _NFT_WORD),
+    Remedy.DELETE_CHAIN: ("nft delete chain", _NFT_WORD),
+    Remedy.DELETE_TABLE: ("nft delete table", _NFT_WORD),
+    Remedy.DESTROY_SET: ("ipset destroy", _SET),
+    Remedy.UNLINK: ("unlink", _ITEM),
+    Remedy.REMOVE_FOLDER: ("rmdir", _ITEM),
+}
+"""The program, and what its first word has to be; further words are tc's or nft's."""
+_WATCHDOG = re.compile(r"/dev/watchdog[0-9]{1,3}")
+_FURTHER = {"tc": _TC_WORD, "nft": _NFT_WORD}
+_LINK_PROGRAMS = {
+    Remedy.DELETE_LINK: "ip link delete dev {}",
+    Remedy.SET_LINK_DOWN: "ip link set dev {} down",
+}
+SETTLE = "udevadm settle"
+"""Waits for udev, between devices on top of each other."""
+_LAYERS = {Remedy.DETACH_LOOP, Remedy.REMOVE_MAPPING, Remedy.STOP_ARRAY}
+_CLOSING = {*_LAYERS, Remedy.UNMOUNT, Remedy.SWAP_OFF}
+_ORDER = (
+    {Remedy.SET_SYSCTL, Remedy.UNMOUNT, Remedy.SWAP_OFF},
+    {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
+    {Remedy.KILL, Remedy.STOP_UNIT, Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER},
+    {Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.UNLINK},
+    {Remedy.DELETE_ACTION, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC},
+    {Remedy.DELETE_SET, Remedy.DELETE_OBJECT, Remedy.DELETE_FLOWTABLE},
+    {Remedy.DELETE_CHAIN},
+    {Remedy.DELETE_TABLE, Remedy.DESTROY_SET, Remedy.REMOVE_FOLDER},
+)
+"""What has to go before what: a file system before the loop device below it. Everything else comes last, and what stands in
+one group stays in the order in which it was found: the upper of two block devices before the lower."""
+
+
+def command(user: User) -> str:
+    """The command that ends this use; empty where none is known, or none that is safe to print."""
+    target, remedy = user.target, user.remedy
+    if remedy is Remedy.KILL:
+        pids = user.pids or ((user.pid,) if user.pid is not None else ())
+        return f"kill {' '.join(map(str, pids))}" if pids and all(pid > 1 for pid in pids) else ""
+    if remedy is Remedy.UNMOUNT:
+        return _unmount(target, user.pid)
+    if remedy in _PROGRAMS and _NAME.fullmatch(target):
+        return f"{_PROGRAMS[remedy]} {shlex.quote(target)}"
+    if remedy in _DEVICE_PROGRAMS and _DEVICE.fullmatch(target):
+        return f"{_DEVICE_PROGRAMS[remedy]} {shlex.quote(target)}"
+    if remedy in _PHRASES:
+        return _phrase(remedy, user.words)
+    if remedy is Remedy.STOP_WATCHDOG:
+        # The shell takes the path as a parameter, not as a part of its script.
+        return f"""sh -c 'echo V >"$1"' sh {user.words[0]}""" if _is_watchdog(user.words) else ""
+    if remedy in _LINK_PROGRAMS and _is_word(target) and not target.startswith("-"):
+        return _LINK_PROGRAMS[remedy].format(shlex.quote(target))
+    return ""
+
+
+def advised(users: Iterable[User]) -> tuple[User, ...]:
+    """The users with their commands."""
+    return tuple(replace(user, command=command(user)) for user in users)
+
+
+def free(module: str, users: Sequence[User], *, dependents: bool, disconnect: bool = False) -> tuple[str, ...]:
+    """Commands that end all these uses and then unload the module, in order.
+
+    `users` are those of the modules that hold it too, outermost first, with their commands; `dependents` says that there
+    are such modules, `disconnect` that something live goes with them. Empty where a use is left that no command is known for.
+    """
+    steps: dict[str, User] = {}
+    for user in sorted(users, key=_rank):
+        if user.kind == "module" or user.remedy is Remedy.NOT_NEEDED:
+            continue
+        if not user.command:
+            return ()
+        steps[user.command] = user
+    # udev looks into a device that was just closed, and until it is done the device below is busy.
+    closing = [step for step, user in steps.items() if user.remedy in _CLOSING]
+    below = [step for step in closing[1:] if steps[step].remedy in _LAYERS]
+    lines = [line for step in steps for line in ((SETTLE, step) if step in below else (step,))]
+    options = (" --dependents" if dependents else "") + (" --disconnect" if disconnect else "")
+    return (*lines, *([SETTLE] if below else []), f"kmodctl unload {module}{options}")
+
+
+def _unmount(point: str, pid: int | None) -> str:
+    if not point.startswith("/") or point == "/" or not _is_word(point):
+        return ""
+    if pid is None:
+        return f"umount {shlex.quote(point)}"
+    # The host's umount, and without its helpers: what lies in the namespace is not run (--namespace in umount(8)).
+    return f"umount --internal-only --namespace {pid} {shlex.quote(point)}" if pid > 1 else ""
+
+
+def _phrase(remedy: Remedy, words: tuple[str, ...]) -> str:
+    program, first = _PHRASES[remedy]
+    further = _FURTHER.get(program.partition(" ")[0])
+    if not words or not all(map(_is_word, words)) or not first.fullmatch(words[0]):
+        return ""
+    if words[1:] and not (further and all(further.fullmatch(word) for word in words[1:])):
+        return ""
+    return f"{program} {shlex.join(words)}"
+
+
+def _is_watchdog(words: tuple[str, ...]) -> bool:
+    return len(words) == 1 and _WATCHDOG.fullmatch(words[0]) is not None
+
+
+def _is_word(text: str) -> bool:
+    """It can be printed as it is: a terminal shows all of it, in this order, and the command means what it shows."""
+    return 0 < len(text) <= _TEXT_MAX and text.isprintable()
+
+
+def _rank(user: User) -> int:
+    return next((rank for rank, group in enumerate(_ORDER) if user.remedy in group), len(_ORDER))
+
+
+_LOOKED_AT = "Mounts, devices, interfaces, traffic control, netfilter, configfs, open files and sockets"
+
+
+def ended(text: str) -> str:
+    """With a full stop, unless the clause ends in another mark, as "did you mean …?" does."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def shown_name(name: str) -> str:
+    """A name or alias as a part of a sentence: in quotes where it holds blanks or what a shell would take in hand."""
+    return quote(name)
+
+
+class UserSentence(str):
+    """A sentence that is about one user, and knows which: redaction asks it, and reads nothing."""
+
+    __slots__ = ("user",)
+    user: User
+
+    def __new__(cls, text: str, user: User) -> Self:
+        made = super().__new__(cls, text)
+        made.user = user
+        return made
+
+
+def sentence(user: User) -> UserSentence:
+    """What keeps a module busy, as a blocker says it."""
+    return UserSentence(_sentence(user), user)
+
+
+def _sentence(user: User) -> str:
+    if user.count:
+        return f"It is in use by {user.detail}."
+    match user.kind:
+        case "mount":
+            return f"It is mounted at {user.name} ({user.detail})."
+        case "loop":
+            return f"Loop device {user.name} is set up ({user.detail})."
+        case "lease":
+            return f"{user.name} holds it by a lease ({user.detail})."
+        case "process":
+            return f"{user.name} has it open ({user.detail})."
+        case "netdev":
+            return f"Network interface {user.name} uses it ({user.detail})."
+        case "block":
+            return f"Block device {user.name} uses it ({user.detail})."
+        case "array":
+            return f"Array {user.name} uses it (level {user.detail})."
+        case "qdisc" | "filter" | "action":
+            return f"Traffic control uses it: {user.kind} {user.name} ({user.detail})."
+        case "rule" | "chain" | "set" | "object" | "table":
+            return f"{user.kind.capitalize()} {user.name} of netfilter uses it ({user.detail})."
+        case "configfs":
+            return f"{user.name} in configfs uses it ({user.detail})."
+        case "sysctl":
+            return f"The setting {user.name} is {user.detail}."
+        case "watchdog":
+            return f"Watchdog {user.name} is running ({user.detail})."
+        case "crypto":
+            return f"Its algorithm {user.name} is in use ({user.detail})."
+        case "kernel":
+            return f"{_LOOKED_AT} do not explain what uses it: {user.detail}."
+        case _:
+            return f"{user.name} uses it ({user.detail})."
+
+
+def drives(users: Iterable[User]) -> str:
+    """Which interfaces and devices the module drives; empty for none."""
+    names = sorted({user.name for user in users if user.kind in {"netdev", "block", "device"}})
+    return f"drives {', '.join(names)}" if names else ""

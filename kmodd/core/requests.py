@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Requests of the kernel for modules: which process needed them, what came of them, and who loaded what.
+
+A process can cause any number of requests, for any alias, without any right. So one record stands for all requests of the same
+user, unit, alias and outcome in a minute, and of one user only so many differ.
+"""
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from kmodd.core.events import Audit, Clock, Event, Events, ModuleRemoved
+from kmodd.core.planning.policy import Policy
+from kmodd.errors import DisabledByPolicy, KmoddError
+from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
+from kmodd.model import HealthCheck, HealthStatus, Metric, ModuleLoad, ModuleRequest, Record, State
+from kmodd.names import ModuleName, canonical, parse_module_or_alias
+
+SETTLE: Final = 2.0
+"""Seconds after a request in which modprobe loads what it loads; then its outcome is looked at."""
+PERIOD: Final = 60.0
+"""Seconds for which one record stands for all that are alike."""
+KINDS_MAX: Final = 20
+"""Different requests of one user in that time that have a record each; the others are counted in one."""
+PENDING_MAX: Final = 1024
+"""Requests whose outcome is still to be looked at; further ones are counted only."""
+RECENT_MAX: Final = 32
+"""Requests that a load is compared with where its modprobe had ended before it could be looked at."""
+REMEMBERED_MAX: Final = 4096
+"""Loads and requests that are remembered for `Explain`."""
+REQUESTED, REFUSED = "module.requested", "module.refused"
+_OUTCOMES = ("loaded", "refused", "absent", "failed", "unknown")
+_NOTICE, _INFO = 5, 6
+
+
+@dataclass(slots=True)
+class _Alike:
+    """Requests of one period that are alike."""
+
+    record: Record
+    more: int = 0
+
+
+@dataclass(slots=True)
+class _Period:
+    kinds: dict[tuple[object, ...], _Alike] = field(default_factory=dict)
+    of_user: Counter[int | None] = field(default_factory=Counter)
+    others: Counter[int | None] = field(default_factory=Counter)
+
+
+class Requests:
+    """Takes what the watcher tells, records it, and answers who loaded a module."""
+
+    def __init__(
+        self,
+        index: ModuleIndex,
+        loaded: LoadedModules,
+        facts: Facts,
+        policy: Policy,
+        audit: Audit,
+        events: Events,
+        clock: Clock,
+        later: Callable[[float, Callable[[], None]], Any],
+        off: Callable[[], str],
+        lost: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`off` answers why nothing is watched, `lost` how many events the kernel dropped."""
+        self._index = index
+        self._loaded = loaded
+        self._facts = facts
+        self._policy = policy
+        self._audit = audit
+        self._clock = clock
+        self._later = later
+        self._off = off
+        self._lost = lost
+        self._requests: OrderedDict[str, ModuleRequest] = OrderedDict()
+        """The last request for each alias."""
+        self._loads: OrderedDict[ModuleName, ModuleLoad] = OrderedDict()
+        self._pending = 0
+        self._recent: deque[ModuleRequest] = deque(maxlen=RECENT_MAX)
+        """Requests whose modprobe may be under way."""
+        self._period: _Period | None = None
+        self._outcomes: Counter[str] = Counter()
+        events.subscribe(self._on_event, ModuleRemoved)
+
+    def load_of(self, module: ModuleName) -> ModuleLoad | None:
+        """Who loaded a module, if that was seen."""
+        return self._loads.get(module)
+
+    def requested(self, request: ModuleRequest) -> None:
+        """The kernel asks for a module."""
+        _remember(self._requests, request.alias, request)
+        self._recent.append(request)
+        if self._pending >= PENDING_MAX:
+            self._note(request, "", (), None)
+            return
+        self._pending += 1
+        self._later(SETTLE, lambda: self._judge(request))
+
+    def loaded(self, load: ModuleLoad) -> None:
+        """A process loads a module."""
+        alias = load.alias or self._alias_of(load)
+        if alias:
+            load = replace(load, alias=alias, request=self._requests.get(alias))
+        _remember(self._loads, load.module, load)
+
+    def _alias_of(self, load: ModuleLoad) -> str:
+        """The alias that the kernel's modprobe was started for, where it had ended before its command line could be read."""
+        if load.by.name != "modprobe" or load.by.exe:
+            return ""
+        for request in reversed(self._recent):
+            modules = self._modules(request.alias)
+            if any(load.module == name or load.module in self._index.dependencies(name) for name in modules):
+                return request.alias
+        return ""
+
+    def metrics(self) -> list[Metric]:
+        """Requests since the daemon started, by outcome, and events that were lost."""
+        rows = [
+            Metric("kmodd_module_requests_total", "counter", (("result", each),), float(self._outcomes[each]))
+            for each in _OUTCOMES
+        ]
+        return [*rows, Metric("kmodd_module_requests_lost_total", "counter", (), float(self._lost()))]
+
+    def health(self) -> list[HealthCheck]:
+        """Whether requests are watched."""
+        if reason := self._off():
+            message = f"Module requests are not traced: {reason}."
+            return [HealthCheck("requests", HealthStatus.OK, message, "", "systemctl status 'kmodd-watcher*'")]
+        return []
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, ModuleRemoved):
+            self._loads.pop(event.name, None)
+
+    def _judge(self, request: ModuleRequest) -> None:
+        self._pending -= 1
+        if request in self._recent:
+            self._recent.remove(request)
+        modules: tuple[ModuleName, ...] = ()
+        try:
+            self._index.refresh()
+            modules = self._modules(request.alias)
+            outcome, error = self._outcome(request.alias, modules)
+        except OSError:
+            outcome, error = "unknown", None
+        self._note(request, outcome, modules, error)
+
+    def _modules(self, alias: str) -> tuple[ModuleName, ...]:
+        try:
+            return self._index.resolve(parse_module_or_alias(alias))
+        except KmoddError:
+            return ()
+
+    def _outcome(self, alias: str, modules: tuple[ModuleName, ...]) -> tuple[str, DisabledByPolicy | None]:
+        if not modules:
+            return "absent", None
+        if all(self._index.is_builtin(name) or self._is_live(name) for name in modules):
+            return "loaded", None
+        command_line = self._facts.read().command_line
+        for name in modules:
+            # The kernel's modprobe obeys `blacklist` for an alias, and loads a module by its name in spite of it.
+            by_name = canonical(alias) == name
+            try:
+                self._policy.check_load(name, command_line, asked=alias, override=by_name)
+            except DisabledByPolicy as error:
+                return "refused", error
+            except KmoddError:
+                continue
+        return "failed", None
+
+    def _is_live(self, name: ModuleName) -> bool:
+        module = self._loaded.read(name)
+        return module is not None and module.state is State.LIVE
+
+    def _note(
+        self, request: ModuleRequest, outcome: str, modules: tuple[ModuleName, ...], error: DisabledByPolicy | None
+    ) -> None:
+        if outcome:
+            self._outcomes[outcome] += 1
+        if self._period is None:
+            self._period = _Period()
+            self._later(PERIOD, self.flush)
+        period, by = self._period, request.by
+        kind = (by.uid, by.unit, by.container, request.alias, outcome)
+        alike = period.kinds.get(kind)
+        if alike is not None:
+            alike.more += 1
+        elif not outcome or period.of_user[by.uid] >= KINDS_MAX:
+            period.others[by.uid] += 1
+        else:
+            period.of_user[by.uid] += 1
+            period.kinds[kind] = _Alike(record(request, outcome, modules, error))
+            self._audit.record(period.kinds[kind].record)
+
+    def flush(self) -> None:
+        """Write down what was only counted, and begin a new period."""
+        period, self._period = self._period, None
+        if period is None:
+            return
+        for alike in period.kinds.values():
+            if alike.more:
+                message = f"{alike.record.message}; {alike.more} more times in a minute"
+                self._audit.record(
+                    replace(alike.record, message=message, extra={**alike.record.extra, "COUNT": str(alike.more)})
+                )
+        for uid, count in period.others.items():
+            message = f"{count} further module requests of one user in a minute were only counted"
+            self._audit.record(Record(REQUESTED, message, uid=uid, priority=_NOTICE, extra={"COUNT": str(count)}))
+
+
+def process_phrase(load: ModuleLoad) -> str:
+    """Who needed or loaded a module, for those who may know it."""
+    by = load.request.by if load.request is not None else load.by
+    who = by.exe.rpartition("/")[2] or by.name or "a process that has ended"
+    facts = [f"pid {by.pid}"]
+    if by.uid is not None:
+        facts.append(f"uid {by.uid}")
+    if by.container:
+        facts.append(f"container {by.container[:12]}")
+    elif by.unit:
+        facts.append(by.unit)
+    return f"{who} ({', '.join(facts)})"
+
+
+def reason(load: ModuleLoad, *, details: bool) -> str:
+    """Why a module was loaded, as a clause: for everyone alias and kind only."""
+    if load.alias:
+        if details and load.request is not None:
+            return f"loaded for alias {load.alias}, requested by {process_phrase(load)}"
+        return f"loaded for alias {load.alias}, which the kernel requested"
+    if load.by.exe.rpartition("/")[2] in ("systemd-udevd", "udevadm"):
+        return "loaded by udev, for a device"
+    return f"loaded by {process_phrase(load)}" if details else "loaded by something other than kmodd"
+
+
+def record(
+    request: ModuleRequest, outcome: str, modules: tuple[ModuleName, ...], error: DisabledByPolicy | None
+) -> Record:
+    """The record of one request and what came of it."""
+    by = request.by
+    who = by.exe or by.name or "a process that has ended"
+    ends: Mapping[str, str] = {
+        "loaded": f"{', '.join(modules)} {'is' if len(modules) == 1 else 'are'} loaded",
+        "absent": "there is no such module",
+        "refused": "a rule refuses it",
+        "failed": f"{', '.join(modules)} was not loaded",
+        "unknown": "what is loaded, or which rules there are, cannot be read",
+    }
+    extra = {
+        "ALIAS": request.alias,
+        "PID": str(by.pid),
+        "COMM": by.name,
+        "UNIT": by.unit,
+        "CONTAINER": by.container,
+        "CALL_SITE": request.site,
+    }
+    ending = ends[outcome]
+    if error is not None:
+        evidence = error.evidence
+        extra |= {"RULE": evidence.policy, "FILE": evidence.file, "LINE": str(evidence.line or "")}
+        ending = f"refused by {evidence.policy}" if evidence.policy else error.message
+    done = Record(
+        REFUSED if error is not None else REQUESTED,
+        f"{who} needed alias {request.alias}: {ending}",
+        action="load",
+        result=outcome,
+        error=error.name() if error is not None else "",
+        uid=by.uid,
+        exe=by.exe,
+        hint=error.evidence.hint if error is not None else "",
+        priority=_NOTICE if error is not None else _INFO,
+        extra={name: value for name, value in extra.items() if value},
+    )
+    return done.about(modules) if modules else done
+
+
+def _remember(table: "OrderedDict[Any, Any]", key: Any, value: Any) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > REMEMBERED_MAX:
+        table.popitem(last=False)

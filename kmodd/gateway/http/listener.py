@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Accepts connections from a listening socket up to a limit, which asyncio's own server lacks, and chooses which to close.
+
+A connection counts from accept(2), before TLS and its first byte, so that an idle one is displaced before it costs a
+handshake. A connection that has shown a valid token belongs to that token; the others are strangers, counted by peer. When
+all places are taken, the longest idle stranger of the peer with most of them is closed: a flood displaces itself. Tokens
+have a reserve, and lose the connections they keep alive without using them.
+"""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+import ssl
+import struct
+import traceback
+from asyncio import sslproto
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+IDLE = 2.0
+"""Seconds after which a connection that a token keeps alive makes room, when there are no strangers left."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One connection's."""
+
+    peer: str
+    """Whose share it counts for: `uid 1000`, an IPv4 address or an IPv6 /64."""
+    end: Callable[[], None]
+    """Drops the connection."""
+    address: str = ""
+    """Where it comes from, for the journal."""
+    uid: int | None = None
+    """The user at the other end of a unix socket."""
+    owner: str = field(default="", init=False)
+    """The token it has shown; empty for a stranger."""
+    since: float = field(default=0.0, init=False)
+    """When something happened on it last."""
+    is_busy: bool = field(default=False, init=False)
+    """A request with a valid token is being served."""
+
+
+class Admission:
+    """The places, the longest idle one first."""
+
+    def __init__(self, limit: int, reserve: int, clock: Callable[[], float]) -> None:
+        """`limit` places, of which strangers never have the last `reserve`, nor have requests of one token. The clock counts
+        seconds.
+        """
+        self._limit = limit
+        self._strangers_max = max(1, limit - reserve)
+        self._share = max(1, limit - reserve)
+        self._clock = clock
+        self._places: dict[Place, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def enter(self, place: Place) -> bool:
+        """Give a new connection a place, of another one if need be. False when every place is in use by an owner."""
+        strangers = sum(1 for taken in self._places if not taken.owner)
+        if (len(self._places) >= self._limit or strangers >= self._strangers_max) and not self._evict():
+            return False
+        self._add(place)
+        return True
+
+    def leave(self, place: Place) -> None:
+        """The connection is gone, or counts elsewhere from now on."""
+        self._places.pop(place, None)
+
+    def progress(self, place: Place) -> None:
+        """Something happened on the connection: it is the last to go."""
+        if place in self._places:
+            del self._places[place]
+            self._add(place)
+
+    def _add(self, place: Place) -> None:
+        self._places[place] = None
+        place.since = self._clock()
+
+    def recognise(self, place: Place, owner: str) -> bool:
+        """A request with a valid token has begun on it. False when as many of this token are being served as one may have."""
+        place.owner, place.is_busy = owner, True
+        return sum(1 for taken in self._places if taken.is_busy and taken.owner == owner) <= self._share
+
+    def _evict(self) -> bool:
+        strangers = Counter(place.peer for place in self._places if not place.owner)
+        if strangers:
+            (peer, _), *_ = strangers.most_common(1)
+            victim = next(place for place in self._places if not place.owner and place.peer == peer)
+        else:
+            before = self._clock() - IDLE
+            owners = Counter(place.owner for place in self._places)
+            idle = [place for place in self._places if not place.is_busy and place.since <= before]
+            if not idle:
+                return False
+            victim = max(idle, key=lambda place: owners[place.owner])
+        self._end(victim)
+        return True
+
+    def _end(self, place: Place) -> None:
+        del self._places[place]
+        place.end()
+
+
+HANDSHAKE = 5.0
+"""Seconds within which TLS has to be agreed on, and taken leave of."""
+TLS_BUFFER = 32 * 1024
+"""Bytes read from a TLS connection in one call."""
+AT_ONCE = 16
+"""Connections taken before others have their turn on the loop."""
+PAUSE = 0.5
+"""Seconds without taking any after the system had no descriptor or memory for one."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PEER = struct.Struct("iII")
+"""struct ucred of unix(7): pid, uid, gid."""
+
+
+class Listener:
+    """One listening socket's; has what uvicorn asks of an asyncio.Server."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        admission: Admission,
+        make: Callable[[Place], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        *,
+        refusal: bytes,
+        exhausted: Callable[[OSError], None],
+    ) -> None:
+        """`make` makes a connection's protocol; `refusal` is sent to a connection that finds no place; `exhausted` is called when the
+        system has nothing left for a connection.
+        """
+        self._listening = listening
+        self._admission = admission
+        self._make = make
+        self._tls = tls
+        self._refusal = refusal
+        self._exhausted = exhausted
+        self._loop = asyncio.get_running_loop()
+        if tls is not None:
+            # asyncio fills 256 KiB for each connection (CPython 3.11, sslproto.py); a TLS record has 16 KiB.
+            sslproto.SSLProtocol.max_size = TLS_BUFFER
+        self._pause: asyncio.TimerHandle | None = None
+        self._starting: set[asyncio.Task[None]] = set()
+        self._resume()
+
+    def close(self) -> None:
+        """Take no more; connections go on."""
+        self._loop.remove_reader(self._listening)
+        if self._pause is not None:
+            self._pause.cancel()
+
+    async def wait_closed(self) -> None:
+        """Return when the connections that were about to begin have begun or ended."""
+        if self._starting:
+            await asyncio.wait(self._starting)
+
+    def _resume(self) -> None:
+        self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                made, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    continue  # of the connection, not of the socket (accept(2))
+                self._exhausted(error)
+                self._loop.remove_reader(self._listening)
+                self._pause = self._loop.call_later(PAUSE, self._resume)
+                return
+            made.setblocking(False)
+            try:
+                place = place_of(made)
+            except OSError:  # gone already
+                made.close()
+                continue
+            if self._admission.enter(place):
+                task = self._loop.create_task(self._start(made, place))
+                self._starting.add(task)
+                task.add_done_callback(self._starting.discard)
+            else:
+                self._refuse(made)
+
+    def _refuse(self, made: socket.socket) -> None:
+        with made, contextlib.suppress(OSError):
+            if self._tls is None:
+                made.send(self._refusal)
+
+    async def _start(self, made: socket.socket, place: Place) -> None:
+        limits = {"ssl_handshake_timeout": HANDSHAKE, "ssl_shutdown_timeout": HANDSHAKE} if self._tls else {}
+        try:
+            await self._loop.connect_accepted_socket(lambda: self._make(place), made, ssl=self._tls, **limits)
+        except OSError as error:  # TLS was not agreed on; ssl.SSLError is one
+            self._admission.leave(place)
+            # asyncio's frames hold the future that holds this error, and so the TLS buffers until the collector's last
+            # generation: 5,000 failed handshakes had 480 MB.
+            traceback.clear_frames(error.__traceback__)
+
+
+def place_of(made: socket.socket) -> Place:
+    """Where a connection comes from. OSError when it is gone. Its place ends it by closing both directions."""
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            made.shutdown(socket.SHUT_RDWR)
+
+    if made.family == socket.AF_UNIX:
+        _, uid, _ = _PEER.unpack(made.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        return Place(f"uid {uid}", end, f"uid {uid}", uid)
+    address = ipaddress.ip_address(str(made.getpeername()[0]).partition("%")[0])
+    address = getattr(address, "ipv4_mapped", None) or address
+    # A machine has a whole /64 to choose addresses from (RFC 7934).
+    peer = str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+    return Place(peer, end, str(address))

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Reads of the simulated kernel: /proc/modules, /sys/module, its log, users, facts and uevents."""
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+
+from kmodd.kernel.files import readlink
+from kmodd.kernel.proc.kmsg import without_addresses
+from kmodd.kernel.proc.loaded import ProcModules
+from kmodd.kernel.simulated.index import source_version
+from kmodd.kernel.simulated.machine import TAINT_BITS, SimulatedMachine
+from kmodd.model import Consequence, KernelFacts, LoadedModule, ModuleLoad, ModuleRequest, ParameterValue, Uevent, Usage
+from kmodd.names import ModuleName
+
+_LINES = 200
+_TAINT_TEXTS = {
+    "P": "proprietary module was loaded",
+    "D": "kernel died recently, i.e. there was an OOPS or BUG",
+    "O": 'externally-built ("out-of-tree") module was loaded',
+    "E": "unsigned module was loaded",
+}
+
+
+class SimulatedLoadedModules:
+    """/proc/modules and /sys/module; see LoadedModules."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    def raw(self) -> bytes:
+        """The text of /proc/modules."""
+        return self._machine.raw()
+
+    def find(self, text: bytes, name: ModuleName) -> LoadedModule | None:
+        """One module of that text."""
+        return self._machine.snapshot().get(name) if text == self._machine.raw() else ProcModules.find(text, name)
+
+    def snapshot(self) -> Mapping[ModuleName, LoadedModule]:
+        """Everything resident."""
+        return self._machine.snapshot()
+
+    def read(self, name: ModuleName) -> LoadedModule | None:
+        """One module."""
+        return self._machine.snapshot().get(name)
+
+    def instance(self, name: ModuleName) -> int:
+        """The number of its insertion."""
+        resident = self._machine.resident.get(name)
+        return resident.serial if resident is not None else 0
+
+    def is_builtin(self, name: ModuleName) -> bool:
+        """It is part of the kernel image."""
+        return name in self._machine.builtin_values
+
+    def parameter_files(self, name: ModuleName) -> tuple[ParameterValue, ...]:
+        """Live parameters that have a file, without values."""
+        return tuple(ParameterValue(each.name, None, each.mode) for each in self.parameters(name))
+
+    def parameters(self, name: ModuleName, *, private: bool = False) -> tuple[ParameterValue, ...]:
+        """Live parameters that have a file, as read by other programs."""
+        values = self._values(name)
+        if values is None:
+            return ()
+        return tuple(
+            ParameterValue(each.name, values[each.name] if private or each.mode & 0o004 else None, each.mode)
+            for each in self._machine.spec(name).parameters
+            if each.mode
+        )
+
+    def write_parameter(self, name: ModuleName, parameter: str, value: str) -> None:
+        """Write one; OSError carries the errno."""
+        values = self._values(name)
+        declared = self._machine.spec(name).parameters if values is not None else ()
+        declaration = next((each for each in declared if each.name == parameter and each.mode), None)
+        if values is None or declaration is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if not declaration.mode & 0o200:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        values[parameter] = declaration.take(value.removesuffix("\n"))
+        self._machine.changed()  # it may hold a reference by a parameter
+
+    def attributes(self, name: ModuleName) -> Mapping[str, str]:
+        """Small files of /sys/module/NAME."""
+        resident = self._machine.resident.get(name)
+        if resident is None:
+            return {}
+        facts = {
+            "srcversion": source_version(name),
+            "taint": resident.taint,
+            "coresize": str(resident.spec.size),
+            "initsize": "0",
+        }
+        if resident.spec.version:
+            facts["version"] = resident.spec.version
+        return facts
+
+    def _values(self, name: ModuleName) -> dict[str, str] | None:
+        resident = self._machine.resident.get(name)
+        return resident.values if resident is not None else self._machine.builtin_values.get(name)
+
+
+class SimulatedLogMark:
+    """A place in the simulated kernel log."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+        self._since = machine.logged
+        self.fault = ""
+
+    def lines(self) -> tuple[str, ...]:
+        """What was logged since, at most 200 lines, without addresses."""
+        log, since = self._machine.log, self._machine.logged - self._since
+        lines = tuple(log)[max(0, len(log) - since) :][:_LINES] if since else ()
+        return tuple(map(without_addresses, lines))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class SimulatedKernelLog:
+    """See KernelLog."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    def mark(self) -> SimulatedLogMark:
+        """Remember this moment."""
+        return SimulatedLogMark(self._machine)
+
+
+class SimulatedInspection:
+    """See Inspection. The users are the simulation's, the processes are real."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    async def users(self, name: ModuleName) -> Usage:
+        """What holds it in user space."""
+        resident = self._machine.resident.get(name)
+        return Usage(tuple(resident.users) if resident is not None else ())
+
+    async def consequences(self, names: Collection[ModuleName]) -> Mapping[ModuleName, tuple[Consequence, ...]]:
+        """What goes with each."""
+        resident = {name: self._machine.resident.get(name) for name in names}
+        return {name: tuple(each.consequences) if each is not None else () for name, each in resident.items()}
+
+    async def executable(self, pid: int) -> str:
+        """As this process may see it."""
+        return readlink(f"/proc/{pid}/exe")
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class SimulatedFacts:
+    """See Facts."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    def read(self) -> KernelFacts:
+        """Now."""
+        return self._machine.facts
+
+    def taint_flags(self, taint: int) -> tuple[str, ...]:
+        """Flags that this kernel can set."""
+        return tuple(f"{letter}: {_TAINT_TEXTS[letter]}" for letter, bit in TAINT_BITS.items() if taint & (1 << bit))
+
+    def trusted_keys(self) -> tuple[str, ...]:
+        """The one its modules are signed with."""
+        return ("Build time autogenerated kernel key",)
+
+
+class SimulatedRequests:
+    """`ports.RequestSource`: what a test says that the kernel traced."""
+
+    def __init__(self) -> None:
+        self.off = ""
+        self.lost = 0
+        self.request: Callable[[ModuleRequest], None] = lambda _: None
+        """Say that the kernel asks for a module."""
+        self.load: Callable[[ModuleLoad], None] = lambda _: None
+        """Say that a process loads one."""
+
+    def start(self, requested: Callable[[ModuleRequest], None], loaded: Callable[[ModuleLoad], None]) -> None:
+        """See `ports.RequestSource`."""
+        self.request, self.load = requested, loaded
+
+    def close(self) -> None:
+        """See `ports.RequestSource`."""
+        self.request, self.load = (lambda _: None), (lambda _: None)
+
+
+class SimulatedUevents:
+    """See UeventSource. One reader at a time."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
+        self.on_device: Callable[[str, str], None] | None = None
+        machine.on_uevent = self._wake
+
+    async def events(self) -> AsyncIterator[Uevent]:
+        """Events as they come, until the source is closed."""
+        queue = self._machine.uevents
+        while not self._closed:
+            if queue:
+                yield queue.popleft()
+                continue
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def close(self) -> None:
+        """End the iteration."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Modules by device number, devices bound to a module's drivers, and running watchdogs."""
+
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from kmodd.kernel.files import listdir, read_text, readlink
+from kmodd.model import Remedy, User
+from kmodd.names import canonical
+from kmodd.text import shown
+
+MISC_MAJOR = 10
+_TABLE_MAX = 1 << 16
+# Names in /proc/devices that are neither the module's name nor in an alias of it (register_blkdev in the driver's source).
+_BLOCK_NAMES = {
+    "device-mapper": "dm_mod",
+    "md": "md_mod",
+    "mdp": "md_mod",
+    "sd": "sd_mod",
+    "sr": "sr_mod",
+    "virtblk": "virtio_blk",
+}
+_BLOCK_NAME_MAX = 15
+"""Letters that /proc/devices keeps of a block driver's name (struct blk_major_name in block/genhd.c)."""
+_WATCHDOG = "watchdog"
+_WATCHDOGS = {"Software Watchdog": "softdog"}
+"""Drivers without a device, by the identity in sysfs."""
+_DEPTH_MAX = 16
+"""Block devices on top of each other that are followed."""
+_BACKING = re.compile(r"/dev/([A-Za-z0-9_!-]{1,64})")
+_MD_LEVEL = re.compile(r"[a-z0-9]+")
+
+
+class DeviceOwners:
+    """Answers from /sys/dev, /proc/devices, /proc/misc and the aliases; each number is looked up once."""
+
+    def __init__(self, root: Path, resolve_alias: Callable[[str], tuple[str, ...]], loaded: Collection[str]) -> None:
+        """`loaded` are the canonical names of the modules that are looked for."""
+        self._root = root
+        self._resolve = resolve_alias
+        self._loaded = loaded
+        self._known: dict[tuple[str, int, int], frozenset[str]] = {}
+        self._lower: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
+
+    def modules(self, kind: str, major: int, minor: int) -> frozenset[str]:
+        """Canonical names of loaded modules an open device of that number may hold; `kind` is `char` or `block`.
+
+        Of a block device on top of others (device-mapper, md, loop) theirs as well.
+        """
+        own = self._own(kind, major, minor)
+        return own | self.below(major, minor) if kind == "block" else own
+
+    def below(self, major: int, minor: int) -> frozenset[str]:
+        """Modules of the block devices below this one."""
+        lower = [number for number, _ in self._stack(major, minor)]
+        return frozenset[str]().union(*(self._own("block", *number) for number in lower))
+
+    def depth(self, major: int, minor: int) -> int:
+        """How many block devices lie between this one and the lowest below it, that one included."""
+        return max((depth for _, depth in self._stack(major, minor)), default=0)
+
+    def _stack(self, major: int, minor: int) -> Iterator[tuple[tuple[int, int], int]]:
+        """The devices below this one with their distance, each as far down as it is met."""
+        level, depth = {(major, minor)}, 0
+        while level and depth < _DEPTH_MAX:
+            level, depth = {lower for number in level for lower in self._below(*number)}, depth + 1
+            yield from ((number, depth) for number in level)
+
+    def _below(self, major: int, minor: int) -> tuple[tuple[int, int], ...]:
+        key = (major, minor)
+        if key not in self._lower:
+            folder = self._root / "sys/dev/block" / f"{major}:{minor}"
+            if (folder / "partition").exists():
+                folder = folder / ".."
+            texts = [read_text(folder / "slaves" / name / "dev") for name in listdir(folder / "slaves")]
+            if backing := _BACKING.fullmatch(read_text(folder / "loop/backing_file") or ""):
+                texts.append(read_text(self._root / "sys/class/block" / backing[1] / "dev"))
+            self._lower[key] = tuple(number for text in texts if (number := device_number(text)) is not None)
+        return self._lower[key]
+
+    def _own(self, kind: str, major: int, minor: int) -> frozenset[str]:
+        key = (kind, major, minor)
+        if key not in self._known:
+            find = self._of_char if kind == "char" else self._of_block
+            self._known[key] = frozenset(map(canonical, find(major, minor))).intersection(self._loaded)
+        return self._known[key]
+
+    def _of_char(self, major: int, minor: int) -> Iterator[str]:
+        folder = self._root / "sys/dev/char" / f"{major}:{minor}"
+        yield from _drivers(folder)
+        if major == MISC_MAJOR:
+            # All of misc's devices share one driver; only /proc/misc knows them apart.
+            if name := self._misc.get(minor):
+                yield name
+            if name == _WATCHDOG:  # The old name of the first one, as /dev/watchdog.
+                yield from watchdog_drivers(self._root / "sys/class/watchdog/watchdog0")
+        elif name := self._majors["char"].get(major):
+            yield name
+        if subsystem := readlink(folder / "subsystem").rpartition("/")[2]:
+            yield subsystem
+            if subsystem == _WATCHDOG:
+                yield from watchdog_drivers(folder)
+        yield from self._resolve(f"char-major-{major}-{minor}")
+        if node := _property(folder, "DEVNAME"):
+            yield from self._resolve(f"devname:{node}")
+
+    def _of_block(self, major: int, minor: int) -> Iterator[str]:
+        folder = self._root / "sys/dev/block" / f"{major}:{minor}"
+        disk = folder / ".." if (folder / "partition").exists() else folder
+        yield from _drivers(disk)
+        yield from self._of_host(disk)
+        if name := self._majors["block"].get(major):
+            yield _BLOCK_NAMES.get(name, name)
+            if len(name) == _BLOCK_NAME_MAX:
+                yield from (module for module in self._loaded if module.startswith(canonical(name)))
+        yield from self._resolve(f"block-major-{major}-{minor}")
+        # Behind device-mapper and md stands the target's or the level's module as well.
+        uuid = read_text(disk / "dm/uuid") or ""
+        if uuid.startswith("CRYPT-"):
+            yield "dm_crypt"
+        elif uuid.startswith("mpath-"):
+            yield "dm_multipath"
+        level = read_text(disk / "md/level") or ""
+        if _MD_LEVEL.fullmatch(level):
+            yield level
+            yield from self._resolve(f"md-{level}")
+
+    def _of_host(self, disk: Path) -> Iterator[str]:
+        """The host adapter of a SCSI disk, which an open disk holds as well (scsi_device_get in drivers/scsi/scsi.c)."""
+        if readlink(disk / "device/subsystem").rpartition("/")[2] != "scsi":
+            return
+        place = (disk / "device").resolve().parent
+        while place.name and place != self._root:
+            if place.name.startswith("host") and place.name[4:].isdecimal():
+                name = read_text(place / "scsi_host" / place.name / "proc_name") or ""
+                if name and name != "<NULL>":  # As it is shown where the driver set none (show_proc_name).
+                    yield name
+            if driver := readlink(place / "driver/module"):
+                yield driver.rpartition("/")[2]
+                return
+            place = place.parent
+
+    @cached_property
+    def _majors(self) -> dict[str, dict[int, str]]:
+        """Driver names by major number, as registered: `char` and `block` of /proc/devices."""
+        tables: dict[str, dict[int, str]] = {"char": {}, "block": {}}
+        table = tables["char"]
+        for line in (read_text(self._root / "proc/devices", _TABLE_MAX) or "").splitlines():
+            if line.startswith("Block"):
+                table = tables["block"]
+            number, _, name = line.strip().partition(" ")
+            if number.isdecimal():
+                table[int(number)] = name.strip()
+        return tables
+
+    @cached_property
+    def _misc(self) -> dict[int, str]:
+        """Names of misc devices by minor number."""
+        lines = (read_text(self._root / "proc/misc", _TABLE_MAX) or "").splitlines()
+        pairs = (line.strip().partition(" ") for line in lines)
+        return {int(minor): name.strip() for minor, _, name in pairs if minor.isdecimal()}
+
+
+def watchdog_drivers(folder: Path) -> Iterator[str]:
+    """The module of a watchdog, by its device or, where it has none, by what it calls itself."""
+    yield from _drivers(folder)
+    if module := _WATCHDOGS.get(read_text(folder / "identity") or ""):
+        yield module
+
+
+def device_number(text: str | None) -> tuple[int, int] | None:
+    """Major and minor of `MAJOR:MINOR`, as a file `dev` has them."""
+    major, _, minor = (text or "").partition(":")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
+
+
+def _drivers(folder: Path) -> Iterator[str]:
+    for link in ("device/driver/module", "driver/module"):
+        if target := readlink(folder / link):
+            yield target.rpartition("/")[2]
+
+
+def _property(folder: Path, key: str) -> str:
+    for line in (read_text(folder / "uevent") or "").splitlines():
+        name, _, value = line.partition("=")
+        if name == key:
+            return value
+    return ""
+
+
+def bound_devices(root: Path, loaded: Iterable[str]) -> Iterator[tuple[frozenset[str], User]]:
+    """Devices in the folders of the modules' drivers: the device as name, driver and bus as detail.
+
+    A bound device holds no reference by itself: removing the module unbinds it. It is listed because it says what
+    the module does and what would stop working.
+    """
+    for name in loaded:
+        drivers = root / "sys/module" / name / "drivers"
+        for entry in listdir(drivers):
+            bus, _, driver = entry.partition(":")
+            for device in listdir(drivers / entry):
+                # Links to devices stand beside `module` and the attributes bind, unbind, uevent.
+                if device != "module" and readlink(drivers / entry / device):
+                    detail = shown(f"driver {driver}, bus {bus}")
+                    yield frozenset({name}), User("device", shown(device), detail, remedy=Remedy.NOT_NEEDED)
+
+
+def watchdogs(root: Path, loaded: Container[str]) -> Iterator[tuple[frozenset[str], User]]:
+    """Watchdogs that run: each holds its module, also when the process that has started it is gone.
+
+    Who closes the device without having written `V` to it leaves it running, and the machine reboots in the end
+    (Documentation/watchdog/watchdog-api.rst); with `nowayout` nothing stops it.
+    """
+    folder = root / "sys/class/watchdog"
+    for name in listdir(folder):
+        modules = frozenset(module for module in map(canonical, watchdog_drivers(folder / name)) if module in loaded)
+        if modules and read_text(folder / name / "state") == "active":
+            left = read_text(folder / name / "timeleft") or read_text(folder / name / "timeout") or "?"
+            forever = read_text(folder / name / "nowayout") == "1"
+            yield (
+                modules,
+                User(
+                    "watchdog",
+                    shown(f"/dev/{name}"),
+                    shown(f"cannot be stopped, {left} s left" if forever else f"{left} s left"),
+                    remedy=Remedy.NONE if forever else Remedy.STOP_WATCHDOG,
+                    words=() if forever else (f"/dev/{name}",),
+                ),
+            )

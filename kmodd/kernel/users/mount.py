@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Mounts in all mount namespaces."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from kmodd.kernel.files import note
+from kmodd.kernel.users.tasks import Budget, Task, Tasks
+from kmodd.model import Remedy, User
+from kmodd.names import canonical
+from kmodd.text import shown
+
+_CHUNK = 1 << 16
+_LINE_MAX = 1 << 15
+"""Bytes of one line: two paths of at most a page each, escaped, and the options."""
+_CHARSETS = frozenset(
+    {"vfat", "msdos", "iso9660", "udf", "hfs", "hfsplus", "ntfs", "ntfs3", "exfat", "jfs", "cifs", "smb3", "befs"}
+)
+"""Types that take a table of characters (load_nls in fs/nls/nls_base.c), shown as the option `iocharset`, `nls` or `codepage`."""
+_QUOTAS = {"jqfmt=vfsold": "quota_v1", "jqfmt=vfsv0": "quota_v2", "jqfmt=vfsv1": "quota_v2"}
+_OPTIONS_MAX = 4096
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo (Documentation/filesystems/proc.rst, 3.5)."""
+
+    device: str
+    """`major:minor`."""
+    root: str
+    """The folder of the file system that is seen there."""
+    point: str
+    type: str
+    source: str
+    options: str
+    """Of the file system itself (`super options`), of the types alone whose options name modules."""
+    task: Task
+    """The first process that sees it."""
+
+    @property
+    def elsewhere(self) -> str:
+        """Where to look for it, when the system's own mount namespace does not have it; empty otherwise."""
+        return "" if self.task.pid == 1 else f", in the mount namespace of pid {self.task.pid}"
+
+
+class Mounts:
+    """Every mount that may concern a module, read once: from process 1, then from one process of each other namespace."""
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        modules_of: Callable[[str], frozenset[str]],
+        budget: Budget,
+        charset: Callable[[str], frozenset[str]] = lambda _: frozenset(),
+    ) -> None:
+        """`modules_of` answers the loaded modules behind a file system's type, `charset` those of a table of characters."""
+        self._tasks = tasks
+        self._modules_of = modules_of
+        self._charset = charset
+        self._budget = budget
+        self._types: dict[bytes, frozenset[str]] = {}
+
+    @cached_property
+    def all(self) -> tuple[Mount, ...]:
+        """Mounts that look the same in several namespaces (each sandboxed service copies the table) are listed once.
+
+        So are folders bound onto themselves, as `ReadWritePaths=` and its like do: what they show was there before.
+        Of a file system without a device only mounts of a module's type are kept.
+        """
+        mounts: dict[tuple[str, str, str, str], Mount] = {}
+        at_first: dict[str, list[Mount]] = {}
+        tables = 0
+        seen: set[str] = set()
+        for task in self._tasks.all:
+            # Without the right to see the link (CAP_SYS_PTRACE for other users' processes) every table is read.
+            if task.namespace in seen:
+                continue
+            if task.namespace:
+                seen.add(task.namespace)
+            if tables > self._budget.limits.namespaces:
+                self._budget.met(f"there are more than {self._budget.limits.namespaces} mount namespaces")
+                break
+            tables += 1
+            for line in self._lines(task):
+                mount = self._parse(line, task)
+                if mount is None or any(_shows(other, mount) for other in at_first.get(mount.device, ())):
+                    continue
+                key = (mount.device, mount.point, mount.type, mount.source)
+                if key not in mounts and len(mounts) >= self._budget.limits.mounts:
+                    self._budget.met(f"there are more than {len(mounts)} mounts")
+                    break
+                mounts.setdefault(key, mount)
+            if not at_first:
+                for mount in mounts.values():
+                    at_first.setdefault(mount.device, []).append(mount)
+            if not self._budget.in_time_for_mounts():
+                break
+        return tuple(mounts.values())
+
+    def users(self) -> Iterator[tuple[frozenset[str], User]]:
+        """Mounts of a module's file system."""
+        for mount in self.all:
+            if modules := self._modules(os.fsencode(mount.type)):
+                detail = f"type {mount.type}, source {mount.source}{mount.elsewhere}"
+                yield modules, self.user("mount", mount.point, detail, mount)
+            for option in mount.options.split(",") if mount.options else ():
+                if modules := self._of_option(mount.type, option):
+                    detail = f"type {mount.type}, source {mount.source}, {option}{mount.elsewhere}"
+                    yield modules, self.user("mount", mount.point, detail, mount)
+
+    def user(self, kind: str, name: str, detail: str, mount: Mount) -> User:
+        """The use of a module by this mount, with what ends it."""
+        task = mount.task
+        if task.pid == 1:
+            remedy = Remedy.NONE if mount.point == "/" else Remedy.UNMOUNT
+            return User(kind, shown(name), shown(detail), remedy=remedy, target=mount.point)
+        pids: tuple[int, ...] = ()
+        if self._tasks.is_roots(task):
+            remedy, target = Remedy.UNMOUNT, mount.point
+        else:
+            remedy, target, pids = self._tasks.ending(task, self._tasks.members.get(task.namespace, ()))
+        return User(
+            kind, shown(name), shown(detail), pid=task.pid, owner=task.uid, remedy=remedy, target=target, pids=pids
+        )
+
+    def _lines(self, task: Task) -> Iterator[bytes]:
+        """The table of a process, a piece at a time: its size is whatever the owner of the namespace wants."""
+        try:
+            file = os.open(self._tasks.folder(task) / "mountinfo", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            note(error)
+            return
+        try:
+            rest = b""
+            while piece := os.read(file, _CHUNK):
+                if not self._budget.take_mount_bytes(task.user, len(piece)):
+                    return
+                # The system's own table is read in any case: what stands there is root's.
+                if task.pid != 1 and not self._budget.in_time_for_mounts():
+                    return
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from lines
+                if len(rest) > _LINE_MAX:
+                    return
+            yield rest
+        except OSError as error:
+            note(error)
+            return
+        finally:
+            os.close(file)
+
+    def _of_option(self, type_: str, option: str) -> frozenset[str]:
+        name, _, value = option.partition("=")
+        if name in {"iocharset", "nls", "codepage"} and value:
+            # vfat shows the code page as a number, hfs as the table's name.
+            return self._charset(f"cp{value}" if value.isdecimal() else value)
+        if type_.startswith("nfs") and name == "vers":
+            return self._modules_of(f"nfsv{value.partition('.')[0]}")
+        return self._modules_of(_QUOTAS[option]) if option in _QUOTAS else frozenset()
+
+    def _modules(self, type_: bytes) -> frozenset[str]:
+        # `fuse.sshfs` is type `fuse` with another word after the dot.
+        base = type_.partition(b".")[0]
+        if base not in self._types:
+            self._types[base] = self._modules_of(base.decode(errors="replace"))
+        return self._types[base]
+
+    def _parse(self, line: bytes, task: Task) -> Mount | None:
+        before, separator, after = line.partition(b" - ")
+        fields, rest = before.split(b" "), after.split(b" ")
+        if not separator or len(fields) < 6 or len(rest) < 2:
+            return None
+        if fields[2].startswith(b"0:") and not self._modules(rest[0]):
+            return None
+        device, root, point, type_, source = (
+            part.decode(errors="replace") for part in (fields[2], fields[3], fields[4], rest[0], rest[1])
+        )
+        options = ""
+        # What stands in the options of others, such as the folders of overlay, their users have chosen.
+        if len(rest) > 2 and (type_ in _CHARSETS or type_.startswith(("nfs", "ext"))):
+            options = rest[2].decode(errors="replace")[:_OPTIONS_MAX]
+        return Mount(device, _unescaped(root), _unescaped(point), type_, _unescaped(source), options, task)
+
+
+def modules_of_type(type_: str, resolve_alias: Callable[[str], tuple[str, ...]]) -> Iterator[str]:
+    """The type's own name as a module's, and the modules with an alias `fs-TYPE`."""
+    yield canonical(type_)
+    yield from resolve_alias(f"fs-{type_}")
+
+
+def modules_of_charset(name: str, resolve_alias: Callable[[str], tuple[str, ...]]) -> Iterator[str]:
+    """The module of a table of characters by its own name (`nls_ascii`), and those with this as an alias."""
+    yield canonical(f"nls_{name}")
+    yield from resolve_alias(f"nls_{name}")
+
+
+def _shows(mount: Mount, other: Mount) -> bool:
+    """`other` is a folder below `mount`, at the very path where `mount` shows it."""
+    below = _relative(mount.root, other.root)
+    return below is not None and below == _relative(mount.point, other.point)
+
+
+def _relative(folder: str, path: str) -> str | None:
+    """The path below the folder without a slash in front, "" for the folder itself, None when it is not below."""
+    folder = folder.rstrip("/")
+    return path[len(folder) :].strip("/") if path == folder or path.startswith(f"{folder}/") else None
+
+
+def _unescaped(text: str) -> str:
+    r"""Undo `\040` and its like, which the kernel writes for space, tab, newline, `#` and backslash."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)

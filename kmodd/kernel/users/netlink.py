@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Dumps of kernel tables by netlink(7), bounded in bytes, their attributes, and the congestion control of TCP sockets.
+
+The latter is by sock_diag(7), in this network namespace, and needs no capability.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+
+ERROR, DONE = 2, 3
+"""Types of the last message of an answer."""
+REQUEST, ACK, DUMP_INTERRUPTED, DUMP = 0x1, 0x4, 0x10, 0x300
+"""Flags of linux/netlink.h."""
+HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF  # The two highest bits are NLA_F_NESTED and NLA_F_NET_BYTEORDER.
+_NESTED = 0x8000
+RECEIVE_MAX = 1 << 18
+
+BYTES_MAX = 8 << 20
+"""Bytes of one dump; a table that is longer is an error (EFBIG)."""
+SECONDS_MAX = 2.0
+"""Seconds that the kernel is waited for; who takes what it answers may stop at any time."""
+
+
+def dump(protocol: int, kind: int, request: bytes, *, limit: int = BYTES_MAX) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each message that the kernel answers to a dump request `kind` with the body `request`.
+
+    OSError when the kernel refuses (EPERM without the right, EOPNOTSUPP and EINVAL for what it does not know), when the dump
+    has more than `limit` bytes (EFBIG), when the table changed meanwhile so that something may be missing (EAGAIN, after the last
+    message; BlockingIOError), or when the dump does not come (TimeoutError). Asks for nothing that loads a module as long as the
+    module of `protocol` is loaded.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as channel:
+        channel.settimeout(SECONDS_MAX)
+        channel.bind((0, 0))
+        head = HEADER.pack(HEADER.size + len(request), kind, REQUEST | DUMP, 1, 0)
+        channel.sendto(head + request, (0, 0))
+        size, interrupted = 0, False
+        while True:
+            data, (sender, _) = channel.recvfrom(RECEIVE_MAX)
+            if sender != 0:
+                continue  # 0 is the kernel; anyone may send to a netlink socket.
+            size += len(data)
+            if size > limit:
+                raise OSError(errno.EFBIG, "a netlink dump is too long")
+            for message, flags, _, body in frames(data):
+                check(message, body)
+                interrupted = interrupted or bool(flags & DUMP_INTERRUPTED)
+                if message in (ERROR, DONE):
+                    if interrupted:
+                        raise OSError(errno.EAGAIN, "the table changed while it was dumped")
+                    return
+                yield message, body
+
+
+def frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and body of each message in a datagram; OSError for one that is cut off."""
+    position = 0
+    while position + HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(data, position)
+        if length < HEADER.size or position + length > len(data):
+            raise OSError(errno.EBADMSG, "a netlink message is cut off")
+        yield kind, flags, sequence, data[position + HEADER.size : position + length]
+        position += (length + 3) & ~3
+
+
+def check(kind: int, body: bytes) -> None:
+    """OSError where the kernel refuses in this message; 0 in an error message is an acknowledgement (NLM_F_ACK)."""
+    if kind in (ERROR, DONE):
+        # A dump that fails midway reports it in its last message (netlink_dump_done in net/netlink/af_netlink.c).
+        number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
+        if number > 0:
+            raise OSError(number, os.strerror(number))
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and value of each attribute; what follows one that is cut off is passed over."""
+    position = 0
+    while position + _ATTRIBUTE.size <= len(data):
+        length, number = _ATTRIBUTE.unpack_from(data, position)
+        if length < _ATTRIBUTE.size or position + length > len(data):
+            return
+        yield number & _TYPE_MASK, data[position + _ATTRIBUTE.size : position + length]
+        position += (length + 3) & ~3
+
+
+def attribute(number: int, value: bytes, *, nested: bool = False) -> bytes:
+    """One attribute as it stands in a message."""
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, number | (_NESTED if nested else 0)) + value + b"\0" * (-length % 4)
+
+
+def text(value: bytes) -> str:
+    """A text attribute, which ends in a zero byte."""
+    return value.split(b"\0", 1)[0].decode(errors="replace")
+
+
+def big_endian(value: bytes) -> int:
+    """A number as netfilter writes it."""
+    return int.from_bytes(value, "big")
+
+
+_SOCK_DIAG, _BY_FAMILY = 4, 20
+"""NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY."""
+_CONG = 4
+"""INET_DIAG_CONG of linux/inet_diag.h."""
+_REQUEST = struct.Struct("=BBBxI48x")
+"""struct inet_diag_req_v2: family, protocol, requested attributes, states, and any socket."""
+_MESSAGE = struct.Struct("=4x48x16xI")
+"""struct inet_diag_msg: the inode is its last field."""
+_EVERY_STATE = 0xFFFFFFFF
+
+
+def congestion_controls() -> Iterator[tuple[int, str]]:
+    """Inode and algorithm of each socket; OSError when the kernel does not answer or there are too many.
+
+    Call it only while tcp_diag is loaded: the request would make the kernel load it.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (_CONG - 1), _EVERY_STATE)
+        for message, body in dump(_SOCK_DIAG, _BY_FAMILY, request):
+            if message == _BY_FAMILY and (found := read_socket(body)):
+                yield found
+
+
+def read_socket(body: bytes) -> tuple[int, str] | None:
+    """Inode and algorithm of one message; None without an algorithm, or for a socket that no process has."""
+    if len(body) < _MESSAGE.size:
+        return None
+    (inode,) = _MESSAGE.unpack_from(body)
+    name = next((text(value) for number, value in attributes(body[_MESSAGE.size :]) if number == _CONG), "")
+    return (inode, name) if inode and name else None

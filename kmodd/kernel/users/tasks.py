@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The processes that a search examines, with mount namespace, unit and container of each, and the limits of a search."""
+
+import fcntl
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from kmodd.kernel.files import note, read_text, readlink
+from kmodd.model import Remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one search. Each is far above what a busy machine has, and far below what a user can set up."""
+
+    seconds: float = 2.0
+    processes: int = 32768
+    namespaces: int = 64
+    """Mount namespaces beside the first process's."""
+    mount_bytes: int = 16 << 20
+    """Bytes of mountinfo in all."""
+    mount_bytes_per_user: int = 4 << 20
+    """Bytes of mountinfo in the namespaces of one user who is not root."""
+    mount_share: float = 0.5
+    """The part of the time that mount tables may take: processes are looked at afterwards."""
+    rule_share: float = 0.7
+    """The part of the time after which no more rules of netfilter are looked at, for the same reason."""
+    mounts: int = 8192
+    """Mounts that are kept, after those that cannot concern a module were dropped."""
+    descriptors_per_process: int = 4096
+    descriptors_per_user: int = 32768
+    descriptors_of_root: int = 262144
+    users: int = 64
+    """Users of one module."""
+    answers: int = 4096
+    """Users of all modules."""
+
+
+class Budget:
+    """Counts what a search costs, and remembers which bounds it met.
+
+    Everybody may read what it remembers: it names no user.
+    """
+
+    def __init__(self, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits or Limits()
+        self._clock = clock
+        self._begin = clock()
+        self._met: dict[str, None] = {}
+        self.crowded: dict[str, None] = {}
+        """Modules with more users than are named."""
+        self._mount_bytes: Counter[int] = Counter()
+        self._descriptors: Counter[int] = Counter()
+
+    @property
+    def partial(self) -> str:
+        """The bounds that were met, as a clause; empty when none was."""
+        return ", ".join(self._met)
+
+    def met(self, bound: str) -> None:
+        """Something was left out."""
+        self._met[bound] = None
+
+    def in_time(self) -> bool:
+        """There is time left."""
+        if self._clock() - self._begin < self.limits.seconds:
+            return True
+        self.met(f"the search was ended after {self.limits.seconds:g} s")
+        return False
+
+    def in_time_for_mounts(self) -> bool:
+        """There is time left for mount tables."""
+        most = self.limits.seconds * self.limits.mount_share
+        if self._clock() - self._begin < most:
+            return True
+        self.met(f"the mount tables took more than {most:g} s")
+        return False
+
+    def in_time_for_rules(self) -> bool:
+        """There is time left for rules of netfilter."""
+        most = self.limits.seconds * self.limits.rule_share
+        if self._clock() - self._begin < most:
+            return True
+        self.met(f"the rules of netfilter were not examined after {most:g} s")
+        return False
+
+    def take_mount_bytes(self, uid: int, size: int) -> bool:
+        """Bytes of a mount table of this user's were read; False when no more of that user's may be."""
+        self._mount_bytes[uid] += size
+        if self._mount_bytes.total() > self.limits.mount_bytes:
+            self.met(f"the mount tables have more than {self.limits.mount_bytes >> 20} MiB")
+            return False
+        if uid != 0 and self._mount_bytes[uid] > self.limits.mount_bytes_per_user:
+            self.met(f"the mount tables of a user have more than {self.limits.mount_bytes_per_user >> 20} MiB")
+            return False
+        return True
+
+    def take_descriptor(self, uid: int, of_process: int) -> bool:
+        """One more open file of a process, the `of_process`th; False when no more of its files may be looked at."""
+        if of_process > self.limits.descriptors_per_process:
+            self.met(f"a process has more than {self.limits.descriptors_per_process} open files")
+            return False
+        self._descriptors[uid] += 1
+        most = self.limits.descriptors_of_root if uid == 0 else self.limits.descriptors_per_user
+        if self._descriptors[uid] > most:
+            self.met(f"a user has more than {most} open files")
+            return False
+        return True
+
+
+_NS_GET_USERNS = 0xB701
+"""linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
+_CGROUP_MAX = 1 << 14
+_PROCESSES_MAX = 1 << 16
+_SERVICE = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
+"""What systemd allows in the name of a unit (VALID_CHARS in src/basic/unit-name.c)."""
+_MACHINE = re.compile(
+    r"machine-(?P<scope>[A-Za-z0-9_.\\-]{1,128})\.scope|systemd-nspawn@(?P<nspawn>[A-Za-z0-9_.-]{1,64})\.service"
+)
+_CONTAINER = re.compile(r"(?P<kind>libpod|docker)-(?P<id>[0-9a-f]{64})\.scope")
+NamespaceOwner = Callable[[Path], str]
+"""Answers the user namespace that owns a namespace, as its link reads (`user:[4026531837]`); OSError."""
+
+
+def namespace_owner(link: Path) -> str:
+    """Ask the kernel (ioctl_ns(2)); the namespace is opened and not entered."""
+    namespace = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        try:
+            return f"user:[{os.fstat(owner).st_ino}]"
+        finally:
+            os.close(owner)
+    finally:
+        os.close(namespace)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One process."""
+
+    pid: int
+    uid: int
+    """Whose view of /proc shows it; 0 for a process that may not be dumped."""
+    user: int
+    """Whose it is, and whose share of a search it takes."""
+    namespace: str
+    """Its mount namespace as its link reads; empty where that may not be read."""
+
+
+class Tasks:
+    """The processes there are, in the order in which a search looks at them.
+
+    First those of root in the first process's mount namespace, then root's others, then one of each other user after the
+    other: a user with many processes is not in front of the rest.
+    """
+
+    def __init__(self, root: Path, budget: Budget, owner: NamespaceOwner = namespace_owner) -> None:
+        self._proc = root / "proc"
+        self._groups = root / "sys/fs/cgroup"
+        self._budget = budget
+        self._owner = owner
+
+    @cached_property
+    def all(self) -> tuple[Task, ...]:
+        """Every process, up to the limit."""
+        found: list[Task] = []
+        try:
+            with os.scandir(self._proc) as entries:
+                for entry in entries:
+                    if not entry.name.isdecimal():
+                        continue
+                    if len(found) == self._budget.limits.processes:
+                        self._budget.met(f"there are more than {len(found)} processes")
+                        break
+                    if not self._budget.in_time():
+                        break
+                    try:
+                        uid = entry.stat(follow_symlinks=False).st_uid
+                    except OSError as error:
+                        note(error)
+                        continue
+                    # Any user can make processes that may not be dumped, and be root in /proc with them.
+                    user = uid or _user(entry.path)
+                    found.append(Task(int(entry.name), uid, user, readlink(f"{entry.path}/ns/mnt")))
+        except OSError as error:
+            note(error)
+            return ()
+        found.sort(key=lambda task: task.pid)
+        initial = found[0].namespace if found and found[0].pid == 1 else ""
+        ranked: list[tuple[int, int, Task]] = []
+        ranks: Counter[int] = Counter()
+        for task in found:
+            if task.user == 0:
+                ranked.append((0, int(task.namespace != initial), task))
+            else:
+                ranks[task.user] += 1
+                ranked.append((1, ranks[task.user], task))
+        ranked.sort(key=lambda each: (each[0], each[1], each[2].pid))
+        return tuple(task for _, _, task in ranked)
+
+    def folder(self, task: Task) -> Path:
+        """Its folder in /proc."""
+        return self._proc / str(task.pid)
+
+    @cached_property
+    def members(self) -> dict[str, tuple[Task, ...]]:
+        """The processes of each distinct mount namespace."""
+        members: dict[str, list[Task]] = {}
+        for task in self.all:
+            if task.namespace:
+                members.setdefault(task.namespace, []).append(task)
+        return {namespace: tuple(tasks) for namespace, tasks in members.items()}
+
+    def is_roots(self, task: Task) -> bool:
+        """Its mount namespace, and itself, belong to the initial user namespace: only root can have put them there.
+
+        In a namespace of a user namespace owned by another user, that user chooses what every path and program is.
+        """
+        initial = readlink(self._proc / "1/ns/user")
+        folder = self.folder(task)
+        if not initial or readlink(folder / "ns/user") != initial:
+            return False
+        try:
+            return self._owner(folder / "ns/mnt") == initial
+        except OSError as error:
+            note(error)
+            return False
+
+    def ending(self, task: Task, others: tuple[Task, ...] = ()) -> tuple[Remedy, str, tuple[int, ...]]:
+        """What ends this process and the others with it: the container's runtime, systemd, or a signal."""
+        path = self._group(task)
+        unit, below = _unit(path)
+        if machine := _MACHINE.fullmatch(unit):
+            plain = machine["nspawn"] or machine["scope"].replace("\\x2d", "-")
+            if "\\" not in plain:
+                return Remedy.TERMINATE_MACHINE, plain, ()
+        if container := _CONTAINER.fullmatch(unit):
+            return Remedy.STOP_PODMAN if container["kind"] == "libpod" else Remedy.STOP_DOCKER, container["id"], ()
+        pids = tuple(dict.fromkeys((task.pid, *(other.pid for other in others))))
+        if len(pids) == 1 and not below and _SERVICE.fullmatch(unit) and self._is_of_one_user(task, path):
+            stat = (read_text(self.folder(task) / "stat") or "").rpartition(")")[2].split()
+            # A service's main process; what a shell of it has started is ended for itself.
+            if len(stat) > 1 and stat[1] == "1":
+                return Remedy.STOP_UNIT, unit, ()
+        return (Remedy.KILL, "", pids) if 1 not in pids and len(pids) <= PIDS_MAX else (Remedy.NONE, "", ())
+
+    def _group(self, task: Task) -> str:
+        """Its control group; empty where that cannot be read."""
+        lines = (read_text(self.folder(task) / "cgroup", _CGROUP_MAX) or "").splitlines()
+        # `0::` begins the line of the unified hierarchy (cgroups(7)). Colons further on belong to a group's name, which its
+        # owner chose.
+        return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+
+    def _is_of_one_user(self, task: Task, group: str) -> bool:
+        """Every process of the control group is of this process's user.
+
+        What users have cron and its like start is in the group of that service. To stop the service for such a process would
+        end what is not its user's.
+        """
+        pids = (read_text(f"{self._groups}{group}/cgroup.procs", _PROCESSES_MAX) or "").split()
+        users = {str(other.pid): other.user for other in self.all}
+        return bool(pids) and all(users.get(pid) == task.user for pid in pids)
+
+
+def _unit(group: str) -> tuple[str, bool]:
+    """The unit below system.slice or machine.slice, and whether the control group is one below that of the unit.
+
+    What a unit or a user with a delegated control group calls the groups below it is a stranger's text, so only the
+    first name that is no slice counts: systemd made it.
+    """
+    names = group.split("/")[1:]
+    if not names or names[0] not in {"system.slice", "machine.slice"}:
+        return "", False
+    unit = next((name for name in names if not name.endswith(".slice")), "")
+    return unit, names[-1] != unit
+
+
+def _user(folder: str) -> int:
+    """The effective user id of a process (proc(5), /proc/pid/status); 0 where it cannot be read."""
+    for line in (read_text(f"{folder}/status") or "").splitlines():
+        if line.startswith("Uid:"):
+            return int(line.split()[2])
+    return 0
+
+
+PIDS_MAX = 16
+"""Processes of one namespace that are named one by one."""

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The search for users of modules in user space, bounded, including algorithms of the crypto API."""
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
+from pathlib import Path
+
+from kmodd.kernel.files import FAULTS, read_text
+from kmodd.kernel.users.block import block_users
+from kmodd.kernel.users.configfs import configfs_users
+from kmodd.kernel.users.devices import DeviceOwners, bound_devices, watchdogs
+from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
+from kmodd.kernel.users.netfilter import Firewall, NetfilterUsers, firewall, ip_sets
+from kmodd.kernel.users.netlink import congestion_controls
+from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind, traffic_users
+from kmodd.kernel.users.process import SocketModules, processes
+from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
+from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Tasks, namespace_owner
+from kmodd.model import User
+from kmodd.names import canonical
+from kmodd.text import shown
+
+_TABLE_MAX = 1 << 20
+
+
+def algorithms(root: Path, loaded: Container[str], budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
+    """From /proc/crypto: an algorithm that nothing uses has one reference, that of its registration.
+
+    Who uses it the kernel does not say: a mapping of dm-crypt, an AF_ALG socket, IPsec, TLS. `loaded` are the modules that
+    are looked for.
+    """
+    table = read_text(root / "proc/crypto", _TABLE_MAX) or ""
+    if len(table) >= _TABLE_MAX - 1:
+        budget.met("there are more algorithms than are examined")
+    for entry in table.split("\n\n"):
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in entry.splitlines())}
+        module, count = canonical(fields.get("module", "")), fields.get("refcnt", "")
+        if module in loaded and count.isdecimal() and int(count) > 1:
+            used = f"driver {fields.get('driver', '')}, used {int(count) - 1} times"
+            yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used))
+
+
+_MODULES_MAX = 1 << 20
+
+Sighting = tuple[frozenset[str], User]
+"""A user, with the loaded modules that it keeps busy."""
+
+
+class ProcUsage:
+    """A search in the /proc and /sys below `root`.
+
+    `resolve_alias` answers canonical module names for an alias such as `fs-iso9660`. `kinds` answers interface → link kind
+    from the kernel, `traffic`, `netfilter`, `sets` and `controls` what they are in `rtnetlink`, `nftables` and `sockdiag` (an
+    OSError means: not to be had).
+
+    Nothing is opened but small files of /proc and /sys and mount tables: no device, and nothing that a process has open. What
+    vanishes or may not be read is passed over. Only this process's own network namespace is seen.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        resolve_alias: Callable[[str], tuple[str, ...]],
+        *,
+        kinds: Callable[[], dict[str, str]] = link_kinds,
+        traffic: ReadTraffic = traffic_control,
+        netfilter: Callable[[Callable[[], bool]], Firewall] = firewall,
+        sets: Callable[[], Iterable[tuple[str, str]]] = ip_sets,
+        controls: Callable[[], Iterable[tuple[int, str]]] = congestion_controls,
+        owner: NamespaceOwner = namespace_owner,
+    ) -> None:
+        self._root = root
+        self._resolve = resolve_alias
+        self._kinds = kinds
+        self._traffic = traffic
+        self._netfilter = netfilter
+        self._sets = sets
+        self._controls = controls
+        self._owner = owner
+
+    def search(self, budget: Budget) -> Iterator[Sighting]:
+        """Each user once for each module, those first that certainly hold a reference, with text safe to show.
+
+        Takes as long as the budget allows; what it left out, and what could not be read, the budget says afterwards.
+        """
+        faults: set[str] = set()
+        FAULTS.set(faults)
+        try:
+            yield from self._search(budget)
+        finally:
+            FAULTS.set(None)
+            if faults:
+                budget.met(f"something could not be read ({', '.join(sorted(faults))})")
+
+    def _search(self, budget: Budget) -> Iterator[Sighting]:
+        reported: set[tuple[str, User]] = set()
+        counts: Counter[str] = Counter()
+        answers = 0
+        for modules, user in self._all(budget):
+            fresh = frozenset(module for module in modules if (module, user) not in reported)
+            for module in fresh:
+                counts[module] += 1
+                if counts[module] > budget.limits.users:
+                    fresh -= {module}
+                    budget.crowded[module] = None
+            if not fresh:
+                continue
+            if answers == budget.limits.answers:
+                budget.met(f"there are more than {answers} users of modules")
+                return
+            answers += 1
+            reported.update((module, user) for module in fresh)
+            yield fresh, user
+
+    def _all(self, budget: Budget) -> Iterator[Sighting]:
+        lines = (read_text(self._root / "proc/modules", _MODULES_MAX) or "").splitlines()
+        # Name, size, references, the modules that hold some of them (`-` for none).
+        rows = [fields for fields in map(str.split, lines) if len(fields) > 3]
+        loaded = {name: _number(count) - holders.count(",") for name, _, count, holders, *_ in rows}
+
+        def known(names: Iterable[str]) -> frozenset[str]:
+            return frozenset(name for name in names if name in loaded)
+
+        tasks = Tasks(self._root, budget, self._owner)
+        mounts = Mounts(
+            tasks,
+            lambda type_: known(modules_of_type(type_, self._resolve)),
+            budget,
+            lambda charset: known(modules_of_charset(charset, self._resolve)),
+        )
+        owners = DeviceOwners(self._root, self._resolve, loaded)
+        yield from mounts.users()
+        yield from block_users(self._root, owners, mounts, loaded)
+        yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds)
+        yield from traffic_users(self._root, loaded, self._resolve, self._traffic, budget)
+        yield from NetfilterUsers(loaded, self._resolve, self._netfilter, self._sets).users(budget)
+        yield from configfs_users(self._root, loaded, budget)
+        sockets = SocketModules(self._root, loaded, self._resolve, self._controls, budget)
+        yield from processes(tasks, owners, sockets, budget)
+        yield from watchdogs(self._root, loaded)
+        yield from algorithms(self._root, loaded, budget)
+        yield from bound_devices(self._root, loaded)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0  # `-` on a kernel that cannot unload

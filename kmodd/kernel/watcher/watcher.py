@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The program that reads the kernel's trace of module requests and loads, and looks at the process behind each.
+
+`module:module_request` is traced in the process that needs the module, before the kernel starts modprobe, and that process
+sleeps until modprobe has ended (`__request_module` in kernel/module/kmod.c), so /proc/PID still tells who it is.
+`module:module_load` is traced in the process that called finit_module(2). Both are read from a separate tracefs instance
+(Documentation/trace/ftrace.rst, "Instances"), so no other user of tracefs is disturbed or seen.
+
+Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then
+
+    {"request": {"alias": …, "site": …, PROCESS}}      the kernel asks for an alias, on behalf of this process
+    {"load": {"module": …, "alias": …, PROCESS}}       this process loads a module; `alias` if it is the kernel's own modprobe
+    {"lost": N}                                        the kernel dropped events
+    {"off": "…"}                                       there is nothing to read, and why
+
+with PROCESS = `pid`, `uid`, `name` (what the process calls itself), `exe`, `unit`, `container`; what cannot be read is empty.
+End of file means that the daemon is gone: it exits.
+
+Run as `python3 -I -S /path/of/this/file`; with the argument `set-up`, by root, it makes the instance and exits, with `remove` it
+removes it.
+"""
+
+import ctypes
+import json
+import os
+import re
+import resource
+import select
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from kmodd.kernel.files import read_text, readlink
+from kmodd.kernel.worker.worker import READY, SOCKET
+from kmodd.text import shown
+
+INSTANCE = "sys/kernel/tracing/instances/kmodd"
+"""Below the root."""
+MESSAGE_MAX = 8 << 10
+"""Bytes of one message."""
+EVENTS = ("module_request", "module_load")
+_SETTINGS = {
+    "buffer_size_kb": "64",
+    # Report each event when it comes, not when half of the buffer is full.
+    "buffer_percent": "0",
+}
+_MEMORY = 256 << 20
+_PATH_MAX = 1024
+_TEXT_MAX = 256
+_CHUNK = 64 << 10
+# `modprobe-812     [000] ..... 12.345678: module_request: nls_ascii wait=1 call_site=load_nls`. A process chooses what it calls
+# itself, up to 15 bytes: too few to write the rest of such a line.
+_LINE = re.compile(
+    rb"\s*(?P<name>.{0,16})-(?P<pid>\d+)\s+(?:\(\s*[\d-]+\)\s+)?\[\d+\]\s+\S+\s+[\d.]+:\s(?P<event>module_\w+):\s(?P<rest>.*)",
+    re.DOTALL,
+)
+_REQUEST = re.compile(rb"(?P<alias>.*) wait=\d+ call_site=(?P<site>.*)", re.DOTALL)
+_LOST = re.compile(rb"CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
+_CONTAINER = re.compile(r"(?:docker|libpod|crio|cri-containerd)-([0-9a-f]{12,64})\.scope|machine-(.{1,128})\.scope")
+_CGROUP_MAX = 1 << 14
+
+
+def set_up(root: Path) -> str:
+    """Make the instance and enable its events; the reason where that is not possible. As root."""
+    instance = root / INSTANCE
+    try:
+        instance.mkdir(exist_ok=True)
+        for name, value in _SETTINGS.items():
+            if (instance / name).exists():  # buffer_percent is younger than the rest
+                (instance / name).write_text(value)
+        for event in EVENTS:
+            (instance / "events/module" / event / "enable").write_text("1")
+        (instance / "tracing_on").write_text("1")
+    except OSError as error:
+        return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    return ""
+
+
+def remove(root: Path) -> None:
+    """Remove the instance; one that is open in another watcher stays."""
+    try:
+        (root / INSTANCE).rmdir()
+    except OSError:
+        return
+
+
+def messages(line: bytes, root: Path) -> Iterator[dict[str, Any]]:
+    """What one line of the trace tells."""
+    if lost := _LOST.match(line):
+        yield {"lost": int(lost[1] or 1)}
+        return
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return
+    process = _process(int(found["pid"]), found["name"], root)
+    if found["event"] == b"module_request":
+        request = _REQUEST.fullmatch(found["rest"])
+        if request is not None:
+            yield {"request": {"alias": _text(request["alias"]), "site": _text(request["site"]), **process}}
+    elif found["event"] == b"module_load":
+        # `nls_ascii ` or `nls_ascii OE`: the name, then the taint flags.
+        module = found["rest"].split(b" ")[0]
+        yield {"load": {"module": _text(module), "alias": _alias(root / f"proc/{int(found['pid'])}"), **process}}
+
+
+def _process(pid: int, name: bytes, root: Path) -> dict[str, Any]:
+    folder = root / f"proc/{pid}"
+    uid = None
+    for line in (read_text(folder / "status") or "").splitlines():
+        if line.startswith("Uid:"):
+            uid = int(line.split()[1])
+    unit, container = place(read_text(folder / "cgroup", _CGROUP_MAX) or "")
+    return {
+        "pid": pid,
+        "uid": uid,
+        "name": _text(name.lstrip(b" ")),
+        "exe": shown(readlink(folder / "exe"), _PATH_MAX),
+        "unit": shown(unit, _TEXT_MAX),
+        "container": shown(container, _TEXT_MAX),
+    }
+
+
+def place(cgroup: str) -> tuple[str, str]:
+    """The unit and the container of a process, from /proc/PID/cgroup (cgroups(7)); empty where there is none.
+
+    Only the first name below the slices counts, which systemd made: what is below a unit is named by its owner.
+    """
+    path = next((line.removeprefix("0::") for line in cgroup.splitlines() if line.startswith("0::")), "")
+    unit = next((name for name in path.split("/") if name and not name.endswith(".slice")), "")
+    container = _CONTAINER.fullmatch(unit)
+    return unit, (container[1] or container[2] or "").replace("\\x2d", "-") if container else ""
+
+
+def _alias(folder: Path) -> str:
+    """What the kernel started this modprobe for (`call_modprobe` in kernel/module/kmod.c); empty for another process."""
+    try:
+        words = (folder / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return _text(words[3]) if words[1:3] == [b"-q", b"--"] and len(words) >= 4 else ""
+
+
+def _text(data: bytes) -> str:
+    return shown(data.decode("utf-8", "surrogateescape"), _TEXT_MAX)
+
+
+def follow(channel: socket.socket, root: Path) -> None:
+    """Send what the trace tells, until the daemon has gone."""
+    try:
+        pipe = os.open(root / INSTANCE / "trace_pipe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        channel.send(json.dumps({"off": f"{error.strerror}: {error.filename}"}).encode())
+        return
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    poll.register(channel, select.POLLIN)
+    rest = b""
+    while True:
+        ready = dict(poll.poll())
+        if channel.fileno() in ready:
+            return  # the daemon sends nothing: it has gone
+        try:
+            rest += os.read(pipe, _CHUNK)
+        except BlockingIOError:
+            continue
+        *lines, rest = rest.split(b"\n")
+        rest = rest[-_CHUNK:]
+        for line in lines:
+            for message in messages(line, root):
+                data = json.dumps(message, separators=(",", ":")).encode()
+                if len(data) <= MESSAGE_MAX:
+                    channel.send(data)
+
+
+def main() -> None:
+    """Set up or remove the instance, or follow it."""
+    root = Path("/")
+    if sys.argv[1:] == ["set-up"]:
+        if reason := set_up(root):
+            # No failure of the unit: the watcher itself tells the daemon.
+            sys.stderr.write(f"kmodd-watcher: {reason}\n")
+        return
+    if sys.argv[1:] == ["remove"]:
+        remove(root)
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(15, ctypes.c_char_p(b"kmodd-watcher"), *[ctypes.c_ulong(0)] * 3)  # PR_SET_NAME
+    with socket.socket(fileno=SOCKET) as channel:
+        try:
+            channel.send(READY)
+            follow(channel, root)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+if __name__ == "__main__":
+    main()

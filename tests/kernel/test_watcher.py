@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The watcher: lines of the trace, the process behind them, and its messages read as a stranger's."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from kmodd.kernel.watcher.watcher import INSTANCE, messages, place, set_up
+from kmodd.kernel.watcher.watcher_process import Watcher, read
+from kmodd.model import ModuleLoad, ModuleRequest, Requester
+
+REQUEST = b"           mount-812     [000] ..... 12.345678: module_request: nls_ascii wait=1 call_site=load_nls"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "proc/812"
+    folder.mkdir(parents=True)
+    (folder / "status").write_text("Name:\tmount\nUid:\t1000\t0\t0\t0\n")
+    (folder / "cgroup").write_text("0::/user.slice/user-1000.slice/session-3.scope\n")
+    (folder / "exe").symlink_to("/usr/bin/mount")
+    (folder / "cmdline").write_bytes(b"/sbin/modprobe\0-q\0--\0nls_ascii\0")
+    return tmp_path
+
+
+def test_request_names_alias_and_process(root: Path) -> None:
+    (message,) = messages(REQUEST, root)
+    assert message == {
+        "request": {
+            "alias": "nls_ascii",
+            "site": "load_nls",
+            "pid": 812,
+            "uid": 1000,
+            "name": "mount",
+            "exe": "/usr/bin/mount",
+            "unit": "session-3.scope",
+            "container": "",
+        }
+    }
+
+
+def test_load_names_module_and_what_modprobe_was_started_for(root: Path) -> None:
+    (message,) = messages(b" modprobe-812 [001] d..2. 1.5: module_load: nls_ascii OE", root)
+    assert (message["load"]["module"], message["load"]["alias"]) == ("nls_ascii", "nls_ascii")
+
+
+def test_alias_with_the_words_of_the_trace_is_not_cut(root: Path) -> None:
+    line = REQUEST.replace(b"nls_ascii", b"x wait=1 call_site=y")
+    (message,) = messages(line, root)
+    assert (message["request"]["alias"], message["request"]["site"]) == ("x wait=1 call_site=y", "load_nls")
+
+
+@pytest.mark.parametrize("name", [b"a-1 [0]", b"x-99  [000] . 1:", b"\x1b[31m", b"\xff\xfe"])
+def test_name_of_a_process_names_no_other_process(root: Path, name: bytes) -> None:
+    line = REQUEST.replace(b"           mount", name)
+    (message,) = messages(line, root)
+    assert message["request"]["pid"] == 812
+    assert message["request"]["name"].isprintable()
+
+
+@pytest.mark.parametrize("line", [b"", b"# tracer: nop", b"bash-1 [0] ..... 1.0: sched_switch: x", b"\x00" * 40])
+def test_other_lines_tell_nothing(root: Path, line: bytes) -> None:
+    assert list(messages(line, root)) == []
+
+
+def test_request_of_a_module_names_it_beside_the_function(root: Path) -> None:
+    (message,) = messages(REQUEST.replace(b"load_nls", b"alg_bind [af_alg]"), root)
+    assert message["request"]["site"] == "alg_bind [af_alg]"
+
+
+def test_lost_events_are_counted(root: Path) -> None:
+    assert list(messages(b"CPU:0 [LOST 12 EVENTS]", root)) == [{"lost": 12}]
+    assert list(messages(b"CPU:1 [LOST EVENTS]", root)) == [{"lost": 1}]
+
+
+def test_process_that_has_ended_leaves_its_name_and_number(root: Path) -> None:
+    (message,) = messages(REQUEST.replace(b"812", b"813"), root)
+    assert message["request"]["uid"] is None
+    assert (message["request"]["exe"], message["request"]["name"]) == ("", "mount")
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit", "container"),
+    [
+        ("0::/system.slice/cron.service", "cron.service", ""),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/evil.service", "user@1000.service", ""),
+        (f"0::/system.slice/docker-{'a' * 64}.scope/x", f"docker-{'a' * 64}.scope", "a" * 64),
+        (f"0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{'b' * 64}.scope", f"cri-containerd-{'b' * 64}.scope", "b" * 64),
+        ("0::/machine.slice/machine-my\\x2dbox.scope", "machine-my\\x2dbox.scope", "my-box"),
+        ("0::/", "", ""),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_unit_and_container_of_a_process(cgroup: str, unit: str, container: str) -> None:
+    assert place(cgroup) == (unit, container)
+
+
+def test_set_up_says_what_is_missing(tmp_path: Path) -> None:
+    assert "No such file" in set_up(tmp_path)
+    (tmp_path / INSTANCE).parent.mkdir(parents=True)
+    assert "events/module" in set_up(tmp_path)  # a folder that is no tracefs has none
+
+
+PROCESS = {"pid": 9, "uid": 0, "name": "n", "exe": "/e", "unit": "u", "container": ""}
+
+
+def test_messages_are_read_with_the_time() -> None:
+    request = read(json.dumps({"request": {"alias": "a", "site": "s", **PROCESS}}).encode(), 7)
+    assert request == ModuleRequest("a", Requester(9, 0, "n", "/e", "u"), "s", 7)
+    load = read(json.dumps({"load": {"module": "m", "alias": "a", **PROCESS}}).encode(), 7)
+    assert isinstance(load, ModuleLoad)
+    assert (load.module, load.alias, load.time) == ("m", "a", 7)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"[]", b"{}", b'{"off": 3}', b'{"lost": -1}', b'{"lost": true}', b'{"a": 1, "b": 2}',
+        json.dumps({"request": {"alias": "a\n", "site": "", **PROCESS}}).encode(),
+        json.dumps({"request": {"alias": "a", "site": "", **PROCESS, "pid": "9"}}).encode(),
+        json.dumps({"load": {"module": "../x", "alias": "", **PROCESS}}).encode(),
+        b"[" * 100_000,
+    ],
+)  # fmt: skip
+def test_odd_messages_are_refused(data: bytes) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError, RecursionError)):
+        read(data, 0)
+
+
+async def test_watcher_that_says_something_odd_is_let_go_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "watcher.socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        watcher = Watcher(str(path), lambda: 7)
+        requests: list[ModuleRequest] = []
+        watcher.start(requests.append, lambda _: None)
+        theirs = await asyncio.to_thread(lambda: listening.accept()[0])
+        with theirs:
+            theirs.send(b"ready 0")
+            theirs.send(json.dumps({"request": {"alias": "a", "site": "s", **PROCESS}}).encode())
+            theirs.send(b"nonsense")
+            for _ in range(1000):
+                if watcher.off:
+                    break
+                await asyncio.sleep(0.01)
+        assert [request.alias for request in requests] == ["a"]
+        assert watcher.off == "its message was invalid"
+        watcher.close()
+
+
+async def test_without_a_socket_nothing_is_traced_and_that_is_said(tmp_path: Path) -> None:
+    assert Watcher("", lambda: 7).off == "no watcher is installed"
+    watcher = Watcher(str(tmp_path / "none"), lambda: 7)
+    watcher.start(lambda _: None, lambda _: None)
+    assert "not started" in watcher.off
+    watcher.close()

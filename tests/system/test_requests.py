@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who asks the kernel for modules: requests of real processes on the real kernel, as the watcher reads them from its trace."""
+
+from collections.abc import Callable, Mapping
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+from tests.system.client import Client, Kmodctl, named
+from tests.vm.machine import Machine
+
+INSTANCE = "/sys/kernel/tracing/instances/kmodd"
+RULE = "/etc/modprobe.d/requests.conf"
+HASH = "import socket; socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET).bind(('hash', 'sha256'))"
+"""Makes the kernel ask for `net-pf-38` and then for `algif-hash`, with no right at all."""
+
+
+def requests(client: Client) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = client.history(requests=True, limit=1000)
+    return found
+
+
+def wait_for(client: Client, fits: Callable[[Mapping[str, Any]], bool], seconds: float = 60.0) -> Mapping[str, Any]:
+    deadline = monotonic() + seconds
+    while True:
+        for row in requests(client):
+            if fits(row):
+                return row
+        assert monotonic() < deadline, f"no such request: {requests(client)}"
+        sleep(0.5)
+
+
+def uid(vm: Machine, user: str) -> int:
+    return int(vm.check(["id", "-u", user]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _watched(vm: Machine) -> None:
+    vm.check("systemctl add-wants kmodd.service kmodd-watcher.socket && systemctl restart kmodd", timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded(vm: Machine) -> None:
+    vm.run("modprobe -r algif_hash; modprobe -r af_alg; rm -f " + RULE)
+    deadline = monotonic() + 60
+    while vm.run(f"test -d {INSTANCE} && pgrep -f '[w]atcher/watcher.py$'").code != 0:
+        assert monotonic() < deadline, vm.run("systemctl status 'kmodd-watcher*' kmodd").stdout
+        sleep(0.5)
+
+
+def test_request_of_a_user_names_process_and_module(vm: Machine, client: Client, kmodctl: Kmodctl) -> None:
+    vm.check(f'python3 -c "{HASH}"', user="alice")
+    row = wait_for(client, lambda row: "net-pf-38" in row["message"])
+    assert (row["event"], row["result"], row["module"], row["uid"]) == (
+        "module.requested",
+        "loaded",
+        "af_alg",
+        uid(vm, "alice"),
+    )
+    assert "/python3" in row["exe"]
+    told = client.explain("algif_hash")
+    assert told["loaded-by"]["alias"] == "algif-hash"
+    assert told["loaded-by"]["uid"] == uid(vm, "alice")
+    assert told["because"].startswith("loaded for alias algif-hash, requested by python3")
+    answer = kmodctl("why", "algif_hash")
+    assert "algif-hash" in answer.out
+    listed = kmodctl("log", "--requests")
+    assert "needed alias net-pf-38: af_alg is loaded" in listed.out
+
+
+def test_request_that_a_rule_refuses_names_the_line(vm: Machine, client: Client) -> None:
+    vm.write_file(RULE, "# not here\ninstall algif_hash /bin/false\n")
+    done = vm.run(f'python3 -c "{HASH}"', user="alice")
+    assert done.code != 0
+    row = wait_for(client, lambda row: row["event"] == "module.refused" and "algif-hash" in row["message"])
+    assert (row["file"], row["line"], row["uid"]) == (RULE, 2, uid(vm, "alice"))
+
+
+def test_request_for_nothing_is_absent(vm: Machine, client: Client) -> None:
+    vm.run("mkdir -p /mnt/request && mount -t strangefilesystem none /mnt/request")
+    row = wait_for(client, lambda row: "fs-strangefilesystem" in row["message"])
+    assert (row["result"], row["uid"]) == ("absent", 0)
+    assert row["exe"].endswith("/mount")
+
+
+def test_load_by_another_program_is_told_to_those_who_may_know(vm: Machine, client: Client) -> None:
+    vm.run("modprobe -r dummy")
+    vm.check("modprobe dummy")
+    deadline = monotonic() + 30
+    while "pid" not in client.explain("dummy")["because"]:
+        assert monotonic() < deadline, client.explain("dummy")
+        sleep(0.5)
+    told = client.explain("dummy")
+    assert told["loaded-by"]["uid"] == 0
+    assert told["loaded-by"]["client"].rpartition("/")[2] in ("kmod", "modprobe")
+    public = client.call("Explain", "dummy", named({"public": True}))
+    assert "loaded-by" not in public
+    assert "pid" not in public["because"]
+    vm.check("modprobe -r dummy")
+
+
+def test_watcher_has_two_capabilities_and_cannot_write(vm: Machine) -> None:
+    pid = vm.check("pgrep -f '[w]atcher/watcher.py$' | head -1").strip()
+    status = vm.check(f"cat /proc/{pid}/status")
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    assert int(effective, 16) == (1 << 2) | (1 << 19)  # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE
+    assert vm.run(f"nsenter -t {pid} -m -- sh -c 'echo 1 > {INSTANCE}/tracing_on'").code != 0
+    uid = next(line.split()[1] for line in status.splitlines() if line.startswith("Uid:"))
+    assert uid != "0"
+
+
+def test_watcher_that_is_killed_comes_back(vm: Machine, client: Client) -> None:
+    vm.check("pkill -KILL -f '[w]atcher/watcher.py$'")
+    deadline = monotonic() + 60
+    while vm.run("pgrep -f '[w]atcher/watcher.py$'").code != 0:
+        assert monotonic() < deadline
+        sleep(0.5)
+    vm.run("mount -t secondfilesystem none /mnt")
+    wait_for(client, lambda row: "fs-secondfilesystem" in row["message"])
+
+
+def test_nothing_of_it_is_left_when_kmodd_stops(vm: Machine) -> None:
+    vm.check("systemctl stop kmodd kmodd-watcher.socket", timeout=90)
+    deadline = monotonic() + 30
+    while vm.run(f"test -d {INSTANCE}").code == 0:
+        assert monotonic() < deadline
+        sleep(0.5)
+    vm.check("systemctl start kmodd", timeout=90)
