@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`make bench-fleet`: a cluster's modules from intent to status. `python3 -m tests.bench.fleet [NODES [PROCESSES]]`
+
+Real: API server, etcd, TLS, the coordinator as a process, and each agent's whole code from its watch to its status, with a
+connection and a token of its own, several agents in a process. Simulated: kernel and bus (a load takes LOAD seconds, and fails where
+the scene says so), Nodes and Pods, which are objects without a kubelet. Servers, coordinator and agents share this machine.
+"""
+
+import asyncio
+import datetime as dt
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+
+from kmodd.agent.node import Look, Node
+from kmodd.agent.planning import Action, Seen, Step, Wanted
+from kmodd.agent.reconciler import Clock, Reconciler
+from kmodd.agent.record import StateFolder
+from kmodd.errors import Conflict, InitFailed, KmoddError
+from kmodd.fleet.kubernetes import NODE_MODULES, Access, Api, Listing
+from kmodd.fleet.resources import parse_node_modules
+from kmodd.journal.writer import Terminal, make_logger
+from tests.fleet.cluster import ROOT, Cluster, cluster
+
+if TYPE_CHECKING:
+    from kmodd.client import Client
+
+LOAD = 0.02
+"""Seconds that a load or unload takes."""
+GROUP = "/apis/kmodd.org/v1alpha1"
+SYSTEM = "kmodd-system"
+BAD = "9"
+"""The value of max_loop with which the init function of loop fails on nodes that are bad."""
+OUTAGE = 20.0
+CHURN_SECONDS, CHURN_RATE = 20.0, 20.0
+MERGE = "application/merge-patch+json"
+
+
+# --- an agent ---------------------------------------------------------------------------------------------------------
+
+
+class SimulatedNode:
+    """A node as the agent sees it through kmodd, without either."""
+
+    def __init__(self, *, bad: bool) -> None:
+        self._bad = bad
+        self._loaded: dict[str, dict[str, str]] = {}
+        self._loaded_at: dict[str, int] = {}
+
+    async def look(self, wanted: Mapping[str, Wanted], owned: Collection[str]) -> Look:
+        """What is loaded, and what a load would do."""
+        seen = {name: self._seen(name, wanted.get(name)) for name in dict.fromkeys((*wanted, *owned))}
+        return Look(seen, frozenset(self._loaded), "6.1.0-simulated", "0.1.0", "")
+
+    def _seen(self, name: str, wanted: Wanted | None) -> Seen:
+        have = self._loaded.get(name)
+        if have is None:
+            return Seen(load_steps=True)
+        parameters = dict(wanted.module.parameters) if wanted is not None else {}
+        differs = any(have.get(key) != value for key, value in parameters.items())
+        error = Conflict(f"{name} is loaded with other parameters", module=name) if differs else None
+        return Seen(loaded=True, load_error=error, loaded_at=self._loaded_at[name])
+
+    async def check(self, step: Step) -> KmoddError | None:
+        """Nothing is known beforehand."""
+        del step
+        return None
+
+    async def take(self, step: Step) -> tuple[str, ...]:
+        """Do it."""
+        await asyncio.sleep(LOAD)
+        if step.action is Action.UNLOAD:
+            self._loaded.pop(step.module, None)
+            return (step.module,)
+        if self._bad and dict(step.parameters).get("max_loop") == BAD:
+            raise InitFailed(f"init of {step.module} failed", module=step.module)
+        self._loaded[step.module] = dict(step.parameters)
+        self._loaded_at[step.module] = time.time_ns() // 1000
+        return (step.module,)
+
+
+class SimulatedClient:
+    """A bus on which nothing happens."""
+
+    transport = SimpleNamespace(connected=True)
+
+    @asynccontextmanager
+    async def signals(self, *rules: str) -> AsyncIterator[AsyncIterator[Any]]:
+        """Signals that never come."""
+        del rules
+
+        async def never() -> AsyncIterator[Any]:
+            await asyncio.get_running_loop().create_future()
+            yield None
+
+        yield never()
+
+
+async def agents(folder: Path, names: list[str]) -> None:
+    """Agents of these nodes, until the process is ended; prints how many requests they sent when a line is read."""
+    clock = Clock(time.monotonic, lambda: dt.datetime.now(dt.UTC), random.random)
+    logger = make_logger(Terminal((folder / f"agents-{os.getpid()}.log").open("w")))
+    apis, tasks = [], []
+    for name in names:
+        api = Api(Access(folder / f"{name}.conf"), "kmodd-agent", user_agent="kmodd-agent/bench")
+        state = folder / f"state-{name}"
+        state.mkdir()
+        reconciler = Reconciler(
+            name,
+            api,
+            cast("Client", SimulatedClient()),
+            cast("Node", SimulatedNode(bad=int(name.rpartition("-")[2]) % 100 == 7)),
+            StateFolder(state),
+            f"boot-of-{name}",
+            clock,
+            logger,
+        )
+        apis.append(api)
+        tasks.append(asyncio.ensure_future(reconciler.run()))
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        del line
+        print(sum(api.requests for api in apis), flush=True)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for api in apis:
+        await api.close()
+
+
+# --- the scenes ---------------------------------------------------------------------------------------------------------
+
+
+class Observer:
+    """What the cluster shows about each node, and when."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.nodes: dict[str, tuple[Any, ...]] = {}
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Watch for ever."""
+        async with aclosing(self._api.follow(NODE_MODULES)) as changes:
+            async for change in changes:
+                for item in change.items if isinstance(change, Listing) else (change.object,):
+                    found = parse_node_modules(item)
+                    self.nodes[found.metadata.name] = (found, time.monotonic())
+                self._changed.set()
+
+    async def times(
+        self, names: list[str], began: float, done: Any, seconds: float, *, share: float = 1.0
+    ) -> list[float]:
+        """Seconds from `began` until each of the nodes was as `done` says; until that share of them is, or the time is over."""
+        reached: dict[str, float] = {}
+        deadline = time.monotonic() + seconds
+        while len(reached) < share * len(names):
+            for name in names:
+                if name not in reached and name in self.nodes and done(self.nodes[name][0]):
+                    reached[name] = self.nodes[name][1] - began
+            self._changed.clear()
+            if time.monotonic() > deadline:
+                break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._changed.wait()
+        return sorted(reached.values())
+
+
+def ready(name: str, **parameters: str) -> Any:
+    """A set is ready, with these parameters of its first module, by a report about the present specification."""
+
+    def check(found: Any) -> bool:
+        entry = next((each for each in found.spec.sets if each.name == name), None)
+        report = next((each for each in found.status.sets if each.name == name), None)
+        if entry is None or report is None or found.status.observed_generation != found.metadata.generation:
+            return False
+        right = dict(entry.modules[0].parameters) == parameters
+        return right and report.generation == entry.generation and report.state == "Ready"
+
+    return check
+
+
+def show(what: str, times: list[float], total: int) -> None:
+    """One line of the result."""
+    points = [times[min(int(len(times) * share), len(times) - 1)] for share in (0.5, 0.99, 1.0)] if times else []
+    text = "  ".join(f"{label} {value:6.2f} s" for label, value in zip(("p50", "p99", "max"), points, strict=False))
+    print(f"  {what:<46} {len(times):>5} of {total:<5} {text}", flush=True)
+
+
+def usage(pid: int) -> tuple[float, float]:
+    """(MiB resident, seconds of processor time)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return resident / 1024, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def module_set(name: str, modules: list[dict[str, Any]], **spec: Any) -> dict[str, Any]:
+    """A ModuleSet."""
+    return {
+        "apiVersion": "kmodd.org/v1alpha1",
+        "kind": "ModuleSet",
+        "metadata": {"name": name},
+        "spec": {"modules": modules, **spec},
+    }
+
+
+class Bench:
+    """One run."""
+
+    def __init__(self, server: Cluster, folder: Path, count: int, processes: int) -> None:
+        self.server = server
+        self.folder = folder
+        self.names = [f"node-{number:05}" for number in range(count)]
+        self.processes = processes
+        self.children: dict[str, subprocess.Popen[str]] = {}
+
+    def prepare(self) -> None:
+        """Objects, accounts and tokens."""
+        for name in ("namespace", "agent", "coordinator"):
+            for document in yaml.safe_load_all((ROOT / f"deploy/kubernetes/{name}.yaml").read_text()):
+                if document["kind"] not in ("Deployment", "DaemonSet", "Service", "NetworkPolicy"):
+                    self.server.apply(document)
+        for name in self.names:
+            self.server.need("POST", "/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+            self._access(name, "kmodd-agent")
+        self._access("coordinator", "kmodd-coordinator")
+
+    def _access(self, name: str, account: str) -> None:
+        token = self.folder / f"{name}.token"
+        token.write_text(self.server.token(account, SYSTEM))
+        path = self.server.write_kubeconfig(f"{name}.conf", token_file=token)
+        path.rename(self.folder / f"{name}.conf")
+
+    def start(self) -> None:
+        """The programs."""
+        environment = {"PATH": "/usr/bin:/bin", "POD_NAME": "bench"}
+        log = (self.folder / "coordinator.log").open("w")
+        self.children["coordinator"] = subprocess.Popen(
+            [sys.executable, "-m", "kmodd.coordinator.main", "--kubeconfig", str(self.folder / "coordinator.conf")],
+            stderr=log,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
+        size = -(-len(self.names) // self.processes)
+        for number in range(self.processes):
+            names = self.names[number * size : (number + 1) * size]
+            self.children[f"agents-{number}"] = subprocess.Popen(
+                [sys.executable, "-m", "tests.bench.fleet", "--agents", str(self.folder), *names],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+                env=environment,
+                text=True,
+            )
+
+    def requests(self) -> int:
+        """Requests that all agents have sent."""
+        total = 0
+        for name, child in self.children.items():
+            if name.startswith("agents"):
+                assert child.stdin is not None
+                assert child.stdout is not None
+                child.stdin.write("\n")
+                child.stdin.flush()
+                total += int(child.stdout.readline())
+        return total
+
+    def stop(self) -> None:
+        """End the programs."""
+        for child in self.children.values():
+            child.kill()
+            child.wait()
+
+    async def run(self) -> None:
+        """All scenes."""
+        count = len(self.names)
+        observer = Observer(Api(Access(self.server.kubeconfig), "bench"))
+        following = asyncio.ensure_future(observer.follow())
+        good = [name for name in self.names if int(name.rpartition("-")[2]) % 100 != 7]
+        try:
+            self.server.apply(module_set("warm", [{"name": "dummy"}]))
+            began = time.monotonic()
+            show("from nothing, programs started", await observer.times(self.names, began, ready("warm"), 600), count)
+
+            began = time.monotonic()
+            self.server.apply(module_set("base", [{"name": "loop"}]))
+            show("a set for every node", await observer.times(self.names, began, ready("base"), 300), count)
+            wide = {"maxUnavailable": max(count // 10, 1), "stopAfterFailures": 0}
+            began = time.monotonic()
+            changed = module_set("base", [{"name": "loop", "parameters": {"max_loop": "8"}}], rollout=wide)
+            self.server.apply(changed)
+            times = await observer.times(self.names, began, ready("base", max_loop="8"), 300)
+            show(f"reload, {wide['maxUnavailable']} nodes at a time", times, count)
+
+            began = time.monotonic()
+            self.server.apply(module_set("base", [{"name": "loop", "parameters": {"max_loop": BAD}}], rollout=wide))
+            times = await observer.times(good, began, ready("base", max_loop=BAD), 300)
+            show("reload that fails on 1 % of the nodes", times, len(good))
+            status = self.server.need("GET", f"{GROUP}/modulesets/base")["status"]
+            print(f"    the set's status: {status['ready']} ready, {status['failed']} failed, {status['topReasons']}")
+
+            self.server.pause("kube-apiserver")
+            await asyncio.sleep(OUTAGE)
+            self.server.resume("kube-apiserver")
+            began = time.monotonic()
+            await asyncio.to_thread(self.server.apply, module_set("after", [{"name": "nbd"}]))
+            times = await observer.times(self.names, began, ready("after"), 300)
+            show(f"a set right after {OUTAGE:.0f} s without API server", times, count)
+
+            await self.churn(observer)
+
+            await asyncio.sleep(15)
+            before = await asyncio.to_thread(self.requests)
+            await asyncio.sleep(30)
+            sent = await asyncio.to_thread(self.requests) - before
+            print(f"  requests of the agents in 30 s at rest: {sent} ({sent / count:.2f} for each node)")
+            self.costs()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def churn(self, observer: Observer) -> None:
+        """Pods come, on nodes at random, and go."""
+        demand = {"podSelector": {"uses": "zram"}, "unloadAfterSeconds": 0}
+        self.server.apply(module_set("zram", [{"name": "zram"}], mode="OnDemand", demand=demand))
+        idle = lambda found: any(each.name == "zram" for each in found.spec.sets)  # noqa: E731 - as `ready` makes them
+        await observer.times(self.names, time.monotonic(), idle, 120)
+        chosen = random.sample(self.names, min(int(CHURN_SECONDS * CHURN_RATE), len(self.names)))
+        waits = []
+
+        async def one(name: str) -> None:
+            path = "/api/v1/namespaces/default/pods"
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": f"pod-{name}", "labels": {"uses": "zram"}},
+                "spec": {"nodeName": name, "containers": [{"name": "main", "image": "none"}]},
+            }
+            began = time.monotonic()
+            await asyncio.to_thread(self.server.need, "POST", path, pod)
+            waits.extend(await observer.times([name], began, ready("zram"), 120))
+            await asyncio.to_thread(self.server.need, "DELETE", f"{path}/pod-{name}?gracePeriodSeconds=0")
+
+        tasks = []
+        for name in chosen:
+            tasks.append(asyncio.ensure_future(one(name)))
+            await asyncio.sleep(1 / CHURN_RATE)
+        await asyncio.gather(*tasks)
+        show(f"modules of pods, {CHURN_RATE:.0f} pods a second", sorted(waits), len(chosen))
+
+    def costs(self) -> None:
+        """Memory and processor time of each program."""
+        for name, child in self.children.items():
+            resident, seconds = usage(child.pid)
+            agents = -(-len(self.names) // self.processes) if name.startswith("agents") else 1
+            text = f" ({resident / agents:.1f} MiB, {seconds / agents:.2f} s for each agent)" if agents > 1 else ""
+            print(f"  {name:<20} {resident:7.0f} MiB  {seconds:7.1f} s processor{text}")
+
+
+def main() -> int:
+    """The exit code."""
+    if sys.argv[1:2] == ["--agents"]:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(agents(Path(sys.argv[2]), sys.argv[3:]))
+        return 0
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    processes = int(sys.argv[2]) if len(sys.argv) > 2 else max(1, min(8, count // 100))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    place = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as name:
+        folder = Path(name)
+        (folder / "cluster").mkdir()
+        with cluster(folder / "cluster") as server:
+            bench = Bench(server, folder, count, processes)
+            print(f"{count} nodes, kernel and bus simulated, {os.cpu_count()} processors for everything", flush=True)
+            bench.prepare()
+            try:
+                bench.start()
+                asyncio.run(bench.run())
+            finally:
+                bench.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
