@@ -117,11 +117,11 @@ def test_the_wheel_is_pure_and_whole(wheel: Path, sdist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert archive.read("kmodd/dbus/org.kmodd1.xml") == (ROOT / "dbus/org.kmodd1.xml").read_bytes()
-    interfaces = {f"kmodd/{path.relative_to(ROOT)}" for path in tracked("dbus/*.xml")}
-    assert names == {str(path.relative_to(ROOT)) for path in tracked("kmodd")} | interfaces
+    sources = {str(path.relative_to(ROOT)) for path in tracked("kmodd", "dbus/*.xml")}
+    assert names == {f"kmodd/{name}" if name.startswith("dbus/") else name for name in sources}
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
-    assert names | {"pyproject.toml", "README.md", "LICENSE"} <= packed
+    assert sources | {"pyproject.toml", "setup.py", "README.md", "LICENSE"} <= packed
 
 
 def test_the_client_depends_on_dbus_next_alone(bare: Path) -> None:

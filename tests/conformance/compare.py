@@ -36,6 +36,7 @@ class Verdict:
 
 REFUSALS = frozenset({"/bin/true", ":", "exit 0"})
 """Commands that end well and load nothing: on a soft dependency that is leaving it out."""
+COMMAND_LINE = "/proc/cmdline"
 MODPROBE = "modprobe"
 """The word by which a refusal says what modprobe would do instead."""
 
@@ -47,7 +48,7 @@ def compare(
     planned: Planned,
     without: Callable[[str, int], Answer],
 ) -> Verdict:
-    """`without` asks modprobe again with one line of a file taken away."""
+    """`without` asks modprobe again with one line of a file taken away, or with no command line."""
     if answer.status < 0:
         return Verdict(Kind.NO_ORACLE)
     error = planned.error
@@ -113,8 +114,11 @@ def _refused(
     error: KmoddError, answer: Answer, configuration: Configuration, without: Callable[[str, int], Answer]
 ) -> Verdict:
     evidence = error.evidence
-    if evidence.file == "/proc/cmdline":
-        return Verdict(Kind.REFUSED)
+    says = MODPROBE in error.message or MODPROBE in evidence.hint
+    if evidence.file == COMMAND_LINE:
+        again = without(evidence.file, evidence.line)
+        inert = bool(answer.done) and (again.done, again.status) == (answer.done, answer.status)
+        return Verdict(Kind.DIVERGE, "inert command line") if inert and not says else Verdict(Kind.REFUSED)
     lines = next((lines for path, lines in configuration.files.items() if evidence.file.endswith(path)), ())
     kind = evidence.rule.split()[0]
     # A line that is continued counts as many as it has in the file.
@@ -125,7 +129,7 @@ def _refused(
         return Verdict(Kind.DIVERGE, "cites no rule")
     again = without(evidence.file, place + 1)
     inert = (again.done, again.status) == (answer.done, answer.status)
-    if inert and MODPROBE not in error.message and MODPROBE not in evidence.hint:
+    if inert and not says:
         return Verdict(Kind.DIVERGE, f"inert {kind}")
     return Verdict(Kind.REFUSED)
 

@@ -200,7 +200,14 @@ def configuration(random: Random, tree: Tree, *, unloading: bool = False) -> Con
     command_line = "quiet ro"
     if random.random() < 0.1:
         command_line += random.choice(
-            (" a.count=7", " modprobe.blacklist=a,b", " module_blacklist=a", " module_blacklist=snd-x")
+            (
+                " a.count=7",
+                " modprobe.blacklist=a,b",
+                " modprobe.blacklist=snd-x,b",
+                " modprobe.blacklist=snd_x",
+                " module_blacklist=a",
+                " module_blacklist=snd-x",
+            )
         )
     loaded: tuple[str, ...] = ()
     if random.random() < 0.3 or unloading:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from tests.conformance import generate
 from tests.conformance.answers import Kmodd, Planned
-from tests.conformance.compare import Kind, Verdict, compare
+from tests.conformance.compare import COMMAND_LINE, Kind, Verdict, compare
 from tests.conformance.oracle import Answer, Modprobe
 from tests.conformance.scenario import Configuration, Question, Tree, build, configure
 from tests.kernel.fakeroot import FakeModule
@@ -80,6 +80,8 @@ class Bench:
                 def without(
                     path: str, line: int, question: Question = question, configuration: Configuration = configuration
                 ) -> Answer:
+                    if path == COMMAND_LINE:
+                        return self._asked(question, replace(configuration, command_line=""))
                     files = dict(configuration.files)
                     name = next(name for name in files if path.endswith(name))
                     # A comment keeps the place, for an empty line would not end a line that is continued.

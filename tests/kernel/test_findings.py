@@ -388,6 +388,7 @@ def test_the_way_out_that_a_refused_change_names(root: FakeRoot) -> None:
         ("module_blacklist=unix", "builtin", "blacklisting has no effect", ""),
         ("module_blacklist=brd module_blacklist=zram", "not-in-effect", "only the last", "module_blacklist=brd,zram"),
         ("modprobe.blacklist=snd-intel8x0", "ignored-name", "calls it snd_intel8x0", "modprobe.blacklist=snd_intel8x0"),
+        ("modprobe.blacklist=LOOP", "ignored-name", "calls it loop", "modprobe.blacklist=loop"),
         ("modprobe.blacklist=brd;zram", "several-names", "acts on no module", "modprobe.blacklist=brd,zram"),
         ("loop.max_lop=8", "unknown-parameter", "did you mean max_loop?", "loop.max_loop=8"),
         ("loop.max_loop=eight", "bad-value", "an integer", ""),

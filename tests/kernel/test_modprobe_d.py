@@ -323,7 +323,7 @@ def test_the_kernels_blacklist_counts_by_its_last_mention_before_the_double_dash
 
 def test_modprobes_blacklist_and_options() -> None:
     assert said("modprobe.blacklist=snd-pcm,x loop.max_loop=8 usb-core.quiet BOOT_IMAGE=/vmlinuz-6.1.0 root=a.b=c") == [
-        ("blacklist", "snd_pcm", ""),
+        ("blacklist", "snd-pcm", ""),
         ("blacklist", "x", ""),
         ("options", "loop", "max_loop=8"),
         ("options", "usb_core", "quiet"),

@@ -499,13 +499,14 @@ class _Judgement:
 
     def _about_blacklist(self, rule: Rule) -> Iterator[Finding]:
         name = ModuleName(rule.module)
-        if rule.file == COMMAND_LINE and "-" in _listed_as(rule):
-            # kmod_config_parse_kcmdline of libkmod 30 keeps the names as they stand there.
-            yield Finding(
-                "ignored-name",
-                f"modprobe compares the names of modprobe.blacklist= exactly, and calls it {name}",
-                instead=(replacement(rule.file, f"blacklist {name}"),),
-            )
+        if rule.file == COMMAND_LINE and name not in self._modules:
+            # kmod_config_parse_kcmdline of libkmod 30 and 34 keeps the names as they stand there.
+            meant = another_name(name, self._modules)
+            if meant and is_spelling(name, meant):
+                lines = (replacement(rule.file, f"blacklist {meant}"),)
+                says = f"modprobe compares the names of modprobe.blacklist= exactly, and calls it {meant}"
+                yield Finding("ignored-name", says, instead=lines)
+            return
         if self._index.is_builtin(name):
             yield Finding("builtin", f"{name} is built into the kernel, so blacklisting has no effect")
         elif self._index.exists(name) and not self._is_refused(name):
@@ -563,12 +564,6 @@ def _placed(row: ShownRule) -> ShownRule:
 def _instead(finding: Finding, file: str) -> tuple[Replacement, ...]:
     lines = finding.instead[:LINES_INSTEAD_MAX]
     return on_command_line(lines) if lines and file == COMMAND_LINE else lines
-
-
-def _listed_as(rule: Rule) -> str:
-    """How `modprobe.blacklist=` spells the module."""
-    names = rule.text.partition("=")[2].strip('"').split(",")
-    return next((name for name in names if name.replace("-", "_") == rule.module), "")
 
 
 def _severity(finding: Finding, file: str) -> Severity:

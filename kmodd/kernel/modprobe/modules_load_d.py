@@ -30,8 +30,8 @@ def words(command_line: str) -> list[str]:
 def command_line_rules(command_line: str) -> list[Rule]:
     """Parse `module_blacklist=`, `modprobe.blacklist=` and `MODULE.PARAMETER=VALUE`, in their order.
 
-    module_blacklist= is the kernel's own, and read as the kernel splits the line: it compares letter by letter (so `snd-pcm`
-    there matches nothing and is kept as written), the last one counts, and ` -- ` ends what it reads. The others are libkmod's,
+    Both blacklists are compared letter by letter: `snd-pcm` there matches nothing, and is kept as written. module_blacklist= is the
+    kernel's own, and read as the kernel splits the line: the last one counts, and ` -- ` ends what it reads. The others are libkmod's,
     to which the byte 0xA0 is no space.
     """
     return [
@@ -57,11 +57,8 @@ def _options(word: str) -> Iterator[Rule]:
         return
     quote, module, parameter, equals, value = found.groups()
     if module == "modprobe" and parameter == "blacklist" and equals:
-        # libkmod compares these names as written, so that `snd-pcm` never matches. What the administrator means is
-        # plain, and to refuse is the safe side.
-        for name in value.strip('"').split(","):
-            if name:
-                yield Rule("blacklist", name.replace("-", "_"), "", FILE, 1, word)
+        # libkmod compares these names as written too.
+        yield from (Rule("blacklist", name, "", FILE, 1, word) for name in value.strip('"').split(",") if name)
         return
     name = normalise(module)
     if name is None or (quote and not equals):
