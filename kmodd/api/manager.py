@@ -279,6 +279,9 @@ class ManagerInterface:
     def kernel_release(self) -> str:
         return self._services.registry.facts().release
 
+    def boot_id(self) -> str:
+        return self._services.boot_id
+
     def tainted(self) -> int:
         return self._services.registry.facts().taint
 

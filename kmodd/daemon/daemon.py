@@ -264,6 +264,7 @@ class Daemon:
                 reader, limit_max=lambda: desired.daemon_settings.history_limit_max, settled=origins.settled
             ).read,
             machine_id=machine_id,
+            boot_id=kernel.boot_id,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,
             trim_heap=lambda: trim_heap(kernel.index.forget),

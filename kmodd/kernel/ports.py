@@ -331,6 +331,9 @@ class Kernel(Protocol):
     def requests(self) -> RequestSource: ...
     @property
     def simulated(self) -> bool: ...
+    @property
+    def boot_id(self) -> str:
+        """Another one after each boot (random(4)); empty when unknown, and for a simulated kernel."""
 
 
 class Spool(Protocol):

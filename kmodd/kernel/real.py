@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.facts import ProcFacts
@@ -29,6 +30,7 @@ class RealKernel:
     facts: ProcFacts
     uevents: KernelUevents
     requests: Watcher
+    boot_id: str
     simulated: bool = False
 
 
@@ -70,4 +72,5 @@ def real_kernel(
         facts=facts,
         uevents=KernelUevents(),
         requests=Watcher(watcher_socket, lambda: time.time_ns() // 1000),
+        boot_id=read_text(root / "proc/sys/kernel/random/boot_id") or "",
     )
