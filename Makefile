@@ -256,11 +256,11 @@ install-gateway: install ## install kmodd and its HTTP gateway; then create a to
 	@! { $(LIVE); } || install/after-install-gateway
 	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
 
-install-agent-deps: ## install the library the Kubernetes agent needs, from PyPI, beside kmodd
+install-agent-deps: ## install the libraries the Kubernetes agent needs, from PyPI, beside kmodd
 	apt-get update
 	apt-get install -y --no-install-recommends python3-pip
 	$(SYSTEM_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade \
-		--target $(DESTDIR)$(PKGDIR)/libraries 'lightkube>=1.0.1,<2'
+		--target $(DESTDIR)$(PKGDIR)/libraries 'lightkube>=1.0.1,<2' 'prometheus-client>=0.16,<1'
 
 install-agent: install ## install kmodd and its Kubernetes agent; an administrator gives it a kubeconfig and a polkit rule
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_AGENT)))

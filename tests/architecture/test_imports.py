@@ -94,7 +94,12 @@ THIRD_PARTY: dict[str, tuple[str, ...]] = {
     "jwt": ("kmodd.gateway.http.issuer",),
     "lightkube": ("kmodd.fleet.kubernetes",),
     "msgspec": ("kmodd.fleet.kubernetes",),
-    "prometheus_client": ("kmodd.gateway.metrics", "kmodd.fleet.exposition", "kmodd.coordinator.metrics"),
+    "prometheus_client": (
+        "kmodd.gateway.metrics",
+        "kmodd.fleet.exposition",
+        "kmodd.coordinator.metrics",
+        "kmodd.agent.metrics",
+    ),
     "pydantic": ("kmodd.gateway.models",),
     "starlette": ("kmodd.gateway",),
     "uvicorn": ("kmodd.gateway.http.server",),
