@@ -248,7 +248,7 @@ def test_hostile_specifications_get_what_the_rule_lists(vm: Machine, node: Node)
         ("load", "--override-policy", f"{T}good"),
         ("load", "nbd"),
         ("load", f"{T}params", "an_int=42"),
-        ("unload", "ext4"),
+        ("unload", f"{T}xz"),
         ("config", "blacklist", f"{T}good"),
         ("config", "autoload", f"{T}good"),
         ("config", "options", f"{T}good", "x=1"),
@@ -261,10 +261,12 @@ def test_who_takes_the_agent_over_gets_what_the_rule_lists(
     vm: Machine, agents: Kmodctl, arguments: tuple[str, ...]
 ) -> None:
     """Any program of the agent's user, not only the agent."""
+    vm.check(f"modprobe {T}xz")
     before = vm.check("cut -d' ' -f1 /proc/modules | sort; ls /etc/modprobe.d /etc/modules-load.d")
     ended = agents(*arguments)
     assert ended.code == 4, ended
     assert vm.check("cut -d' ' -f1 /proc/modules | sort; ls /etc/modprobe.d /etc/modules-load.d") == before
+    vm.check(f"rmmod {T}xz")
 
 
 @pytest.fixture(scope="module")
