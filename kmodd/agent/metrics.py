@@ -9,11 +9,14 @@ import os
 from collections import Counter as Tally
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from kmodd.agent.reconciler import Reconciler
 from kmodd.fleet.resources import ModuleState
+
+if TYPE_CHECKING:
+    from kmodd.agent.reconciler import Reconciler
 
 SETTLE = 1.0
 """Seconds in which several changes become one file."""
@@ -56,7 +59,7 @@ class Metrics:
             registry=registry,
         )
 
-    def follow(self, reconciler: Reconciler) -> None:
+    def follow(self, reconciler: "Reconciler") -> None:
         """Show this one from now on."""
         self._reconciler = reconciler
         reconciler.on_step = lambda action, result: self._count(self._steps, action, result)

@@ -251,7 +251,7 @@ def test_hostile_specifications_get_what_the_rule_lists(vm: Machine, node: Node)
         ("unload", f"{T}xz"),
         ("config", "blacklist", f"{T}good"),
         ("config", "autoload", f"{T}good"),
-        ("config", "options", f"{T}good", "x=1"),
+        ("config", "options", f"{T}params", "an_int=1"),
         ("config", "apply"),
         ("log",),
     ],
