@@ -13,6 +13,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmodd import VERSION
@@ -98,6 +100,9 @@ def main() -> int:
     logger = make_logger(sink)
     logging.getLogger().addHandler(StandardBridge(logger))
     os.umask(0o077)
+    # `kmodctl why` shows this name for a lease; without it, that of the interpreter.
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text("kmodd-agent", encoding="ascii")
     # What is wrong before anything runs is wrong at each start; later the same error may pass, and systemd tries again.
     status = BAD_CONFIGURATION
     try:

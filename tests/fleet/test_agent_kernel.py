@@ -10,7 +10,7 @@ import pytest
 
 from kmodd.client import Client
 from kmodd.errors import InUse, LimitsExceeded
-from kmodd.model import Explanation
+from kmodd.model import Explanation, User
 from tests.fleet.cluster import Cluster
 from tests.fleet.other_kernel import other_daemon
 from tests.fleet.running import Node, module, new_node, one_set
@@ -103,13 +103,18 @@ def demand(node: Node, *, now: bool = True, name: str = "vfat") -> int:
     return node.want(one_set("disk", name, mode="OnDemand", demanded=now, unloadAfterSeconds=1))
 
 
-def holders(node: Node, name: str = "vfat") -> list[str]:
-    """Kinds of what holds the module."""
+def users(node: Node, name: str) -> tuple[User, ...]:
+    """What holds the module."""
 
     async def explained(client: Client) -> Explanation:
         return await client.explain(name)
 
-    return [user.kind for user in node.call(explained).users]
+    return node.call(explained).users
+
+
+def holders(node: Node, name: str = "vfat") -> list[str]:
+    """Kinds of what holds the module."""
+    return [user.kind for user in users(node, name)]
 
 
 def until_held(node: Node, *, held: bool = True) -> None:
@@ -121,6 +126,7 @@ def test_what_pods_need_is_held_and_released_when_they_are_gone(node: Node) -> N
         demand(node)
         assert node.reaches("vfat", "Ready").owned_by_agent
         until_held(node)
+        assert [user.name for user in users(node, "vfat")] == ["kmodd-agent"]
         with pytest.raises(InUse, match="1 lease"):
             node.unload("vfat")
         demand(node, now=False)
