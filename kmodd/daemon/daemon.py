@@ -207,6 +207,7 @@ class Daemon:
             off=lambda: kernel.requests.off,
             lost=lambda: kernel.requests.lost,
         )
+        kernel.uevents.on_announced = requests.announced
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(
             self._operations,

@@ -338,7 +338,17 @@ class Explainer:
         if load is None:
             return None
         by = load.request.by if load.request is not None else load.by
-        return LoadedBy(by.uid, by.exe or by.name, "", load.time, None, load.alias, by.pid, by.unit, by.container)
+        return LoadedBy(
+            by.uid,
+            by.exe or by.name,
+            "",
+            load.time,
+            alias=load.alias,
+            pid=by.pid,
+            unit=by.unit,
+            container=by.container,
+            devices=load.devices,
+        )
 
     def _removal_blockers(self, module: LoadedModule, users: tuple[User, ...], facts: KernelFacts) -> list[str]:
         if module.state in _PENDING:
