@@ -17,7 +17,20 @@ from typing import Any, Self
 from kmodd.text import escape
 
 SEVERITIES = ("info", "notice", "warning", "error")
-KINDS = ("load", "unload", "failure", "crash", "stuck", "health", "drift", "unsigned", "store", "denied", "refused", "test")
+KINDS = (
+    "load",
+    "unload",
+    "failure",
+    "crash",
+    "stuck",
+    "health",
+    "drift",
+    "unsigned",
+    "store",
+    "denied",
+    "refused",
+    "test",
+)
 """What a rule may name under `events`; `test` is sent by hand."""
 
 _KINDS: Mapping[str, tuple[str, str]] = {

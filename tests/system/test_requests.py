@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.client import Client, Kmodctl, named
+from tests.system.client import Client, Kmodctl, named, soon
 from tests.vm.machine import Machine
 
 INSTANCE = "/sys/kernel/tracing/instances/kmodd"
@@ -99,6 +99,54 @@ def test_load_by_another_program_is_told_to_those_who_may_know(vm: Machine, clie
     assert "loaded-by" not in public
     assert "pid" not in public["because"]
     vm.check("modprobe -r dummy")
+
+
+def because(client: Client, module: str, begins: str) -> str:
+    told: str = soon(
+        lambda: text if (text := client.explain(module)["because"]).startswith(begins) else "", f"{module}: {begins}"
+    )
+    return told
+
+
+def test_load_by_udev_names_the_disk_that_it_examines(vm: Machine, client: Client) -> None:
+    vm.check("modprobe loop; truncate -s 4M /var/tmp/udev.img; losetup /dev/loop3 /var/tmp/udev.img; udevadm settle")
+    rule = 'ACTION=="change", KERNEL=="loop3", RUN{builtin}+="kmod load kmodd_test_good"\n'
+    vm.write_file("/run/udev/rules.d/99-kmodd-test.rules", rule)
+    vm.check("udevadm control --reload; udevadm trigger --action=change /dev/loop3; udevadm settle")
+    assert because(client, "kmodd_test_good", "loaded by udev") == "loaded by udev, for /dev/loop3"
+    assert client.explain("kmodd_test_good")["loaded-by"]["devices"] == ["/dev/loop3"]
+    public = client.call("Explain", "kmodd_test_good", named({"public": True}))
+    assert public["because"] == "loaded by udev, for /dev/loop3"
+    vm.check("rm /run/udev/rules.d/99-kmodd-test.rules; udevadm control --reload; losetup -d /dev/loop3")
+    vm.check("udevadm settle; rm /var/tmp/udev.img; modprobe -r kmodd_test_good")
+
+
+def test_load_by_udev_names_the_devices_whose_alias_the_module_has(vm: Machine, client: Client) -> None:
+    alias = vm.read_file("/sys/devices/system/cpu/modalias").decode().strip()
+    loaded = {line.split()[0] for line in vm.check("cat /proc/modules").splitlines() if line.split()[2] == "0"}
+    module = next(name for name in vm.check(["modprobe", "-R", alias]).split() if name in loaded)
+    for cpus in (["cpu1"], ["cpu0", "cpu1"]):
+        vm.check(["modprobe", "-r", module])
+        soon(lambda: client.explain(module)["state"] == "available", "it is gone")
+        paths = " ".join(f"/sys/devices/system/cpu/{cpu}" for cpu in cpus)
+        vm.check(f"udevadm trigger --action=add {paths}; udevadm settle")
+        because(client, module, "loaded by udev")
+        assert client.explain(module)["loaded-by"]["devices"] == [f"cpu {cpu}" for cpu in cpus]
+    assert client.explain(module)["because"] == "loaded by udev, for one of 2 devices (cpu cpu0, cpu cpu1)"
+
+
+def test_load_before_kmodd_started_is_told_by_the_journal(vm: Machine, client: Client) -> None:
+    vm.write_file("/etc/modules-load.d/kmodd-test.conf", "# one\nkmodd_test_good\n")
+    vm.check("systemctl stop kmodd && systemctl restart systemd-modules-load && modprobe kmodd_test_params", timeout=90)
+    vm.check("journalctl --sync; systemctl start kmodd", timeout=90)
+    told = because(client, "kmodd_test_good", "loaded by systemd-modules-load (pid ")
+    assert told.endswith(", uid 0, systemd-modules-load.service)")
+    unknown = "loaded before kmodd started, by what is not known"
+    assert client.explain("kmodd_test_params")["because"] == unknown
+    vm.write_file("/etc/modules-load.d/kmodd-test.conf", "# one\nkmodd_test_params\n")
+    listed = "loaded before kmodd started; /etc/modules-load.d/kmodd-test.conf, line 2, lists it"
+    assert client.explain("kmodd_test_params")["because"] == listed
+    vm.check("rm /etc/modules-load.d/kmodd-test.conf; modprobe -r kmodd_test_good kmodd_test_params")
 
 
 def test_watcher_has_two_capabilities_and_cannot_write(vm: Machine) -> None:
