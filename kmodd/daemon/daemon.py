@@ -252,7 +252,7 @@ class Daemon:
                 refresh=IndexRefresher(kernel.index, lambda: transport.arrivals),
                 boot=BootLoads(
                     kernel.index,
-                    lambda: {} if settings.simulate else boot_loads(open_system_reader, root),
+                    lambda: {} if root is None else boot_loads(open_system_reader, root),
                     kernel.configuration.autoload,
                 ),
             ),

@@ -86,7 +86,7 @@ class Requester:
     container: str = ""
     """Identifier of its container."""
     device: str = ""
-    """Of a process of udev, the device node that it has open: the disk that it examines."""
+    """Of a process of udev that waits, the device node that it has open: the disk that it examines."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,15 +44,18 @@ def test_request_names_alias_and_process(root: Path) -> None:
 
 
 def udev(root: Path, exe: str, uid: int, *links: str) -> str:
-    """The device of a load by this process, which has these files open."""
+    """The device of a request of this process, which has these files open."""
     folder = root / "proc/900"
     (folder / "fd").mkdir(parents=True)
     (folder / "status").write_text(f"Uid:\t{uid}\t0\t0\t0\n")
     (folder / "exe").symlink_to(exe)
     for number, link in enumerate(links):
         (folder / f"fd/{number}").symlink_to(link)
+    request = b"module_request: char-major-10-234 wait=1 call_site=misc_open"
+    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.5: " + request, root)
+    device: str = message["request"]["device"]
     (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.5: module_load: btrfs ", root)
-    device: str = message["load"]["device"]
+    assert message["load"]["device"] == "", "it may be at another device already"
     return device
 
 

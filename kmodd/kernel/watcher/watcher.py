@@ -13,8 +13,8 @@ Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then
     {"lost": N}                                        the kernel dropped events
     {"off": "…"}                                       there is nothing to read, and why
 
-with PROCESS = `pid`, `uid`, `name` (what the process calls itself), `exe`, `unit`, `container`, `device` (the node of the disk that
-a process of udev has open); what cannot be read is empty.
+with PROCESS = `pid`, `uid`, `name` (what the process calls itself), `exe`, `unit`, `container`, `device` (of a request by udev, the
+node of the disk that its process has open); what cannot be read is empty.
 End of file means that the daemon is gone: it exits.
 
 Run as `python3 -I -S /path/of/this/file`; with the argument `set-up`, by root, it makes the instance and exits, with `remove` it
@@ -105,6 +105,9 @@ def messages(line: bytes, root: Path) -> Iterator[dict[str, Any]]:
     if found["event"] == b"module_request":
         request = _REQUEST.fullmatch(found["rest"])
         if request is not None:
+            # It waits for the module. Who loads one itself may be at another device when this is read.
+            if process["uid"] == 0 and process["exe"].rpartition("/")[2] in _UDEV:
+                process["device"] = shown(_disk(root / f"proc/{process['pid']}"), _TEXT_MAX)
             yield {"request": {"alias": _text(request["alias"]), "site": _text(request["site"]), **process}}
     elif found["event"] == b"module_load":
         # `nls_ascii ` or `nls_ascii OE`: the name, then the taint flags.
@@ -119,16 +122,14 @@ def _process(pid: int, name: bytes, root: Path) -> dict[str, Any]:
         if line.startswith("Uid:"):
             uid = int(line.split()[1])
     unit, container = place(read_text(folder / "cgroup", _CGROUP_MAX) or "")
-    exe = readlink(folder / "exe")
-    by_udev = uid == 0 and exe.rpartition("/")[2] in _UDEV
     return {
         "pid": pid,
         "uid": uid,
         "name": _text(name.lstrip(b" ")),
-        "exe": shown(exe, _PATH_MAX),
+        "exe": shown(readlink(folder / "exe"), _PATH_MAX),
         "unit": shown(unit, _TEXT_MAX),
         "container": shown(container, _TEXT_MAX),
-        "device": shown(_disk(folder), _TEXT_MAX) if by_udev else "",
+        "device": "",
     }
 
 
