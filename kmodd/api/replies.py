@@ -156,6 +156,8 @@ def loaded_by(load: LoadedBy) -> Row:
     for key, text in (("alias", load.alias), ("unit", load.unit), ("container", load.container)):
         if text:
             row[key] = ("s", text)
+    if load.devices:
+        row["devices"] = ("as", load.devices)
     return row
 
 

@@ -353,6 +353,7 @@ def _loaded_by(data: Mapping[str, Any]) -> LoadedBy:
         pid=fields.number("pid") if "pid" in data else None,
         unit=fields.text("unit") if "unit" in data else "",
         container=fields.text("container") if "container" in data else "",
+        devices=fields.texts("devices") if "devices" in data else (),
     )
 
 

@@ -16,6 +16,7 @@ from kmodd.api.service import Service
 from kmodd.api.services import Services
 from kmodd.core.audit.limit import AuditWatch, OriginAudit, RateLimitedAudit
 from kmodd.core.audit.records import Refusals
+from kmodd.core.diagnosis.boot_loads import BootLoads
 from kmodd.core.diagnosis.explain import Explainer
 from kmodd.core.events import Audit, Event, EventHub, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
 from kmodd.core.fair_share import Slices, give_threads
@@ -46,6 +47,7 @@ from kmodd.dbus.interface_xml import installed
 from kmodd.dbus.peers import Delegation
 from kmodd.dbus.polkit import Polkit
 from kmodd.dbus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
+from kmodd.journal.boot import boot_loads
 from kmodd.journal.reader import JournalReader, MemoryJournal, open_system_reader
 from kmodd.journal.writer import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.kernel.memory import trim_heap
@@ -207,6 +209,7 @@ class Daemon:
             off=lambda: kernel.requests.off,
             lost=lambda: kernel.requests.lost,
         )
+        kernel.uevents.on_announced = requests.announced
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(
             self._operations,
@@ -247,6 +250,11 @@ class Daemon:
                 load=requests.load_of,
                 held=self._leases.holders,
                 refresh=IndexRefresher(kernel.index, lambda: transport.arrivals),
+                boot=BootLoads(
+                    kernel.index,
+                    lambda: {} if root is None else boot_loads(open_system_reader, root),
+                    kernel.configuration.autoload,
+                ),
             ),
             listing=listing,
             registry=registry,

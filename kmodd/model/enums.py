@@ -82,6 +82,7 @@ class Remedy(StrEnum):
     KILL = "kill"
     """End the processes `pids`."""
     STOP_UNIT = "stop-unit"
+    RESTART_UNIT = "restart-unit"
     TERMINATE_MACHINE = "terminate-machine"
     STOP_PODMAN = "stop-podman"
     STOP_DOCKER = "stop-docker"

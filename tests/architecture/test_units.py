@@ -100,6 +100,12 @@ def test_the_inspector_reaches_nothing_but_its_socket(units: Path) -> None:
     assert {"MemoryMax", "TasksMax", "RuntimeMaxSec", "CPUWeight", "IOWeight"} <= settings.keys()
 
 
+def test_the_watcher_starts_with_the_daemon_which_needs_it_not(units: Path) -> None:
+    settings = read(units, "kmodd.service", "Unit")
+    assert settings["Wants"] == "kmodd-watcher.socket"
+    assert "watcher" not in settings["Requires"]
+
+
 def test_the_watcher_reaches_nothing_but_its_socket(units: Path) -> None:
     settings = read(units, "kmodd-watcher@.service")
     assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"

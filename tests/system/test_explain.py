@@ -83,6 +83,39 @@ def test_mount_of_another_mount_namespace(vm: Machine, client: Client, alice: Cl
     other.wait()
 
 
+COPIES = {
+    # An umount of the original reaches a slave, as systemd makes it, and what is private not.
+    "kmodd-test-slave": "PrivateTmp=yes",
+    "kmodd-test-private": "PrivateTmp=yes\nMountFlags=private",
+    "kmodd-test-folder": "ProtectSystem=strict\nReadWritePaths=/srv/merged/state",
+}
+
+
+def test_copies_of_a_mount_in_sandboxed_services(vm: Machine, client: Client) -> None:
+    vm.check("modprobe overlay; mkdir -p /tmp/l /tmp/u /tmp/w /srv/merged")
+    vm.check("mount -t overlay copied -o lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w /srv/merged")
+    vm.check("mkdir -p /srv/merged/state")
+    for unit, sandbox in COPIES.items():
+        vm.write_file(f"/run/systemd/system/{unit}.service", f"[Service]\nExecStart=sleep infinity\n{sandbox}\n")
+    vm.check(f"systemctl daemon-reload && systemctl start {' '.join(COPIES)}")
+    soon(
+        lambda: len(client.explain("overlay")["users"]) == 4,
+        "the mount, one private copy, and two that hold each other",
+    )
+    explained = client.explain("overlay")
+    commands = explained["free"]
+    assert commands[0] == "umount /srv/merged"
+    assert sorted(commands[1:-1]) == [
+        "systemctl restart kmodd-test-private.service",
+        "systemctl stop kmodd-test-folder.service",
+    ]
+    for command in commands:
+        vm.check(command)
+    assert "overlay" not in vm.check("lsmod")
+    assert vm.check("systemctl is-active kmodd-test-slave kmodd-test-private").split() == ["active", "active"]
+    vm.check(f"systemctl stop {' '.join(COPIES)}; rm -f /run/systemd/system/kmodd-test-*; systemctl daemon-reload")
+
+
 ATTACK = r"""
 mkdir -p /tmp/evil/l /tmp/evil/t /tmp/evil/m
 mount -t tmpfs tmpfs /tmp/evil/t && mkdir /tmp/evil/t/u /tmp/evil/t/w
@@ -228,7 +261,8 @@ def test_module_below_another(vm: Machine, client: Client, alice: Client) -> Non
     assert "python3" in top["loaded-by"]["client"]
     client.unload(f"{T}dep_a", dependents=True)
     vm.check(["modprobe", f"{T}dep_a"])
-    soon(lambda: client.explain(f"{T}dep_a")["because"] == "loaded by something other than kmodd", "it was seen")
+    soon(lambda: client.explain(f"{T}dep_a")["because"].startswith("loaded by kmod (pid "), "it was seen")
+    assert alice.explain(f"{T}dep_a")["because"] == "loaded by something other than kmodd"
     client.unload(f"{T}dep_a")
 
 

@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@+\\-]{0,254}")
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9_!-]{1,64}(/[A-Za-z0-9_!-]{1,64})*")
 _PROGRAMS = {
     Remedy.STOP_UNIT: "systemctl stop",
+    Remedy.RESTART_UNIT: "systemctl restart",
     Remedy.TERMINATE_MACHINE: "machinectl terminate",
     Remedy.STOP_PODMAN: "podman stop",
     Remedy.STOP_DOCKER: "docker stop",
@@ -69,7 +70,10 @@ _CLOSING = {*_LAYERS, Remedy.UNMOUNT, Remedy.SWAP_OFF}
 _ORDER = (
     {Remedy.SET_SYSCTL, Remedy.UNMOUNT, Remedy.SWAP_OFF},
     {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
-    {Remedy.KILL, Remedy.STOP_UNIT, Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER},
+    {
+        *(Remedy.KILL, Remedy.STOP_UNIT, Remedy.RESTART_UNIT),
+        *(Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER),
+    },
     {Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.UNLINK},
     {Remedy.DELETE_ACTION, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC},
     {Remedy.DELETE_SET, Remedy.DELETE_OBJECT, Remedy.DELETE_FLOWTABLE},

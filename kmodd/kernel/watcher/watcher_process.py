@@ -124,7 +124,7 @@ def _process(values: Mapping[str, Any]) -> Requester:
     return Requester(
         _number(values["pid"]),
         _number(values["uid"]) if values["uid"] is not None else None,
-        *(_text(values[key]) for key in ("name", "exe", "unit", "container")),
+        *(_text(values[key]) for key in ("name", "exe", "unit", "container", "device")),
     )
 
 
