@@ -253,7 +253,7 @@ def test_rule_of_nf_tables(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("nft 'add table inet t; add chain inet t c; add rule inet t c ct state established accept'")
     answer = alice.explain("nft_ct")
     assert [(user["kind"], user["name"], user["detail"]) for user in answer["users"]] == [
-        ("rule", "", "1 nf_tables rule")
+        ("rule", "", "1 rule of netfilter")
     ]
     assert "free" not in answer or not answer["free"]
     explained = freed(vm, client, "nft_ct", "nft delete rule inet t c handle 2")
