@@ -109,6 +109,16 @@ def test_states_of_ipsec_by_their_type(root: FakeRoot) -> None:
     )  # fmt: skip
     ((_, words),) = commands(root.found("ah6"))
     assert " ".join(words) == "src fd00::1 dst fd00::2 proto ah spi 0x00000100 mark 0x1 mask 0xff"
+    root.put(
+        "proc/crypto",
+        "name         : cbc(aes)\ndriver       : cbc(aes-generic)\nmodule       : cbc\nrefcnt       : 3\n",
+    )
+    root.put("proc/modules", "esp4 1 1 - Live 0x0\n")
+    assert [(user.kind, user.remedy) for user in root.found("cbc")] == [
+        ("state", Remedy.DELETE_STATE),
+        ("crypto", Remedy.NOT_NEEDED),
+    ]
+    root.put("proc/modules", "")
     root.put("proc/net/netlink", "")
     assert root.found("esp4") == [], "the question would load xfrm_user"
 
@@ -138,6 +148,13 @@ def test_live_patch(root: FakeRoot) -> None:
     assert commands(root.found("fix_one")) == [(Remedy.WRITE_SETTING, ("/sys/kernel/livepatch/fix_one/enabled", "0"))]
     root.put("sys/kernel/livepatch/fix_one/enabled", "0\n")
     assert root.found("fix_one") == []
+
+
+def test_server_of_nfs(root: FakeRoot) -> None:
+    root.put("proc/fs/nfsd/threads", "8\n")
+    assert commands(root.found("nfsd")) == [(Remedy.WRITE_SETTING, ("/proc/fs/nfsd/threads", "0"))]
+    root.put("proc/fs/nfsd/threads", "0\n")
+    assert root.found("nfsd") == []
 
 
 FORMATS = "40 23 0:37 / /proc/sys/fs/binfmt_misc rw shared:17 - binfmt_misc binfmt_misc rw\n"

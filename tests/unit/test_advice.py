@@ -55,6 +55,7 @@ WRITTEN = {
     r"/sys/devices/system/cpu/cpufreq/policy[0-9]+/scaling_governor": ("schedutil", "performance"),
     r"/sys/kernel/livepatch/[^/.]+/enabled": ("0",),
     r"/proc/sys/fs/binfmt_misc/[^/]+": ("-1",),
+    r"/proc/fs/nfsd/threads": ("0",),
     r"/sys/(block/bcache[0-9]+/bcache|fs/bcache/[0-9a-f-]+)/stop": ("1",),
 }
 """Files that commands write into, and what they write."""

@@ -63,6 +63,7 @@ _SETTINGS = (
     (re.compile(r"/sys/block/[A-Za-z0-9_!-]{1,64}/queue/scheduler"), re.compile(r"none")),
     (re.compile(r"/sys/devices/system/cpu/cpufreq/policy[0-9]{1,5}/scaling_governor"), re.compile(r"[a-z]{1,15}")),
     (re.compile(r"/sys/kernel/livepatch/[A-Za-z0-9_]{1,64}/enabled"), re.compile(r"0")),
+    (re.compile(r"/proc/fs/nfsd/threads"), re.compile(r"0")),
     (re.compile(r"/proc/sys/fs/binfmt_misc/(?!\.{1,2}$|register$|status$)[^/]{1,255}"), re.compile(r"-1")),
 )
 """Files of the kernel that commands write into, with what they write."""

@@ -4,6 +4,7 @@
 The structures are those of linux/xfrm.h. The kernel answers with CAP_NET_ADMIN only. A policy holds no module.
 """
 
+import re
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,6 +15,7 @@ from kmodd.kernel.files import read_text
 from kmodd.kernel.users.netlink import attributes, dump, text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
+from kmodd.names import canonical
 from kmodd.text import shown
 
 _NETLINK_XFRM, _NEWSA, _GETSA = 6, 0x10, 0x12
@@ -27,6 +29,8 @@ _MARK_VALUES = struct.Struct("=II")
 _TYPES = {50: "esp", 51: "ah", 108: "comp"}
 """Protocols whose type is a module, in the words of ip-xfrm(8)."""
 _MODULES = {(50, 4): "esp4", (50, 6): "esp6", (51, 4): "ah4", (51, 6): "ah6", (108, 4): "ipcomp", (108, 6): "ipcomp6"}
+_WORD = re.compile(r"[a-z0-9_-]+")
+"""Each word of `authenc(hmac(sha256),cbc(aes))` is an algorithm or a template, with a module."""
 _STATES_MAX = 4096
 _TABLE_MAX = 1 << 20
 
@@ -80,9 +84,17 @@ def read_state(body: bytes) -> State | None:
 
 
 def ipsec_users(
-    root: Path, loaded: Collection[str], read: Callable[[], Iterable[State]], budget: Budget
+    root: Path,
+    loaded: Collection[str],
+    resolve: Callable[[str], tuple[str, ...]],
+    read: Callable[[], Iterable[State]],
+    budget: Budget,
 ) -> Iterator[tuple[frozenset[str], User]]:
-    """Each state; `loaded` are the modules that are looked for. Without one of IPsec among them there is no query."""
+    """Each state, which holds its type and its algorithms.
+
+    `loaded` are the modules that are looked for, `resolve` answers the modules with an alias. Without a type of IPsec among the
+    former there is no query.
+    """
     if not any(name in loaded for name in _MODULES.values()) or not _listens(root):
         return
     try:
@@ -90,9 +102,11 @@ def ipsec_users(
             if count == _STATES_MAX:
                 budget.met(f"there are more than {_STATES_MAX} states of IPsec")
                 return
-            module = _MODULES[state.protocol, state.family]
-            if module in loaded:
-                yield frozenset({module}), _user(state)
+            names = {_MODULES[state.protocol, state.family]}
+            for word in {word for algorithm in state.algorithms for word in _WORD.findall(algorithm)}:
+                names |= {canonical(word), *resolve(f"crypto-{word}")}
+            if modules := frozenset(name for name in names if name in loaded):
+                yield modules, _user(state)
     except OSError:
         budget.met("the states of IPsec cannot be read")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Choices in /sys and /proc/sys that hold a module: I/O schedulers, CPU frequency governors, live patches, binary formats."""
+"""Choices in /sys and /proc/sys that hold a module: I/O schedulers, CPU frequency governors, live patches, binary formats, NFS."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -19,6 +19,7 @@ _FORMATS_MAX = 256
 _GOVERNORS = ("schedutil", "performance", "powersave")
 """What replaces a governor, the first that there is: parts of the kernel in most builds."""
 _BINFMT = "binfmt_misc"
+_NFSD, _THREADS = "nfsd", "/proc/fs/nfsd/threads"
 
 
 def setting_users(
@@ -39,6 +40,10 @@ def setting_users(
                 modules,
                 User("patch", shown(name), "live patch, enabled", remedy=Remedy.WRITE_SETTING, words=(path, "0")),
             )
+    threads = read_text(root / _THREADS.lstrip("/")) or "0" if _NFSD in loaded else "0"
+    if threads.isdecimal() and int(threads):
+        detail = f"{threads} threads; its clients wait until it runs again"
+        yield frozenset({_NFSD}), User("service", _NFSD, detail, remedy=Remedy.WRITE_SETTING, words=(_THREADS, "0"))
     if _BINFMT in loaded:
         yield from _formats(root, mounts, budget)
 

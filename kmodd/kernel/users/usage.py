@@ -21,18 +21,20 @@ from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
 from kmodd.kernel.users.settings import setting_users
 from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Tasks, namespace_owner
 from kmodd.kernel.users.xtables import ReadTable, legacy_users, read_table
-from kmodd.model import User
+from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
 _TABLE_MAX = 1 << 20
 
 
-def algorithms(root: Path, loaded: Container[str], budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
+def algorithms(
+    root: Path, loaded: Container[str], explained: Callable[[str], bool], budget: Budget
+) -> Iterator[tuple[frozenset[str], User]]:
     """From /proc/crypto: an algorithm that nothing uses has one reference, that of its registration.
 
     Who uses it the kernel does not say: a mapping of dm-crypt, an AF_ALG socket, IPsec, TLS. `loaded` are the modules that
-    are looked for.
+    are looked for, `explained` tells whether a user of a module was found, with which the use of its algorithms ends.
     """
     table = read_text(root / "proc/crypto", _TABLE_MAX) or ""
     if len(table) >= _TABLE_MAX - 1:
@@ -42,7 +44,8 @@ def algorithms(root: Path, loaded: Container[str], budget: Budget) -> Iterator[t
         module, count = canonical(fields.get("module", "")), fields.get("refcnt", "")
         if module in loaded and count.isdecimal() and int(count) > 1:
             used = f"driver {fields.get('driver', '')}, used {int(count) - 1} times"
-            yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used))
+            remedy = Remedy.NOT_NEEDED if explained(module) else Remedy.NONE
+            yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used), remedy=remedy)
 
 
 _MODULES_MAX = 1 << 20
@@ -144,7 +147,7 @@ class ProcUsage:
         yield from NetfilterUsers(loaded, self._resolve, self._netfilter, self._sets).users(budget)
         yield from legacy_users(self._root, loaded, self._resolve, self._tables, budget)
         yield from ipvs_users(self._root / "proc/net/ip_vs", loaded, budget)
-        yield from ipsec_users(self._root, loaded, self._states, budget)
+        yield from ipsec_users(self._root, loaded, self._resolve, self._states, budget)
         yield from configfs_users(self._root, loaded, budget)
         namespaces = NetNamespaces(self._root, tasks, budget)
         yield from namespaces.users(loaded)
@@ -152,7 +155,8 @@ class ProcUsage:
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
         yield from processes(tasks, OpenFiles(owners, sockets, unmounted, loaded, budget), budget)
         yield from watchdogs(self._root, loaded)
-        yield from algorithms(self._root, loaded, budget)
+        explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
+        yield from algorithms(self._root, loaded, explained.__contains__, budget)
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
         yield from bound_devices(self._root, loaded)
 
