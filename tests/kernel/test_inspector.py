@@ -31,6 +31,9 @@ USER: dict[str, Any] = {
     "command": "",
     "pid": 7,
     "exe": "",
+    "unit": "",
+    "container": "",
+    "netns": "",
     "owner": 1000,
     "remedy": "unmount",
     "target": "/m",
@@ -293,7 +296,7 @@ class Unmounted:
     def modules(self, number): return frozenset()
 budget = Budget()
 files = OpenFiles(Owners(), Sockets(), Unmounted(), {"m"}, budget)
-print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, budget)))
+print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, {}, budget)))
 """
 
 

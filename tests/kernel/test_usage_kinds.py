@@ -61,7 +61,7 @@ def test_services_in_another_namespace_end_with_its_processes(root: FakeRoot) ->
     root.put("proc/7/net/ip_vs", IPVS)
     (user,) = root.found("ip_vs_wrr")
     assert (user.kind, user.pid, user.remedy, user.pids) == ("service", 7, Remedy.KILL, (7,))
-    assert user.detail == "scheduler wrr, in the network namespace of pid 7"
+    assert user.detail == "scheduler wrr, in network namespace pid 7"
 
 
 # --- IPsec ------------------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_what_is_unexplained_may_be_set_up_in_another_namespace(root: FakeRoot) 
     elsewhere(root)
     users = root.found("nft_ct")
     assert [(user.kind, user.name, user.pid, user.remedy) for user in users] == [
-        ("namespace", "of pid 7", 7, Remedy.NONE),
+        ("namespace", "pid 7", 7, Remedy.NONE),
         ("namespace", "blue", None, Remedy.NONE),
     ]
     assert root.found("loop") == [], "nothing of it is set up in one namespace"
@@ -314,4 +314,14 @@ def test_netlink_socket_in_another_namespace(root: FakeRoot) -> None:
     root.put("proc/7/net/netlink", NETLINK.replace("0 6  ", "0 12 ").replace("2 0 7", "2 0 4711"))
     root.process(8, "/usr/bin/ulogd", ("socket:[4711]",))
     root.link("proc/8/ns/net", "net:[2]")
-    assert root.users("nfnetlink") == [User("process", "/usr/bin/ulogd", "pid 8 socket NETLINK")]
+    (user,) = root.found("nfnetlink")
+    assert (user.kind, user.detail, user.netns) == ("process", "pid 8 socket NETLINK", "pid 7")
+
+
+def test_unit_and_container_of_a_process(root: FakeRoot) -> None:
+    root.process(5, "/usr/bin/cat", ("anon_inode:kvm-vm",), cgroup="/system.slice/qemu.service")
+    root.process(6, "/usr/bin/dog", ("anon_inode:kvm-vm",), cgroup=f"/machine.slice/libpod-{'a' * 64}.scope/x")
+    assert [(user.unit, user.container) for user in root.found("kvm")] == [
+        ("qemu.service", ""),
+        (f"libpod-{'a' * 64}.scope", "a" * 64),
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.system.client import soon
+from tests.system.explains import explains
 from tests.system.test_users import freed, kinds
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def hold(vm: Machine, expression: str) -> str:
 # --- netfilter, IPVS, IPsec -------------------------------------------------------------------------------------------
 
 
+@explains("a rule of iptables-legacy or ip6tables-legacy", "iptables-legacy -t")
 def test_rules_of_iptables_legacy(vm: Machine, client: Client) -> None:
     """Several in one chain, with one between them that holds another module."""
     vm.check(
@@ -55,6 +57,7 @@ def test_rules_of_iptables_legacy(vm: Machine, client: Client) -> None:
     vm.check("iptables-legacy -X mine")
 
 
+@explains("a service of IPVS", "ipvsadm --delete-service")
 def test_service_of_ipvs(vm: Machine, client: Client) -> None:
     vm.check(
         "modprobe ip_vs; ipvsadm -A -t 127.0.0.1:80 -s wrr; ipvsadm -a -t 127.0.0.1:80 -r 127.0.0.2:80 -m; "
@@ -66,6 +69,7 @@ def test_service_of_ipvs(vm: Machine, client: Client) -> None:
     assert freed_references == 0
 
 
+@explains("a state of IPsec", "ip xfrm state delete")
 def test_state_of_ipsec(vm: Machine, client: Client) -> None:
     key = "0x0123456789abcdef0123456789abcdef"
     vm.check(
@@ -91,6 +95,7 @@ def test_rule_in_another_network_namespace(vm: Machine, client: Client) -> None:
 # --- kernel settings --------------------------------------------------------------------------------------------------
 
 
+@explains("the I/O scheduler of a disk", "echo none")
 def test_scheduler_of_a_disk(vm: Machine, client: Client) -> None:
     before = vm.check("cat /sys/block/vda/queue/scheduler")
     vm.check("modprobe bfq; echo bfq >/sys/block/vda/queue/scheduler")
@@ -99,6 +104,7 @@ def test_scheduler_of_a_disk(vm: Machine, client: Client) -> None:
     vm.check(f"echo {chosen} >/sys/block/vda/queue/scheduler")
 
 
+@explains("a binary format", "echo -1")
 def test_binary_format(vm: Machine, client: Client) -> None:
     vm.check(
         "systemctl stop proc-sys-fs-binfmt_misc.automount; modprobe binfmt_misc; "
@@ -115,6 +121,7 @@ def test_binary_format(vm: Machine, client: Client) -> None:
     vm.check("systemctl start proc-sys-fs-binfmt_misc.automount")
 
 
+@explains("the NFS server", "echo 0")
 def test_server_of_nfs(vm: Machine, client: Client) -> None:
     vm.check("modprobe nfsd; mount -t nfsd nfsd /proc/fs/nfsd; echo -n '-3 +4' >/proc/fs/nfsd/versions; "
              "echo -n 'tcp 2049' >/proc/fs/nfsd/portlist || true; echo 2 >/proc/fs/nfsd/threads; cat /proc/fs/nfsd/threads")  # fmt: skip
@@ -124,6 +131,7 @@ def test_server_of_nfs(vm: Machine, client: Client) -> None:
 # --- block devices ----------------------------------------------------------------------------------------------------
 
 
+@explains("an array", "mdadm --stop")
 def test_array(vm: Machine, client: Client) -> None:
     vm.check(
         "modprobe brd rd_nr=2; mdadm --create /dev/md7 --run --level=1 --raid-devices=2 --assume-clean /dev/ram0 /dev/ram1; "
@@ -135,6 +143,7 @@ def test_array(vm: Machine, client: Client) -> None:
     vm.check("modprobe -r brd")
 
 
+@explains("a file system on several disks", "umount")
 def test_disks_of_btrfs(vm: Machine, client: Client) -> None:
     """The second one is in use as well, which no mount table shows."""
     vm.check(
@@ -146,6 +155,7 @@ def test_disks_of_btrfs(vm: Machine, client: Client) -> None:
     assert kinds(explained) == [("block", "/dev/ram0"), ("block", "/dev/ram1")]
 
 
+@explains("a journal on another disk", "umount")
 def test_journal_on_another_disk(vm: Machine, client: Client) -> None:
     vm.check(
         "modprobe brd rd_nr=1; truncate -s 32M /var/tmp/system; mke2fs -q -b 4096 -O journal_dev /dev/ram0; "
@@ -156,6 +166,7 @@ def test_journal_on_another_disk(vm: Machine, client: Client) -> None:
     assert [user["detail"] for user in explained["users"]] == ["journal of what is mounted at /mnt"]
 
 
+@explains("a connected disk of nbd", "nbd-client --disconnect")
 def test_disk_of_nbd(vm: Machine, client: Client) -> None:
     """Connected over netlink: no process has it open."""
     vm.write_file("/tmp/server.py", NBD_SERVER)
@@ -199,6 +210,7 @@ while True:
 """
 
 
+@explains("the compressor of zram", "zramctl --reset")
 def test_compressor_of_zram(vm: Machine, client: Client) -> None:
     vm.check(
         "modprobe zram; echo lz4 >/sys/block/zram0/comp_algorithm; echo 16M >/sys/block/zram0/disksize; udevadm settle"
@@ -208,6 +220,7 @@ def test_compressor_of_zram(vm: Machine, client: Client) -> None:
     vm.check("modprobe -r zram")
 
 
+@explains("a device or a set of bcache", "bcache/stop")
 def test_cache(vm: Machine, client: Client) -> None:
     vm.check(
         "modprobe brd rd_nr=2 rd_size=65536; modprobe bcache; make-bcache -C /dev/ram0 -B /dev/ram1 >/dev/null; "
@@ -229,6 +242,7 @@ def test_cache(vm: Machine, client: Client) -> None:
         ("vhost_net", "open('/dev/vhost-net')", "/dev/vhost-net"),
     ],
 )
+@explains("a socket (SCTP, vsock) or a device of vhost", "kill")
 def test_process(vm: Machine, client: Client, module: str, expression: str, what: str) -> None:
     vm.check(f"modprobe {module}; udevadm settle")
     pid = hold(vm, expression)
@@ -236,6 +250,7 @@ def test_process(vm: Machine, client: Client, module: str, expression: str, what
     assert [user["detail"] for user in explained["users"]] == [f"pid {pid} {what}"]
 
 
+@explains("a device node that is not in /dev", "kill")
 def test_device_node_outside_dev(vm: Machine, client: Client) -> None:
     vm.check("modprobe vhost_net; udevadm settle; cp -a /dev/vhost-net /var/tmp/node")
     pid = hold(vm, "open('/var/tmp/node')")
@@ -244,6 +259,7 @@ def test_device_node_outside_dev(vm: Machine, client: Client) -> None:
     vm.check("rm /var/tmp/node")
 
 
+@explains("TLS of a TCP socket", "kill")
 def test_tls_of_a_socket(vm: Machine, client: Client) -> None:
     vm.check("modprobe tcp_diag; modprobe tls")
     made = (
@@ -256,6 +272,7 @@ def test_tls_of_a_socket(vm: Machine, client: Client) -> None:
     assert [user["detail"] for user in explained["users"]] == [f"pid {pid} socket TCP with tls"]
 
 
+@explains("a file system that was unmounted lazily", "kill")
 def test_file_system_that_was_unmounted_lazily(vm: Machine, client: Client) -> None:
     vm.check(
         "truncate -s 8M /var/tmp/fat; mkfs.vfat /var/tmp/fat >/dev/null; mount -o loop /var/tmp/fat /mnt; udevadm settle"

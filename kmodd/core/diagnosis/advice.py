@@ -289,7 +289,7 @@ def _sentence(user: User) -> str:
         case "configfs":
             return f"{user.name} in configfs uses it ({user.detail})."
         case "namespace":
-            return f"Network namespace {user.name} may use it: {user.detail}."
+            return f"Network namespace {user.name} may use it ({user.detail})."
         case "sysctl":
             return f"The setting {user.name} is {user.detail}."
         case "watchdog":

@@ -7,7 +7,7 @@ some tables of the namespace that the process is in.
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,8 +31,15 @@ _SET_UP = (
 class NetNamespace:
     """A network namespace with its processes, or one that `ip netns` has named."""
 
+    link: str
+    """`net:[4026532281]`."""
     tasks: tuple[Task, ...]
     name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, or one of its processes."""
+        return shown(self.name) if self.name else f"pid {self.tasks[0].pid}"
 
 
 class NetNamespaces:
@@ -58,13 +65,18 @@ class NetNamespaces:
                 names.setdefault(f"net:[{os.stat(self._root / _NAMED / name).st_ino}]", name)  # noqa: PTH116 - a number alone
             except OSError as error:
                 note(error)
-        alone = (NetNamespace((), name) for link, name in names.items() if link not in members and link != own)
-        return (*(NetNamespace(tuple(tasks), names.get(link, "")) for link, tasks in members.items()), *alone)
+        alone = (NetNamespace(link, (), name) for link, name in names.items() if link not in members and link != own)
+        return (*(NetNamespace(link, tuple(tasks), names.get(link, "")) for link, tasks in members.items()), *alone)
 
     @property
     def folders(self) -> Iterator[Path]:
         """The folder in /proc of one process of each."""
         return (self._tasks.folder(each.tasks[0]) for each in self.all if each.tasks)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each, by what its link reads."""
+        return {each.link: each.label for each in self.all}
 
     def users(self, loaded: Collection[str]) -> Iterator[tuple[frozenset[str], User]]:
         """What is seen of them: services of IPVS, which end with the processes of their namespace."""
@@ -81,15 +93,23 @@ class NetNamespaces:
         )
         for each in self.all[:_MAX] if modules else ():
             task = each.tasks[0] if each.tasks else None
-            name = each.name or (f"of pid {task.pid}" if task is not None else "")
             detail = "what is set up in it cannot be seen from outside"
             owner = 0 if task is None or each.name else task.uid
             pid = task.pid if task is not None else None
-            yield modules, User("namespace", shown(name), detail, pid=pid, owner=owner)
+            yield modules, User("namespace", each.label, detail, pid=pid, netns=each.label, owner=owner)
 
     def _of(self, namespace: NetNamespace, user: User) -> User:
         """This use of a module, in that namespace; what it consists of is ended from outside."""
         task = namespace.tasks[0]
         remedy, target, pids = self._tasks.ending(task, namespace.tasks)
-        detail = shown(f"{user.detail}, in the network namespace of pid {task.pid}")
-        return User(user.kind, user.name, detail, pid=task.pid, owner=task.uid, remedy=remedy, target=target, pids=pids)
+        return replace(
+            user,
+            detail=shown(f"{user.detail}, in network namespace {namespace.label}"),
+            pid=task.pid,
+            netns=namespace.label,
+            owner=task.uid,
+            remedy=remedy,
+            target=target,
+            words=(),
+            pids=pids,
+        )

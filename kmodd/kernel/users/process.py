@@ -14,12 +14,14 @@ from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mounts
 from kmodd.kernel.users.netlink import TcpUse
 from kmodd.kernel.users.tasks import Budget, Tasks
+from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
 _TABLE_MAX = 1 << 16
 _NETLINK_MAX = 1 << 20
+_CGROUP_MAX = 1 << 14
 _ATTRIBUTE = "system.sockprotoname"
 _ALG, _ALG_TYPES = "ALG", "algif_"
 _CONGESTION, _DIAG, _UPPER = "tcp_", "tcp_diag", frozenset({"tls", "smc", "espintcp"})
@@ -301,19 +303,26 @@ class OpenFiles:
         return frozenset(name for name in names if name in self._loaded)
 
 
-def processes(tasks: Tasks, files: OpenFiles, budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
-    """Each process with each of its open paths: the executable as name, `pid 1234 /dev/uinput` as detail."""
+def processes(
+    tasks: Tasks, files: OpenFiles, namespaces: Mapping[str, str], budget: Budget
+) -> Iterator[tuple[frozenset[str], User]]:
+    """Each process with each of its open paths: the executable as name, `pid 1234 /dev/uinput` as detail.
+
+    `namespaces` are the labels of other network namespaces, by what their links read.
+    """
     for task in tasks.all:
         if not budget.in_time():
             return
         folder = tasks.folder(task)
-        executable, ending = "", None
+        executable, ending, unit, container = "", None, "", ""
         seen: set[tuple[str, frozenset[str]]] = set()
         for path, modules, certain in files.of(folder, task.user):
             if (path, modules) in seen:
                 continue
             seen.add((path, modules))
-            executable = executable or shown(_executable(folder))
+            if not executable:
+                executable = shown(_executable(folder))
+                unit, container = map(shown, place(read_text(folder / "cgroup", _CGROUP_MAX) or ""))
             remedy, target, pids = ending = ending or tasks.ending(task)
             if not certain:
                 remedy, target, pids = Remedy.NONE, "", ()
@@ -325,6 +334,9 @@ def processes(tasks: Tasks, files: OpenFiles, budget: Budget) -> Iterator[tuple[
                     shown(f"pid {task.pid} {path}"),
                     pid=task.pid,
                     exe=executable,
+                    unit=unit,
+                    container=container,
+                    netns=namespaces.get(readlink(folder / "ns/net"), ""),
                     owner=task.uid,
                     remedy=remedy,
                     target=target,

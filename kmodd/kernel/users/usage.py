@@ -153,7 +153,7 @@ class ProcUsage:
         yield from namespaces.users(loaded)
         sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders)
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
-        yield from processes(tasks, OpenFiles(owners, sockets, unmounted, loaded, budget), budget)
+        yield from processes(tasks, OpenFiles(owners, sockets, unmounted, loaded, budget), namespaces.labels, budget)
         yield from watchdogs(self._root, loaded)
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
         yield from algorithms(self._root, loaded, explained.__contains__, budget)
