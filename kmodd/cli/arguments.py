@@ -111,6 +111,9 @@ def _define_store(store: argparse.ArgumentParser, common: argparse.ArgumentParse
         parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
     for parser in (activate, deactivate):
         parser.add_argument("--load", action="store_true", help="also load or reload it")
+        parser.add_argument(
+            "--disconnect", action="store_true", help="also when live interfaces or devices go with the module"
+        )
         parser.add_argument("--kernel", metavar="RELEASE", default="", help="default: the running one")
 
 

@@ -383,6 +383,7 @@ class ActivateRequest(BaseModel, extra="forbid"):
     """How to activate a version."""
 
     load: StrictBool = Field(default=False, description="Also load it. Needs the scopes `load` and `unload`.")
+    disconnect: StrictBool = DISCONNECT
     kernel: Text = Field(default="", description="Release of the kernel; the running one when left out.")
     reason: Reason = Field(default="", description="One line for the journal.")
 

@@ -151,9 +151,9 @@ def test_live_patch(root: FakeRoot) -> None:
 
 
 def test_server_of_nfs(root: FakeRoot) -> None:
-    root.put("proc/fs/nfsd/threads", "8\n")
+    root.put("proc/net/rpc/nfsd", "rc 0 0 0\nfh 0 0 0 0 0\nio 0 0\nth 8 0 0.000 0.000\nra 0 0\n")
     assert commands(root.found("nfsd")) == [(Remedy.WRITE_SETTING, ("/proc/fs/nfsd/threads", "0"))]
-    root.put("proc/fs/nfsd/threads", "0\n")
+    root.put("proc/net/rpc/nfsd", "rc 0 0 0\nth 0 0 0.000 0.000\n")
     assert root.found("nfsd") == []
 
 
@@ -162,6 +162,7 @@ FORMATS = "40 23 0:37 / /proc/sys/fs/binfmt_misc rw shared:17 - binfmt_misc binf
 
 def test_binary_formats(root: FakeRoot) -> None:
     root.process(1, "/sbin/init", mountinfo=FORMATS)
+    root.link("proc/1/root", str(root.path))
     for name in ("register", "status", "python 3"):
         root.put(f"proc/sys/fs/binfmt_misc/{name}")
     assert commands(root.found("binfmt_misc")) == [

@@ -29,8 +29,11 @@ def rows() -> Iterator[tuple[str, str, str]]:
             for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "explains":
                     what, command = (str(ast.literal_eval(each)) for each in mark.args)
-                    body = "\n".join(ast.get_source_segment(text, each) or "" for each in node.body)
-                    yield what, command, body
+                    yield what, command, "\n".join(ast.unparse(each) for each in _body(node))
+
+
+def _body(node: ast.stmt) -> list[ast.stmt]:
+    return node.body if isinstance(node, ast.FunctionDef) else []
 
 
 def table() -> str:

@@ -20,6 +20,7 @@ _GOVERNORS = ("schedutil", "performance", "powersave")
 """What replaces a governor, the first that there is: parts of the kernel in most builds."""
 _BINFMT = "binfmt_misc"
 _NFSD, _THREADS = "nfsd", "/proc/fs/nfsd/threads"
+_THREADS_LINE = re.compile(r"^th ([1-9][0-9]*) ", re.MULTILINE)
 
 
 def setting_users(
@@ -40,9 +41,9 @@ def setting_users(
                 modules,
                 User("patch", shown(name), "live patch, enabled", remedy=Remedy.WRITE_SETTING, words=(path, "0")),
             )
-    threads = read_text(root / _THREADS.lstrip("/")) or "0" if _NFSD in loaded else "0"
-    if threads.isdecimal() and int(threads):
-        detail = f"{threads} threads; its clients wait until it runs again"
+    threads = _THREADS_LINE.search(read_text(root / "proc/net/rpc/nfsd") or "") if _NFSD in loaded else None
+    if threads is not None:
+        detail = f"{threads[1]} threads; its clients wait until it runs again"
         yield frozenset({_NFSD}), User("service", _NFSD, detail, remedy=Remedy.WRITE_SETTING, words=(_THREADS, "0"))
     if _BINFMT in loaded:
         yield from _formats(root, mounts, budget)
@@ -91,12 +92,13 @@ def _governors(root: Path, known: Callable[..., frozenset[str]]) -> Iterator[tup
 def _formats(root: Path, mounts: Mounts, budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
     """Formats that are registered: each keeps the file system pinned, mounted or not (bm_register_write in fs/binfmt_misc.c).
 
-    The folder is looked at where it is mounted only: systemd's automount would mount it, and load the module.
+    The folder is looked at where it is mounted only: systemd's automount would mount it, and load the module. It is that of the
+    first process: ProtectKernelTunables= covers /proc/sys with one that sees no later mounts.
     """
     if not any(mount.type == _BINFMT and mount.point == _FORMATS for mount in mounts.all):
         budget.met(f"{_FORMATS} is not mounted")
         return
-    names = [name for name in listdir(root / _FORMATS.lstrip("/")) if name not in _CONTROLS]
+    names = [name for name in listdir(root / "proc/1/root" / _FORMATS.lstrip("/")) if name not in _CONTROLS]
     if len(names) > _FORMATS_MAX:
         budget.met(f"there are more than {_FORMATS_MAX} binary formats")
     for name in names[:_FORMATS_MAX]:

@@ -49,6 +49,9 @@ def algorithms(
 
 
 _MODULES_MAX = 1 << 20
+_SCTP = "sctp"
+_STAYING = "one in each network namespace, made with the module: it stays until the next boot"
+"""sctp_ctl_sock_init in net/sctp/protocol.c: the module holds itself by it."""
 
 Sighting = tuple[frozenset[str], User]
 """A user, with the loaded modules that it keeps busy."""
@@ -155,6 +158,8 @@ class ProcUsage:
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
         yield from processes(tasks, OpenFiles(owners, sockets, unmounted, loaded, budget), namespaces.labels, budget)
         yield from watchdogs(self._root, loaded)
+        if loaded.get(_SCTP, 0) > 0:
+            yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
         yield from algorithms(self._root, loaded, explained.__contains__, budget)
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
