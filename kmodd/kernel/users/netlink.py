@@ -111,8 +111,8 @@ def big_endian(value: bytes) -> int:
 _SOCK_DIAG, _BY_FAMILY = 4, 20
 """NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY."""
 _INFO, _CONG, _ULP_INFO, _ULP_NAME = 2, 4, 19, 1
-"""INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_ULP_INFO and INET_ULP_INFO_NAME of linux/inet_diag.h. The latter two need CAP_NET_ADMIN, and come
-with the first (inet_sk_diag_fill in net/ipv4/inet_diag.c)."""
+"""INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_ULP_INFO and INET_ULP_INFO_NAME of linux/inet_diag.h. The latter two need CAP_NET_ADMIN,
+and come with the first (inet_sk_diag_fill in net/ipv4/inet_diag.c)."""
 _REQUEST = struct.Struct("=BBBxI48x")
 """struct inet_diag_req_v2: family, protocol, requested attributes, states, and any socket."""
 _MESSAGE = struct.Struct("=4x48x16xI")
