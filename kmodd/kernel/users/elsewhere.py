@@ -56,7 +56,7 @@ class NetNamespaces:
         own = readlink(self._root / "proc/self/ns/net") or readlink(self._root / "proc/1/ns/net")
         members: dict[str, list[Task]] = {}
         for task in self._tasks.all:
-            link = readlink(self._tasks.folder(task) / "ns/net")
+            link = readlink(f"{self._root}/proc/{task.pid}/ns/net")
             if link and link != own:
                 members.setdefault(link, []).append(task)
         names: dict[str, str] = {}
@@ -70,8 +70,10 @@ class NetNamespaces:
 
     @property
     def folders(self) -> Iterator[Path]:
-        """The folder in /proc of one process of each."""
-        return (self._tasks.folder(each.tasks[0]) for each in self.all if each.tasks)
+        """The folder in /proc of one process of each, as long as there is time."""
+        for each in self.all:
+            if each.tasks and self._budget.in_time():
+                yield self._tasks.folder(each.tasks[0])
 
     @property
     def labels(self) -> dict[str, str]:

@@ -260,9 +260,9 @@ class OpenFiles:
 
     def of(self, folder: Path, uid: int) -> Iterator[tuple[str, frozenset[str], bool]]:
         """What is open, as its link reads, with the modules behind it, and whether it holds them all or one of them."""
-        for name in ("cwd", "root"):
-            if (place := inode(folder / name)) and (modules := self._unmounted.modules(place.on)):
-                yield f"{readlink(folder / name)} of a file system that is unmounted", modules, True
+        for link in (f"{folder}/cwd", f"{folder}/root"):
+            if (place := inode(link)) and (modules := self._unmounted.modules(place.on)):
+                yield f"{readlink(link)} of a file system that is unmounted", modules, True
         try:
             with os.scandir(folder / "fd") as entries:
                 for count, entry in enumerate(entries, 1):
@@ -275,8 +275,9 @@ class OpenFiles:
                         for use in self._sockets.uses(entry.path, target):
                             text = f"socket {use.protocol}"
                             yield text if use.certain else f"{text} of one of these types", use.modules, use.certain
-                    elif modules := self._without_path(folder / "fdinfo" / entry.name, target):
-                        yield target, modules, True
+                    elif target.startswith(("anon_inode:", _DMA_BUFFER)):
+                        if modules := self._without_path(f"{folder}/fdinfo/{entry.name}", target):
+                            yield target, modules, True
                     elif target.startswith("/"):
                         yield from self._of_file(entry.path, target)
         except OSError as error:
@@ -292,7 +293,7 @@ class OpenFiles:
         elif modules := self._unmounted.modules(file.on):
             yield f"{target} of a file system that is unmounted", modules, True
 
-    def _without_path(self, information: Path, target: str) -> frozenset[str]:
+    def _without_path(self, information: str, target: str) -> frozenset[str]:
         names: tuple[str, ...] = ()
         if target.startswith("anon_inode:"):
             names = _ANONYMOUS.get(target.removeprefix("anon_inode:"), ())
