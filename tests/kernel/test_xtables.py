@@ -30,7 +30,7 @@ def recorded(kind: Kind) -> tuple[bytes, bytes]:
 
 def rules(program: str) -> list[LegacyRule]:
     kind = PROGRAMS[program]
-    return list(rules_of(kind, "filter", *recorded(kind)))
+    return [rule for rule in rules_of(kind, "filter", *recorded(kind)) if rule.extensions]
 
 
 def test_rules_are_numbered_as_their_program_does() -> None:
@@ -83,6 +83,15 @@ def test_the_last_rule_of_a_chain_is_deleted_first(root: FakeRoot) -> None:
         (Remedy.DELETE_LEGACY_RULE, ("iptables-legacy", "filter", "INPUT", "1")),
     ]
     assert [user.detail for user in root.found("xt_conntrack")] == ["conntrack"]
+
+
+def test_a_table_with_rules_holds_its_module(root: FakeRoot) -> None:
+    users = root.found("iptable_filter")
+    assert [(user.remedy, user.words) for user in users] == [
+        (Remedy.FLUSH_LEGACY_TABLE, ("iptables-legacy", "filter")),
+        (Remedy.DELETE_LEGACY_CHAIN, ("iptables-legacy", "filter", "user")),
+    ]
+    assert users[0].detail == "5 rules, which go with it"
 
 
 def test_a_table_that_is_not_in_use_is_not_asked_for(root: FakeRoot) -> None:

@@ -54,7 +54,9 @@ def test_rules_of_iptables_legacy(vm: Machine, client: Client) -> None:
     assert {kind for kind, _ in kinds(explained)} == {"rule"}
     assert vm.check("iptables-legacy -S | grep -c multiport").strip() == "3", "no other rule is gone"
     freed(vm, client, "xt_multiport")
-    vm.check("iptables-legacy -X mine")
+    vm.check("iptables-legacy -A OUTPUT -p udp -j mine")
+    flush, delete = "iptables-legacy -t filter -F", "iptables-legacy -t filter -X mine"
+    freed(vm, client, "iptable_filter", flush, delete)
 
 
 @explains("a service of IPVS", "ipvsadm --delete-service")

@@ -17,6 +17,7 @@ from kmodd.core.diagnosis.advice import SETTLE, advised, command, free
 from kmodd.model import Remedy, User
 
 ROOT = Path(__file__).resolve().parents[2]
+LEGACY = {Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE, Remedy.DELETE_LEGACY_CHAIN}
 PROGRAMS = {
     "umount": {Remedy.UNMOUNT},
     "swapoff": {Remedy.SWAP_OFF},
@@ -41,9 +42,9 @@ PROGRAMS = {
     "unlink": {Remedy.UNLINK},
     "rmdir": {Remedy.REMOVE_FOLDER},
     "ipvsadm": {Remedy.DELETE_SERVICE},
-    "iptables-legacy": {Remedy.DELETE_LEGACY_RULE},
-    "ip6tables-legacy": {Remedy.DELETE_LEGACY_RULE},
-    "arptables-legacy": {Remedy.DELETE_LEGACY_RULE},
+    "iptables-legacy": LEGACY,
+    "ip6tables-legacy": LEGACY,
+    "arptables-legacy": LEGACY,
     "sh": {Remedy.STOP_WATCHDOG, Remedy.WRITE_SETTING, Remedy.STOP_CACHE},
     "udevadm": set(Remedy),
     "kmodctl": set(Remedy),
@@ -109,6 +110,8 @@ LISTS = (
     ("/proc/sys/fs/binfmt_misc/python 3.11", "-1"),
     ("/sys/fs/bcache/6a2cd2cd-c9ae-4fd1-9cd9-9d8f2a0f2b0c/stop",),
     ("iptables-legacy", "filter", "INPUT", "3"),
+    ("iptables-legacy", "filter"),
+    ("iptables-legacy", "filter", "mine"),
     ("--tcp-service", "10.0.0.1:80"),
     ("src", "10.0.0.1", "dst", "10.0.0.2", "proto", "esp", "spi", "0x00000100"),
     ("src", "fd00::1", "dst", "fd00::2", "proto", "ah", "spi", "0x00000100", "mark", "0x1", "mask", "0xff"),
@@ -212,8 +215,8 @@ def check_network_words(words: list[str], user: User | None) -> None:
         assert len(words) == 4
         assert not words[3].startswith("-")
     else:
-        assert (words[1], words[3], len(words)) == ("-t", "-D", 6)
-        assert user is None or (words[0], words[2], words[4], words[5]) == user.words
+        assert (words[1], words[3], len(words)) in [("-t", "-D", 6), ("-t", "-F", 4), ("-t", "-X", 5)]
+        assert user is None or (words[0], words[2], *words[4:]) == user.words
         assert not [word for word in (words[2], *words[4:]) if word.startswith(("-", "!"))]
 
 
@@ -349,6 +352,8 @@ def test_a_shell_runs_it_as_it_reads(sandbox: Path, user: User) -> None:
             "iptables-legacy -t filter -D 'DOCKER;x' 3",
         ),
         (User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("iptables-legacy", "filter", "-F", "3")), ""),
+        (User("table", "", "", remedy=Remedy.FLUSH_LEGACY_TABLE, words=LISTS[4]), "iptables-legacy -t filter -F"),
+        (User("chain", "", "", remedy=Remedy.DELETE_LEGACY_CHAIN, words=LISTS[5]), "iptables-legacy -t filter -X mine"),
         (User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("bash", "filter", "INPUT", "3")), ""),
         (
             User("service", "", "", remedy=Remedy.DELETE_SERVICE, words=("--tcp-service", "[fd00::1]:80")),

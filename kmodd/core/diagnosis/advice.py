@@ -96,12 +96,12 @@ _ORDER = (
     {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
     {Remedy.KILL, Remedy.STOP_UNIT, Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER},
     {
-        *(Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.DELETE_LEGACY_RULE),
+        *(Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE),
         *(Remedy.DELETE_SERVICE, Remedy.DELETE_STATE, Remedy.UNLINK),
     },
     {Remedy.DELETE_ACTION, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC},
     {Remedy.DELETE_SET, Remedy.DELETE_OBJECT, Remedy.DELETE_FLOWTABLE},
-    {Remedy.DELETE_CHAIN},
+    {Remedy.DELETE_CHAIN, Remedy.DELETE_LEGACY_CHAIN},
     {Remedy.DELETE_TABLE, Remedy.DESTROY_SET, Remedy.REMOVE_FOLDER},
 )
 """What has to go before what: a file system before the loop device below it. Everything else comes last, and what stands in
@@ -198,6 +198,21 @@ def _delete_legacy_rule(words: tuple[str, ...]) -> str:
     return f"{program} -t {table} -D {shlex.quote(chain)} {number}"
 
 
+def _flush_legacy_table(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or words[0] not in _LEGACY_PROGRAMS or not _LEGACY_TABLE.fullmatch(words[1]):
+        return ""
+    return f"{words[0]} -t {words[1]} -F"
+
+
+def _delete_legacy_chain(words: tuple[str, ...]) -> str:
+    if len(words) != 3 or words[0] not in _LEGACY_PROGRAMS:
+        return ""
+    program, table, chain = words
+    if not (_LEGACY_TABLE.fullmatch(table) and _LEGACY_CHAIN.fullmatch(chain)):
+        return ""
+    return f"{program} -t {table} -X {shlex.quote(chain)}"
+
+
 def _delete_service(words: tuple[str, ...]) -> str:
     if len(words) != 2 or words[0] not in _SERVICES or not _ADDRESS.fullmatch(words[1]):
         return ""
@@ -214,6 +229,8 @@ _WORDED = {
     Remedy.WRITE_SETTING: _write,
     Remedy.STOP_CACHE: _stop_cache,
     Remedy.DELETE_LEGACY_RULE: _delete_legacy_rule,
+    Remedy.FLUSH_LEGACY_TABLE: _flush_legacy_table,
+    Remedy.DELETE_LEGACY_CHAIN: _delete_legacy_chain,
     Remedy.DELETE_SERVICE: _delete_service,
     Remedy.DELETE_STATE: _delete_state,
 }

@@ -423,8 +423,9 @@ class Activation:
             names = {parameter.name.replace("-", "_") for parameter in self._index.info(name).parameters}
             values = {key: value for key, value in parameters if key in names}
         operation = Operation(verb, name, tuple(values.items()), itself=True)
-        action = f"activate {name} {shlex.quote(entry.version)}" if entry is not None else f"deactivate {name}"
-        hint = f"kmodctl store {action} --load --disconnect"
+        hint = f"kmodctl store deactivate {name} --load --disconnect"
+        if entry is not None:
+            hint = f"kmodctl store activate {name} {shlex.quote(entry.version)} --load --disconnect"
         return await self._run(operation, caller, allowed, disconnect=disconnect, hint=hint)
 
     async def _run(

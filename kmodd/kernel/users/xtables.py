@@ -80,8 +80,9 @@ class LegacyRule:
     table: str
     chain: str
     number: int
-    extensions: tuple[str, ...]
-    """Names of its matches and of its target."""
+    """0 for the head of a chain that a user made."""
+    extensions: tuple[str, ...] = ()
+    """Names of its matches and of its target, where they are extensions."""
 
 
 def read_table(kind: Kind, name: str) -> tuple[bytes, bytes]:
@@ -115,7 +116,8 @@ def legacy_users(
     read: ReadTable,
     budget: Budget,
 ) -> Iterator[tuple[frozenset[str], User]]:
-    """Rules, of each chain the last one first: the others keep their numbers when it is deleted.
+    """Rules, of each chain the last one first: the others keep their numbers when it is deleted. Then the tables with something in
+    them, each of which holds its own module (__do_replace in net/ipv4/netfilter/ip_tables.c), and the chains that users made.
 
     `loaded` are the modules that are looked for, `resolve` answers the modules with an alias.
     """
@@ -137,6 +139,9 @@ def legacy_users(
                         known[name] = _modules(kind, name, loaded, resolve)
                 if modules := frozenset[str]().union(*(known[name] for name in rule.extensions)):
                     yield modules, _user(rule)
+            own = frozenset({canonical(f"{kind.prefix}able_{table}")} & set(loaded))
+            if rules and own:
+                yield from ((own, user) for user in _contents(kind, table, rules))
             if not budget.in_time_for_rules():
                 return
 
@@ -161,11 +166,14 @@ def rules_of(kind: Kind, table: str, info: bytes, entries: bytes) -> Iterator[Le
             chain, number = kind.hooks[begins[position]], 0
         if names[-1:] == [_ERROR]:
             chain, number = _text(entries[position + target + _EXTENSION.size : position + following]), 0
+            # The last entry of all is the end of the table.
+            if position + following < len(entries):
+                yield LegacyRule(kind.program, table, chain, 0)
         else:
             number += 1
             # The last entry of a chain of the kernel's own is its policy.
-            if position not in ends and (extensions := tuple(filter(None, names))):
-                yield LegacyRule(kind.program, table, chain, number, extensions)
+            if position not in ends:
+                yield LegacyRule(kind.program, table, chain, number, tuple(filter(None, names)))
                 count += 1
                 if count == _RULES_MAX:
                     return
@@ -202,3 +210,16 @@ def _user(rule: LegacyRule) -> User:
         remedy=Remedy.DELETE_LEGACY_RULE,
         words=(rule.program, rule.table, rule.chain, str(rule.number)),
     )
+
+
+def _contents(kind: Kind, table: str, rules: tuple[LegacyRule, ...]) -> Iterator[User]:
+    """A table, which is emptied, and then its chains that users made, which are deleted."""
+    chains = [rule.chain for rule in rules if not rule.number]
+    # Each of these ends in an entry that returns.
+    number = sum(1 for rule in rules if rule.number) - len(chains)
+    words = (kind.program, table)
+    detail = f"{number} rules, which go with it"
+    yield User("table", shown(" ".join(words)), detail, remedy=Remedy.FLUSH_LEGACY_TABLE, words=words)
+    for chain in chains:
+        name = shown(" ".join((*words, chain)))
+        yield User("chain", name, "without rules", remedy=Remedy.DELETE_LEGACY_CHAIN, words=(*words, chain))
