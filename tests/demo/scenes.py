@@ -109,6 +109,7 @@ TOUR = (
             Line("kmodctl unload dummy", code=5),
             Line("kmodctl why dummy"),
             Line("mount -o loop,iocharset=ascii /srv/stick /mnt && kmodctl why nls_ascii"),
+            Line("umount /mnt && kmodctl unload nls_ascii"),
         ),
         setup=(
             "nft 'add table inet shop; add chain inet shop in; add rule inet shop in ct state established accept'",
