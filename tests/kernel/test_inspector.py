@@ -31,6 +31,9 @@ USER: dict[str, Any] = {
     "command": "",
     "pid": 7,
     "exe": "",
+    "unit": "",
+    "container": "",
+    "netns": "",
     "owner": 1000,
     "remedy": "unmount",
     "target": "/m",
@@ -283,14 +286,17 @@ def asked(capabilities: str, code: str) -> str:
 OPENED = """
 from pathlib import Path
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.process import processes
+from kmodd.kernel.users.process import OpenFiles, processes
 from kmodd.kernel.users.tasks import Tasks
 class Owners:
     def modules(self, kind, major, minor): return frozenset({"m"} if (kind, major, minor) == ("char", 1, 7) else ())
 class Sockets:
     def uses(self, link, target): return []
+class Unmounted:
+    def modules(self, number): return frozenset()
 budget = Budget()
-print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), Owners(), Sockets(), budget)))
+files = OpenFiles(Owners(), Sockets(), Unmounted(), {"m"}, budget)
+print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, {}, budget)))
 """
 
 

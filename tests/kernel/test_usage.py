@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from kmodd.kernel.files import readlink
-from kmodd.kernel.users import process as usage_process
-from kmodd.kernel.users.process import SocketModules, SocketUse
+from kmodd.kernel.users.process import SocketModules, SocketUse, inode
 from kmodd.kernel.users.tasks import Budget, Limits, namespace_owner
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot, number
@@ -472,9 +471,13 @@ def test_mounts_that_concern_no_module_are_not_kept(root: FakeRoot) -> None:
 
 
 def test_the_target_of_a_link_is_read_without_a_file_server() -> None:
-    assert usage_process.device("/dev/zero") == ("char", 1, 5)
-    assert usage_process.device("/etc/passwd") is None
-    assert usage_process.device("/nowhere") is None
+    zero = inode("/dev/zero")
+    assert zero is not None
+    assert (zero.kind, zero.number) == ("char", (1, 5))
+    plain, status = inode("/etc/passwd"), Path("/etc/passwd").stat()
+    assert plain is not None
+    assert (plain.kind, plain.on) == ("", (os.major(status.st_dev), os.minor(status.st_dev)))
+    assert inode("/nowhere") is None
 
 
 def test_users_are_bounded_and_certain_ones_come_first(root: FakeRoot) -> None:

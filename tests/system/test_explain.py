@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.system.client import Client, Kmodctl, named, soon
+from tests.system.explains import explains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +54,7 @@ def holds(
     return explained
 
 
+@explains("a mount", "umount")
 def test_mount(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("modprobe overlay; mkdir -p /tmp/l /tmp/u /tmp/w '/tmp/with space'")
     vm.check("mount -t overlay stacked -o lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w '/tmp/with space'")
@@ -62,6 +64,7 @@ def test_mount(vm: Machine, client: Client, alice: Client) -> None:
     assert client.unload("overlay") == ["overlay"]
 
 
+@explains("a mount in another mount namespace", "umount --internal-only --namespace")
 def test_mount_of_another_mount_namespace(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("modprobe overlay; mkdir -p /tmp/l /tmp/u /tmp/w /tmp/m")
     mount = "mount -t overlay hidden -o lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w /tmp/m"
@@ -191,6 +194,7 @@ def _last(vm: Machine, name: str) -> str:
     return vm.check(["pgrep", "--exact", "--newest", name]).strip()
 
 
+@explains("a loop device", "losetup --detach")
 def test_loop_device(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("modprobe loop; truncate -s 4M /var/tmp/disk.img; losetup /dev/loop3 /var/tmp/disk.img; udevadm settle")
     holds(client, alice, "loop", ("loop", "/dev/loop3", "/var/tmp/disk.img"))
@@ -198,6 +202,7 @@ def test_loop_device(vm: Machine, client: Client, alice: Client) -> None:
     soon(lambda: client.explain("loop")["removable"], "nothing holds it")
 
 
+@explains("a process with an open device", "kill")
 def test_process_of_another_user(vm: Machine, client: Client, alice: Client, kmodctl: Kmodctl) -> None:
     vm.check(f"modprobe {T}chardev; udevadm settle; chmod 0666 /dev/{T}chardev")
     process = vm.start(f"exec 9</dev/{T}chardev; echo $$; exec sleep 600", user="bob")

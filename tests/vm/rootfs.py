@@ -23,6 +23,7 @@ libglib2.0-bin python3-gi gir1.2-glib-2.0
 iproute2 curl make man-db less bash-completion zsh fish procps psmisc e2fsprogs mount util-linux util-linux-extra
 nftables iptables ipset dmsetup dosfstools
 xz-utils zstd lz4 lzop bzip2 squashfs-tools strace
+libnl-genl-3-200 libpopt0
 dracut-core ansible-core"""
 # Documentation and translations would double the image; man pages of kmodd come with its own installation.
 EXCLUDED = (
@@ -62,6 +63,12 @@ apt-get -o APT::Sandbox::User=root download ansible
 general=./usr/lib/python3/dist-packages/ansible_collections/community/general
 dpkg-deb --fsys-tarfile ansible_*.deb | tar -C "$root" -x "$general/meta" "$general/MANIFEST.json" "$general/plugins/module_utils" \
     "$general/plugins/modules/modprobe.py" "$general/plugins/modules/kernel_blacklist.py"
+# Programs that printed commands run, without the services and rules that their packages bring along.
+apt-get -o APT::Sandbox::User=root download mdadm ipvsadm nbd-client btrfs-progs bcache-tools
+for deb in mdadm ipvsadm nbd-client btrfs-progs bcache-tools; do dpkg-deb -x "$deb"_*.deb "programs"; done
+for program in mdadm ipvsadm nbd-client mkfs.btrfs make-bcache; do
+    cp "$(find programs -type f \( -path "*/sbin/$program" -o -path "*/bin/$program" \) | head -n 1)" "$root/usr/sbin/"
+done
 cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
 chmod -R a+rX "$out/headers"
 """

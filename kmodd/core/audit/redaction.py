@@ -16,7 +16,7 @@ from kmodd.errors import Evidence
 from kmodd.model import Explanation, LoadedBy, Plan, User
 
 OTHERS = "of other users"
-_UNOWNED = frozenset({"rule", "chain", "set", "object", "table"})
+_UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state"})
 LOADED = "loaded through kmodd"
 """Why a module is there, without who loaded it and for what."""
 USERS, CONSEQUENCES, LOADER, LOG = "users", "consequences", "loaded-by", "kernel-log"
@@ -24,7 +24,7 @@ USERS, CONSEQUENCES, LOADER, LOG = "users", "consequences", "loaded-by", "kernel
 
 _PUBLIC_KINDS = frozenset(
     {"module", "mount", "loop", "netdev", "block", "device", "array", "qdisc", "filter", "action", "service", "sysctl", "crypto"}
-    | {"configfs", "watchdog", "kernel"}
+    | {"configfs", "watchdog", "kernel", "scheduler", "governor", "patch", "format", "socket"}
 )  # fmt: skip
 """Kinds that /proc, /sys and rtnetlink show to everyone unless the user of the module has an owner. All others are withheld
 where the owner is unknown: processes, what netfilter shows to CAP_NET_ADMIN alone, and whatever kind is added later."""
