@@ -36,6 +36,7 @@ from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.requests import Requests
 from kmodd.core.rules.configuration import Configuration
+from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
 from kmodd.daemon.store import CustomModules
@@ -230,6 +231,7 @@ class Daemon:
             watch.health,
             requests.health,
         )
+        self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
         parts = Services(
             operations=self._operations,
             refusals=Refusals(kernel, self._audit, self._events),
@@ -264,6 +266,7 @@ class Daemon:
                 reader, limit_max=lambda: desired.daemon_settings.history_limit_max, settled=origins.settled
             ).read,
             machine_id=machine_id,
+            surfaces=self._surfaces,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,
             trim_heap=lambda: trim_heap(kernel.index.forget),
@@ -346,6 +349,7 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._status_timer is not None:
             self._status_timer.cancel()
+        self._surfaces.close()
         self._kernel.uevents.close()
         self._kernel.requests.close()
         await self._kernel.inspection.close()
