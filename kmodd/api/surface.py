@@ -52,7 +52,8 @@ class SurfaceInterface:
                 for exposure in surface.exposures
                 if (reach is None or exposure.reach is reach) and (not match or matches(match, exposure.module))
             ]
-            return Body(encode("aa{sv}", ([_exposure(each) for each in selected[: limit or None]],)))
+            # One row at a time: thousands at once would be what the collector of garbage goes through, with the loop waiting.
+            return Body(encode("aa{sv}", (map(_exposure, selected[: limit or None]),)))
 
         return self._call(values, get)
 

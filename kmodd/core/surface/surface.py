@@ -47,6 +47,14 @@ class _Request:
     """The part of the kernel image that answers it, so that the kernel asks for no module."""
 
 
+@dataclass(slots=True)
+class _Alike:
+    """A route, and how many more there are like it."""
+
+    route: Route
+    more: int = 0
+
+
 def compute(
     index: ModuleIndex, tables: Tables, facts: KernelFacts, *, running: bool, loaded: Collection[ModuleName] = ()
 ) -> Surface:
@@ -65,7 +73,7 @@ class _Computation:
         self._loaded = loaded
         self._resolver = Resolver(index, facts.command_line)
         self._release = tuple(map(int, _NUMBERS.findall(facts.release)[:2]))
-        self._routes: dict[ModuleName, list[Route]] = {}
+        self._routes: dict[ModuleName, dict[object, _Alike]] = {}
         self._modules = tuple(name for name in index.available() if not index.is_builtin(name))
         self._served = {
             alias.replace("-", "_"): name for name in index.builtins() for alias in index.info(name).aliases
@@ -208,10 +216,16 @@ class _Computation:
         )
 
     def _add_dependencies(self, loading: Loading, route: Route) -> None:
-        asked = {target.name for target in loading.targets}
+        requested = {target.name for target in loading.targets}
         for name, target in loading.inserted.items():
-            if name not in asked:
-                self._add(name, replace(route, through=target))
+            if name not in requested:
+                # One of each kind is listed: a library is reached by hundreds.
+                alike = self._routes.setdefault(name, {})
+                key = (route.kind, route.open, route.reach)
+                if key in alike:
+                    alike[key].more += 1
+                else:
+                    alike[key] = _Alike(replace(route, through=target))
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
@@ -267,14 +281,24 @@ class _Computation:
     # --- all together -------------------------------------------------------------------------------------------------
 
     def _add(self, module: ModuleName, route: Route) -> None:
-        self._routes.setdefault(module, []).append(route)
+        alike = self._routes.setdefault(module, {})
+        key = (route.kind, route.request)
+        if key in alike:
+            alike[key].more += 1
+        else:
+            alike[key] = _Alike(route)
 
     def _exposure(self, module: ModuleName) -> Exposure:
-        routes = [*self._routes.get(module, ()), self._by_name(module)]
-        kept = _shortened(routes)
+        self._add(module, self._by_name(module))
+        alike = self._routes.pop(module).values()
+        routes = [
+            each.route if not each.more else replace(each.route, more=each.route.more + each.more) for each in alike
+        ]
+        # What matters most comes first: open, for the most users, for the module itself.
+        routes.sort(key=lambda route: (not route.open, route.reach.rank, route.through is not None))
         reach = min((route.reach for route in routes if route.open), key=lambda reach: reach.rank, default=Reach.NONE)
         without = min((route.reach for route in routes), key=lambda reach: reach.rank)
-        return Exposure(module, reach, without, module in self._loaded, tuple(kept))
+        return Exposure(module, reach, without, module in self._loaded, tuple(routes[:ROUTES_MAX]))
 
     def _by_name(self, module: ModuleName) -> Route:
         """`modprobe MODULE` by root."""
@@ -305,15 +329,3 @@ def _openers(node: DeviceNode) -> tuple[Reach, str]:
     if node.mode & 0o060 and node.group not in ("", "root"):
         return Reach.DEVICE, f"members of the group {node.group}"
     return Reach.ROOT, "root"
-
-
-def _shortened(routes: list[Route]) -> list[Route]:
-    """The routes that matter first: every request for the module itself, and of those for others one of each kind, with their number."""
-    order = sorted(routes, key=lambda route: (not route.open, route.reach.rank, route.through is not None))
-    groups: dict[tuple[object, ...], Route] = {}
-    for route in order:
-        direct = route.through is None
-        key = (direct, route.request) if direct else (direct, route.kind, route.open)
-        first = groups.get(key)
-        groups[key] = route if first is None else replace(first, more=first.more + 1)
-    return list(groups.values())[:ROUTES_MAX]
