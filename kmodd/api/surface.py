@@ -89,6 +89,7 @@ def _guard(guard: Guard) -> rows.Row:
         "closes": ("b", guard.closes),
         "says": ("s", guard.says),
         "unread": ("b", guard.unread),
+        "unusual": ("b", guard.unusual),
     }
 
 

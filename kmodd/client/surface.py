@@ -29,6 +29,7 @@ class GuardRow:
     closes: bool
     says: str
     unread: bool
+    unusual: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,12 @@ def route_row(data: Mapping[str, Any]) -> RouteRow:
 
 def _guard(fields: Fields) -> GuardRow:
     return GuardRow(
-        fields.text("name"), fields.text("value"), fields.flag("closes"), fields.text("says"), fields.flag("unread")
+        fields.text("name"),
+        fields.text("value"),
+        fields.flag("closes"),
+        fields.text("says"),
+        fields.flag("unread"),
+        fields.flag("unusual"),
     )
 
 

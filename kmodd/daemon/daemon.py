@@ -208,6 +208,7 @@ class Daemon:
             off=lambda: kernel.requests.off,
             lost=lambda: kernel.requests.lost,
         )
+        self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(
             self._operations,
@@ -230,8 +231,8 @@ class Daemon:
         health.further += (
             watch.health,
             requests.health,
+            self._surfaces.health,
         )
-        self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
         parts = Services(
             operations=self._operations,
             refusals=Refusals(kernel, self._audit, self._events),

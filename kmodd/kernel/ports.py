@@ -26,7 +26,7 @@ from kmodd.model import (
 )
 from kmodd.model.rules import ManagedFile, RuleFiles
 from kmodd.model.store import Examination, StoredModule
-from kmodd.model.surface import Tables
+from kmodd.model.surface import Guard, Tables
 from kmodd.names import Alias, ModuleName
 
 
@@ -314,6 +314,9 @@ class InstalledKernels(Protocol):
 
     def stamp(self, release: str) -> object:
         """Compares equal as long as `index` and `tables` answer the same."""
+
+    def guards(self) -> tuple[Guard, ...]:
+        """Settings as they are now: some small files, which may be read on the event loop."""
 
     def tables(self, release: str) -> Tables:
         """Settings and device nodes as they are now; OSError where a table of the kernel cannot be read."""

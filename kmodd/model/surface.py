@@ -57,6 +57,8 @@ class Guard:
     """What it does, as a clause."""
     unread: bool = False
     """It could not be read, and counts as open."""
+    unusual: bool = False
+    """Of kernel.modprobe: another program than modprobe."""
 
 
 @dataclass(frozen=True, slots=True)

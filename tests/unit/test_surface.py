@@ -16,7 +16,7 @@ from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import SimulatedModule
 from kmodd.kernel.simulated.reads import SimulatedInstalled
-from kmodd.model import Rule
+from kmodd.model import HealthStatus, Rule
 from kmodd.model.surface import Exposure, Gate, Reach, Route, Surface, Tables
 from kmodd.names import ModuleName
 
@@ -117,7 +117,7 @@ async def test_a_closed_route_says_why() -> None:
     assert closing(route, surface.tables) == "install rule /etc/modprobe.d/x.conf:7: install vfat /bin/false"
     assert going(route) == "any user in a user namespace who opens the file system type by fsopen(2)"
     bench = Bench()
-    bench.installed.guards[Gate.USERNS_CLONE] = "0"
+    bench.installed.settings[Gate.USERNS_CLONE] = "0"
     surface = await bench.surface()
     route = direct(exposure_of(surface, ModuleName("vfat")), "fs-vfat")
     assert closing(route, surface.tables) == "kernel.unprivileged_userns_clone = 0: closed"
@@ -125,12 +125,24 @@ async def test_a_closed_route_says_why() -> None:
     assert "net-pf-38 is needed first" in closing(replace(route, gate=None, missing="net-pf-38"), Tables())
 
 
+async def test_another_program_than_modprobe_is_a_finding() -> None:
+    bench = Bench()
+    assert bench.surfaces.health() == []
+    bench.installed.settings[Gate.MODPROBE] = ""
+    assert bench.surfaces.health() == []  # an administrator's choice, which `kmodctl surface` shows
+    bench.installed.settings[Gate.MODPROBE] = "/tmp/x"
+    (check,) = bench.surfaces.health()
+    assert check.status is HealthStatus.DEGRADED
+    assert check.message == "The kernel runs /tmp/x as root for each module request, not modprobe."
+    assert check.hint == "sysctl kernel.modprobe=/sbin/modprobe"
+
+
 async def test_the_answer_is_kept_until_something_changed() -> None:
     bench = Bench()
     await bench.surfaces.answer("", 1000, lambda surface: surface)
     await bench.surfaces.answer("", 1001, lambda surface: surface)
     assert bench.computed == 1
-    bench.installed.guards[Gate.LDISC_AUTOLOAD] = "0"
+    bench.installed.settings[Gate.LDISC_AUTOLOAD] = "0"
     await bench.surfaces.answer("", 1000, lambda surface: surface)
     assert bench.computed == 2
     bench.kernel.modprobe("vfat")

@@ -62,7 +62,7 @@ def summary_lines(report: Summary, screen: Screen) -> list[str]:
     text += render(screen, [Column("MODULES", right=True), Column("CAN BE LOADED BY"), Column("REACH")], rows)
     text.append("")
     for guard in report.guards:
-        if guard.closes or guard.unread or guard.says.startswith("another"):
+        if guard.closes or guard.unread or guard.unusual:
             mark = paint.good if guard.closes else paint.warn
             text.append(f"{mark(clean(guard.name))} = {clean(guard.value) or paint.dim('none')}: {clean(guard.says)}")
     text += [paint.warn(f"cannot be read: {clean(each)}") for each in report.unreadable]

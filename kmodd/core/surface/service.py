@@ -10,13 +10,17 @@ from kmodd.core.fair_share import FairSlots, User
 from kmodd.core.surface.surface import compute
 from kmodd.errors import Evidence, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, InstalledKernels, LoadedModules
+from kmodd.model import HealthCheck, HealthStatus
 from kmodd.model.surface import Exposure, Gate, Surface
 from kmodd.names import ModuleName
+from kmodd.text import shown
 
 KEEP = 10.0
 """Seconds without a question after which everything is forgotten: it has megabytes."""
 _KERNELS_MAX = 2
 """Kernels whose surface is kept."""
+
+_RESET = "sysctl kernel.modprobe=/sbin/modprobe"
 
 Answer = TypeVar("Answer")
 
@@ -60,6 +64,16 @@ class Surfaces:
     def releases(self) -> tuple[str, ...]:
         """The installed kernels; in the thread of `make`."""
         return self._installed.releases()
+
+    def health(self) -> list[HealthCheck]:
+        """A program in the place of modprobe: the kernel runs it as root for a request of any user."""
+        guard = next(guard for guard in self._installed.guards() if guard.gate is Gate.MODPROBE)
+        message = ""
+        if guard.unusual:
+            message = f"The kernel runs {shown(guard.value)} as root for each module request, not modprobe."
+        elif guard.unread:
+            message = f"kernel.modprobe {guard.says}."
+        return [HealthCheck("modprobe", HealthStatus.DEGRADED, message, "", _RESET)] if message else []
 
     def close(self) -> None:
         """Forget everything, and wait for nothing."""

@@ -20,7 +20,7 @@ _EXPOSED = {
     "kind": "algorithm-type", "request": "algif-aead", "through": "",
 }  # fmt: skip
 _GUARD = {"name": "kernel.modprobe", "value": "/sbin/modprobe", "closes": False, "says": "does not restrict",
-          "unread": False}  # fmt: skip
+          "unread": False, "unusual": False}  # fmt: skip
 _REPORT = {
     "kernel": "6.1.0-31-amd64", "running": True, "kernels": ["6.1.0-31-amd64"], "unprivileged": 206, "userns": 385,
     "device": 4, "hardware": 2070, "root": 922, "none": 3, "guards": [_GUARD], "unreadable": [], "nodes_known": True,

@@ -11,7 +11,7 @@ from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.kernel.modules.module_facts import file_stamp
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.guards import device_nodes, read_guards
-from kmodd.model.surface import Tables
+from kmodd.model.surface import Guard, Tables
 from kmodd.names import is_release
 from kmodd.releases import by_age
 
@@ -48,10 +48,14 @@ class InstalledIndexes:
         files = [*(str(tree / name) for name in _FILES), *folders.files()]
         return tuple((path, file_stamp(path)) for path in files), dict(folders.unreadable)
 
+    def guards(self) -> tuple[Guard, ...]:
+        """Settings as they are now."""
+        return read_guards(self._root)
+
     def tables(self, release: str) -> Tables:
         """Settings and device nodes as they are now."""
         devices = self._devices if self._devices is not None and self._devices.is_dir() else None
-        return Tables(read_guards(self._root), device_nodes(self._root, release, devices))
+        return Tables(self.guards(), device_nodes(self._root, release, devices))
 
     @contextmanager
     def index(self, release: str) -> Iterator[ModuleIndex]:

@@ -92,8 +92,9 @@ def _modprobe(root: Path) -> Guard:
         return Guard(gate, value, closes=False, says=says, unread=True)
     if not mode & 0o111 or not stat.S_ISREG(mode):
         return Guard(gate, value, closes=True, says="it is not a program, so requests fail")
-    says = "does not restrict" if value in MODPROBES else "another program than modprobe, which counts as modprobe"
-    return Guard(gate, value, closes=False, says=says)
+    unusual = value not in MODPROBES
+    says = "another program than modprobe, which counts as modprobe" if unusual else "does not restrict"
+    return Guard(gate, value, closes=False, says=says, unusual=unusual)
 
 
 def device_nodes(root: Path, release: str, devices: Path | None) -> tuple[DeviceNode, ...]:

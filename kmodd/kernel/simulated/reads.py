@@ -252,7 +252,7 @@ class SimulatedInstalled:
     def __init__(self, machine: SimulatedMachine, index: ModuleIndex) -> None:
         self._machine = machine
         self._index = index
-        self.guards = dict.fromkeys(Gate, "") | _GUARDS
+        self.settings = dict.fromkeys(Gate, "") | _GUARDS
         """The value of each setting; empty for one that this kernel does not have."""
         self.nodes = _NODES
 
@@ -264,14 +264,23 @@ class SimulatedInstalled:
         """Changes with the rules."""
         return release, self._index.version, self._index.all_rules()
 
-    def tables(self, release: str) -> Tables:
+    def guards(self) -> tuple[Guard, ...]:
         """What a test set."""
+        return tuple(
+            Guard(
+                gate,
+                value,
+                closes := value == _CLOSING.get(gate, "0"),
+                "closed" if closes else "does not restrict",
+                unusual=gate is Gate.MODPROBE and value not in ("", _GUARDS[gate]),
+            )
+            for gate, value in self.settings.items()
+        )
+
+    def tables(self, release: str) -> Tables:
+        """The same for any release."""
         del release
-        guards = [
-            Guard(gate, value, closes := value == _CLOSING.get(gate, "0"), "closed" if closes else "does not restrict")
-            for gate, value in self.guards.items()
-        ]
-        return Tables(tuple(guards), self.nodes)
+        return Tables(self.guards(), self.nodes)
 
     @contextmanager
     def index(self, release: str) -> Iterator[ModuleIndex]:
