@@ -81,13 +81,10 @@ def report(client: Client) -> Reported:
     rows = ranked(client)
     routes: dict[str, Mapping[str, Any]] = {}
     modules: dict[str, set[str]] = {}
-    pending = {
-        name: client.begin("GetRoutes", name, {}, interface=SURFACE, signature="sa{sv}")
-        for name, row in rows.items()
-        if row["reach-without"] in OPEN
-    }
-    for name, answer in pending.items():
-        for route in answer.result(300):
+    for name, row in rows.items():
+        if row["reach-without"] not in OPEN:
+            continue
+        for route in call(client, "GetRoutes", name):
             if route["reach"] in OPEN and not route["through"]:
                 routes[route["request"]] = route
                 if route["open"]:

@@ -17,6 +17,8 @@ from kmodd.text import shown
 
 KEEP = 10.0
 """Seconds without a question after which everything is forgotten: it has megabytes."""
+_WAITING = 256
+"""More than the concurrent calls of one user: each of them has a place."""
 _KERNELS_MAX = 2
 """Kernels whose surface is kept."""
 
@@ -49,7 +51,7 @@ class Surfaces:
         self._loaded = loaded
         self._facts = facts
         self._forgotten = forgotten
-        self._slots = FairSlots(1, root=1)
+        self._slots = FairSlots(1, root=1, waiting=_WAITING)
         self._known: dict[str, Known] = {}
         self._timer: asyncio.TimerHandle | None = None
 
