@@ -281,6 +281,14 @@ class _Grammar:
             "--kernel", metavar="RELEASE", default="", help="an installed kernel; default: the running one"
         )
         surface.add_argument("--limit", metavar="N", type=int, default=0, help="only the first N modules")
+        respond = self._add(
+            self._commands,
+            "respond",
+            "respond",
+            "report what there is to know about modules with a bug, changing nothing",
+        )
+        respond.add_argument("--module", metavar="MODULE", nargs="+", required=True, help="the modules")
+        respond.add_argument("--dry-run", action="store_true", required=True, help="required: nothing is changed yet")
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
         load = self._add(commands, "load", "load_unload", "load a module and its dependencies", "module or alias")
