@@ -52,7 +52,7 @@ class SurfaceInterface:
                 for exposure in surface.exposures
                 if (reach is None or exposure.reach is reach) and (not match or matches(match, exposure.module))
             ]
-            # One row at a time: thousands at once would be what the collector of garbage goes through, with the loop waiting.
+            # One row at a time: a list of thousands would be what the collector of garbage goes through, with the loop waiting.
             return Body(encode("aa{sv}", (map(_exposure, selected[: limit or None]),)))
 
         return self._call(values, get)

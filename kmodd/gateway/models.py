@@ -240,7 +240,7 @@ class Exposed(BaseModel):
     loaded: bool
     routes: int = Field(description="Number of open routes.")
     kind: str
-    request: str = Field(description="What modprobe is asked for.")
+    request: str = Field(description="What the kernel requests.")
     through: str = Field("", description="The module that needs it, where the request is for that one.")
 
 
