@@ -88,6 +88,12 @@ def test_another_program_than_modprobe_counts_as_modprobe(root: Path) -> None:
     assert guards(root)[Gate.MODPROBE].closes
 
 
+def test_a_program_in_a_directory_that_the_unit_hides_is_not_taken_for_missing(root: Path) -> None:
+    write(root, Gate.MODPROBE, "/home/alice/modprobe")
+    guard = guards(root)[Gate.MODPROBE]
+    assert (guard.closes, guard.unusual) == (False, True)
+
+
 def test_what_cannot_be_read_counts_as_open_and_says_so(root: Path) -> None:
     path = root / "proc/sys/dev/tty/ldisc_autoload"
     path.unlink()
