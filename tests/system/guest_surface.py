@@ -264,6 +264,9 @@ def ipsec(request: str) -> None:
         "50": ["proto", "esp", "spi", "1", "auth", "hmac(sha1)", key, "enc", "ecb(cipher_null)", ""],
         "51": ["proto", "ah", "spi", "1", "auth", "hmac(sha1)", key],
         "108": ["proto", "comp", "spi", "1", "comp", "deflate"],
+        # A compressed tunnel makes the state of the plain one.
+        "4": ["proto", "comp", "spi", "1", "mode", "tunnel", "comp", "deflate"],
+        "41": ["proto", "comp", "spi", "1", "mode", "tunnel", "comp", "deflate"],
         "43": ["proto", "route2", "coa", "::3", "mode", "ro"],
         "60": ["proto", "hao", "coa", "::3", "mode", "ro"],
     }.get(number)

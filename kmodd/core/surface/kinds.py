@@ -164,7 +164,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     _kind(
         "nftables",
-        r"nft_(?:expr|obj|chain|set)_(.+)",
+        r"nft_(?:expr_.+|obj_\d+|chain_\d+_.+)",
         _B,
         "adds a rule to nftables",
         gates=_NETWORK,
