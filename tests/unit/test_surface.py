@@ -96,6 +96,12 @@ async def test_what_needs_a_blocked_family_is_closed_unless_it_is_loaded() -> No
     assert direct(await bench.module("authencesn"), "crypto-authencesn").open
 
 
+async def test_a_loaded_family_answers_although_its_alias_is_switched_off() -> None:
+    off = rule("alias", "net_pf_38", "off")
+    assert direct(await Bench(off).module("algif_aead"), "algif-aead").missing == "net-pf-38"
+    assert direct(await Bench(off, loaded=("af_alg",)).module("algif_aead"), "algif-aead").open
+
+
 async def test_a_dependency_is_reached_through_what_needs_it() -> None:
     exposure = await Bench().module("fat")
     assert [(route.request, route.through) for route in exposure.routes] == [("fs-vfat", "vfat"), ("fat", None)]

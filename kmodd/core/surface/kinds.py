@@ -288,11 +288,16 @@ _NO_BUS = ("devname:", "symbol:", "ip_set_", "vfio_pci:")
 """Aliases with a colon that no device has."""
 
 
+def spelled(request: str) -> str:
+    """A request as libkmod compares it."""
+    return request.replace("-", "_")
+
+
 def kind_of(request: str, release: tuple[int, ...]) -> tuple[Kind, re.Match[str]] | None:
     """Where a kernel asks for this, if it does; the first row that fits."""
-    spelled = request.replace("-", "_")
+    text = spelled(request)
     for kind in KINDS:
-        match = kind.form.fullmatch(spelled)
+        match = kind.form.fullmatch(text)
         if match is not None:
             if kind.name == "executable-format" and release >= _NO_EXECUTABLE_FORMATS:
                 return None
@@ -307,8 +312,8 @@ def is_hardware(alias: str) -> bool:
 
 def how(kind: str, request: str) -> str:
     """What a user does on this route, as a clause."""
-    spelled = request.replace("-", "_")
-    return next((each.how for each in KINDS if each.name == kind and each.form.fullmatch(spelled)), "")
+    text = spelled(request)
+    return next((each.how for each in KINDS if each.name == kind and each.form.fullmatch(text)), "")
 
 
 _BRACKET = re.compile(r"\[!?\^?(.)[^]]*\]")

@@ -18,6 +18,7 @@ from kmodd.core.surface.kinds import (
     example,
     is_hardware,
     kind_of,
+    spelled,
 )
 from kmodd.core.surface.resolution import Loading, Resolver
 from kmodd.kernel.ports import ModuleIndex
@@ -75,9 +76,9 @@ class _Computation:
         self._release = tuple(map(int, _NUMBERS.findall(facts.release)[:2]))
         self._routes: dict[ModuleName, dict[object, _Alike]] = {}
         self._modules = tuple(name for name in index.available() if not index.is_builtin(name))
-        self._served = {
-            alias.replace("-", "_"): name for name in index.builtins() for alias in index.info(name).aliases
-        }
+        self._served = {spelled(alias): name for name in index.builtins() for alias in index.info(name).aliases}
+        self._owners: dict[str, list[ModuleName]] = {}
+        """Modules by their aliases, whatever modprobe.d says about these."""
         self._hardware: dict[ModuleName, tuple[str, int]] = {}
         """An alias of a device for each module, and how many further ones there are."""
 
@@ -121,7 +122,7 @@ class _Computation:
                 kind.needs(match),
                 loading,
                 # A caller may ask for an algorithm as one of another type, which the kernel image does not have.
-                served=None if kind.name == "algorithm" else self._served.get(text.replace("-", "_")),
+                served=None if kind.name == "algorithm" else self._served.get(spelled(text)),
             )
         return list(requests.values())
 
@@ -133,6 +134,7 @@ class _Computation:
                     first, more = self._hardware.get(name, (example(alias), -1))
                     self._hardware[name] = first, more + 1
                 else:
+                    self._owners.setdefault(spelled(alias), []).append(name)
                     yield example(alias) if is_pattern(alias) else alias
         for rule in self._index.all_rules():
             if rule.kind == "alias":
@@ -158,7 +160,7 @@ class _Computation:
                     continue
                 request.open = added = True
                 for reach in (Reach.USERNS, request.kind.reach):
-                    there[reach].update(request.loading.inserted)
+                    there[reach].update(request.loading.inserted, request.loading.commands)
             waiting = [request for request in waiting if not request.open]
 
     def _closed(self, gates: Iterable[Gate]) -> Gate | None:
@@ -176,7 +178,8 @@ class _Computation:
         family = _FAMILY.fullmatch(request)
         if family is not None and int(family[1]) in ALWAYS_THERE:
             return True
-        names = [target.name for target in self._index.lookup(request)]
+        # What is there already answers, wherever modprobe.d leads a request for it.
+        names = [target.name for target in self._index.lookup(request)] + self._owners.get(spelled(request), [])
         return any(name in there or self._index.is_builtin(name) for name in names)
 
     def _take(self, request: _Request) -> None:
