@@ -13,6 +13,7 @@ from kmodd.api.services import Services
 from kmodd.api.signals import ANNOUNCED, JOBS, MODULES, Announcer
 from kmodd.api.standard import IntrospectableInterface, ObjectManagerInterface, PeerInterface, PropertiesInterface
 from kmodd.api.store import StoreInterface
+from kmodd.api.surface import SurfaceInterface
 from kmodd.core.events import Audit, Events
 from kmodd.core.operations.jobs import Jobs
 from kmodd.dbus.admission import Quota
@@ -103,6 +104,7 @@ class Service:
                 JobInterface(services),
                 ConfigurationInterface(services, disclosure),
                 StoreInterface(services, permits),
+                SurfaceInterface(services),
                 # The kernel sends no event for a write to a parameter below /sys: cached values are at most a second old.
                 ObjectManagerInterface(
                     reading,

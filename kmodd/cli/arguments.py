@@ -219,6 +219,7 @@ class _Grammar:
         self._changers(verbs, dry_run=False)
         self._batch(verbs, dry_run=False)
         self._others()
+        self._surface()
         self._tokens()
 
     def _add(
@@ -261,6 +262,36 @@ class _Grammar:
             action="store_true",
             help="request authorization to see other users' processes and who loaded it",
         )
+
+    def _surface(self) -> None:
+        surface = self._add(
+            self._commands, "surface", "surface", "show which modules can be loaded by whom, and by which route"
+        )
+        surface.add_argument(
+            "module",
+            metavar="MODULE|GLOB",
+            nargs="?",
+            default="",
+            help="the routes to a module, or only modules that match",
+        )
+        surface.add_argument(
+            "--reach",
+            choices=("unprivileged", "userns", "device", "hardware", "root", "none"),
+            default="",
+            help="only modules with this reach",
+        )
+        surface.add_argument(
+            "--kernel", metavar="RELEASE", default="", help="an installed kernel; default: the running one"
+        )
+        surface.add_argument("--limit", metavar="N", type=int, default=0, help="only the first N modules")
+        respond = self._add(
+            self._commands,
+            "respond",
+            "respond",
+            "report what there is to know about modules with a bug, changing nothing",
+        )
+        respond.add_argument("--module", metavar="MODULE", nargs="+", required=True, help="the modules")
+        respond.add_argument("--dry-run", action="store_true", required=True, help="required: nothing is changed yet")
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
         load = self._add(commands, "load", "load_unload", "load a module and its dependencies", "module or alias")

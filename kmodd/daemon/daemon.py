@@ -37,6 +37,7 @@ from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.requests import Requests
 from kmodd.core.rules.configuration import Configuration
+from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
 from kmodd.daemon.store import CustomModules
@@ -210,6 +211,7 @@ class Daemon:
             lost=lambda: kernel.requests.lost,
         )
         kernel.uevents.on_announced = requests.announced
+        self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(
             self._operations,
@@ -232,6 +234,7 @@ class Daemon:
         health.further += (
             watch.health,
             requests.health,
+            self._surfaces.health,
         )
         parts = Services(
             operations=self._operations,
@@ -273,6 +276,7 @@ class Daemon:
             ).read,
             machine_id=machine_id,
             boot_id=kernel.boot_id,
+            surfaces=self._surfaces,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,
             trim_heap=lambda: trim_heap(kernel.index.forget),
@@ -355,6 +359,7 @@ class Daemon:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._status_timer is not None:
             self._status_timer.cancel()
+        self._surfaces.close()
         self._kernel.uevents.close()
         self._kernel.requests.close()
         await self._kernel.inspection.close()

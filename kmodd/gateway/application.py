@@ -24,6 +24,7 @@ user: what polkit does not allow that user, no token can do. See kmodd-gateway(8
 TAGS = [
     {"name": "changes", "description": "Operations that change the system."},
     {"name": "reading", "description": "Queries."},
+    {"name": "surface", "description": "Which modules can be loaded by whom."},
     {"name": "configuration", "description": "The administrator's rules, and the desired state."},
     {"name": "store", "description": "Custom modules."},
     {"name": "webhooks", "description": "Receivers of notifications; requires kmodd-notifier."},

@@ -33,6 +33,7 @@ from kmodd.gateway.routes import config as routes_config
 from kmodd.gateway.routes import events as routes_events
 from kmodd.gateway.routes import reading as routes_reading
 from kmodd.gateway.routes import store as routes_store
+from kmodd.gateway.routes import surface as routes_surface
 from kmodd.gateway.routes import webhooks as routes_webhooks
 from kmodd.gateway.settings import SETTINGS, GatewaySettings, Issuer, read
 from kmodd.journal.writer import JournalAudit, Logger, connect, make_logger
@@ -97,6 +98,7 @@ async def run(
         [
             routes_changes.router(changes),
             routes_reading.router(reading, changes, link),
+            routes_surface.router(reading),
             routes_events.router(hub, counts, authentication, settings.limits),
             routes_config.router(changes, link),
             routes_store.router(changes, link),

@@ -231,6 +231,46 @@ class Modules(BaseModel):
     modules: list[Listed]
 
 
+Reach = Literal["unprivileged", "userns", "device", "hardware", "root", "none"]
+
+
+class Exposed(BaseModel):
+    """A module, and the widest route by which it can be loaded."""
+
+    module: str
+    reach: Reach
+    reach_without: Reach = Field(description="The same if no rule and no setting closed a route.")
+    loaded: bool
+    routes: int = Field(description="Number of open routes.")
+    kind: str
+    request: str = Field(description="What the kernel requests.")
+    through: str = Field("", description="The module that needs it, where the request is for that one.")
+
+
+class SurfaceReport(BaseModel):
+    """The attack surface of a kernel: the numbers, the settings that close routes, and the modules, ranked."""
+
+    kernel: str
+    running: bool
+    kernels: list[str]
+    unprivileged: int
+    userns: int
+    device: int
+    hardware: int
+    root: int
+    none: int
+    guards: list[dict[str, Any]]
+    unreadable: list[str]
+    nodes_known: bool
+    modules: list[Exposed]
+
+
+class Routes(BaseModel):
+    """The routes by which a module can be loaded, the open ones first."""
+
+    routes: list[dict[str, Any]]
+
+
 class Described(BaseModel):
     """A module's static facts, and while it is loaded its live ones under `live`."""
 

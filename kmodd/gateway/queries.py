@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmodd.client.notifier import NotifierClient
+from kmodd.client.surface import AttackSurface
 from kmodd.errors import KmoddError, NoSuchModule, NotLoaded
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import encode, snake
 from kmodd.gateway.metrics import GatewayMetrics, Sample
-from kmodd.names import parse_glob, parse_module, parse_module_or_alias
+from kmodd.names import parse_glob, parse_module, parse_module_or_alias, parse_release
 
 ANSWERS_MAX = 64
 
@@ -118,6 +119,27 @@ class Reading:
         return snake(
             await self._link.client.data("Explain", parse_module(module), options={"public": True} if public else {})
         )
+
+    async def surface(self, kernel: str, reach: str, match: str, limit: int) -> bytes:
+        """`GetSummary` and `Get` of `org.kmodd1.Surface` as JSON."""
+        of_kernel = {"kernel": parse_release(kernel)} if kernel else {}
+        options: dict[str, object] = dict(of_kernel)
+        options |= {"reach": reach} if reach else {}
+        options |= {"match": parse_glob(match)} if match else {}
+        options |= {"limit": limit} if limit else {}
+
+        async def ask() -> bytes:
+            surface = AttackSurface(self._link.client)
+            numbers = snake(await surface.data("GetSummary", options=of_kernel))
+            return encode(numbers | {"modules": [snake(row) for row in await surface.data("Get", options=options)]})
+
+        return await self._shared.get(("surface", kernel, reach, match, limit), ask)
+
+    async def routes(self, module: str, kernel: str) -> dict[str, Any]:
+        """`GetRoutes` of `org.kmodd1.Surface`."""
+        options = {"kernel": parse_release(kernel)} if kernel else {}
+        rows = await AttackSurface(self._link.client).data("GetRoutes", parse_module(module), options=options)
+        return {"routes": [snake(row) for row in rows]}
 
     async def health(self) -> bytes:
         """`GetHealth` as JSON."""

@@ -26,6 +26,7 @@ from kmodd.model import (
 )
 from kmodd.model.rules import ManagedFile, RuleFiles
 from kmodd.model.store import Examination, StoredModule
+from kmodd.model.surface import Guard, Tables
 from kmodd.names import Alias, ModuleName
 
 
@@ -310,6 +311,25 @@ class Configuration(Protocol):
         """Read a text as the reader of the file does."""
 
 
+class InstalledKernels(Protocol):
+    """The kernels of /lib/modules, and what else decides who can have a module loaded. Blocking: call it in a thread."""
+
+    def releases(self) -> tuple[str, ...]:
+        """Releases that have an index, the oldest first."""
+
+    def stamp(self, release: str) -> object:
+        """Compares equal as long as `index` and `tables` answer the same."""
+
+    def guards(self) -> tuple[Guard, ...]:
+        """Settings as they are now: some small files, which may be read on the event loop."""
+
+    def tables(self, release: str) -> Tables:
+        """Settings and device nodes as they are now; OSError where a table of the kernel cannot be read."""
+
+    def index(self, release: str) -> AbstractContextManager[ModuleIndex]:
+        """An index of one's own, for this thread; a release that is not there has an empty one."""
+
+
 class Kernel(Protocol):
     """Everything together, as the composition root hands it to core."""
 
@@ -327,6 +347,8 @@ class Kernel(Protocol):
     def inspection(self) -> Inspection: ...
     @property
     def facts(self) -> Facts: ...
+    @property
+    def installed(self) -> InstalledKernels: ...
     @property
     def uevents(self) -> UeventSource: ...
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
+from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg, is_kernel_log
@@ -28,6 +29,7 @@ class RealKernel:
     log: Kmsg | SharedKmsg
     inspection: Inspector
     facts: ProcFacts
+    installed: InstalledIndexes
     uevents: KernelUevents
     requests: Watcher
     boot_id: str
@@ -44,6 +46,7 @@ def real_kernel(
     watcher_socket: str = "",
     log_descriptor: int = -1,
     state_directory: str = "",
+    devices: str = "",
 ) -> RealKernel:
     """The parts for the kernel `release` with its files below `root`.
 
@@ -51,7 +54,8 @@ def real_kernel(
     children. Without
     `watcher_socket` requests are not traced. Where `log_descriptor` is an open /dev/kmsg, that is used, and no right to open
     the device is needed.
-    `state_directory` keeps what outlives the process; empty for nowhere.
+    `state_directory` keeps what outlives the process; empty for nowhere. `devices` is where the system's /dev can be seen:
+    the unit's own has a few nodes only.
 
     Opens the event socket, so that nothing that happens from here on is missed; OSError where that is not possible.
     Starts no process: `executor.start()` on the loop keeps a worker warm ahead of the first order.
@@ -70,6 +74,9 @@ def real_kernel(
         log=SharedKmsg(log_descriptor) if is_kernel_log(log_descriptor) else Kmsg(root / "dev/kmsg"),
         inspection=Inspector(unit_socket=inspector_socket),
         facts=facts,
+        installed=InstalledIndexes(
+            root, command_line=facts.read().command_line, devices=Path(devices) if devices else None
+        ),
         uevents=KernelUevents(),
         requests=Watcher(watcher_socket, lambda: time.time_ns() // 1000),
         boot_id=read_text(root / "proc/sys/kernel/random/boot_id") or "",

@@ -29,6 +29,7 @@ def real_kernel(settings: Settings) -> Kernel:
         watcher_socket=settings.watcher_socket,
         log_descriptor=0,
         state_directory=settings.state_directory,
+        devices=settings.devices,
     )
 
 

@@ -65,6 +65,8 @@ class Settings:
     """Where systemd starts the processes that look at other processes, likewise."""
     watcher_socket: str = ""
     """Where systemd starts the process that reads the kernel's trace of module requests; empty for none."""
+    devices: str = "/dev"
+    """Where the system's device nodes can be seen: the unit has a private /dev."""
 
     @classmethod
     def parse(cls, arguments: Sequence[str], environment: Mapping[str, str], pid: int) -> "Settings":
@@ -101,6 +103,7 @@ class Settings:
             parser_socket="" if simulate else environment.get("KMODD_PARSER_SOCKET", ""),
             inspector_socket="" if simulate else environment.get("KMODD_INSPECTOR_SOCKET", ""),
             watcher_socket="" if simulate else environment.get("KMODD_WATCHER_SOCKET", ""),
+            devices=environment.get("KMODD_DEVICES", "/dev"),
         )
 
 

@@ -30,6 +30,7 @@ from kmodd.core.planning.planner import Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
+from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state
 from kmodd.daemon.store import CustomModules
 from kmodd.dbus.admission import Quota
@@ -233,6 +234,7 @@ async def bench(
             desired=wanted.convergence,
             store=custom.store,
             activation=custom.activation,
+            surfaces=Surfaces(kernel.installed, kernel.loaded, kernel.facts),
             health=health,
             health_status=lambda: HealthStatus.OK,
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],

@@ -23,6 +23,7 @@ from kmodd.client import Client
 from kmodd.client.configuration import Configuration
 from kmodd.client.notifier import NotifierClient
 from kmodd.client.store import Store
+from kmodd.client.surface import AttackSurface
 from kmodd.errors import Unavailable
 from kmodd.kernel.simulated.modules import RELEASE
 from tests.cli.private_bus import private_bus
@@ -101,7 +102,7 @@ async def test_every_example_prints_what_the_page_says(
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("kind", [Client, Configuration, Store, NotifierClient])
+@pytest.mark.parametrize("kind", [Client, Configuration, Store, AttackSurface, NotifierClient])
 def test_every_method_has_an_example(kind: type) -> None:
     public = {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")} - INTERNAL
     called = {name for example in EXAMPLES for name in re.findall(r"\.(\w+)", example.source)}

@@ -110,3 +110,41 @@ def test_status_knows_the_daemon(run: Runner) -> None:
     assert document["health"]["status"] in ("ok", "degraded", "failing")
     assert "SIMULATED KERNEL: loading and unloading here is not real" in run("status").out
     assert "simulated" in document["manager"]["KernelRelease"]
+
+
+def test_surface_counts_ranks_and_explains(run: Runner) -> None:
+    report = run("surface", "--json").document
+    assert report["kernels"] == [report["kernel"]]
+    listed = report["modules"]
+    assert sum(report[reach] for reach in ("unprivileged", "userns", "device", "hardware", "root", "none")) == len(
+        listed
+    )
+    assert [row["reach"] for row in listed[:1]] == ["unprivileged"]
+    shown = run("surface").out
+    assert "any user who makes a user namespace" in shown
+    (row,) = run("surface", "dccp*", "--json").document
+    assert (row["module"], row["reach"], row["reach-without"]) == ("dccp", "none", "unprivileged")
+    assert {row["reach"] for row in run("surface", "--reach", "userns", "--json").document} == {"userns"}
+    routes = run("surface", "dccp")
+    assert "closed  net-pf-2-proto-33: any user who opens a socket of the protocol" in routes.out
+    assert "/etc/modprobe.d/hardening.conf:2: install dccp /bin/false" in routes.out
+    assert "net-pf-2-proto-33" in run("why", "dccp").out
+    assert run("why", "dccp", "--json").document["routes"][0]["open"] is False
+
+
+def test_surface_of_what_is_not_there(run: Runner) -> None:
+    assert run("surface", "nosuch").status == ExitCode.NOT_FOUND
+    assert run("surface", "--kernel", "9.9.9").status == ExitCode.NOT_FOUND
+    assert run("surface", "--kernel", "../etc").status == ExitCode.USAGE
+    assert run("surface", "--reach", "everyone").status == ExitCode.USAGE
+
+
+def test_respond_reports_use_and_routes_and_changes_nothing(run: Runner) -> None:
+    ended = run("respond", "--dry-run", "--module", "ext4", "dccp")
+    assert ended.status == ExitCode.OK
+    assert "used by mount /" in ended.out
+    assert "to close all routes: kmodctl config blacklist --hard ext4" in ended.out
+    assert "config blacklist --hard dccp" not in ended.out
+    (row,) = run("respond", "--dry-run", "--module", "ext4", "--json").document
+    assert (row["state"], row["kernels"][0]["reach"]) == ("live", "userns")
+    assert run("respond", "--module", "ext4").status == ExitCode.USAGE

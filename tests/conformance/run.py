@@ -59,6 +59,15 @@ class Tally:
     divergences: list[Judged] = field(default_factory=list)
 
 
+def refused_by_kernel(configuration: Configuration) -> tuple[str, ...]:
+    """The modules that the kernel refuses: `module_blacklist=` of its command line."""
+    refused: tuple[str, ...] = ()
+    for word in configuration.command_line.split():
+        if word.startswith("module_blacklist="):
+            refused = tuple(word.partition("=")[2].split(","))
+    return refused
+
+
 class Bench:
     """One tree on the disk, with modprobe and kmodd to ask about it."""
 
@@ -97,11 +106,7 @@ class Bench:
             kmodd.close()
 
     def _asked(self, question: Question, configuration: Configuration) -> Answer:
-        refused: tuple[str, ...] = ()
-        for word in configuration.command_line.split():
-            if word.startswith("module_blacklist="):
-                refused = tuple(word.partition("=")[2].split(","))
-        return self._modprobe.ask(question, configuration, refused)
+        return self._modprobe.ask(question, configuration, refused_by_kernel(configuration))
 
 
 def run(seed: int, questions: int, program: tuple[str, ...], shim: Path, *, unloading: bool = False) -> Tally:

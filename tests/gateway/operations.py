@@ -5,13 +5,14 @@ from typing import Any, cast
 
 from fastapi.routing import APIRoute
 
-from kmodd.gateway.routes import changes, config, reading, store, webhooks
+from kmodd.gateway.routes import changes, config, reading, store, surface, webhooks
 
 _ABSENT = cast("Any", None)
 """What the routes call is not there: they are only listed."""
 ROUTERS = (
     changes.router(_ABSENT),
     reading.router(_ABSENT, _ABSENT, _ABSENT),
+    surface.router(_ABSENT),
     webhooks.router(_ABSENT, _ABSENT),
     config.router(_ABSENT, _ABSENT),
     store.router(_ABSENT, _ABSENT),

@@ -352,3 +352,16 @@ async def test_a_bug_is_a_problem_document_too() -> None:
     assert (sent[0]["status"], dict(sent[0]["headers"])[b"content-type"]) == (500, b"application/problem+json")
     assert json.loads(sent[1]["body"])["type"] == "urn:kmodd:error:Failed"
     assert b"secret" not in sent[1]["body"]
+
+
+def test_the_attack_surface_is_reported_with_its_routes(served: Gateway) -> None:
+    report = served.ask("GET", "/v1/surface?reach=userns&limit=3")
+    assert report.status == 200
+    assert [row["reach"] for row in report.document["modules"]] == ["userns"] * 3
+    assert report.document["nodes_known"] is True
+    assert {guard["name"] for guard in report.document["guards"]} >= {"kernel.modprobe", "user.max_user_namespaces"}
+    (first, *_) = served.ask("GET", "/v1/surface/dccp").document["routes"]
+    assert (first["open"], first["rule_kind"], first["line"]) == (False, "install", 2)
+    assert served.ask("GET", "/v1/surface/nosuch").status == 404
+    assert served.ask("GET", "/v1/surface?kernel=9.9.9").status == 404
+    assert served.ask("GET", "/v1/surface?reach=everyone").status in (400, 422)

@@ -13,6 +13,7 @@ from kmodd.api.manager import ManagerInterface
 from kmodd.api.module import JobInterface, ModuleInterface
 from kmodd.api.standard import IntrospectableInterface, ObjectManagerInterface, PeerInterface, PropertiesInterface
 from kmodd.api.store import StoreInterface
+from kmodd.api.surface import SurfaceInterface
 from kmodd.dbus.binding import bind, snake_case
 from kmodd.dbus.call import Call
 from kmodd.dbus.interface_xml import Contract, ContractError
@@ -25,6 +26,7 @@ CLASSES: tuple[Any, ...] = (
     JobInterface,
     ConfigurationInterface,
     StoreInterface,
+    SurfaceInterface,
     ObjectManagerInterface,
     PropertiesInterface,
     IntrospectableInterface,

@@ -4,19 +4,25 @@
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from kmodd.cli.commands.surface import route_lines
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import holder_lines, holders_of
 from kmodd.cli.output.text import ago, clean, columns, counted, hang, moment, shorten, wrap
 from kmodd.cli.session import Session
 from kmodd.cli.timespec import user_name
 from kmodd.client.replies import error_named, explanation
+from kmodd.client.surface import AttackSurface, RouteRow, route_row
 from kmodd.errors import KmoddError
 from kmodd.model import Explanation, State
 from kmodd.model.rules import ManagedFile
+from kmodd.model.surface import Reach
 from kmodd.names import parse_module
 
 LABEL = 14
+ROUTES_MAX = 8
+"""Routes that are listed; `kmodctl surface` has all of them."""
 _STATES = {
     State.LIVE: "loaded",
     State.COMING: "being loaded, not finished yet",
@@ -54,6 +60,8 @@ class Answer:
     now: int
     inspected: bool = False
     """Full disclosure was requested."""
+    routes: tuple[RouteRow, ...] = ()
+    """By which it can be loaded; empty where that is not known."""
 
 
 async def run(session: Session, arguments: Namespace) -> int:
@@ -64,15 +72,28 @@ async def run(session: Session, arguments: Namespace) -> int:
     data = await session.client.data("Explain", name, prompt=arguments.inspect)
     explained = explanation(data)
     holders = await holders_of(explained, session.client)
+    routes = await _routes(session, explained)
     if session.json:
-        session.document(data)
+        session.document(data | ({"routes": routes} if routes else {}))
     else:
         description = await _description(session, explained)
-        answer = Answer(explained, description, holders, session.screen.now(), arguments.inspect)
+        answer = Answer(
+            explained, description, holders, session.screen.now(), arguments.inspect, tuple(map(route_row, routes))
+        )
         session.screen.show(lines(answer, session.screen))
     if explained.state is State.ABSENT:
         return error_named("NoSuchModule", "").exit_code
     return 0
+
+
+async def _routes(session: Session, explained: Explanation) -> list[dict[str, Any]]:
+    if explained.state in (State.ABSENT, State.BUILTIN):
+        return []
+    try:
+        rows: list[dict[str, Any]] = await AttackSurface(session.client).data("GetRoutes", explained.name)
+    except KmoddError:
+        return []  # it is loaded from elsewhere than the module tree; the explanation stands without
+    return rows
 
 
 async def _description(session: Session, explained: Explanation) -> str:
@@ -120,7 +141,18 @@ def lines(answer: Answer, screen: Screen) -> list[str]:
         text += _field(
             "What to do", _commands([Advice(f"kmodctl list --state all '*{clean(explained.name)}*'")], screen), screen
         )
-    return text
+    return text + _reach(answer, screen)
+
+
+def _reach(answer: Answer, screen: Screen) -> list[str]:
+    """Who can have it loaded: the routes that users have, open and closed; root has its name."""
+    routes = [route for route in answer.routes if route.reach != Reach.ROOT]
+    if not answer.routes:
+        return []
+    shown = route_lines(routes[:ROUTES_MAX], screen)
+    if len(routes) > ROUTES_MAX:
+        shown.append(screen.paint.dim(f"{len(routes) - ROUTES_MAX} more: kmodctl surface {answer.explained.name}"))
+    return _field("Routes", shown or ["none: root alone loads it, by name"], screen)
 
 
 def _withheld(answer: Answer) -> str:

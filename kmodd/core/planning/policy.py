@@ -30,6 +30,7 @@ _REFUSALS = frozenset(
 _MODPROBES = frozenset({"modprobe", *(f"{folder}/modprobe" for folder in ("/sbin", "/usr/sbin", "/bin", "/usr/bin"))})
 _COMMENT = re.compile(r"(^|\s)#.*", re.DOTALL)
 _AND_THEN = re.compile(r"\s*(?:;|&&|\|\|)\s*")
+_AND_THEN_WORDS = re.compile(r"\s*(;|&&|\|\|)\s*")
 _PLAIN = re.compile(r"[\w./:=,+%@-]+", re.ASCII)
 _SILENCED = re.compile(r"[12]?>\s*/dev/null|[12]?>&[12]|&>\s*/dev/null")
 _IGNORE_INSTALL = frozenset({"-i", "--ignore-install"})
@@ -64,6 +65,24 @@ def _meaning(module: str, command: str) -> Meaning:
     if len(parts) == 1 and _permits(module, parts[0]):
         return Meaning.PERMISSION
     return Meaning.COMMAND
+
+
+def succeeds(rule: Rule) -> bool:
+    """Tell whether the commands of a refusal end with status 0: modprobe then continues with the next module of its list."""
+    text = _SILENCED.sub(" ", _COMMENT.sub("", rule.value)).strip().removesuffix(";")
+    first, *rest = _AND_THEN_WORDS.split(text)
+    good = _ends_well(first.split())
+    for operator, part in zip(rest[::2], rest[1::2], strict=True):
+        if operator == ";" or (operator == "&&") is good:
+            good = _ends_well(part.split())
+    return good
+
+
+def _ends_well(words: list[str]) -> bool:
+    words = words[1:] if words[:1] == ["exec"] else words
+    if words[:1] == ["exit"]:
+        return words[1:2] in ([], ["0"])
+    return words[:1] != ["false"] and not words[0].endswith("/false") if words else True
 
 
 def would_load(rule: Rule) -> tuple[str, ...]:
@@ -184,6 +203,15 @@ class Policy:
         """Tell whether modprobe does not load the module by its name either, nor as a dependency."""
         rule = self._install_line(module)
         return rule is not None and meaning(rule) is Meaning.REFUSAL and not self._why_ignored(rule, module)
+
+    def acting_install(self, module: ModuleName) -> Rule | None:
+        """The `install` line that modprobe obeys when it loads the module; of several the first, unless soft dependencies switch it off."""
+        rule = self._install_line(module)
+        return None if rule is None or self._why_ignored(rule, module) else rule
+
+    def blacklist_line(self, module: ModuleName) -> Rule | None:
+        """The first `blacklist` line that names the module."""
+        return next((rule for rule in self._index.rules(module) if rule.kind == "blacklist"), None)
 
     def is_ignored(self, rule: Rule) -> bool:
         """Tell whether modprobe does not obey this `install` line for the module it names, which has soft dependencies."""

@@ -17,6 +17,7 @@ from kmodd.kernel.simulated.modules import Fault, SimulatedModule
 from kmodd.kernel.simulated.reads import (
     SimulatedFacts,
     SimulatedInspection,
+    SimulatedInstalled,
     SimulatedKernelLog,
     SimulatedLoadedModules,
     SimulatedRequests,
@@ -65,6 +66,7 @@ class SimulatedKernel:
         self.log = SimulatedKernelLog(self.machine)
         self.inspection = SimulatedInspection(self.machine)
         self.facts = SimulatedFacts(self.machine)
+        self.installed = SimulatedInstalled(self.machine, self.index)
         self.uevents = SimulatedUevents(self.machine)
         for name in loaded or ():
             self.modprobe(name)

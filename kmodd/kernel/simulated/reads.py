@@ -4,14 +4,17 @@
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from kmodd.kernel.files import readlink
+from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.kmsg import without_addresses
 from kmodd.kernel.proc.loaded import ProcModules
-from kmodd.kernel.simulated.index import source_version
+from kmodd.kernel.simulated.index import SimulatedIndex, source_version
 from kmodd.kernel.simulated.machine import TAINT_BITS, SimulatedMachine
 from kmodd.model import Consequence, KernelFacts, LoadedModule, ModuleLoad, ModuleRequest, ParameterValue, Uevent, Usage
+from kmodd.model.surface import DeviceNode, Gate, Guard, Tables
 from kmodd.names import ModuleName
 
 _LINES = 200
@@ -21,6 +24,23 @@ _TAINT_TEXTS = {
     "O": 'externally-built ("out-of-tree") module was loaded',
     "E": "unsigned module was loaded",
 }
+
+
+_GUARDS = {
+    Gate.MODULES_DISABLED: "0",
+    Gate.MODPROBE: "/sbin/modprobe",
+    Gate.USERNS_CLONE: "1",
+    Gate.USER_NAMESPACES: "7824",
+    Gate.NET_NAMESPACES: "7824",
+    Gate.MOUNT_NAMESPACES: "7824",
+    Gate.LDISC_AUTOLOAD: "1",
+}
+"""Of Debian 12. An empty kernel.modprobe would close, so that is never the setting that a kernel does not have."""
+_CLOSING = {Gate.MODULES_DISABLED: "1", Gate.MODPROBE: "", Gate.APPARMOR_USERNS: "1"}
+_NODES = (
+    DeviceNode("fuse", ModuleName("fuse"), "char-major-10-229", 0o666, "root"),
+    DeviceNode("net/tun", ModuleName("tun"), "char-major-10-200", 0o666, "root"),
+)
 
 
 class SimulatedLoadedModules:
@@ -225,3 +245,45 @@ class SimulatedUevents:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class SimulatedInstalled:
+    """`ports.InstalledKernels`: the simulated kernel alone, with the settings of Debian."""
+
+    def __init__(self, machine: SimulatedMachine, index: ModuleIndex) -> None:
+        self._machine = machine
+        self._index = index
+        self.settings = dict.fromkeys(Gate, "") | _GUARDS
+        """The value of each setting; empty for one that this kernel does not have."""
+        self.nodes = _NODES
+
+    def releases(self) -> tuple[str, ...]:
+        """Its own."""
+        return (self._machine.facts.release,)
+
+    def stamp(self, release: str) -> object:
+        """Changes with the rules."""
+        return release, self._index.version, self._index.all_rules()
+
+    def guards(self) -> tuple[Guard, ...]:
+        """What a test set."""
+        return tuple(
+            Guard(
+                gate,
+                value,
+                closes := value == _CLOSING.get(gate, "0"),
+                "closed" if closes else "does not restrict",
+                unusual=gate is Gate.MODPROBE and value not in ("", _GUARDS[gate]),
+            )
+            for gate, value in self.settings.items()
+        )
+
+    def tables(self, release: str) -> Tables:
+        """The same for any release."""
+        del release
+        return Tables(self.guards(), self.nodes)
+
+    @contextmanager
+    def index(self, release: str) -> Iterator[ModuleIndex]:
+        """The one index; an empty one for another release."""
+        yield self._index if release == self._machine.facts.release else SimulatedIndex({}, ())

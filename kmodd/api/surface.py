@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Handlers of the interface org.kmodd1.Surface."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from kmodd.api import options
+from kmodd.api import replies as rows
+from kmodd.api.services import Services
+from kmodd.core.surface.sentences import closing, going
+from kmodd.core.surface.service import exposure_of
+from kmodd.dbus.call import Body, Call
+from kmodd.dbus.marshal import encode
+from kmodd.errors import InvalidArgs
+from kmodd.model import Caller
+from kmodd.model.surface import Exposure, Guard, Reach, Route, Surface
+from kmodd.names import parse_glob, parse_module, parse_release
+from kmodd.patterns import matches
+
+
+class SurfaceInterface:
+    """Members of org.kmodd1.Surface; see dbus/org.kmodd1.xml for what each means."""
+
+    interface = "org.kmodd1.Surface"
+
+    def __init__(self, services: Services) -> None:
+        self._surfaces = services.surfaces
+
+    def get_summary(self, values: options.Values) -> Call:
+        def summary(surface: Surface) -> Body:
+            counts = Counter(exposure.reach for exposure in surface.exposures)
+            row: rows.Row = {
+                "kernel": ("s", surface.kernel),
+                "running": ("b", surface.running),
+                "kernels": ("as", list(self._surfaces.releases())),
+                **{reach.value: ("u", counts[reach]) for reach in Reach},
+                "guards": ("aa{sv}", list(map(_guard, surface.tables.guards))),
+                "unreadable": ("as", [f"{file} {why}" for file, why in surface.unreadable.items()]),
+                "nodes-known": ("b", all(node.known for node in surface.tables.nodes)),
+            }
+            return Body(encode("a{sv}", (row,)))
+
+        return self._call(values, summary)
+
+    def get(self, values: options.Values) -> Call:
+        reach, match = _reach(values), parse_glob(values["match"]) if values.get("match") else ""
+        limit = values.get("limit", 0)
+
+        def get(surface: Surface) -> Body:
+            selected = [
+                exposure
+                for exposure in surface.exposures
+                if (reach is None or exposure.reach is reach) and (not match or matches(match, exposure.module))
+            ]
+            # One row at a time: a list of thousands would be what the collector of garbage goes through, with the loop waiting.
+            return Body(encode("aa{sv}", (map(_exposure, selected[: limit or None]),)))
+
+        return self._call(values, get)
+
+    def get_routes(self, module: str, values: options.Values) -> Call:
+        name = parse_module(module)
+
+        def routes(surface: Surface) -> Body:
+            exposure = exposure_of(surface, name)
+            return Body(encode("aa{sv}", ([_route(route, surface) for route in exposure.routes],)))
+
+        return self._call(values, routes)
+
+    def _call(self, values: options.Values, make: Callable[[Surface], Body]) -> Call:
+        kernel = parse_release(values["kernel"]) if values.get("kernel") else ""
+
+        async def run(caller: Caller) -> Body:
+            return await self._surfaces.answer(kernel, caller.uid, make)
+
+        return Call(run, cancellable=True)
+
+
+def _reach(values: options.Values) -> Reach | None:
+    text = values.get("reach", "")
+    if text and text not in list(Reach):
+        raise InvalidArgs(f"the option reach is one of {', '.join(Reach)}", argument="options")
+    return Reach(text) if text else None
+
+
+def _guard(guard: Guard) -> rows.Row:
+    return {
+        "name": ("s", guard.gate.value),
+        "value": ("s", guard.value),
+        "closes": ("b", guard.closes),
+        "says": ("s", guard.says),
+        "unread": ("b", guard.unread),
+        "unusual": ("b", guard.unusual),
+    }
+
+
+def _exposure(exposure: Exposure) -> rows.Row:
+    widest = exposure.routes[0]
+    return {
+        "module": ("s", exposure.module),
+        "reach": ("s", exposure.reach.value),
+        "reach-without": ("s", exposure.without.value),
+        "loaded": ("b", exposure.loaded),
+        "routes": ("u", exposure.count),
+        "kind": ("s", widest.kind),
+        "request": ("s", widest.request),
+        "through": ("s", widest.through or ""),
+    }
+
+
+def _route(route: Route, surface: Surface) -> rows.Row:
+    row: rows.Row = {
+        "kind": ("s", route.kind),
+        "request": ("s", route.request),
+        "reach": ("s", route.reach.value),
+        "open": ("b", route.open),
+        "by-name": ("b", route.by_name),
+        "through": ("s", route.through or ""),
+        "more": ("u", route.more),
+        "way": ("s", going(route)),
+        "closed-by": ("s", closing(route, surface.tables)),
+    }
+    if route.gate is not None:
+        row["gate"] = ("s", route.gate.value)
+    if route.missing:
+        row["missing"] = ("s", route.missing)
+    if route.served is not None:
+        row["served-by"] = ("s", route.served)
+    if route.node:
+        row["node"] = ("s", route.node)
+    rule = route.rule or route.command
+    if rule is not None:
+        row |= {
+            "file": ("s", rule.file),
+            "line": ("u", rule.line),
+            "rule": ("s", rule.told),
+            "rule-kind": ("s", rule.kind),
+            "command": ("b", route.command is not None),
+        }
+    return row

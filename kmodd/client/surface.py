@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The client's side of `org.kmodd1.Surface`.
+
+surface = AttackSurface(client)
+for row in await surface.modules(reach="unprivileged"):
+    print(row.module, row.request)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kmodd.client.replies import Fields
+from kmodd.model.surface import Reach
+from kmodd.names import ModuleName
+
+if TYPE_CHECKING:
+    from kmodd.client import Client
+
+INTERFACE = "org.kmodd1.Surface"
+
+
+@dataclass(frozen=True, slots=True)
+class GuardRow:
+    """A setting that closes routes, or could."""
+
+    name: str
+    value: str
+    closes: bool
+    says: str
+    unread: bool
+    unusual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The surface of one kernel in numbers."""
+
+    kernel: str
+    running: bool
+    kernels: tuple[str, ...]
+    counts: Mapping[str, int]
+    """Modules by reach."""
+    guards: tuple[GuardRow, ...]
+    unreadable: tuple[str, ...]
+    nodes_known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExposedModule:
+    """One module, and its widest route."""
+
+    module: ModuleName
+    reach: str
+    reach_without: str
+    loaded: bool
+    routes: int
+    kind: str
+    request: str
+    through: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """One way on which a module is loaded."""
+
+    kind: str
+    request: str
+    reach: str
+    open: bool
+    by_name: bool
+    through: str
+    more: int
+    way: str
+    closed_by: str
+    file: str
+    line: int
+    rule: str
+    command: bool
+
+
+class AttackSurface:
+    """Which modules can be loaded by whom."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+
+    async def data(self, member: str, *arguments: object, options: Mapping[str, object] | None = None) -> Any:
+        """Call any member, and answer its value as on the bus, without variants."""
+        return await self._client.data(member, *arguments, options=options, interface=INTERFACE, many=True)
+
+    async def summary(self, *, kernel: str = "") -> Summary:
+        """The numbers, and the settings that close routes."""
+        return summary(await self.data("GetSummary", options=_given(kernel=kernel)))
+
+    async def modules(
+        self, *, reach: str = "", match: str = "", limit: int = 0, kernel: str = ""
+    ) -> tuple[ExposedModule, ...]:
+        """Modules, those that the most users can have loaded first."""
+        options = _given(reach=reach, match=match, limit=limit, kernel=kernel)
+        return tuple(map(exposed_module, await self.data("Get", options=options)))
+
+    async def routes(self, module: str, *, kernel: str = "") -> tuple[RouteRow, ...]:
+        """The routes to one module, the open ones first; `NoSuchModule` for an unknown name."""
+        return tuple(map(route_row, await self.data("GetRoutes", module, options=_given(kernel=kernel))))
+
+
+def summary(data: Mapping[str, Any]) -> Summary:
+    """The reply of `GetSummary`."""
+    fields = Fields(data)
+    return Summary(
+        kernel=fields.text("kernel"),
+        running=fields.flag("running"),
+        kernels=fields.texts("kernels"),
+        counts={reach.value: fields.number(reach.value) for reach in Reach},
+        guards=tuple(_guard(Fields(row)) for row in fields.get("guards", list, [])),
+        unreadable=fields.texts("unreadable"),
+        nodes_known=fields.flag("nodes-known"),
+    )
+
+
+def exposed_module(data: Mapping[str, Any]) -> ExposedModule:
+    """A row of `Get`."""
+    fields = Fields(data)
+    return ExposedModule(
+        module=fields.module("module"),
+        reach=fields.text("reach"),
+        reach_without=fields.text("reach-without"),
+        loaded=fields.flag("loaded"),
+        routes=fields.number("routes"),
+        kind=fields.text("kind"),
+        request=fields.text("request"),
+        through=fields.text("through"),
+    )
+
+
+def route_row(data: Mapping[str, Any]) -> RouteRow:
+    """A row of `GetRoutes`."""
+    fields = Fields(data)
+    return RouteRow(
+        kind=fields.text("kind"),
+        request=fields.text("request"),
+        reach=fields.text("reach"),
+        open=fields.flag("open"),
+        by_name=fields.flag("by-name"),
+        through=fields.text("through"),
+        more=fields.number("more"),
+        way=fields.text("way"),
+        closed_by=fields.text("closed-by"),
+        file=fields.text("file"),
+        line=fields.number("line"),
+        rule=fields.text("rule"),
+        command=fields.flag("command"),
+    )
+
+
+def _guard(fields: Fields) -> GuardRow:
+    return GuardRow(
+        fields.text("name"),
+        fields.text("value"),
+        fields.flag("closes"),
+        fields.text("says"),
+        fields.flag("unread"),
+        fields.flag("unusual"),
+    )
+
+
+def _given(**options: object) -> dict[str, object]:
+    return {name: value for name, value in options.items() if value}
