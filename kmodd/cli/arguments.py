@@ -48,34 +48,40 @@ def _define_config(config: argparse.ArgumentParser, common: argparse.ArgumentPar
             parser.add_argument("module", metavar="MODULE", help=module)
         return parser
 
-    show = add("show", "config:run_show", "show every rule about modules, and what is wrong with it")
+    show = add("show", "config:run_show", "list module rules and the problems found in them")
     show.add_argument("module", metavar="MODULE", nargs="?", default="", help="only rules about this module")
-    show.add_argument("--findings", action="store_true", help="only rules with something wrong")
-    autoload = add("autoload", "config:run_change", "load a module at every boot, or no longer", module="module")
-    options = add("options", "config:run_change", "set the parameters a module is loaded with", module="module")
+    show.add_argument("--findings", action="store_true", help="only rules with problems")
+    autoload = add(
+        "autoload", "config:run_change", "load a module at boot, or stop doing so (--off)", module="name of the module"
+    )
+    options = add(
+        "options", "config:run_change", "set the parameters a module is loaded with", module="name of the module"
+    )
     for parser in (autoload, options):
         parser.add_argument(
             "parameters", metavar="PARAMETER=VALUE", nargs="*", default=[], help="parameters of the module"
         )
-    blacklist = add("blacklist", "config:run_change", "keep a module from being loaded", module="module")
-    blacklist.add_argument("--hard", action="store_true", help="by its name and as a dependency too")
+    blacklist = add("blacklist", "config:run_change", "keep a module from being loaded", module="name of the module")
+    blacklist.add_argument("--hard", action="store_true", help="also block loading by name or as a dependency")
     for parser in (autoload, options, blacklist):
-        parser.add_argument("--off", action="store_true", help="remove kmodd's own rule")
+        parser.add_argument("--off", action="store_true", help="remove the rule that kmodd wrote")
         _change_options(parser)
     add("drift", "config:run_drift", "show differences from the desired state")
     apply = add("apply", "config:run_apply", "bring the system to the desired state")
     apply.add_argument(
-        "--disconnect", action="store_true", help="also when live interfaces or devices go with a module"
+        "--disconnect", action="store_true", help="even if this removes network interfaces or devices in use"
     )
     apply.add_argument("--initramfs", action="store_true", help="then refresh the initramfs, if it is older")
     _change_options(apply)
     again = add("reload", "config:run_reload", "make kmodd read its files again")
-    again.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+    again.add_argument("--reason", default="", metavar="TEXT", help="reason to record in the journal (one line)")
 
 
 def _change_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal and the file")
+    parser.add_argument(
+        "--reason", default="", metavar="TEXT", help="reason to record in the journal and the file (one line)"
+    )
 
 
 def _define_store(store: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -93,8 +99,8 @@ def _define_store(store: argparse.ArgumentParser, common: argparse.ArgumentParse
     listing.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
     importing = add("import", "store:run_import", "import a module file into the store")
     importing.add_argument("file", metavar="FILE", help="a module: plain, or compressed with gzip, xz or zstd")
-    importing.add_argument("--version", metavar="VERSION", default="", help="default: the module's own")
-    importing.add_argument("--description", metavar="TEXT", default="", help="one line about it")
+    importing.add_argument("--version", metavar="VERSION", default="", help="version (default: the module's own)")
+    importing.add_argument("--description", metavar="TEXT", default="", help="short description")
     importing.add_argument("--shadow", action="store_true", help="even if the kernel has a module of this name")
     importing.add_argument(
         "--sign", nargs=2, metavar=("KEY", "CERT"), help="sign it first, with this private key and certificate"
@@ -103,15 +109,15 @@ def _define_store(store: argparse.ArgumentParser, common: argparse.ArgumentParse
     deactivate = add("deactivate", "store:run_switch", "use the kernel's own module again")
     remove = add("remove", "store:run_remove", "remove a version that is not active")
     for parser in (activate, deactivate, remove):
-        parser.add_argument("module", metavar="MODULE", help="module")
+        parser.add_argument("module", metavar="MODULE", help="name of the module")
     for parser in (activate, remove):
         parser.add_argument("version", metavar="VERSION", help="version, as `kmodctl store list` shows it")
     for parser in (importing, activate, deactivate, remove):
         parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
-        parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+        parser.add_argument("--reason", default="", metavar="TEXT", help="reason to record in the journal (one line)")
     for parser in (activate, deactivate):
         parser.add_argument("--load", action="store_true", help="also load or reload it")
-        parser.add_argument("--kernel", metavar="RELEASE", default="", help="default: the running one")
+        parser.add_argument("--kernel", metavar="RELEASE", default="", help="kernel release (default: the running one)")
 
 
 _MATCHES = 3
@@ -128,14 +134,14 @@ class Parser(argparse.ArgumentParser):
 
         words = [str(choice) for choice in action.choices]
         close = get_close_matches(str(value), words, n=_MATCHES, cutoff=0.6)
-        choices = f"did you mean {' or '.join(close)}?" if close else f"it is one of: {', '.join(words)}"
+        choices = f"did you mean {' or '.join(close)}?" if close else f"expected one of: {', '.join(words)}"
         raise argparse.ArgumentError(action, f"{str(value)!r} is not known; {choices}")
 
 
 _EPILOG = """\
-Exit status: 0 done, 2 usage, 3 not found, 4 access denied, 5 in use or in the way, 6 disabled by policy, 7 limit,
-8 bad module file, 9 bad parameter, 10 refused by the module, 11 forbidden by the kernel, 12 lost in the kernel,
-13 kmodd is not available, 1 internal error. See kmodctl(1).
+Exit status: 0 success, 1 internal error, 2 usage, 3 not found, 4 access denied, 5 in use or in conflict, 6 disabled by policy,
+7 limit exceeded, 8 bad module file, 9 bad parameter, 10 refused by the module, 11 forbidden by the kernel,
+12 timed out, stuck or crashed in the kernel, 13 kmodd is not available. See kmodctl(1).
 """
 
 
@@ -187,8 +193,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _common() -> Parser:
     # Accepted before and after the command; SUPPRESS keeps the second parser from undoing what the first one saw.
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = common.add_argument_group("everywhere")
-    group.add_argument("--json", action="store_true", help="print one JSON document, keys as on the bus")
+    group = common.add_argument_group("global options")
+    group.add_argument("--json", action="store_true", help="print one JSON document, with the D-Bus keys")
     group.add_argument("--no-pager", action="store_true", help="do not pipe long output into a pager")
     group.add_argument("--no-ask-password", action="store_true", help="never ask for a password")
     group.add_argument("--session", action="store_true", help="connect to kmodd on the session bus (simulation)")
@@ -234,11 +240,18 @@ class _Grammar:
             "glob", metavar="GLOB", nargs="?", default="", help="only modules whose name matches, such as 'snd_*'"
         )
         listing.add_argument(
-            "--state", choices=("loaded", "available", "builtin", "all"), default="loaded", help="default: loaded"
+            "--state",
+            choices=("loaded", "available", "builtin", "all"),
+            default="loaded",
+            help="state of the modules (default: loaded)",
         )
         self._add(self._commands, "show", "show", "show what a module is", "module or alias")
         why = self._add(
-            self._commands, "why", "why", "explain why a module is loaded or not, and what uses it", "module"
+            self._commands,
+            "why",
+            "why",
+            "explain why a module is loaded or not, and what uses it",
+            "name of the module",
         )
         why.add_argument(
             "--inspect",
@@ -251,14 +264,14 @@ class _Grammar:
         self._parameters(load)
         self._change_options(load, dry_run=dry_run)
         self._override(load)
-        unload = self._add(commands, "unload", "load_unload", "unload a module that nothing uses", "module")
+        unload = self._add(commands, "unload", "load_unload", "unload a module that nothing uses", "name of the module")
         unload.add_argument("--dependents", action="store_true", help="first unload the modules that use it")
         unload.add_argument(
             "--unused-dependencies", action="store_true", help="then unload dependencies that are no longer needed"
         )
         self._disconnect(unload)
         self._change_options(unload, dry_run=dry_run)
-        reload = self._add(commands, "reload", "load_unload", "unload a module and load it again", "module")
+        reload = self._add(commands, "reload", "load_unload", "unload a module and load it again", "name of the module")
         self._parameters(reload)
         self._disconnect(reload)
         self._change_options(reload, dry_run=dry_run)
@@ -277,8 +290,10 @@ class _Grammar:
             self._reason(batch)
 
     def _others(self) -> None:
-        setting = self._add(self._commands, "set", "parameter", "write a parameter of a loaded module", "module")
-        setting.add_argument("parameter", metavar="PARAMETER", help="its name")
+        setting = self._add(
+            self._commands, "set", "parameter", "write a parameter of a loaded module", "name of the module"
+        )
+        setting.add_argument("parameter", metavar="PARAMETER", help="name of the parameter")
         setting.add_argument("value", metavar="VALUE", help="the new value")
         self._reason(setting)
         hold = self._add(self._commands, "hold", "hold", "keep a module loaded while a command runs", "module or alias")
@@ -286,15 +301,19 @@ class _Grammar:
         self._reason(hold)
         hold.usage = "kmodctl hold [-h] [--reason TEXT] MODULE [PARAMETER=VALUE ...] -- COMMAND [ARGUMENT ...]"
         self._add(self._commands, "status", "status", "show the status of kmodd and of the system's modules")
-        log = self._add(self._commands, "log", "log", "show what was done, by whom, why and with which result")
+        log = self._add(self._commands, "log", "log", "show what was done, by whom, why, and the result")
         log.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
         log.add_argument("-f", "--follow", action="store_true", help="keep showing what happens")
         log.add_argument("--since", metavar="TIME", default="", help="such as '1h', 'today', '2024-05-01 12:00'")
-        log.add_argument("--requests", action="store_true", help="only what processes made the kernel request")
-        log.add_argument("-n", "--lines", type=int, default=100, metavar="N", help="at most so many (default: 100)")
+        log.add_argument(
+            "--requests", action="store_true", help="show only modules that the kernel requested for a process"
+        )
+        log.add_argument(
+            "-n", "--lines", type=int, default=100, metavar="N", help="show at most N entries (default: 100)"
+        )
         self._add(self._commands, "monitor", "monitor", "show what happens to modules as it happens")
         _define_store(
-            self._add(self._commands, "store", "store:run_list", "keep custom modules in versions"), self._common
+            self._add(self._commands, "store", "store:run_list", "manage versions of custom modules"), self._common
         )
         _define_config(
             self._add(self._commands, "config", "config:run_show", "show and change the rules about modules"),
@@ -302,7 +321,11 @@ class _Grammar:
         )
         self._reason(
             self._add(
-                self._commands, "reset-failed", "load_unload:run_reset", "forget a failed or stuck operation", "module"
+                self._commands,
+                "reset-failed",
+                "load_unload:run_reset",
+                "clear a failure, or a stuck call once it has returned",
+                "name of the module",
             )
         )
         self._notify()
@@ -313,11 +336,13 @@ class _Grammar:
         self._add(verbs, "status", "notify", "show the state of deliveries")
         self._add(verbs, "list", "notify", "list endpoints")
         add = self._add(verbs, "add", "notify:run_change", "add a webhook or recipients of mail")
-        add.add_argument("name", metavar="NAME", help="its name")
+        add.add_argument("name", metavar="NAME", help="name of the endpoint")
         add.add_argument(
-            "target", metavar="TARGET", nargs="+", help="a https URL, - to read one from stdin, or e-mail addresses"
+            "target", metavar="TARGET", nargs="+", help="an HTTPS URL, - to read one from stdin, or e-mail addresses"
         )
-        add.add_argument("--event", action="append", default=[], metavar="EVENT", help="only these, such as failure")
+        add.add_argument(
+            "--event", action="append", default=[], metavar="EVENT", help="only these events, such as failure"
+        )
         add.add_argument("--error", action="append", default=[], metavar="NAME", help="only failures with these errors")
         add.add_argument(
             "--module", action="append", default=[], metavar="GLOB", help="only modules whose name matches", dest="glob"
@@ -343,10 +368,10 @@ class _Grammar:
 
     def _tokens(self) -> None:
         token = self._commands.add_parser(
-            "token", help="make, list and revoke the HTTP gateway's tokens (as root)", allow_abbrev=False
+            "token", help="create, list and revoke the HTTP gateway's tokens (as root)", allow_abbrev=False
         )
         verbs = token.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        create = self._add(verbs, "create", "token", "make a token and print it, once")
+        create = self._add(verbs, "create", "token", "create a token and print it, once")
         create.add_argument("name", metavar="NAME", help="name of its owner; the journal shows it with every operation")
         create.add_argument(
             "--scope",
@@ -371,7 +396,9 @@ class _Grammar:
         revoke.add_argument("token", metavar="ID|NAME", help="its id or name")
         for verb in (create, listing, revoke):
             verb.set_defaults(local=True)
-            verb.add_argument("--file", metavar="FILE", default="", help="default: the one the gateway reads")
+            verb.add_argument(
+                "--file", metavar="FILE", default="", help="token file (default: the one the gateway reads)"
+            )
 
     @staticmethod
     def _parameters(parser: Parser) -> None:
@@ -382,7 +409,7 @@ class _Grammar:
     @staticmethod
     def _disconnect(parser: Parser) -> None:
         parser.add_argument(
-            "--disconnect", action="store_true", help="also when live interfaces or devices go with the module"
+            "--disconnect", action="store_true", help="even if this removes network interfaces or devices in use"
         )
 
     @staticmethod
@@ -391,7 +418,7 @@ class _Grammar:
 
     @staticmethod
     def _reason(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--reason", default="", metavar="TEXT", help="one line for the journal")
+        parser.add_argument("--reason", default="", metavar="TEXT", help="reason to record in the journal (one line)")
 
     @classmethod
     def _change_options(cls, parser: Parser, *, dry_run: bool) -> None:

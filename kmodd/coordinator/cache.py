@@ -94,11 +94,15 @@ class Cache:
         before = self.sets.pop(name, None)
         self.bad_sets.pop(name, None)
         try:
-            found = self.sets[name] = parse_module_set(document)
+            module_set = self.sets[name] = parse_module_set(document)
         except InvalidArgs as error:
             self.bad_sets[name] = (int(document["metadata"].get("generation") or 0), error)
             return True
-        return before is None or before.spec != found.spec or before.metadata.generation != found.metadata.generation
+        return (
+            before is None
+            or before.spec != module_set.spec
+            or before.metadata.generation != module_set.metadata.generation
+        )
 
     def _put_node(self, document: Object) -> bool:
         metadata = document["metadata"]
@@ -113,18 +117,22 @@ class Cache:
             (conditions.get("Ready") or {}).get("status") == "Unknown",
         )
         before, own = self.nodes.get(node.name), conditions.get(CONDITION)
-        found = self.nodes[node.name] = SeenNode(node, _condition(own) if own else None)
+        entry = self.nodes[node.name] = SeenNode(node, _condition(own) if own else None)
         self._look(node.name)
-        return found != before
+        return entry != before
 
     def _put_modules(self, document: Object) -> bool:
         """A NodeModules as the API server sent it, or answered to a write of ours. What is older than what is known is not news: a
         watch may deliver a state from before that write after it."""
         name = str(document["metadata"]["name"])
         try:
-            seen = parse_metadata(document)
-            known = self.modules.get(name)
-            if known is not None and known.metadata.uid == seen.uid and known.metadata.generation > seen.generation:
+            metadata = parse_metadata(document)
+            before = self.modules.get(name)
+            if (
+                before is not None
+                and before.metadata.uid == metadata.uid
+                and before.metadata.generation > metadata.generation
+            ):
                 return False
             modules = parse_node_modules(document)
         except InvalidArgs:
@@ -139,11 +147,11 @@ class Cache:
         if self.contacts.get(name, ("", 0.0))[0] != contact or name not in self.contacts:
             self.contacts[name] = (contact, self._clock())
         self._look(name)
-        return known is None or was_silent or _decisive(known) != _decisive(modules)
+        return before is None or was_silent or _decisive(before) != _decisive(modules)
 
     def _look(self, name: str) -> None:
-        seen = self.nodes.get(name)
-        if seen is not None and Member(seen.node, self.modules.get(name)).behind:
+        entry = self.nodes.get(name)
+        if entry is not None and Member(entry.node, self.modules.get(name)).behind:
             self.behind.setdefault(name, self._clock())
         else:
             self.behind.pop(name, None)
@@ -176,12 +184,12 @@ class Cache:
     def replace(self, kind: Kind, listing: Listing) -> None:
         """All there is of a kind."""
         present = {str(item["metadata"]["name"]) for item in listing.items}
-        known: tuple[dict[str, Any], ...] = {
+        tables: tuple[dict[str, Any], ...] = {
             MODULE_SETS: (self.sets, self.bad_sets),
             NODES: (self.nodes,),
             NODE_MODULES: (self.modules, self.behind, self.contacts),
         }[kind]
-        for table in known:
+        for table in tables:
             for name in [name for name in table if name not in present]:
                 del table[name]
         if kind is NODE_MODULES:
@@ -198,17 +206,19 @@ class Cache:
     def members(self) -> list[Member]:
         """Every node with what is known of it."""
         return [
-            Member(seen.node, self._given(name), seen.node.lost or self._quiet(name), name in self.bad_modules)
-            for name, seen in self.nodes.items()
+            Member(entry.node, self._given(name), entry.node.lost or self._quiet(name), name in self.bad_modules)
+            for name, entry in self.nodes.items()
         ]
 
     def _given(self, name: str) -> NodeModules | None:
-        known, spec = self.modules.get(name), self.under_way.get(name)
+        modules, spec = self.modules.get(name), self.under_way.get(name)
         if spec is None:
-            return known
-        if known is None:
+            return modules
+        if modules is None:
             return NodeModules(Metadata(name, generation=1), spec)
-        return replace(known, metadata=replace(known.metadata, generation=known.metadata.generation + 1), spec=spec)
+        return replace(
+            modules, metadata=replace(modules.metadata, generation=modules.metadata.generation + 1), spec=spec
+        )
 
     def next_silence(self) -> float:
         """Seconds until the next agent would count as silent; SILENT_AFTER where there is none."""
@@ -231,11 +241,11 @@ def _decisive(modules: NodeModules) -> NodeModules:
 
 
 def _condition(row: Mapping[str, Any]) -> Condition:
-    known = {each.value for each in ConditionStatus}
+    statuses = {each.value for each in ConditionStatus}
     status = row.get("status")
     return Condition(
         CONDITION,
-        ConditionStatus(status) if status in known else ConditionStatus.UNKNOWN,
+        ConditionStatus(status) if status in statuses else ConditionStatus.UNKNOWN,
         str(row.get("reason") or ""),
         str(row.get("message") or ""),
         str(row.get("lastTransitionTime") or ""),

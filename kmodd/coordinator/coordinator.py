@@ -310,11 +310,11 @@ class Coordinator:
         document = {"metadata": {"uid": node.uid, "labels": dict(labels)}}
         self.cache.put(NODES, await self._api.patch(NODES, node.name, document))
 
-    async def _mark(self, node: Node, told: Condition | None, time: str) -> None:
+    async def _mark(self, node: Node, marked: Condition | None, time: str) -> None:
         # Applied, not merged: the list has rows of the kubelet and of others, and a merge patch replaces lists whole.
         rows: list[Any] = []
-        if told is not None:
-            rows = [{**as_json(told), "lastHeartbeatTime": time}]
+        if marked is not None:
+            rows = [{**as_json(marked), "lastHeartbeatTime": time}]
             del rows[0]["observedGeneration"]
         document = {"metadata": {"uid": node.uid}, "status": {"conditions": rows}}
         self.cache.put(NODES, await self._api.apply(NODES, node.name, document, status=True))
@@ -359,8 +359,8 @@ class Coordinator:
     async def _status(self, name: str, content: Object) -> bool:
         async def send() -> None:
             answer = await self._api.patch(MODULE_SETS, name, {"status": content}, status=True)
-            known = self.cache.sets.get(name)
-            if known is not None and answer["metadata"].get("generation") == known.metadata.generation:
+            module_set = self.cache.sets.get(name)
+            if module_set is not None and answer["metadata"].get("generation") == module_set.metadata.generation:
                 self.cache.put(MODULE_SETS, answer)
 
         return await self._write(f"status of module set {name}", "status", send)
@@ -404,12 +404,12 @@ class Coordinator:
                 member = members[node]
                 old = before.get((node, name))
                 # What passes by (the spec was written, a module is being loaded) leaves the last status.
-                told = present[node, name] = node_occurrence(member, name) or old
-                if told is None or told == old or member.modules is None:
+                occurrence = present[node, name] = node_occurrence(member, name) or old
+                if occurrence is None or occurrence == old or member.modules is None:
                     continue
                 # From ready to loadable and back, as pods come and go, is no news.
-                if told.warning or (fresh and (old is None or old.warning)):
-                    news.append((told, member.modules.metadata.uid, fresh))
+                if occurrence.warning or (fresh and (old is None or old.warning)):
+                    news.append((occurrence, member.modules.metadata.uid, fresh))
             module_set = self.cache.sets[name]
             phase = self._phases.get(name)
             if phase is not None and phase is not about.phase:
@@ -471,11 +471,11 @@ class Coordinator:
 
 
 def _reasons(decided: Plan, members: Mapping[str, Member]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for name, about in decided.sets.items():
         for node in about.members:
-            told = trouble(members[node], name, members[node].standing(name))
-            if told is not None and told.reason:
-                rows = found.setdefault(name, {})
-                rows[told.reason] = rows.get(told.reason, 0) + 1
-    return found
+            problem = trouble(members[node], name, members[node].standing(name))
+            if problem is not None and problem.reason:
+                rows = counts.setdefault(name, {})
+                rows[problem.reason] = rows.get(problem.reason, 0) + 1
+    return counts

@@ -57,11 +57,11 @@ def verdict(member: Member, name: str, label: str = "") -> Verdict:
     about modules that are gone: unavailable. So is a silent node.
     """
     standing = member.standing(name)
-    told = trouble(member, name, standing)
+    problem = trouble(member, name, standing)
     if standing is Standing.READY:
-        return Verdict("ready", standing, told)
+        return Verdict("ready", standing, problem)
     if standing is Standing.IDLE:
-        return Verdict("loadable", standing, told)
+        return Verdict("loadable", standing, problem)
     report, entry = member.report(name), member.entry(name)
     about_it = report is not None and entry is not None and report.generation == entry.generation
     if (
@@ -71,8 +71,8 @@ def verdict(member: Member, name: str, label: str = "") -> Verdict:
         and not member.rebooted
         and label in ("ready", "loadable")
     ):
-        return Verdict(label, standing, told)
-    return Verdict("unavailable", standing, told)
+        return Verdict(label, standing, problem)
+    return Verdict("unavailable", standing, problem)
 
 
 def node_labels(member: Member, sets: Sequence[str], changing: Collection[str] = ()) -> dict[str, str | None]:
@@ -209,12 +209,12 @@ def _progress(module_set: ModuleSet, plan: SetPlan) -> tuple[ConditionStatus, st
 
 def top_reasons(name: str, members: Mapping[str, Member], standings: Mapping[str, Standing]) -> tuple[TopReason, ...]:
     """The most frequent reasons, the most frequent first, each with the first of its nodes by name."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    nodes_of: dict[str, list[tuple[str, str]]] = {}
     for node, member in members.items():
-        told = trouble(member, name, standings[node])
-        if told is not None and told.reason:
-            found.setdefault(told.reason, []).append((node, told.message))
-    rows = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))[:TOP_REASONS]
+        problem = trouble(member, name, standings[node])
+        if problem is not None and problem.reason:
+            nodes_of.setdefault(problem.reason, []).append((node, problem.message))
+    rows = sorted(nodes_of.items(), key=lambda item: (-len(item[1]), item[0]))[:TOP_REASONS]
     return tuple(TopReason(reason, len(nodes), *min(nodes)) for reason, nodes in rows)
 
 

@@ -347,11 +347,11 @@ class _Fields:
         return tuple(sorted(values.items()))
 
     def labels(self, key: str) -> tuple[tuple[str, str], ...]:
-        found = self.pairs(key, LABELS_MAX, NAME_MAX)
-        for name, value in found:
+        labels = self.pairs(key, LABELS_MAX, NAME_MAX)
+        for name, value in labels:
             if _LABEL_KEY.fullmatch(name) is None or _LABEL_VALUE.fullmatch(value) is None:
                 raise self.refuse(key, "has an entry that is not a label")
-        return found
+        return labels
 
     def name(self, key: str) -> str:
         value = self.text(key, NAME_MAX)
@@ -360,10 +360,10 @@ class _Fields:
         return value
 
     def names(self, key: str, limit: int) -> tuple[str, ...]:
-        found = self.texts(key, limit, NAME_MAX)
-        if not all(_NAME.fullmatch(name) for name in found):
+        names = self.texts(key, limit, NAME_MAX)
+        if not all(_NAME.fullmatch(name) for name in names):
             raise self.refuse(key, "has an item that is not the name of an object")
-        return found
+        return names
 
     def parsed(self, key: str, parse: Callable[[Any], T], value: Any) -> T:
         try:
@@ -404,10 +404,10 @@ def _root(document: Mapping[str, Any], kind: str) -> _Fields:
 
 
 def _inner(fields: _Fields, key: str) -> _Fields:
-    found = fields.inner(key)
-    if found is None:
+    inner = fields.inner(key)
+    if inner is None:
         raise fields.refuse(key, "is missing")
-    return found
+    return inner
 
 
 def _metadata(root: _Fields) -> Metadata:
@@ -435,10 +435,10 @@ def _module(row: _Fields) -> WantedModule:
 
 
 def _modules(fields: _Fields) -> tuple[WantedModule, ...]:
-    found = tuple(_module(row) for row in fields.rows("modules", MODULES_MAX))
-    if len({module.name for module in found}) != len(found):
+    modules = tuple(_module(row) for row in fields.rows("modules", MODULES_MAX))
+    if len({module.name for module in modules}) != len(modules):
         raise fields.refuse("modules", "names a module twice")
-    return found
+    return modules
 
 
 def _set_spec(spec: _Fields) -> ModuleSetSpec:

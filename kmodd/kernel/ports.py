@@ -115,6 +115,9 @@ class ModuleIndex(Protocol):
     def builtins(self) -> Iterable[ModuleName]:
         """Every module that is part of the kernel image, sorted."""
 
+    def parts(self) -> Iterable[ModuleName]:
+        """Parts of the kernel image that have parameters and could not be modules, such as `printk`, sorted."""
+
 
 class LoadedModules(Protocol):
     """/proc/modules and /sys/module. OSError where they cannot be read: nothing is taken for absent then."""

@@ -266,7 +266,7 @@ def test_every_command_has_help(command: str, kmodctl: Runner) -> None:
     [
         (("laod", "x"), "'laod' is not known; did you mean load or unload or reload?"),
         (("config", "aply"), "'aply' is not known; did you mean apply?"),
-        (("zzz",), "'zzz' is not known; it is one of: list, show, why, load"),
+        (("zzz",), "'zzz' is not known; expected one of: list, show, why, load"),
     ],
 )
 def test_mistyped_commands_get_the_nearest_ones(kmodctl: Runner, words: tuple[str, ...], said: str) -> None:

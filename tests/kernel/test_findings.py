@@ -321,6 +321,19 @@ def test_rules_about_what_is_built_in(root: FakeRoot) -> None:
     assert findings(root) == []
 
 
+def test_rules_about_a_part_of_the_kernel_that_is_no_module(root: FakeRoot) -> None:
+    """printk has parameters, and no line in modules.builtin."""
+    table = root.tree / "modules.builtin.modinfo"
+    table.write_bytes(table.read_bytes() + b"printk.parmtype=time:bool\0printk.parm=time:Show timing\0")
+    write(root, A, "options printk time=1\nblacklist printk\n")
+    told = findings(root)
+    assert [(finding.kind, finding.severity, finding.line) for finding in told] == [
+        ("builtin", Severity.WARNING, line) for line in (1, 2)
+    ]
+    assert [(line.file, line.text) for line in told[0].instead] == [("/proc/cmdline", "printk.time=1")]
+    assert "not a module" in told[1].message
+
+
 def test_files_that_modprobe_does_not_read(root: FakeRoot) -> None:
     for name in ("modprobe.conf", "modprobe.d/site/a.conf", "modprobe.d/nouveau"):
         write(root, f"/etc/{name}", "install loop /bin/false\n")

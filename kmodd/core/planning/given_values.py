@@ -94,8 +94,8 @@ class GivenValues:
         noted = record.held.get(parameter)
         if noted is not None and shown is not None:
             return noted[1] == shown and same_value(kind, wanted, noted[0])
-        given = dict(record.given)
-        if parameter not in given or not same_setting(kind, wanted, given[parameter]):
+        arguments = dict(record.given)
+        if parameter not in arguments or not same_setting(kind, wanted, arguments[parameter]):
             return False
         if shown is not None:
             self._note(module, parameter, wanted, shown)
@@ -108,16 +108,16 @@ class GivenValues:
     def _new(self, module: ModuleName) -> _Known:
         while len(self._modules) >= REMEMBERED:
             del self._modules[next(iter(self._modules))]
-        known = self._modules[module] = _Known(self._instance(module))
-        return known
+        record = self._modules[module] = _Known(self._instance(module))
+        return record
 
-    def _note(self, module: ModuleName, parameter: str, given: str, held: str) -> None:
+    def _note(self, module: ModuleName, parameter: str, value: str, held: str) -> None:
         record = self._known(module) or self._new(module)
-        if record.held.get(parameter) == (given, held):
+        if record.held.get(parameter) == (value, held):
             return
         if len(record.held) >= REMEMBERED:
             del record.held[next(iter(record.held))]
-        record.held[parameter] = given, held
+        record.held[parameter] = value, held
         self._write()
 
     def _write(self) -> None:
@@ -146,7 +146,9 @@ class GivenValues:
                 for name, (instance, given, noted) in document["modules"].items()
             }
             before = document["before"]
-            self._before = None if before is None else {_name(name): _number(one) for name, one in before.items()}
+            self._before = (
+                None if before is None else {_name(name): _number(instance) for name, instance in before.items()}
+            )
             self._modules = modules
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._modules = {}

@@ -96,7 +96,7 @@ class Insertion:
             return
         if parameters and self._index.exists(name):
             check_parameters(self._index.info(name), parameters)
-        self._insert(target, "requested", parameters=parameters, asked=self._asked)
+        self._insert(target, "requested", parameters=parameters, alias=self._asked)
 
     def again(self, name: ModuleName, because: str) -> None:
         """Plan the return of a module that this operation takes out."""
@@ -157,8 +157,8 @@ class Insertion:
                     evidence=Evidence(parameter=parameter, hint=f"kmodctl reload {name} {parameter}=…"),
                 )
 
-    def _insert(self, target: Target, because: str, *, parameters: Pairs = (), asked: str = "") -> None:
-        self._check_policy(target.name, asked=asked)
+    def _insert(self, target: Target, because: str, *, parameters: Pairs = (), alias: str = "") -> None:
+        self._check_policy(target.name, alias=alias)
         if not self._index.exists(target.name):
             raise self.missing(target.name)
         # What a rule that can be read says goes first: it says more.
@@ -236,9 +236,9 @@ class Insertion:
             ]
         return [rule for rule in self._index.rules(target.name) if rule.kind == "options"]
 
-    def _check_policy(self, name: ModuleName, *, asked: str = "", needed_by: str = "") -> None:
+    def _check_policy(self, name: ModuleName, *, alias: str = "", needed_by: str = "") -> None:
         aside = self._policy.check_load(
-            name, self._facts().command_line, asked=asked, needed_by=needed_by, override=self._override
+            name, self._facts().command_line, asked=alias, needed_by=needed_by, override=self._override
         )
         self.overrides.extend(aside)
         module = self.module_in(name)

@@ -169,26 +169,26 @@ def parse_number(text: str) -> int | None:
     return -number if match["sign"] == "-" else number
 
 
-def same_value(kind: str, given: str, live: str) -> bool:
+def same_value(kind: str, value: str, live: str) -> bool:
     """Tell whether what a caller gives means what the kernel shows now."""
     if kind.startswith(_ARRAY):
-        parts, shown = given.split(","), live.split(",")
+        parts, shown = value.split(","), live.split(",")
         element = kind.removeprefix(_ARRAY)
         return len(parts) == len(shown) and all(map(same_value, [element] * len(parts), parts, shown))
-    if given == live:
+    if value == live:
         return True
     if kind in _BOOLS:
-        truth = _reads_as_bool(given)
+        truth = _reads_as_bool(value)
         return truth is not None and truth == _reads_as_bool(live)
     if kind in _RANGES:
-        number = parse_number(given)
+        number = parse_number(value)
         return number is not None and number == parse_number(live)
     return False
 
 
-def same_setting(kind: str, given: str, said: str | None) -> bool:
-    """Tell whether what is given means what an `options` line says, where a name alone sets a flag."""
-    return same_value(kind, given, "1" if said is None and takes_no_value(kind) else said or "")
+def same_setting(kind: str, value: str, setting: str | None) -> bool:
+    """Tell whether the value means what an `options` line says, where a name alone sets a flag."""
+    return same_value(kind, value, "1" if setting is None and takes_no_value(kind) else setting or "")
 
 
 def _reads_as_bool(text: str) -> bool | None:

@@ -196,16 +196,16 @@ class Planner:
         return plan
 
     def _targets(self, operation: Operation, draft: PlannedState) -> tuple[Target, ...]:
-        asked = operation.module
+        name = operation.module
         if operation.verb in (Verb.SET_PARAMETER, Verb.RESET_FAILED):
-            return (Target(canonical(asked)),)
+            return (Target(canonical(name)),)
         # A reload loads the same module again, and kmodd's own files mean the module that they name.
-        if (operation.itself or operation.verb is Verb.RELOAD) and self._is_module(canonical(asked), draft):
-            return (Target(self._file(operation, canonical(asked))),)
-        targets = self._index.lookup(asked)
-        if not targets and is_module_name(asked) and self._is_module(canonical(asked), draft):
+        if (operation.itself or operation.verb is Verb.RELOAD) and self._is_module(canonical(name), draft):
+            return (Target(self._file(operation, canonical(name))),)
+        targets = self._index.lookup(name)
+        if not targets and is_module_name(name) and self._is_module(canonical(name), draft):
             # Loaded, but not in the index.
-            return (Target(canonical(asked)),)
+            return (Target(canonical(name)),)
         return targets
 
     def _file(self, operation: Operation, name: ModuleName) -> ModuleName:
@@ -274,12 +274,12 @@ class Planner:
             return ()
         return (Step(StepAction.RESET_FAILED, name, because="requested", operation=number),)
 
-    def _leads_nowhere(self, asked: ModuleName | Alias, target: Target, insertion: Insertion) -> KmoddError:
+    def _leads_nowhere(self, name: ModuleName | Alias, target: Target, insertion: Insertion) -> KmoddError:
         error = insertion.missing(target.name)
         line = self._policy.alias_line(target)
         if line is not None:
             error.message = (
-                f"{shown_name(asked)} is an alias of {target.name} ({line.file}, line {line.line}): {error.message}"
+                f"{shown_name(name)} is an alias of {target.name} ({line.file}, line {line.line}): {error.message}"
             )
             error.evidence = replace(
                 error.evidence, file=line.file, line=line.line, rule=line.told, rule_kind=line.kind
@@ -332,10 +332,10 @@ def _failing(operation: Operation, number: int, names: tuple[ModuleName, ...], e
     )
 
 
-def _blamed(asked: ModuleName | Alias, names: tuple[ModuleName, ...], error: KmoddError) -> ModuleName:
+def _blamed(requested: ModuleName | Alias, names: tuple[ModuleName, ...], error: KmoddError) -> ModuleName:
     if is_module_name(error.module):
         return canonical(error.module)
-    return names[0] if names else canonical(asked)
+    return names[0] if names else canonical(requested)
 
 
 class IndexRefresher:

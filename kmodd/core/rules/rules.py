@@ -166,6 +166,7 @@ class _Judgement:
         self._first: dict[str, list[Rule]] = {kind: [] for kind in _FIRST_ACTS}
         self._masked: set[str] = set()
         self._modules = frozenset((*index.available(), *index.builtins()))
+        self._kernel_parts: frozenset[str] | None = None
         self._hints = 0
         self._kernel_lists = [
             word.value or ""
@@ -306,6 +307,9 @@ class _Judgement:
             # is_mod_blacklisted of libkmod 30).
             if rule.kind in ("blacklist", "options"):
                 yield self._about_pattern(rule)
+        elif rule.file.startswith("/etc/") and canonical(rule.module) in self._parts():
+            says = f"{name} is a part of the kernel that is not a module, so this line has no effect"
+            yield _about_builtin_options(rule) if rule.kind == "options" else Finding("builtin", says)
         elif rule.file.startswith("/etc/"):
             findings = tuple(self._about_mistyped(rule, name, "mistyped", f"no module {_named(name)}"))
             yield from findings
@@ -372,6 +376,11 @@ class _Judgement:
             return bool(self._index.resolve(parse_module_or_alias(name)))
         except KmoddError:
             return False
+
+    def _parts(self) -> frozenset[str]:
+        if self._kernel_parts is None:
+            self._kernel_parts = frozenset(self._index.parts())
+        return self._kernel_parts
 
     def _may_compare(self) -> bool:
         self._hints += 1

@@ -180,6 +180,7 @@ class LibkmodIndex:
         self._lines: dict[ModuleName, str] = {}
         self._builtins: frozenset[ModuleName] = frozenset()
         self._builtin_modinfo: dict[ModuleName, list[bytes]] | None = None
+        self._parts: tuple[ModuleName, ...] = ()
         self._available: tuple[ModuleName, ...] | None = None
         self._targets: dict[str, tuple[Target, ...]] = {}
         self._dependencies: dict[ModuleName, tuple[ModuleName, ...]] = {}
@@ -537,6 +538,12 @@ class LibkmodIndex:
         """Every module that is part of the kernel image, sorted."""
         return tuple(sorted(self._builtins))
 
+    def parts(self) -> Iterable[ModuleName]:
+        """Parts of the kernel image that have parameters and could not be modules, sorted: kbuild gives them strings, but no line
+        in modules.builtin."""
+        self._builtin_strings()
+        return self._parts
+
     def _builtin_strings(self) -> dict[ModuleName, list[bytes]]:
         """Read modules.builtin.modinfo (since Linux 5.2): `MODULE.key=value` strings."""
         if self._builtin_modinfo is None:
@@ -564,12 +571,16 @@ class LibkmodIndex:
             self._alias_lines = lines
         else:
             strings: dict[ModuleName, list[bytes]] = {}
+            parts: set[ModuleName] = set()
             for string in data.split(b"\0"):
                 module, dot, fact = string.partition(b".")
                 name = canonical(module.decode("utf-8", "replace"))
                 if dot and name in self._builtins:
                     strings.setdefault(name, []).append(fact)
+                elif dot:
+                    parts.add(name)
             self._builtin_modinfo = strings
+            self._parts = tuple(sorted(parts))
 
     def _unknown(self, name: ModuleName) -> NoSuchModule | ModuleTreeMissing:
         if not self._fault:

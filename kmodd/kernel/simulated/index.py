@@ -194,6 +194,10 @@ class SimulatedIndex:
         """See ModuleIndex."""
         return self._builtins
 
+    def parts(self) -> Iterable[ModuleName]:
+        """See ModuleIndex."""
+        return ()
+
     def _collect(self, name: ModuleName, order: dict[ModuleName, None]) -> None:
         module = self._modules.get(name)
         if module is None or module.builtin or name in order:
