@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VM = $(PYTHON) -m tests.vm
+# The virtual machine's Debian, SUITE=bookworm (the default), trixie or sid, is read from the environment by tests/vm/suite.py.
 
 .DEFAULT_GOAL := help
 
@@ -177,12 +178,14 @@ INSTALLED_AGENT = $(PREFIX)/bin/kmodd-agent $(addprefix $(UNITDIR)/,$(AGENTUNITS
 .PHONY: man
 man: $(BUILT_PAGES) ## write the manual pages into build/man, with scdoc
 
-# The date of a page is that of its source. groff would print a hyphen, which no shell takes for a minus.
+# The date of a page is that of its source. groff would print a hyphen, which no shell takes for a minus. The first line of a page
+# with tables asks for tbl (man(1), PREPROCESSORS).
 build/man/%: docs/man/%.scd
 	@command -v scdoc >/dev/null || { echo "The manual pages need scdoc. As root: make install-deps" >&2; exit 1; }
 	@mkdir -p $(@D)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(date -r $< +%s)} scdoc < $< > $@.$$$$ && \
-		sed -e "/^[.']\|^.h'/!{s/\\\\-/-/g;s/-/\\\\-/g}" $@.$$$$ > $@.$$$$.new && rm $@.$$$$ && mv $@.$$$$.new $@
+		{ ! grep -q '^\.TS' $@.$$$$ || printf "%s\\n" "'\\\" t"; \
+		sed -e "/^[.']\|^.h'/!{s/\\\\-/-/g;s/-/\\\\-/g}" $@.$$$$; } > $@.$$$$.new && rm $@.$$$$ && mv $@.$$$$.new $@
 
 .PHONY: install-deps install-check install install-gateway-deps install-gateway install-agent-deps install-agent uninstall
 install-deps: ## install the Debian packages kmodd needs to run
