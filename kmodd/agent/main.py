@@ -26,8 +26,8 @@ from kmodd.client import Client
 from kmodd.errors import KmoddError
 from kmodd.fleet.kubernetes import Access, Api, ApiFault
 from kmodd.journal.writer import Logger, StandardBridge, connect, make_logger
-from kmodd.process.options import UsageError
-from kmodd.process.sd_notify import SdNotify
+from kmodd.startup.options import UsageError
+from kmodd.startup.sd_notify import SdNotify
 
 if TYPE_CHECKING:
     from kmodd.agent.metrics import Metrics

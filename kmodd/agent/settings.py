@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmodd.process.options import UsageError, read_options
+from kmodd.startup.options import UsageError, read_options
 
 DEFAULT_STATE = Path("/var/lib/kmodd-agent")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

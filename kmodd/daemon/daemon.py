@@ -25,6 +25,7 @@ from kmodd.core.history import History, NotifyingAudit
 from kmodd.core.leases import Leases
 from kmodd.core.listing import Listing
 from kmodd.core.metrics import Metrics
+from kmodd.core.module_requests import Requests
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Jobs
 from kmodd.core.operations.live_values import LiveValues
@@ -35,7 +36,6 @@ from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.planner import IndexRefresher, Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
-from kmodd.core.requests import Requests
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state
@@ -52,9 +52,9 @@ from kmodd.journal.boot import boot_loads
 from kmodd.journal.reader import JournalReader, MemoryJournal, open_system_reader
 from kmodd.journal.writer import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.kernel.memory import trim_heap
-from kmodd.process.machine import identity, login_uid, machine_id, real_kernel, simulated_kernel
-from kmodd.process.options import USAGE, Settings, UsageError
-from kmodd.process.sd_notify import SdNotify, stored_descriptors
+from kmodd.startup.machine import identity, login_uid, machine_id, real_kernel, simulated_kernel
+from kmodd.startup.options import USAGE, Settings, UsageError
+from kmodd.startup.sd_notify import SdNotify, stored_descriptors
 
 STATUS_SETTLE = 0.5
 """Seconds between a change and systemd's status line."""

@@ -13,8 +13,8 @@ from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg, is_kernel_log
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.proc.uevents import KernelUevents
-from kmodd.kernel.users.inspector_process import Inspector
-from kmodd.kernel.watcher.watcher_process import Watcher
+from kmodd.kernel.users.inspector_client import Inspector
+from kmodd.kernel.watcher.watcher_client import Watcher
 from kmodd.kernel.worker.executor import WorkerPool
 
 

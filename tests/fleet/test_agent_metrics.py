@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kmodd.agent.settings import Settings
-from kmodd.process.options import UsageError
+from kmodd.startup.options import UsageError
 from tests.fleet.cluster import wait_for
 from tests.fleet.running import Node, one_set
 

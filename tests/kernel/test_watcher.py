@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel.watcher.watcher import INSTANCE, messages, place, set_up
-from kmodd.kernel.watcher.watcher_process import Watcher, read
+from kmodd.kernel.watcher.watcher_client import Watcher, read
 from kmodd.model import ModuleLoad, ModuleRequest, Requester
 
 REQUEST = b"           mount-812     [000] ..... 12.345678: module_request: nls_ascii wait=1 call_site=load_nls"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kmodd.core.events import EventHub, ModuleRemoved
+from kmodd.core.module_requests import DEVICES_AGE, KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, Requests, reason
 from kmodd.core.planning.policy import Policy
-from kmodd.core.requests import DEVICES_AGE, KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, Requests, reason
 from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import ModuleLoad, ModuleRequest, Record, Requester

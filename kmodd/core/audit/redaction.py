@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from kmodd.core.diagnosis.advice import UserSentence, drives, sentence
 from kmodd.core.diagnosis.usage import counted
+from kmodd.core.module_requests import reason as load_reason
 from kmodd.core.planning.consequences import is_hidden, public, told_to
-from kmodd.core.requests import reason as load_reason
 from kmodd.errors import Evidence
 from kmodd.model import Explanation, LoadedBy, Plan, User
 

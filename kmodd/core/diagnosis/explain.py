@@ -10,9 +10,9 @@ from kmodd.core.diagnosis.advice import advised, drives, ended, free, sentence, 
 from kmodd.core.diagnosis.boot_loads import BootLoads
 from kmodd.core.diagnosis.usage import unexplained
 from kmodd.core.fair_share import with_files
+from kmodd.core.module_requests import reason as load_reason
 from kmodd.core.planning.policy import COMMAND_LINE, Policy, command_line_rule, where
 from kmodd.core.registry import Registry
-from kmodd.core.requests import reason as load_reason
 from kmodd.errors import Conflict, Crashed, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, Inspection, LoadedModules, ModuleIndex
 from kmodd.model import (

@@ -321,7 +321,7 @@ _SETTLED_NS = 2_000_000_000
 """Nanoseconds; more than the time stamps of any file system are coarse."""
 
 
-class ConfigurationFolders:
+class ModprobeFolders:
     """Folders of modprobe.d files, each listed again only when it changed.
 
     Plain texts all through: a Path costs more than the call into the kernel.

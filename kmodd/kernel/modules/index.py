@@ -25,7 +25,7 @@ from kmodd.kernel.files import NOWHERE, read_if_there
 from kmodd.kernel.modprobe.modprobe_d import (
     DEPMOD_SOFTDEPS,
     DIRECTORIES,
-    ConfigurationFolders,
+    ModprobeFolders,
     ModprobeRules,
     RuleText,
     normalise,
@@ -170,7 +170,7 @@ class LibkmodIndex:
         self._tree_text = str(self._tree)
         self._release = release
         self._directories = [root / name for name in DIRECTORIES] if config_dirs is None else list(config_dirs)
-        self._folders = ConfigurationFolders(self._tree, self._directories)
+        self._folders = ModprobeFolders(self._tree, self._directories)
         self._command_line = command_line_rules(command_line)
         self._index_paths = [str(self._tree / name) for name in (*_INDEXES, _BUILTIN_MODINFO)]
         self._tree_stamps: list[Stamp] = []

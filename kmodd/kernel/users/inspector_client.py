@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.kernel.users.inspector import ANSWER_MAX, CONSEQUENCES_MAX, EXECUTABLES_MAX
-from kmodd.kernel.worker.process import WorkerProcess, WorkerUnit
+from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import Consequence, ConsequenceKind, Remedy, Usage, User
 from kmodd.names import ModuleName
 

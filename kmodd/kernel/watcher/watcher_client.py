@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kmodd.kernel.watcher.watcher import MESSAGE_MAX
-from kmodd.kernel.worker.process import WorkerProcess, WorkerUnit
+from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import ModuleLoad, ModuleRequest, Requester
 from kmodd.names import ModuleName, is_module_name
 
