@@ -122,32 +122,6 @@ def test_load_for_udev_names_the_disk_that_it_examines(vm: Machine, client: Clie
     vm.check("udevadm settle; rm /var/tmp/udev.img; modprobe -r btrfs")
 
 
-DEVICES = r"""
-for file in $(find /sys/devices -name uevent); do
-  alias=$(sed -n 's/^MODALIAS=//p' "$file" 2>/dev/null)
-  [ -n "$alias" ] || continue
-  for module in $(modprobe -R "$alias" 2>/dev/null); do
-    [ "$(cat /sys/module/$module/refcnt 2>/dev/null)" = 0 ] && echo "$module ${file%/uevent}"
-  done
-done
-"""
-"""Modules that nothing needs, with the devices that they serve."""
-
-
-def test_load_by_udev_names_the_device_whose_alias_the_module_has(vm: Machine, client: Client) -> None:
-    served = dict(line.split() for line in vm.check(DEVICES, timeout=120).splitlines())
-    module, device = next(
-        (module, served[module]) for module in ("button", "evdev", "psmouse", *served) if module in served
-    )
-    vm.check(["modprobe", "-r", module])
-    soon(lambda: client.explain(module)["state"] == "available", f"{module} of {served} is gone")
-    vm.check(["udevadm", "trigger", "--action=add", device])
-    vm.check("udevadm settle")
-    name = device.rpartition("/")[2]
-    soon(lambda: client.explain(module).get("loaded-by", {}).get("devices"), f"{module} for {device}")
-    assert [each.split()[-1] for each in client.explain(module)["loaded-by"]["devices"]] == [name]
-
-
 def test_load_before_kmodd_started_is_told_by_the_journal(vm: Machine, client: Client) -> None:
     vm.write_file("/etc/modules-load.d/kmodd-test.conf", "# one\nkmodd_test_good\n")
     vm.check("systemctl stop kmodd && systemctl restart systemd-modules-load && modprobe kmodd_test_params", timeout=90)
