@@ -156,7 +156,7 @@ async def test_what_nothing_explains_is_the_kernel() -> None:
     (blocker,) = answer.blockers
     assert blocker == (
         "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, sockets and kernel settings "
-        "1 reference that nothing in user space explains."
+        "do not explain what uses it: 1 reference that nothing in user space explains."
     )
 
 
