@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VM = $(PYTHON) -m tests.vm
+# The virtual machine's Debian, SUITE=bookworm (the default), trixie or sid, is read from the environment by tests/vm/suite.py.
 
 .DEFAULT_GOAL := help
 
@@ -177,12 +178,14 @@ INSTALLED_AGENT = $(PREFIX)/bin/kmodd-agent $(addprefix $(UNITDIR)/,$(AGENTUNITS
 .PHONY: man
 man: $(BUILT_PAGES) ## write the manual pages into build/man, with scdoc
 
-# The date of a page is that of its source. groff would print a hyphen, which no shell takes for a minus.
+# The date of a page is that of its source. groff would print a hyphen, which no shell takes for a minus. The first line of a page
+# with tables asks for tbl (man(1), PREPROCESSORS).
 build/man/%: docs/man/%.scd
 	@command -v scdoc >/dev/null || { echo "The manual pages need scdoc. As root: make install-deps" >&2; exit 1; }
 	@mkdir -p $(@D)
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(date -r $< +%s)} scdoc < $< > $@.$$$$ && \
-		sed -e "/^[.']\|^.h'/!{s/\\\\-/-/g;s/-/\\\\-/g}" $@.$$$$ > $@.$$$$.new && rm $@.$$$$ && mv $@.$$$$.new $@
+		{ ! grep -q '^\.TS' $@.$$$$ || printf "%s\\n" "'\\\" t"; \
+		sed -e "/^[.']\|^.h'/!{s/\\\\-/-/g;s/-/\\\\-/g}" $@.$$$$; } > $@.$$$$.new && rm $@.$$$$ && mv $@.$$$$.new $@
 
 .PHONY: install-deps install-check install install-gateway-deps install-gateway install-agent-deps install-agent uninstall
 install-deps: ## install the Debian packages kmodd needs to run
@@ -256,11 +259,11 @@ install-gateway: install ## install kmodd and its HTTP gateway; then create a to
 	@! { $(LIVE); } || install/after-install-gateway
 	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
 
-install-agent-deps: ## install the library the Kubernetes agent needs, from PyPI, beside kmodd
+install-agent-deps: ## install the libraries the Kubernetes agent needs, from PyPI, beside kmodd
 	apt-get update
 	apt-get install -y --no-install-recommends python3-pip
 	$(SYSTEM_PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade \
-		--target $(DESTDIR)$(PKGDIR)/libraries 'lightkube>=1.0.1,<2'
+		--target $(DESTDIR)$(PKGDIR)/libraries 'lightkube>=1.0.1,<2' 'prometheus-client>=0.16,<1'
 
 install-agent: install ## install kmodd and its Kubernetes agent; an administrator gives it a kubeconfig and a polkit rule
 	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED) $(INSTALLED_AGENT)))

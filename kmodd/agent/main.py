@@ -4,6 +4,7 @@
 import asyncio
 import datetime as dt
 import gc
+import importlib
 import logging
 import os
 import platform
@@ -12,6 +13,9 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kmodd import VERSION
 from kmodd.agent.node import Node
@@ -22,12 +26,29 @@ from kmodd.client import Client
 from kmodd.errors import KmoddError
 from kmodd.fleet.kubernetes import Access, Api, ApiFault
 from kmodd.journal.writer import Logger, StandardBridge, connect, make_logger
-from kmodd.process.options import UsageError
-from kmodd.process.sd_notify import SdNotify
+from kmodd.startup.options import UsageError
+from kmodd.startup.sd_notify import SdNotify
+
+if TYPE_CHECKING:
+    from kmodd.agent.metrics import Metrics
 
 FIELD_MANAGER = "kmodd-agent"
 BAD_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: trying again without a change is of no use."""
+
+
+def _metrics(settings: Settings, reconciler: Reconciler, logger: Logger) -> "Metrics | None":
+    if settings.metrics is None:
+        return None
+    # Imported here: it is a megabyte and a library that an agent without metrics does not need.
+    from kmodd.agent.metrics import Metrics
+
+    def trouble(error: OSError) -> None:
+        logger.warning("agent.trouble", message=f"the metrics cannot be written: {error.strerror}")
+
+    made = Metrics(settings.metrics, trouble)
+    made.follow(reconciler)
+    return made
 
 
 async def run(settings: Settings, boot_id: str, environment: Mapping[str, str], logger: Logger) -> None:
@@ -37,9 +58,11 @@ async def run(settings: Settings, boot_id: str, environment: Mapping[str, str], 
     clock = Clock(time.monotonic, lambda: dt.datetime.now(dt.UTC), random.random)
     api = Api(Access(settings.kubeconfig), FIELD_MANAGER, user_agent=f"kmodd-agent/{VERSION}")
     client = await Client.connect(settings.address or None)
+    metrics: Metrics | None = None
     try:
         folder = StateFolder(settings.state)
         reconciler = Reconciler(settings.node, api, client, Node(client, os.getuid()), folder, boot_id, clock, logger)
+        metrics = _metrics(settings, reconciler, logger)
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
@@ -57,6 +80,8 @@ async def run(settings: Settings, boot_id: str, environment: Mapping[str, str], 
             raise results[0]
     finally:
         supervisor.notify("STOPPING=1")
+        if metrics is not None:
+            metrics.close()
         await api.close()
         await client.close()
 
@@ -75,15 +100,20 @@ def main() -> int:
     logger = make_logger(sink)
     logging.getLogger().addHandler(StandardBridge(logger))
     os.umask(0o077)
+    # `kmodctl why` shows this name for a lease; without it, that of the interpreter.
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text("kmodd-agent", encoding="ascii")
     # What is wrong before anything runs is wrong at each start; later the same error may pass, and systemd tries again.
     status = BAD_CONFIGURATION
     try:
         Access(settings.kubeconfig).read()
+        if settings.metrics is not None:
+            importlib.import_module("kmodd.agent.metrics")
         settings.state.mkdir(mode=0o700, exist_ok=True)
         boot_id = settings.boot_id.read_text(encoding="ascii").strip()
         status = 1
         asyncio.run(run(settings, boot_id, os.environ, logger))
-    except (ApiFault, OSError, UnicodeDecodeError, KmoddError) as error:
+    except (ApiFault, OSError, UnicodeDecodeError, ImportError, KmoddError) as error:
         logger.error("agent.trouble", message=f"kmodd-agent ends: {error}")  # noqa: TRY400 - no bug: no trace
         return status
     finally:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The node as kmodd describes it, and the three calls that change it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from kmodd.agent.leases import Leases
 from kmodd.agent.planning import Action, Seen, Step, Wanted
 from kmodd.client import Client
 from kmodd.client.replies import Fields, failed
@@ -31,7 +32,7 @@ class Look:
     kernel_release: str
     version: str
     boot_id: str
-    """Empty where this kmodd has no such property."""
+    """Empty where kmodd does not know it: an older one, or one with a simulated kernel."""
 
 
 class Node:
@@ -40,9 +41,11 @@ class Node:
     def __init__(self, client: Client, uid: int) -> None:
         self._client = client
         self._uid = uid
+        self.leases = Leases(client)
 
     async def look(self, wanted: Mapping[str, Wanted], owned: Collection[str]) -> Look:
-        """Everything that is decided from. Changes nothing, and needs no authorization."""
+        """Everything that is decided from. Changes nothing but leases that are not needed any more, and needs no authorization."""
+        self.leases.keep({name for name, module in wanted.items() if module.demanded})
         properties = await self._client.properties()
         rows = await self._client.list_modules()
         loaded = frozenset(str(row.name) for row in rows)
@@ -122,13 +125,16 @@ class Node:
 
     async def take(self, step: Step) -> tuple[str, ...]:
         """Do it; the modules that were inserted or removed, in order."""
-        reason = _reason(step)
-        # A set on demand is loaded and unloaded like any other; a lease (`Hold`) would take its place here.
+        reason = _reason(step.sets)
         if step.action is Action.LOAD:
             return await self._client.load(step.module, dict(step.parameters), reason=reason)
         if step.action is Action.RELOAD:
             return await self._client.reload(step.module, dict(step.parameters), reason=reason)
         return await self._client.unload(step.module, reason=reason)
+
+    async def hold(self, wanted: Wanted) -> None:
+        """Hold a loaded module for the pods that need it."""
+        await self.leases.take(wanted.name, dict(wanted.module.parameters), _reason(wanted.sets))
 
     async def explain(self, module: str) -> Explanation:
         """What kmodd knows about a module, as far as our user may see it."""
@@ -139,8 +145,8 @@ class Node:
         return explanation.loaded_by is not None and explanation.loaded_by.uid == self._uid
 
 
-def _reason(step: Step) -> str:
-    if not step.sets:
+def _reason(sets: Sequence[str]) -> str:
+    if not sets:
         return "no ModuleSet wants it any more"
-    more = f" and {len(step.sets) - REASON_SETS} more" if len(step.sets) > REASON_SETS else ""
-    return f"ModuleSet {', '.join(step.sets[:REASON_SETS])}{more}"
+    more = f" and {len(sets) - REASON_SETS} more" if len(sets) > REASON_SETS else ""
+    return f"ModuleSet {', '.join(sets[:REASON_SETS])}{more}"

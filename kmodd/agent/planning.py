@@ -20,6 +20,7 @@ from kmodd.fleet.resources import (
     USER_TEXT_MAX,
     USERS_MAX,
     Foreign,
+    Mode,
     ModuleState,
     ModuleStatus,
     NodeModulesSpec,
@@ -137,6 +138,11 @@ class Seen:
     differs: str = ""
     """How what is loaded differs from the file; only where a version is specified."""
 
+    @property
+    def as_specified(self) -> bool:
+        """It is live, and loading it would do nothing."""
+        return self.loaded and not self.moving and self.load_error is None and not self.load_steps and not self.differs
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -150,6 +156,8 @@ class Wanted:
     unload_after: int = 0
     conflict: str = ""
     """What the sets do not agree about, as a clause; empty when they do."""
+    demanded: bool = False
+    """Pods need it now."""
 
     @property
     def name(self) -> str:
@@ -192,7 +200,9 @@ def merge(spec: NodeModulesSpec) -> dict[str, Wanted]:
         for module in one.modules:
             before = merged.get(module.name)
             if before is None:
-                merged[module.name] = Wanted(module, (one.name,), one.wanted, one.when_foreign_parameters, _grace(one))
+                merged[module.name] = Wanted(
+                    module, (one.name,), one.wanted, one.when_foreign_parameters, _grace(one), demanded=_demanded(one)
+                )
                 continue
             conflict = before.conflict or _conflict(before, module, one.name)
             foreign = (
@@ -205,12 +215,17 @@ def merge(spec: NodeModulesSpec) -> dict[str, Wanted]:
                 foreign,
                 max(before.unload_after, _grace(one)),
                 conflict,
+                before.demanded or _demanded(one),
             )
     return merged
 
 
 def _grace(one: NodeSet) -> int:
     return one.unload_after_seconds
+
+
+def _demanded(node_set: NodeSet) -> bool:
+    return node_set.mode is Mode.ON_DEMAND and node_set.demanded
 
 
 def _conflict(before: Wanted, module: WantedModule, set_name: str) -> str:

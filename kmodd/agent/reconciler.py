@@ -10,13 +10,26 @@ that leaves a module out has it unloaded.
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
 from kmodd import VERSION
 from kmodd.agent.node import SIGNALS, Look, Node
-from kmodd.agent.planning import Action, Decision, Failure, Recovery, Situation, Step, back_off, decide, merge, recovery
+from kmodd.agent.planning import (
+    LONGEST_WAIT,
+    Action,
+    Decision,
+    Failure,
+    Recovery,
+    Situation,
+    Step,
+    Wanted,
+    back_off,
+    decide,
+    merge,
+    recovery,
+)
 from kmodd.agent.record import Barred, Owned, Record, StateFolder
 from kmodd.client import PATH, Client, Signal, SignalStream
 from kmodd.errors import InvalidArgs, KmoddError, Unavailable
@@ -115,11 +128,38 @@ class Reconciler:
         """Of the specification that was decided from last."""
         self._fresh: dict[str, float] = {}
         """When a module was loaded by us; for a moment kmodd may not show it."""
+        self._unheld: dict[str, str] = {}
+        """Modules that pods need and that could not be held, and for which error."""
         self._adopted = False
         self._lookouts = 0
-        self.steps = 0
-        """Steps that were taken, for tests and metrics."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when something that metrics show may be different."""
+        self.on_step: Callable[[str, str], None] = lambda action, result: None
+        """Called after each step with its action and `done` or `failed`."""
+        self.on_report: Callable[[str], None] = lambda result: None
+        """Called after each report to the API with `done` or `failed`."""
         api.trouble = self._on_trouble
+
+    # --- for metrics --------------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """The watch of the node's object runs."""
+        return self._connected
+
+    @property
+    def reachable(self) -> bool:
+        """kmodd responded when it was last called."""
+        return self._look is not None and self._unreachable is None
+
+    @property
+    def leases(self) -> int:
+        """Modules that are held."""
+        return len(self._node.leases)
+
+    def states(self) -> tuple[ModuleState, ...]:
+        """Of each module, as reported last."""
+        return tuple(row.state for row in self._decision.modules) if self._decision is not None else ()
 
     async def run(self) -> None:
         """Work until cancelled; Unavailable when the bus is lost."""
@@ -140,6 +180,7 @@ class Reconciler:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                self._node.leases.close()
 
     # --- what arrives ------------------------------------------------------------------------------------------------
 
@@ -232,6 +273,7 @@ class Reconciler:
             self._logger.error("agent.trouble", message=f"the specification cannot be kept: {error}")  # noqa: TRY400 - a full disk is no bug
 
     def _on_trouble(self, fault: ApiFault | None) -> None:
+        self.on_change()
         if fault is None:
             if not self._connected:
                 self._logger.info("agent.recovered", message="the Kubernetes API answers")
@@ -284,6 +326,7 @@ class Reconciler:
         if self._record.loading in look.loaded:
             await self._resolve(self._record.loading)
         self._reconcile_record(look)
+        await self._hold(wanted, look)
         now = self._clock.monotonic()
         self._count_grace(target.spec, look, now)
         for name in [name for name in self._failures if name not in wanted and name not in self._record.owned]:
@@ -303,15 +346,46 @@ class Reconciler:
         generation = target.metadata.generation
         if decision.step is None:
             self._publish(decision, generation)
-            if decision.wake is not None:
-                self._again(max(decision.wake - now, 0.0))
+            wakes = [max(wake - now, 0.0) for wake in (decision.wake,) if wake is not None]
+            if self._unheld:
+                wakes.append(LONGEST_WAIT)
+            if wakes:
+                self._again(min(wakes))
             return False
         await self._take(decision.step, lambda: self._publish(decision, generation))
         return True
 
+    async def _hold(self, wanted: Mapping[str, Wanted], look: Look) -> None:
+        """Hold what pods need and is as specified. Without a lease it is loaded all the same: the journal says so, once."""
+        needed = [
+            name
+            for name, module in wanted.items()
+            if module.demanded
+            and not module.conflict
+            and look.seen[name].as_specified
+            and name not in self._node.leases
+        ]
+        self._unheld = {name: reason for name, reason in self._unheld.items() if name in needed}
+        for name in needed:
+            try:
+                await self._node.hold(wanted[name])
+            except KmoddError as error:
+                if not self._client.transport.connected:
+                    raise
+                if self._unheld.get(name) != error.name():
+                    self._logger.warning(
+                        "agent.trouble",
+                        message=f"cannot hold {name}: {error.message}; others may unload it",
+                        module=name,
+                    )
+                self._unheld[name] = error.name()
+            else:
+                self._unheld.pop(name, None)
+
     def _fail(self, error: KmoddError) -> None:
         self._unreachable = error
         self._write.set()
+        self.on_change()
         if not self._stopped:
             self._lookouts += 1
             self._again(back_off(self._lookouts, self._clock.chance()))
@@ -325,6 +399,8 @@ class Reconciler:
         self._released = {name: self._released.get(name, now) for name in idle}
 
     async def _take(self, step: Step, publish: Callable[[], None]) -> None:
+        if step.action is not Action.LOAD:
+            self._node.leases.release(step.module)  # ours alone; those of others are in the way
         failure = self._failures.get(step.module)
         if failure is not None and failure.step == step:
             # Tried before: what kmodd knows beforehand is no reason to try again.
@@ -348,7 +424,6 @@ class Reconciler:
             raise
 
     async def _step(self, step: Step) -> None:
-        self.steps += 1
         resumed = self._record.loading == step.module
         if step.action is not Action.UNLOAD:
             self._record.loading = step.module
@@ -360,8 +435,10 @@ class Reconciler:
                 raise
             self._lost(step, error)
             self._failed(step, error)
+            self.on_step(str(step.action), "failed")
         else:
             self._failures.pop(step.module, None)
+            self.on_step(str(step.action), "done")
             if step.action is Action.UNLOAD:
                 for name in changed:
                     self._record.owned.pop(name, None)
@@ -459,6 +536,7 @@ class Reconciler:
     def _publish(self, decision: Decision, generation: int) -> None:
         self._decision, self._generation = decision, generation
         self._write.set()
+        self.on_change()
 
     def _status(self) -> Object:
         look, decision, generation = self._look, self._decision, self._generation
@@ -534,12 +612,14 @@ class Reconciler:
                 if fault.code == NOT_FOUND:
                     continue  # the watch says so as well
                 failures += 1
+                self.on_report("failed")
                 self._logger.warning("agent.trouble", message=f"the status cannot be written: {fault.message}")
                 await asyncio.sleep(wait(failures, self._clock.chance, fault.retry_after))
                 self._write.set()
             else:
                 failures = 0
                 self._written = status
+                self.on_report("done")
 
 
 def _ready(decision: Decision) -> tuple[str, ConditionStatus, str, str]:

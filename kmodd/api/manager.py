@@ -16,7 +16,7 @@ from kmodd.api.options import refusal
 from kmodd.api.reply_cache import ReplyCache
 from kmodd.api.services import Services
 from kmodd.core.audit.redaction import CONSEQUENCES, USERS, View, is_withheld, redact, redact_plan
-from kmodd.core.requests import REFUSED, REQUESTED
+from kmodd.core.module_requests import REFUSED, REQUESTED
 from kmodd.dbus.authorizer import INSPECT, READ_HISTORY
 from kmodd.dbus.call import Body, Call, Descriptor, Permits, Refusal, unprepared
 from kmodd.dbus.marshal import encode
@@ -278,6 +278,9 @@ class ManagerInterface:
 
     def kernel_release(self) -> str:
         return self._services.registry.facts().release
+
+    def boot_id(self) -> str:
+        return self._services.boot_id
 
     def tainted(self) -> int:
         return self._services.registry.facts().taint

@@ -141,6 +141,9 @@ def user(listed_user: User) -> Row:
         row["pid"] = ("u", listed_user.pid)
     if listed_user.exe:
         row["exe"] = ("s", listed_user.exe)
+    for key, text in (("unit", listed_user.unit), ("container", listed_user.container), ("netns", listed_user.netns)):
+        if text:
+            row[key] = ("s", text)
     if listed_user.count:
         row["count"] = ("u", listed_user.count)
     return row
@@ -156,6 +159,8 @@ def loaded_by(load: LoadedBy) -> Row:
     for key, text in (("alias", load.alias), ("unit", load.unit), ("container", load.container)):
         if text:
             row[key] = ("s", text)
+    if load.devices:
+        row["devices"] = ("as", load.devices)
     return row
 
 

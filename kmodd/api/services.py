@@ -53,6 +53,8 @@ class Services:
     surfaces: Surfaces
     slices: Slices
     """Long reads, in turns."""
+    boot_id: str = ""
+    """Of the running kernel; empty when unknown, and for a simulated one."""
     daemon_settings: Callable[[], DaemonSettings] = DaemonSettings
     """The daemon's settings in effect."""
     trim_heap: Callable[[], None] = lambda: None

@@ -75,7 +75,12 @@ class StoreInterface:
         except KmoddError as error:
             return self._refusal("activate", module, values, error)
 
-        return self._switch(self._services.activation.foresee(module, entry.kernel, entry, load=load), values)
+        return self._switch(
+            self._services.activation.foresee(
+                module, entry.kernel, entry, load=load, disconnect=values.get("disconnect", False)
+            ),
+            values,
+        )
 
     def deactivate(self, name: str, values: options.Values) -> Call | Refusal:
         module = parse_module(name)
@@ -86,7 +91,12 @@ class StoreInterface:
         except KmoddError as error:
             return self._refusal("deactivate", module, values, error)
         of_kernel = entry.kernel if entry is not None else kernel or self._services.store.catalogue.running
-        return self._switch(self._services.activation.foresee(module, of_kernel, None, load=load), values)
+        return self._switch(
+            self._services.activation.foresee(
+                module, of_kernel, None, load=load, disconnect=values.get("disconnect", False)
+            ),
+            values,
+        )
 
     def _switch(self, switch: Switch, values: Mapping[str, Any]) -> Call:
         dry_run = values.get("dry-run", False)

@@ -117,6 +117,9 @@ def _define_store(store: argparse.ArgumentParser, common: argparse.ArgumentParse
         parser.add_argument("--reason", default="", metavar="TEXT", help="reason to record in the journal (one line)")
     for parser in (activate, deactivate):
         parser.add_argument("--load", action="store_true", help="also load or reload it")
+        parser.add_argument(
+            "--disconnect", action="store_true", help="also when live interfaces or devices go with the module"
+        )
         parser.add_argument("--kernel", metavar="RELEASE", default="", help="kernel release (default: the running one)")
 
 

@@ -76,7 +76,7 @@ class _Agent:
     def start(self) -> None:
         if not self._wanted:
             return
-        from kmodd.cli.agent import TerminalAgent  # subprocess, only where it is needed
+        from kmodd.cli.polkit_agent import TerminalAgent  # subprocess, only where it is needed
 
         agent = TerminalAgent()
         agent.start()

@@ -324,6 +324,9 @@ def _user(data: Any) -> User:
         command=fields.text("command"),
         pid=fields.number("pid") if "pid" in data else None,
         exe=fields.text("exe"),
+        unit=fields.text("unit"),
+        container=fields.text("container"),
+        netns=fields.text("netns"),
         count=fields.number("count"),
     )
 
@@ -338,7 +341,15 @@ def held_by(evidence: Evidence) -> tuple[User, ...]:
 def about_user(user: User) -> dict[str, Any]:
     """A user as plain values, keys as on the bus; what is not known is left out."""
     row: dict[str, Any] = {"kind": user.kind, "name": user.name, "detail": user.detail}
-    more = {"command": user.command, "pid": user.pid, "exe": user.exe, "count": user.count}
+    more = {
+        "command": user.command,
+        "pid": user.pid,
+        "exe": user.exe,
+        "unit": user.unit,
+        "container": user.container,
+        "netns": user.netns,
+        "count": user.count,
+    }
     return row | {key: value for key, value in more.items() if value}
 
 
@@ -353,6 +364,7 @@ def _loaded_by(data: Mapping[str, Any]) -> LoadedBy:
         pid=fields.number("pid") if "pid" in data else None,
         unit=fields.text("unit") if "unit" in data else "",
         container=fields.text("container") if "container" in data else "",
+        devices=fields.texts("devices") if "devices" in data else (),
     )
 
 

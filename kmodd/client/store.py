@@ -71,18 +71,33 @@ class Store:
         return tuple(stored_module(row) for row in await self.data("List"))
 
     async def activate(
-        self, name: str, version: str, *, load: bool = False, kernel: str = "", dry_run: bool = False, reason: str = ""
+        self,
+        name: str,
+        version: str,
+        *,
+        load: bool = False,
+        disconnect: bool = False,
+        kernel: str = "",
+        dry_run: bool = False,
+        reason: str = "",
     ) -> tuple[str, ...]:
         """Bring a version into force; what was (or for a dry run would be) loaded or reloaded."""
-        return tuple(
-            await self.data("Activate", name, version, options=_switch(kernel, reason, load=load, dry_run=dry_run))
-        )
+        options = _switch(kernel, reason, load=load, disconnect=disconnect, dry_run=dry_run)
+        return tuple(await self.data("Activate", name, version, options=options))
 
     async def deactivate(
-        self, name: str, *, load: bool = False, kernel: str = "", dry_run: bool = False, reason: str = ""
+        self,
+        name: str,
+        *,
+        load: bool = False,
+        disconnect: bool = False,
+        kernel: str = "",
+        dry_run: bool = False,
+        reason: str = "",
     ) -> tuple[str, ...]:
         """Take the active version out of force; what was (or would be) reloaded."""
-        return tuple(await self.data("Deactivate", name, options=_switch(kernel, reason, load=load, dry_run=dry_run)))
+        options = _switch(kernel, reason, load=load, disconnect=disconnect, dry_run=dry_run)
+        return tuple(await self.data("Deactivate", name, options=options))
 
     async def remove(
         self, name: str, version: str, *, reason: str = "", on_behalf_of: str = "", dry_run: bool = False
@@ -111,6 +126,12 @@ def stored_module(row: Mapping[str, Any]) -> StoredModule:
     )
 
 
-def _switch(kernel: str, reason: str, *, load: bool, dry_run: bool) -> dict[str, object]:
-    options: dict[str, object] = {"load": load, "kernel": kernel, "reason": reason, "dry-run": dry_run}
+def _switch(kernel: str, reason: str, *, load: bool, disconnect: bool, dry_run: bool) -> dict[str, object]:
+    options: dict[str, object] = {
+        "load": load,
+        "disconnect": disconnect,
+        "kernel": kernel,
+        "reason": reason,
+        "dry-run": dry_run,
+    }
     return {name: value for name, value in options.items() if value}

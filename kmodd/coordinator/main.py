@@ -22,7 +22,7 @@ from kmodd.errors import KmoddError, Unavailable
 from kmodd.fleet.exposition import Exposition
 from kmodd.fleet.kubernetes import Access, Api, ApiFault
 from kmodd.journal.writer import Logger, StandardBridge, connect, make_logger
-from kmodd.process.options import UsageError
+from kmodd.startup.options import UsageError
 
 HANG = 60.0
 """Seconds without an iteration of the event loop after which the process is not healthy."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kmodd.errors import InvalidArgs
 from kmodd.fleet.exposition import parse_address
-from kmodd.process.options import UsageError, read_options
+from kmodd.startup.options import UsageError, read_options
 
 LEASE = "kmodd-coordinator"
 """Name of the Lease."""

@@ -16,6 +16,7 @@ from kmodd.api.service import Service
 from kmodd.api.services import Services
 from kmodd.core.audit.limit import AuditWatch, OriginAudit, RateLimitedAudit
 from kmodd.core.audit.records import Refusals
+from kmodd.core.diagnosis.boot_loads import BootLoads
 from kmodd.core.diagnosis.explain import Explainer
 from kmodd.core.events import Audit, Event, EventHub, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
 from kmodd.core.fair_share import Slices, give_threads
@@ -24,6 +25,7 @@ from kmodd.core.history import History, NotifyingAudit
 from kmodd.core.leases import Leases
 from kmodd.core.listing import Listing
 from kmodd.core.metrics import Metrics
+from kmodd.core.module_requests import Requests
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Jobs
 from kmodd.core.operations.live_values import LiveValues
@@ -34,7 +36,6 @@ from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.planner import IndexRefresher, Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
-from kmodd.core.requests import Requests
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state
@@ -47,12 +48,13 @@ from kmodd.dbus.interface_xml import installed
 from kmodd.dbus.peers import Delegation
 from kmodd.dbus.polkit import Polkit
 from kmodd.dbus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
+from kmodd.journal.boot import boot_loads
 from kmodd.journal.reader import JournalReader, MemoryJournal, open_system_reader
 from kmodd.journal.writer import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.kernel.memory import trim_heap
-from kmodd.process.machine import identity, login_uid, machine_id, real_kernel, simulated_kernel
-from kmodd.process.options import USAGE, Settings, UsageError
-from kmodd.process.sd_notify import SdNotify, stored_descriptors
+from kmodd.startup.machine import identity, login_uid, machine_id, real_kernel, simulated_kernel
+from kmodd.startup.options import USAGE, Settings, UsageError
+from kmodd.startup.sd_notify import SdNotify, stored_descriptors
 
 STATUS_SETTLE = 0.5
 """Seconds between a change and systemd's status line."""
@@ -208,6 +210,7 @@ class Daemon:
             off=lambda: kernel.requests.off,
             lost=lambda: kernel.requests.lost,
         )
+        kernel.uevents.on_announced = requests.announced
         self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(
@@ -250,6 +253,11 @@ class Daemon:
                 load=requests.load_of,
                 held=self._leases.holders,
                 refresh=IndexRefresher(kernel.index, lambda: transport.arrivals),
+                boot=BootLoads(
+                    kernel.index,
+                    lambda: {} if root is None else boot_loads(open_system_reader, root),
+                    kernel.configuration.autoload,
+                ),
             ),
             listing=listing,
             registry=registry,
@@ -267,6 +275,7 @@ class Daemon:
                 reader, limit_max=lambda: desired.daemon_settings.history_limit_max, settled=origins.settled
             ).read,
             machine_id=machine_id,
+            boot_id=kernel.boot_id,
             surfaces=self._surfaces,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,

@@ -15,14 +15,14 @@ from kmodd.core.store.catalogue import StoreCatalogue
 from kmodd.core.store.store import Store, StoreLimits
 from kmodd.kernel.atomic_file import clear_folder
 from kmodd.kernel.modules.depmod import Depmod
-from kmodd.kernel.modules.parser_process import ModuleParser
+from kmodd.kernel.modules.parser_client import ModuleParser
 from kmodd.kernel.modules.store_files import StoreFiles
 from kmodd.kernel.modules.trees import ModuleTree
 from kmodd.kernel.ports import Kernel
 from kmodd.model import Caller
 from kmodd.model.settings import DaemonSettings
 from kmodd.names import ModuleName
-from kmodd.process.options import Settings
+from kmodd.startup.options import Settings
 
 
 class CustomModules:

@@ -37,7 +37,7 @@ from kmodd.gateway.routes import surface as routes_surface
 from kmodd.gateway.routes import webhooks as routes_webhooks
 from kmodd.gateway.settings import SETTINGS, GatewaySettings, Issuer, read
 from kmodd.journal.writer import JournalAudit, Logger, connect, make_logger
-from kmodd.process.sd_notify import SdNotify
+from kmodd.startup.sd_notify import SdNotify
 
 EX_CONFIG = 78
 """Exit status for a configuration error (sysexits.h): systemd does not start it again for that."""

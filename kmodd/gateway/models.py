@@ -132,6 +132,9 @@ class User(BaseModel):
     command: str = Field(default="", description="Command that ends this use.")
     pid: int = Field(default=0, description="Only for a process.")
     exe: str = Field(default="", description="The program of the process.")
+    unit: str = Field(default="", description="The unit of the process.")
+    container: str = Field(default="", description="The container or machine of the process.")
+    netns: str = Field(default="", description="Its network namespace, where that is not the system's own.")
     count: int = Field(
         default=0, description="How many users of this kind the row stands for, where they are withheld."
     )
@@ -420,6 +423,7 @@ class ActivateRequest(BaseModel, extra="forbid"):
     """How to activate a version."""
 
     load: StrictBool = Field(default=False, description="Also load it. Needs the scopes `load` and `unload`.")
+    disconnect: StrictBool = DISCONNECT
     kernel: Text = Field(default="", description="Release of the kernel; the running one when left out.")
     reason: Reason = Field(default="", description="One line for the journal.")
 

@@ -141,13 +141,17 @@ class Changes:
             await client.reset_failed(name, **principal.caller_options(reason))
         return {"message": f"Cleared the recorded failure of module {name}", "module": name}
 
-    async def history(self, principal: Principal, module: str, since: int, limit: int) -> list[dict[str, Any]]:
+    async def history(
+        self, principal: Principal, module: str, since: int, limit: int, *, requests: bool
+    ) -> list[dict[str, Any]]:
         """Records from the journal."""
         options: dict[str, object] = {"limit": limit, "on-behalf-of": principal.label}
         if module:
             options["module"] = parse_module(module)
         if since:
             options["since"] = since
+        if requests:
+            options["requests"] = True
         async with self._turns.turn(principal.name):
             return [snake(row) for row in await self._link.client.data("GetHistory", options=options)]
 

@@ -65,7 +65,7 @@ def _newest(reader: Reader, query: HistoryQuery) -> list[HistoryEntry]:
     reader.seek_tail()
     entries: list[HistoryEntry] = []
     while len(entries) < query.limit and (fields := reader.get_previous()):
-        time = _microseconds(fields.get("__REALTIME_TIMESTAMP"))
+        time = microseconds(fields.get("__REALTIME_TIMESTAMP"))
         if time < query.since:
             break
         if "KMODD_EVENT" in fields:
@@ -78,7 +78,7 @@ def _oldest(reader: Reader, query: HistoryQuery) -> list[HistoryEntry]:
     reader.seek_realtime(query.since)
     entries: list[HistoryEntry] = []
     while len(entries) < query.limit and (fields := reader.get_next()):
-        time = _microseconds(fields.get("__REALTIME_TIMESTAMP"))
+        time = microseconds(fields.get("__REALTIME_TIMESTAMP"))
         # Where the clock was set back, the journal is not in the order of time.
         if time >= query.since and "KMODD_EVENT" in fields:
             entries.append(from_fields(fields, time))
@@ -119,7 +119,8 @@ def open_system_reader() -> Reader:
     return reader
 
 
-def _microseconds(value: object) -> int:
+def microseconds(value: object) -> int:
+    """A time of the journal, since the epoch."""
     if isinstance(value, datetime):
         # timestamp() of a year like 2024 has more digits than a float keeps exactly; rounding restores microseconds.
         return round(value.timestamp() * 1_000_000)

@@ -269,6 +269,8 @@ class UeventSource(Protocol):
     on_device: Callable[[str, str], None] | None
     """Called with `add` or `remove` and the modalias of a device, while `events` is read; with `overflow` and no alias when
     events were lost."""
+    on_announced: Callable[[str, str], None] | None
+    """Called likewise with the modalias of a device that the kernel announces in whatever way, and what it is called."""
 
     def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost."""
@@ -353,6 +355,9 @@ class Kernel(Protocol):
     def requests(self) -> RequestSource: ...
     @property
     def simulated(self) -> bool: ...
+    @property
+    def boot_id(self) -> str:
+        """Another one after each boot (random(4)); empty when unknown, and for a simulated kernel."""
 
 
 class Spool(Protocol):

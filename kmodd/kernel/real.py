@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.ports import ModuleIndex
@@ -12,8 +13,8 @@ from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg, is_kernel_log
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.proc.uevents import KernelUevents
-from kmodd.kernel.users.inspector_process import Inspector
-from kmodd.kernel.watcher.watcher_process import Watcher
+from kmodd.kernel.users.inspector_client import Inspector
+from kmodd.kernel.watcher.watcher_client import Watcher
 from kmodd.kernel.worker.executor import WorkerPool
 
 
@@ -31,6 +32,7 @@ class RealKernel:
     installed: InstalledIndexes
     uevents: KernelUevents
     requests: Watcher
+    boot_id: str
     simulated: bool = False
 
 
@@ -77,4 +79,5 @@ def real_kernel(
         ),
         uevents=KernelUevents(),
         requests=Watcher(watcher_socket, lambda: time.time_ns() // 1000),
+        boot_id=read_text(root / "proc/sys/kernel/random/boot_id") or "",
     )

@@ -61,6 +61,12 @@ class User:
     """The process that has it open, where there is one."""
     exe: str = ""
     """That process's executable."""
+    unit: str = ""
+    """That process's unit of systemd."""
+    container: str = ""
+    """The id or name of the container or machine that it is in."""
+    netns: str = ""
+    """The network namespace that it is in, where that is not the system's own: its name, or `pid 812` of one of its processes."""
     owner: int | None = None
     """The user whose own view of /proc and /sys shows this; None where everybody's does."""
     remedy: Remedy = Remedy.NONE

@@ -85,6 +85,8 @@ class Requester:
     """Its systemd unit or session scope."""
     container: str = ""
     """Identifier of its container."""
+    device: str = ""
+    """Of a process of udev that waits, the device node that it has open: the disk that it examines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,9 @@ class ModuleLoad:
     alias: str = ""
     """What the kernel's modprobe was started for; empty for other processes."""
     time: int = 0
+    devices: tuple[str, ...] = ()
+    """The devices for which udev may have loaded it: the one that its process had open, or those with such an alias that came
+    or changed shortly before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,8 @@ class LoadedBy:
     """Of a process that loaded it, or needed it, without kmodd."""
     unit: str = ""
     container: str = ""
+    devices: tuple[str, ...] = ()
+    """As of a ModuleLoad."""
 
 
 @dataclass(frozen=True, slots=True)

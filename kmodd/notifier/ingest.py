@@ -18,7 +18,7 @@ PERIOD = 60_000_000
 TOLD_MAX = 30
 """Refusals per user and period that are sent."""
 USERS_MAX = 256
-_REFUSALS = frozenset({"authorization.denied", "operation.failed"})
+_REFUSALS = frozenset({"authorization.denied", "module.refused", "operation.failed"})
 
 Complain = Callable[[int | None, int], None]
 """Called with (user, 0) when refusals begin to be left out, and with (user, how many) once the period is over."""

@@ -36,8 +36,8 @@ from kmodd.notifier.endpoints import Endpoints, Machine
 from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.service import NAME, Service
 from kmodd.notifier.watcher import Watcher
-from kmodd.process.machine import login_uid, machine_id
-from kmodd.process.sd_notify import SdNotify
+from kmodd.startup.machine import login_uid, machine_id
+from kmodd.startup.sd_notify import SdNotify
 
 DEFAULT_CONFIG = Path("/etc/kmodd/notify.toml")
 DEFAULT_STATE = Path("/var/lib/kmodd-notifier")

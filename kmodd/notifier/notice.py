@@ -17,7 +17,20 @@ from typing import Any, Self
 from kmodd.text import escape
 
 SEVERITIES = ("info", "notice", "warning", "error")
-KINDS = ("load", "unload", "failure", "crash", "stuck", "health", "drift", "unsigned", "store", "denied", "test")
+KINDS = (
+    "load",
+    "unload",
+    "failure",
+    "crash",
+    "stuck",
+    "health",
+    "drift",
+    "unsigned",
+    "store",
+    "denied",
+    "refused",
+    "test",
+)
 """What a rule may name under `events`; `test` is sent by hand."""
 
 _KINDS: Mapping[str, tuple[str, str]] = {
@@ -34,11 +47,12 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "desired.failed": ("failure", "warning"),
     "health.changed": ("health", "warning"),
     "authorization.denied": ("denied", "warning"),
+    "module.refused": ("refused", "notice"),
     "refusals.collapsed": ("denied", "warning"),
 }
 """Kind and severity by the event's name in the journal."""
 _HEALTH = {"ok": "notice", "degraded": "warning", "failing": "error"}
-_UNAUTHORIZED = frozenset({"authorization.denied", "operation.failed", "refusals.collapsed"})
+_UNAUTHORIZED = frozenset({"authorization.denied", "module.refused", "operation.failed", "refusals.collapsed"})
 """Events of requests that end before authorization, unless they belong to a job or are root's."""
 _IDENTITY = frozenset(
     {"time", "event", "message", "module", "action", "result", "error", "uid", "sender", "exe", "reason", "job", "duration-usec",

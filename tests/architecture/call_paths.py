@@ -158,8 +158,8 @@ async def daemon_in_process(address: str) -> AsyncIterator[Any]:
     from kmodd.dbus.transport import Transport
     from kmodd.journal.writer import Threshold, connect, make_logger
     from kmodd.kernel.simulated.kernel import SimulatedKernel
-    from kmodd.process.options import Settings
-    from kmodd.process.sd_notify import SdNotify
+    from kmodd.startup.options import Settings
+    from kmodd.startup.sd_notify import SdNotify
 
     kernel = SimulatedKernel(pace=0.0)
     users: dict[str, int] = {}
@@ -223,7 +223,7 @@ async def count_gateway(address: str, folder: Path, counter: CallCounter, found:
     from kmodd.gateway import main, settings
     from kmodd.gateway.http import sockets
     from kmodd.journal.writer import connect, make_logger
-    from kmodd.process.sd_notify import SdNotify
+    from kmodd.startup.sd_notify import SdNotify
 
     path = folder / "http"
     (folder / "gateway.toml").write_text(f'tokens = "{folder / "tokens"}"\nlisten = ["{path}"]\n[limits]\nrate = 0\n')

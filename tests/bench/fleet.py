@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from kmodd.agent.leases import Leases
 from kmodd.agent.node import Look, Node
 from kmodd.agent.planning import Action, Seen, Step, Wanted
 from kmodd.agent.reconciler import Clock, Reconciler
@@ -57,6 +58,7 @@ class SimulatedNode:
         self._bad = bad
         self._loaded: dict[str, dict[str, str]] = {}
         self._loaded_at: dict[str, int] = {}
+        self.leases = Leases(cast("Client", SimulatedClient()))
 
     async def look(self, wanted: Mapping[str, Wanted], owned: Collection[str]) -> Look:
         """What is loaded, and what a load would do."""
@@ -71,6 +73,10 @@ class SimulatedNode:
         differs = any(have.get(key) != value for key, value in parameters.items())
         error = Conflict(f"{name} is loaded with other parameters", module=name) if differs else None
         return Seen(loaded=True, load_error=error, loaded_at=self._loaded_at[name])
+
+    async def hold(self, wanted: Wanted) -> None:
+        """Nothing else unloads modules here."""
+        del wanted
 
     async def check(self, step: Step) -> KmoddError | None:
         """Nothing is known beforehand."""

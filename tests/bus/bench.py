@@ -240,6 +240,7 @@ async def bench(
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],
             history=history,
             machine_id=lambda: "0123456789abcdef0123456789abcdef",
+            boot_id="01234567-89ab-cdef-0123-456789abcdef",
             slices=Slices(kernel.index),
         )  # fmt: skip
         quota = Quota()

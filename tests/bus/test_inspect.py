@@ -254,6 +254,18 @@ async def test_the_history_has_who_loaded_it_but_not_what_others_have_open(servi
     assert [action for _, action, _, _ in service.polkit.asked] == [INSPECT, HISTORY]
 
 
+async def test_callers_see_what_their_own_user_loaded(service: Bench, alice: Client) -> None:
+    service.polkit.mode = "allow"
+    await alice.call("Load", "sa{ss}a{sv}", "dummy", {}, {"reason": alice.transport.variant("s", "my ticket")})
+    service.registry.look()
+    service.polkit.mode = "deny"
+    service.polkit.asked.clear()
+    answer = await explain(alice, "dummy")
+    assert (answer["loaded-by"]["uid"].value, answer["loaded-by"]["reason"].value) == (1000, "my ticket")
+    assert "withheld" not in answer
+    assert service.polkit.asked == []
+
+
 async def test_the_kernels_log_follows_dmesg_restrict(service: Bench, alice: Client) -> None:
     async with service.client(0) as root:
         with pytest.raises(Reply):

@@ -268,6 +268,7 @@ async def test_signals_come_from_the_managers_path(service: Bench, root: Client)
 async def test_properties(service: Bench, root: Client) -> None:
     everything = await root.call("GetAll", "s", "org.kmodd1.Manager", interface=PROPERTIES)
     assert everything["LoadedCount"].value == len(service.registry)
+    assert everything["BootId"].value == "01234567-89ab-cdef-0123-456789abcdef"
     assert set(await root.call("GetAll", "s", "", interface=PROPERTIES)) == set(everything)
     value = root.transport.variant("s", "9")
     with pytest.raises(Reply, match="PropertyReadOnly"):

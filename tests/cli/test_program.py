@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.cli.agent import TerminalAgent
 from kmodd.cli.arguments import ExitCode
+from kmodd.cli.polkit_agent import TerminalAgent
 from kmodd.client import JOB, OBJECTS, PROPERTIES
 from tests.cli import samples
 from tests.cli.fake_daemon import FakeDaemon, Later, Refusal

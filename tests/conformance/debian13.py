@@ -11,12 +11,12 @@ SUITE = "trixie"
 PACKAGES = ("kmod", "libkmod2", "libc6", "liblzma5", "libzstd1", "libssl3t64", "zlib1g")
 
 
-def modprobe() -> tuple[str, ...]:
-    """The command that runs it, where its own arguments may follow."""
+def modprobe(name: str = "modprobe") -> tuple[str, ...]:
+    """The command that runs it, or depmod, where its own arguments may follow."""
     folder = cache.entry("debian13-kmod", cache.digest([Path(__file__), Path(host.__file__)]), _make) / "usr"
     libraries = folder / "lib/x86_64-linux-gnu"
     loader = libraries / "ld-linux-x86-64.so.2"
-    return (str(loader), "--library-path", str(libraries), "--argv0", "modprobe", str(folder / "bin/kmod"))
+    return (str(loader), "--library-path", str(libraries), "--argv0", name, str(folder / "bin/kmod"))
 
 
 def _make(folder: Path) -> None:

@@ -74,7 +74,7 @@ def main() -> int:
         return 1
     with machine:
         stage = Stage(machine, colour=colour == "always" or (colour == "auto" and sys.stdout.isatty()))
-        say(f"Debian 12, Linux {machine.check('uname -r').strip()}, kmodd running as a service")
+        say(f"{machine.image.suite.title}, Linux {machine.check('uname -r').strip()}, kmodd running as a service")
         for number, scene in enumerate(TOUR, 1):
             for command in scene.setup:
                 machine.run(command, check=True)

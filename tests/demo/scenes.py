@@ -101,6 +101,25 @@ TOUR = (
         ),
     ),
     Scene(
+        "A rule of the firewall, an interface in a container, a module that the kernel needed",
+        (
+            Line("rmmod nft_ct", code=1),
+            Line("kmodctl why nft_ct"),
+            Line("nft delete rule inet shop in handle 2 && kmodctl unload nft_ct"),
+            Line("kmodctl unload dummy", code=5),
+            Line("kmodctl why dummy"),
+            Line("mount -o loop,iocharset=ascii /srv/stick /mnt && kmodctl why nls_ascii"),
+            Line("umount /mnt && kmodctl unload nls_ascii"),
+        ),
+        setup=(
+            "nft 'add table inet shop; add chain inet shop in; add rule inet shop in ct state established accept'",
+            "ip netns add container && ip -n container link add veth0 type dummy && ip -n container link set veth0 up",
+            "truncate -s 8M /srv/stick && mkfs.vfat /srv/stick >/dev/null",
+            "systemctl add-wants kmodd.service kmodd-watcher.socket && systemctl restart kmodd",
+            "until pgrep -f '[w]atcher/watcher.py$' >/dev/null; do sleep 0.3; done",
+        ),
+    ),
+    Scene(
         "The same over HTTP, for whoever has a token",
         (
             Line(f"{CURL} -X POST http://localhost/module/load/loop; echo"),

@@ -137,6 +137,7 @@ def test_a_parameter_is_written(served: Gateway) -> None:
         return [row for row in found if row["event"] == "parameter.set"]
 
     wait_for(written)  # it is written after the answer
+    assert served.ask("GET", "/v1/history?requests=true").document["records"] == [], "no process needed a module"
     (record,) = written()
     assert (record["reason"], record["on_behalf_of"].startswith("token ")) == ("deeper", True)
     assert (

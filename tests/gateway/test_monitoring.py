@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kmodd.agent.metrics import Metrics as AgentMetrics
 from kmodd.coordinator.metrics import Metrics as CoordinatorMetrics
 from kmodd.gateway.metrics import MEANINGS, GatewayMetrics
 from tests.gateway.processes import Gateway
@@ -124,10 +125,11 @@ def test_the_dashboard_asks_in_prometheus_language(promtool: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("what", ["dashboard", "alerts"])
-def test_every_queried_metric_exists(what: str, metrics: bytes) -> None:
+def test_every_queried_metric_exists(what: str, metrics: bytes, tmp_path: Path) -> None:
     told = [family.name for family in text_string_to_metric_families(metrics.decode())]
     # A histogram's samples, and a counter's, are named by suffixes of its own name.
-    fleet = {family.name for family in CoordinatorMetrics().registry.collect()}
+    registries = CoordinatorMetrics().registry, AgentMetrics(tmp_path / "agent.prom").registry
+    fleet = {family.name for registry in registries for family in registry.collect()}
     known = {name + end for name in {*told, *MEANINGS, *fleet} for end in ("", "_total", "_bucket", "_count", "_sum")}
     text = " ".join(expressions() if what == "dashboard" else re.findall(r"expr: (.*)", ALERTS.read_text()))
     names = set(NAME.findall(text))

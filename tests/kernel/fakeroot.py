@@ -130,7 +130,9 @@ def compressed(data: bytes, suffix: str) -> bytes:
 
         return lzma.compress(data, check=lzma.CHECK_CRC32)
     if suffix.endswith(".zst"):
-        return subprocess.run(["zstd", "-q", "-c"], input=data, check=True, capture_output=True).stdout
+        # With its size, as in files that the kernel's build compresses: libkmod 34 opens no other.
+        command = ["zstd", "-q", "-c", f"--stream-size={len(data)}"]
+        return subprocess.run(command, input=data, check=True, capture_output=True).stdout
     return data
 
 

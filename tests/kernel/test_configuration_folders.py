@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel.modprobe import modprobe_d
-from kmodd.kernel.modprobe.modprobe_d import ConfigurationFolders
+from kmodd.kernel.modprobe.modprobe_d import ModprobeFolders
 
 
 class Listings:
@@ -29,19 +29,19 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> Listings:
     return Listings(monkeypatch)
 
 
-def names(folders: ConfigurationFolders) -> list[str]:
+def names(folders: ModprobeFolders) -> list[str]:
     return [Path(file).name for file in folders.files()]
 
 
 def test_settled_folder_is_listed_once(tmp_path: Path, listings: Listings) -> None:
     (tmp_path / "a.conf").touch()
-    folders = ConfigurationFolders(tmp_path / "tree", [tmp_path])
+    folders = ModprobeFolders(tmp_path / "tree", [tmp_path])
     assert names(folders) == names(folders) == ["a.conf", "modules.softdep"]
     assert listings.count == 1
 
 
 def test_change_of_a_settled_folder_is_seen(tmp_path: Path, listings: Listings) -> None:
-    folders = ConfigurationFolders(tmp_path / "tree", [tmp_path / "d"])
+    folders = ModprobeFolders(tmp_path / "tree", [tmp_path / "d"])
     assert names(folders) == ["modules.softdep"]
     (tmp_path / "d").mkdir()
     assert names(folders) == ["modules.softdep"]
@@ -56,7 +56,7 @@ def test_change_of_a_settled_folder_is_seen(tmp_path: Path, listings: Listings) 
 
 
 def test_changes_in_quick_succession_are_all_seen(tmp_path: Path) -> None:
-    folders = ConfigurationFolders(tmp_path / "tree", [tmp_path])
+    folders = ModprobeFolders(tmp_path / "tree", [tmp_path])
     for number in range(200):
         (tmp_path / f"{number:03}.conf").touch()
         assert len(folders.files()) == number + 2
@@ -66,5 +66,5 @@ def test_folder_named_as_a_file_does_not_mask(tmp_path: Path) -> None:
     (tmp_path / "a/x.conf").mkdir(parents=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b/x.conf").touch()
-    folders = ConfigurationFolders(tmp_path / "tree", [tmp_path / "a", tmp_path / "b"])
+    folders = ModprobeFolders(tmp_path / "tree", [tmp_path / "a", tmp_path / "b"])
     assert folders.files() == [str(tmp_path / "tree/modules.softdep"), str(tmp_path / "b/x.conf")]

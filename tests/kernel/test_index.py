@@ -18,6 +18,7 @@ from kmodd.kernel.modules.libkmod import Context, load_library
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import FactsPending
 from kmodd.names import Alias, ModuleName
+from tests.conformance import debian13
 from tests.kernel.fakeroot import RELEASE, FakeModule, FakeRoot, names, root_of, scenario
 
 if TYPE_CHECKING:
@@ -328,8 +329,11 @@ def test_a_tree_that_goes_and_comes_back(changing: FakeRoot) -> None:
 INDEXES = ["modules.dep.bin", "modules.alias.bin", "modules.symbols.bin", "modules.builtin.bin"]
 
 
+@pytest.mark.parametrize("depmod", ["this machine's", "Debian 13's"])
 @pytest.mark.parametrize("file", [*INDEXES, "modules.builtin.alias.bin"])
-def test_an_index_is_sound_in_its_full_length_only(aliases: FakeRoot, file: str) -> None:
+def test_an_index_is_sound_in_its_full_length_only(aliases: FakeRoot, depmod: str, file: str) -> None:
+    command = debian13.modprobe("depmod") if depmod == "Debian 13's" else ("depmod",)
+    subprocess.run([*command, "-b", aliases.root, aliases.release], check=True, capture_output=True)
     path = aliases.tree / file
     data = path.read_bytes()
     assert index_state(str(path)) is IndexState.SOUND

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from kmodd.kernel.users import inspector_process
+from kmodd.kernel.users import inspector_client
 from kmodd.kernel.users.inspector import answers
-from kmodd.kernel.users.inspector_process import Inspector, read_user
+from kmodd.kernel.users.inspector_client import Inspector, read_user
 from kmodd.model import Consequence, ConsequenceKind, Remedy, Usage, User
 from kmodd.names import ModuleName
 from tests.kernel.test_worker_unit import SocketUnit
 from tests.vm.privilege import elevated
 
 M = ModuleName
-INSPECTOR = Path(inspector_process.__file__).with_name("inspector.py")
+INSPECTOR = Path(inspector_client.__file__).with_name("inspector.py")
 USER: dict[str, Any] = {
     "kind": "mount",
     "name": "/m",
@@ -31,6 +31,9 @@ USER: dict[str, Any] = {
     "command": "",
     "pid": 7,
     "exe": "",
+    "unit": "",
+    "container": "",
+    "netns": "",
     "owner": 1000,
     "remedy": "unmount",
     "target": "/m",
@@ -125,7 +128,7 @@ async def test_one_search_answers_everybody(tmp_path: Path) -> None:
     assert first[1] == Usage((READ,), "it has more users than are listed", crowded=True)
     assert first[2] == Usage()
     assert orders(tmp_path) == [{"search": True}]
-    await asyncio.sleep(inspector_process.KEPT + 0.05)
+    await asyncio.sleep(inspector_client.KEPT + 0.05)
     await made.users(M("overlay"))
     assert len(orders(tmp_path)) == 2, "what is older is looked at again"
     await made.close()
@@ -201,7 +204,7 @@ async def test_one_that_has_ended_is_started_again(tmp_path: Path) -> None:
 
 
 async def test_what_is_idle_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspector_process, "IDLE", 0.1)
+    monkeypatch.setattr(inspector_client, "IDLE", 0.1)
     made = Inspector(program=scripted(tmp_path, "log.write(json.dumps({'pid': os.getpid()}) + '\\n')\n" + ANSWERS))
     await made.executable(5)
     pid = orders(tmp_path)[1]["pid"]
@@ -283,14 +286,17 @@ def asked(capabilities: str, code: str) -> str:
 OPENED = """
 from pathlib import Path
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.process import processes
+from kmodd.kernel.users.process import OpenFiles, processes
 from kmodd.kernel.users.tasks import Tasks
 class Owners:
     def modules(self, kind, major, minor): return frozenset({"m"} if (kind, major, minor) == ("char", 1, 7) else ())
 class Sockets:
     def uses(self, link, target): return []
+class Unmounted:
+    def modules(self, number): return frozenset()
 budget = Budget()
-print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), Owners(), Sockets(), budget)))
+files = OpenFiles(Owners(), Sockets(), Unmounted(), {"m"}, budget)
+print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, {}, budget)))
 """
 
 

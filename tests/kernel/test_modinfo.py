@@ -12,7 +12,7 @@ import pytest
 from kmodd.errors import BadModule
 from kmodd.kernel.modules.compression import Damaged, decompress
 from kmodd.kernel.modules.module_file import ModuleFile, parse_modinfo
-from kmodd.kernel.modules.parameter_array import FoundParameter
+from kmodd.kernel.modules.param_section import FoundParameter
 from kmodd.kernel.modules.signature import MAGIC, Signers, pkcs7_signer, read_signature
 from kmodd.model import ModuleInfo, ParameterInfo
 from kmodd.names import ModuleName

@@ -11,7 +11,7 @@ import pytest
 from kmodd.core.planning.parameters import read_options
 from kmodd.kernel.modprobe.layers import is_public
 from kmodd.kernel.modprobe.modprobe_d import (
-    ConfigurationFolders,
+    ModprobeFolders,
     ModprobeRules,
     ignored_lines,
     logical_lines,
@@ -193,7 +193,7 @@ def test_a_dangling_link_masks(tmp_path: Path) -> None:
 
 def test_a_fifo_in_a_folder_does_not_stop_the_reader(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.conf")
-    assert ConfigurationFolders(tmp_path, [tmp_path]).files() == [
+    assert ModprobeFolders(tmp_path, [tmp_path]).files() == [
         str(tmp_path / "a.conf"),
         str(tmp_path / "modules.softdep"),
     ]

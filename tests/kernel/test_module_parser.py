@@ -23,7 +23,7 @@ from kmodd.core.store.compatibility import check_file, check_kernel
 from kmodd.errors import KmoddError
 from kmodd.kernel.modules import parser as module_parser
 from kmodd.kernel.modules.parser import examine
-from kmodd.kernel.modules.parser_process import ModuleParser, read_examination
+from kmodd.kernel.modules.parser_client import ModuleParser, read_examination
 from kmodd.model.store import Examination, FileFault
 from kmodd.names import is_module_name
 from tests.kernel.elf import module_file, pkcs7_message, sign

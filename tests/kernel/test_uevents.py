@@ -112,6 +112,8 @@ async def test_devices_with_an_alias_are_reported_too(monitor: FakeMonitor) -> N
     assert await take(source, 1) == [Uevent("add", ModuleName("first"))], "nobody wants to know of devices"
     told: list[tuple[str, str]] = []
     source.on_device = lambda action, alias: told.append((action, alias))
+    announced: list[tuple[str, str]] = []
+    source.on_announced = lambda alias, device: announced.append((alias, device))
     monitor.send("add", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
     monitor.send("change", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
     monitor.send("bind", "/devices/pci0000:00/0000:00:02.0", "pci:v2")
@@ -120,6 +122,7 @@ async def test_devices_with_an_alias_are_reported_too(monitor: FakeMonitor) -> N
     monitor.send("add", "/module/second")
     assert await take(source, 1) == [Uevent("add", ModuleName("second"))]
     assert told == [("add", "pci:v2"), ("remove", "pci:v2")]
+    assert announced == [("pci:v2", "0000:00:02.0")] * 3, "however they are announced, as long as they are there"
     monitor.broken = OSError(errno.ENOBUFS, "overflow")
     monitor.send("add", "/module/lost")
     assert await take(source, 1) == [Uevent("overflow")]

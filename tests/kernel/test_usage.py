@@ -6,14 +6,14 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kmodd.kernel.files import readlink
-from kmodd.kernel.users import process as usage_process
-from kmodd.kernel.users.process import SocketModules, SocketUse
+from kmodd.kernel.users.process import SocketModules, SocketUse, inode
 from kmodd.kernel.users.tasks import Budget, Limits, namespace_owner
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot, number
@@ -27,8 +27,11 @@ def root(tmp_path: Path) -> Iterator[FakeRoot]:
     assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - names
 
 
+NUMBERS = count(30)
+
+
 def mount(point: str, kind: str, source: str, device: str = "0:50", root: str = "/") -> str:
-    return f"30 1 {device} {root} {point} rw,noatime shared:1 - {kind} {source} rw\n"
+    return f"{next(NUMBERS)} 1 {device} {root} {point} rw,noatime shared:1 - {kind} {source} rw\n"
 
 
 def test_an_empty_machine_has_no_users(root: FakeRoot) -> None:
@@ -59,30 +62,11 @@ def test_spaces_and_hostile_mount_points_are_made_safe(root: FakeRoot) -> None:
 
 
 def test_other_namespaces_are_read_once_and_said_to_be(root: FakeRoot) -> None:
-    table = mount("/", "ext4", "/dev/vda1") + mount("/shared", "overlay", "o")
-    root.process(1, "/sbin/init", mountinfo=table, ns="mnt:[1]")
-    root.process(20, "/usr/sbin/a", mountinfo=table, ns="mnt:[2]")
-    root.process(30, "/usr/bin/c", mountinfo=table + mount("/inside", "overlay", "o"), ns="mnt:[3]")
+    root.process(1, "/sbin/init", mountinfo=mount("/", "ext4", "/dev/vda1"), ns="mnt:[1]")
+    root.process(30, "/usr/bin/c", mountinfo=mount("/inside", "overlay", "o"), ns="mnt:[3]")
     root.process(31, "/usr/bin/d", mountinfo=mount("/never", "overlay", "o"), ns="mnt:[3]")
     assert root.users("overlay") == [
-        User("mount", "/shared", "type overlay, source o"),
         User("mount", "/inside", "type overlay, source o, in the mount namespace of pid 30"),
-    ]
-
-
-def test_folders_bound_onto_themselves_in_a_sandbox_are_no_more_mounts(root: FakeRoot) -> None:
-    shared = mount("/srv/data", "overlay", "o", root="/pool")
-    root.process(1, "/sbin/init", mountinfo=shared, ns="mnt:[1]")
-    sandbox = mount("/srv/data/state", "overlay", "o", root="/pool/state")
-    container = mount("/volume", "overlay", "o", root="/pool/state") + mount(
-        "/srv/data/state", "overlay", "o", root="/poolx"
-    )
-    root.process(20, "/usr/sbin/a", mountinfo=shared + sandbox, ns="mnt:[2]")
-    root.process(30, "/usr/bin/c", mountinfo=container, ns="mnt:[3]")
-    assert [(user.name, user.detail.rpartition(", ")[2]) for user in root.users("overlay")] == [
-        ("/srv/data", "source o"),
-        ("/volume", "in the mount namespace of pid 30"),
-        ("/srv/data/state", "in the mount namespace of pid 30"),
     ]
 
 
@@ -487,9 +471,13 @@ def test_mounts_that_concern_no_module_are_not_kept(root: FakeRoot) -> None:
 
 
 def test_the_target_of_a_link_is_read_without_a_file_server() -> None:
-    assert usage_process.device("/dev/zero") == ("char", 1, 5)
-    assert usage_process.device("/etc/passwd") is None
-    assert usage_process.device("/nowhere") is None
+    zero = inode("/dev/zero")
+    assert zero is not None
+    assert (zero.kind, zero.number) == ("char", (1, 5))
+    plain, status = inode("/etc/passwd"), Path("/etc/passwd").stat()
+    assert plain is not None
+    assert (plain.kind, plain.on) == ("", (os.major(status.st_dev), os.minor(status.st_dev)))
+    assert inode("/nowhere") is None
 
 
 def test_users_are_bounded_and_certain_ones_come_first(root: FakeRoot) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel.users.netfilter import Expression, Firewall, Item, Rule
-from kmodd.kernel.users.netlink import read_socket
+from kmodd.kernel.users.netlink import TcpUse, read_socket
 from kmodd.kernel.users.process import SocketModules, SocketUse
 from kmodd.kernel.users.rtnetlink import Action, Filter, Qdisc, Traffic
 from kmodd.kernel.users.tasks import Budget, Limits
@@ -440,15 +440,15 @@ TCP = (
 
 def test_congestion_control_of_a_socket() -> None:
     body = bytes.fromhex(TCP)
-    assert read_socket(body) == (650921, "bbr")
+    assert list(read_socket(body)) == [TcpUse(650921, "bbr", "tcp_bbr")]
     for length in range(len(body)):
-        read_socket(body[:length])
+        list(read_socket(body[:length]))
 
 
 def test_process_by_the_congestion_control_of_its_socket(root: FakeRoot) -> None:
     root.put("proc/modules", "tcp_diag 1 1 - Live 0x0\n")
     root.process(5, "/usr/bin/curl", ("socket:[650921]", "socket:[1]"))
-    root.controls = ((650921, "bbr"), (1, "cubic"))
+    root.tcp = (TcpUse(650921, "bbr", "tcp_bbr"), TcpUse(1, "cubic", "tcp_cubic"))
     (user,) = root.found("tcp_bbr")
     assert (user.detail, user.remedy, user.pids) == ("pid 5 socket TCP with bbr", Remedy.KILL, (5,))
     root.put("proc/modules", "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel.watcher.watcher import INSTANCE, messages, place, set_up
-from kmodd.kernel.watcher.watcher_process import Watcher, read
+from kmodd.kernel.watcher.watcher_client import Watcher, read
 from kmodd.model import ModuleLoad, ModuleRequest, Requester
 
 REQUEST = b"           mount-812     [000] ..... 12.345678: module_request: nls_ascii wait=1 call_site=load_nls"
@@ -38,8 +38,42 @@ def test_request_names_alias_and_process(root: Path) -> None:
             "exe": "/usr/bin/mount",
             "unit": "session-3.scope",
             "container": "",
+            "device": "",
         }
     }
+
+
+def udev(root: Path, exe: str, uid: int, *links: str) -> str:
+    """The device of a request of this process, which has these files open."""
+    folder = root / "proc/900"
+    (folder / "fd").mkdir(parents=True)
+    (folder / "status").write_text(f"Uid:\t{uid}\t0\t0\t0\n")
+    (folder / "exe").symlink_to(exe)
+    for number, link in enumerate(links):
+        (folder / f"fd/{number}").symlink_to(link)
+    request = b"module_request: char-major-10-234 wait=1 call_site=misc_open"
+    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.5: " + request, root)
+    device: str = message["request"]["device"]
+    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.5: module_load: btrfs ", root)
+    assert message["load"]["device"] == "", "it may be at another device already"
+    return device
+
+
+@pytest.mark.parametrize(
+    ("exe", "uid", "links", "device"),
+    [
+        ("/usr/bin/udevadm", 0, ("/dev/null", "socket:[1]", "/dev/vdb", "anon_inode:inotify"), "/dev/vdb"),
+        ("/usr/lib/systemd/systemd-udevd", 0, ("/dev/null", "/dev/vdb", "/dev/vdb"), "/dev/vdb"),
+        ("/usr/bin/udevadm", 0, ("/dev/vdb", "/dev/vdc"), ""),
+        ("/usr/bin/udevadm", 0, ("/dev/null", "/dev/kmsg"), ""),
+        ("/usr/bin/udevadm", 1000, ("/dev/vdb",), ""),
+        ("/usr/bin/cat", 0, ("/dev/vdb",), ""),
+    ],
+)
+def test_disk_that_udev_examines_is_the_one_it_has_open(
+    root: Path, exe: str, uid: int, links: tuple[str, ...], device: str
+) -> None:
+    assert udev(root, exe, uid, *links) == device
 
 
 def test_load_names_module_and_what_modprobe_was_started_for(root: Path) -> None:
@@ -104,12 +138,12 @@ def test_set_up_says_what_is_missing(tmp_path: Path) -> None:
     assert "events/module" in set_up(tmp_path)  # a folder that is no tracefs has none
 
 
-PROCESS = {"pid": 9, "uid": 0, "name": "n", "exe": "/e", "unit": "u", "container": ""}
+PROCESS = {"pid": 9, "uid": 0, "name": "n", "exe": "/e", "unit": "u", "container": "", "device": "/dev/vdb"}
 
 
 def test_messages_are_read_with_the_time() -> None:
     request = read(json.dumps({"request": {"alias": "a", "site": "s", **PROCESS}}).encode(), 7)
-    assert request == ModuleRequest("a", Requester(9, 0, "n", "/e", "u"), "s", 7)
+    assert request == ModuleRequest("a", Requester(9, 0, "n", "/e", "u", device="/dev/vdb"), "s", 7)
     load = read(json.dumps({"load": {"module": "m", "alias": "a", **PROCESS}}).encode(), 7)
     assert isinstance(load, ModuleLoad)
     assert (load.module, load.alias, load.time) == ("m", "a", 7)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A made-up /proc and /sys for the search for users."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kmodd.kernel.files import readlink
 from kmodd.kernel.users.netfilter import Firewall
@@ -10,6 +13,10 @@ from kmodd.kernel.users.rtnetlink import Traffic
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.usage import ProcUsage
 from kmodd.model import User
+
+if TYPE_CHECKING:
+    from kmodd.kernel.users.ipsec import State
+    from kmodd.kernel.users.netlink import TcpUse
 
 ALIASES = {
     "fs-iso9660": ("isofs",),
@@ -47,7 +54,9 @@ class FakeRoot:
         self.traffic = Traffic()
         self.firewall = Firewall()
         self.sets: tuple[tuple[str, str], ...] = ()
-        self.controls: tuple[tuple[int, str], ...] = ()
+        self.tcp: tuple[TcpUse, ...] = ()
+        self.states: tuple[State, ...] = ()
+        self.tables: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
     def put(self, path: str, text: str = "") -> None:
         file = self.path / path
@@ -113,7 +122,9 @@ class FakeRoot:
             traffic=lambda *_: self.traffic,
             netfilter=lambda _: self.firewall,
             sets=lambda: self.sets,
-            controls=lambda: self.controls,
+            tcp=lambda: self.tcp,
+            states=lambda: self.states,
+            tables=lambda kind, table: self.tables[kind.program, table],
             owner=self._owner,
         )
         return list(search.search(budget or Budget()))

@@ -2,7 +2,9 @@
 /* A RAM disk of 4 MiB, /dev/kmodd_test_blk0, to make a file system on and mount. */
 #include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/err.h>
 #include <linux/module.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
 
 #define SIZE (4U << 20)
@@ -48,8 +50,12 @@ static int __init blockdev_init(void)
 		result = major;
 		goto free_memory;
 	}
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 9, 0)
+	disk = blk_alloc_disk(NULL, NUMA_NO_NODE);
+#else
 	disk = blk_alloc_disk(NUMA_NO_NODE);
-	if (!disk)
+#endif
+	if (IS_ERR_OR_NULL(disk))
 		goto unregister;
 	disk->major = major;
 	disk->first_minor = 0;

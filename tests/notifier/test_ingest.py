@@ -141,6 +141,7 @@ def test_records_out_of_order_are_found(bench: Bench) -> None:
         ("health.changed", "failing", "health", "error"),
         ("store.activated", "", "store", "notice"),
         ("authorization.denied", "", "denied", "warning"),
+        ("module.refused", "refused", "refused", "notice"),
         ("refusals.collapsed", "", "denied", "warning"),
     ],
 )
@@ -202,7 +203,7 @@ def test_one_user_cannot_fill_the_queue_with_refusals(bench: Bench, log: io.Stri
     bench.now += 1
     for n in range(TOLD_MAX * 4):
         bench.now += 1000
-        bench.happens("authorization.denied" if n % 2 else "operation.failed", uid=1000)
+        bench.happens(("authorization.denied", "operation.failed", "module.refused")[n % 3], uid=1000)
         bench.happens("operation.failed", uid=0)
         bench.happens("operation.failed", uid=1000, job="5")
         bench.happens("authorization.denied", uid=1001 + n)

@@ -17,7 +17,7 @@ from kmodd.journal.reader import JournalReader
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import Fault
-from kmodd.kernel.users.inspector_process import Inspector
+from kmodd.kernel.users.inspector_client import Inspector
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Caller, HistoryQuery, Usage
 from kmodd.names import ModuleName
@@ -247,7 +247,7 @@ async def test_without_a_process_the_answer_is_missing(monkeypatch: pytest.Monke
     def refused(*_: object, **__: object) -> object:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("kmodd.kernel.users.inspector_process._InspectorProcess", refused)
+    monkeypatch.setattr("kmodd.kernel.users.inspector_client._InspectorProcess", refused)
     assert await made.users(LOOP) == Usage((), "the inspector did not answer")
     assert await made.executable(5) == ""
     await made.close()

@@ -72,7 +72,7 @@ def test_interface_in_another_network_namespace(vm: Machine, client: Client, ali
         hidden = "1 network interface of other network namespaces"
         seen = alice.explain("dummy")
         assert seen["consequences"] == [f"{hidden} goes with it."]
-        assert (seen["removable"], seen["withheld"]) == (False, ["consequences"])
+        assert (seen["removable"], seen["withheld"]) == (False, ["consequences", "loaded-by"])
         assert "d0" not in repr(alice.plan(("unload", "dummy", {})))
         assert refused(alice, "dummy") == f"unloading dummy takes away {hidden}"
         shown = kmodctl("why", "dummy").out

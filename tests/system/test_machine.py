@@ -107,6 +107,7 @@ def test_the_machine_is_as_described(clean_vm: Machine) -> None:
     assert clean_vm.check("hostname").strip() == "kmodd-vm"
     assert clean_vm.check("systemctl is-system-running").strip() == "running"
     assert clean_vm.check("uname -r").strip() == clean_vm.image.release
+    assert clean_vm.image.suite.name in clean_vm.check(". /etc/os-release; echo $PRETTY_NAME")
     assert clean_vm.check("cat /proc/sys/kernel/panic_on_oops").strip() == "0"
     assert clean_vm.check("ls /var/log/journal").strip()
     assert clean_vm.run("command -v gcc").code == 1

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Debian's packages under apt: the life of one installation on a real machine, in the order of these tests."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kmodd import VERSION
-from tests.architecture.installation import ROOT, make
+from tests.architecture.installation import ROOT
 from tests.system.service import main_pid, serves, show
 from tests.system.test_install import files
-from tests.vm import cache, snapshot
+from tests.vm import builder, cache, snapshot, suite
 from tests.vm.machine import Machine
 from tests.vm.progress import say
 
@@ -26,17 +27,36 @@ DPKG = ("/var/lib/dpkg/", "/var/lib/apt/")
 BACKUPS = {f"/etc/{name}-" for name in ("passwd", "shadow", "group", "gshadow", "subuid", "subgid")}
 
 
+# debian/control's Build-Depends, and lintian. systemd.pc has a package of its own since Debian 13.
+BUILD_PACKAGES = ("build-essential", "debhelper", "dh-apparmor", "dh-python", "pkgconf", "python3", "scdoc", "lintian")
+SYSTEMD = {"bookworm": "systemd"}
+BUILD = f"""
+make -C /source deb DEBS=/out/now DEB_BUILD=/tmp/now
+make -C /source deb DEBS=/out/before DEB_BUILD=/tmp/before DEB_VERSION={BEFORE}
+# Of the user running this, root or not; the packages belong to root either way.
+lintian --allow-root --fail-on none /out/now/*.changes > /out/lintian
+"""
+
+
 @pytest.fixture(scope="module")
 def packages() -> Path:
-    """A folder with this tree's packages in `now` and the same with a lower version in `before`."""
+    """A folder with this tree's packages in `now`, the same with a lower version in `before`, and what lintian says in `lintian`.
+
+    Built by the suite's own debhelper, and read by its own lintian.
+    """
+    chosen = suite.chosen()
+    sources = re.search(r"^PACKAGED = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert sources
 
     def build(folder: Path) -> None:
-        for name, version in (("now", ""), ("before", BEFORE)):
-            say(f"building Debian packages ({name})")
-            make("deb", Path(), DEBS=str(folder / name), DEB_BUILD=str(folder / "build"), DEB_VERSION=version)
+        say("building Debian packages")
+        inputs = {f"/source/{name}": ROOT / name for name in sources[1].split()}
+        needed = [*BUILD_PACKAGES, SYSTEMD.get(chosen.name, "systemd-dev")]
+        builder.run(needed, BUILD, inputs, folder / "built")
 
     debian = [path for path in sorted((ROOT / "debian").rglob("*")) if path.is_file()]
-    return cache.entry("debs", cache.digest([snapshot.installed_tree(), *debian]), build, prune=True)
+    key = cache.digest([snapshot.installed_tree(), BUILD, *debian])
+    return cache.entry(chosen.kind("debs"), key, build, prune=True) / "built"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +106,11 @@ def profiles(machine: Machine) -> set[str]:
 def catalog(machine: Machine) -> int:
     """Explanations of kmodd's records that journalctl knows."""
     return int(machine.run("journalctl --list-catalog 2>/dev/null | grep -c ' kmodd: '").stdout)
+
+
+def test_lintian_of_the_suite_finds_neither_error_nor_warning(packages: Path) -> None:
+    said = (packages / "lintian").read_text()
+    assert [line for line in said.splitlines() if line.startswith(("E:", "W:"))] == []
 
 
 def test_installation_starts_the_daemon_and_nothing_else(machine: Machine, clean: object) -> None:

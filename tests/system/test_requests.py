@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.client import Client, Kmodctl, named
+from tests.system.client import Client, Kmodctl, named, soon
 from tests.vm.machine import Machine
 
 INSTANCE = "/sys/kernel/tracing/instances/kmodd"
@@ -37,7 +37,8 @@ def uid(vm: Machine, user: str) -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def _watched(vm: Machine) -> None:
-    vm.check("systemctl add-wants kmodd.service kmodd-watcher.socket && systemctl restart kmodd", timeout=120)
+    """As installed: the daemon starts the watcher."""
+    vm.check("systemctl restart kmodd", timeout=120)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,67 @@ def test_load_by_another_program_is_told_to_those_who_may_know(vm: Machine, clie
     vm.check("modprobe -r dummy")
 
 
+def because(client: Client, module: str, begins: str) -> str:
+    told: str = soon(
+        lambda: text if (text := client.explain(module)["because"]).startswith(begins) else "", f"{module}: {begins}"
+    )
+    return told
+
+
+def test_load_for_udev_names_the_disk_that_it_examines(vm: Machine, client: Client) -> None:
+    vm.check("modprobe -r btrfs; modprobe loop; truncate -s 4M /var/tmp/udev.img; losetup /dev/loop3 /var/tmp/udev.img")
+    # What 64-btrfs.rules does with a disk that has such a file system: udev's worker itself opens /dev/btrfs-control.
+    rule = 'ACTION=="change", KERNEL=="loop3", IMPORT{builtin}="btrfs ready $devnode"\n'
+    vm.write_file("/run/udev/rules.d/99-kmodd-test.rules", rule)
+    vm.check("udevadm settle; udevadm control --reload; udevadm trigger --action=change /dev/loop3; udevadm settle")
+    told = because(client, "btrfs", "loaded for alias")
+    assert told.endswith(", requested by udev, for /dev/loop3")
+    assert client.explain("btrfs")["loaded-by"]["devices"] == ["/dev/loop3"]
+    assert client.call("Explain", "btrfs", named({"public": True}))["because"] == told
+    vm.check("rm /run/udev/rules.d/99-kmodd-test.rules; udevadm control --reload; losetup -d /dev/loop3")
+    vm.check("udevadm settle; rm /var/tmp/udev.img; modprobe -r btrfs")
+
+
+DEVICES = r"""
+for file in $(find /sys/devices -name uevent); do
+  alias=$(sed -n 's/^MODALIAS=//p' "$file" 2>/dev/null)
+  [ -n "$alias" ] || continue
+  for module in $(modprobe -R "$alias" 2>/dev/null); do
+    [ "$(cat /sys/module/$module/refcnt 2>/dev/null)" = 0 ] && echo "$module ${file%/uevent}"
+  done
+done
+"""
+"""Modules that nothing needs, with the devices that they serve."""
+
+
+def test_load_by_udev_names_the_device_whose_alias_the_module_has(vm: Machine, client: Client) -> None:
+    served = dict(line.split() for line in vm.check(DEVICES, timeout=120).splitlines())
+    module, device = next(
+        (module, served[module]) for module in ("button", "evdev", "psmouse", *served) if module in served
+    )
+    vm.check(["modprobe", "-r", module])
+    soon(lambda: client.explain(module)["state"] == "available", f"{module} of {served} is gone")
+    vm.check(["udevadm", "trigger", "--action=add", device])
+    vm.check("udevadm settle")
+    name = device.rpartition("/")[2]
+    soon(lambda: client.explain(module).get("loaded-by", {}).get("devices"), f"{module} for {device}")
+    assert [each.split()[-1] for each in client.explain(module)["loaded-by"]["devices"]] == [name]
+
+
+def test_load_before_kmodd_started_is_told_by_the_journal(vm: Machine, client: Client) -> None:
+    vm.write_file("/etc/modules-load.d/kmodd-test.conf", "# one\nkmodd_test_good\n")
+    vm.check("systemctl stop kmodd && systemctl restart systemd-modules-load && modprobe kmodd_test_params", timeout=90)
+    vm.check("journalctl --sync; systemctl start kmodd", timeout=90)
+    told = because(client, "kmodd_test_good", "loaded by systemd-modules-load (pid ")
+    assert told.endswith(", uid 0, systemd-modules-load.service)")
+    unknown = "loaded before kmodd started, by what is not known"
+    assert client.explain("kmodd_test_params")["because"] == unknown
+    vm.write_file("/etc/modules-load.d/kmodd-test.conf", "# one\nkmodd_test_params\n")
+    listed = "loaded before kmodd started; /etc/modules-load.d/kmodd-test.conf, line 2, lists it"
+    assert client.explain("kmodd_test_params")["because"] == listed
+    vm.check("rm /etc/modules-load.d/kmodd-test.conf; modprobe -r kmodd_test_good kmodd_test_params")
+
+
 def test_watcher_has_two_capabilities_and_cannot_write(vm: Machine) -> None:
     pid = vm.check("pgrep -f '[w]atcher/watcher.py$' | head -1").strip()
     status = vm.check(f"cat /proc/{pid}/status")
@@ -121,7 +183,7 @@ def test_watcher_that_is_killed_comes_back(vm: Machine, client: Client) -> None:
 
 
 def test_nothing_of_it_is_left_when_kmodd_stops(vm: Machine) -> None:
-    vm.check("systemctl stop kmodd kmodd-watcher.socket", timeout=90)
+    vm.check("systemctl stop kmodd", timeout=90)
     deadline = monotonic() + 30
     while vm.run(f"test -d {INSTANCE}").code == 0:
         assert monotonic() < deadline

@@ -2,6 +2,7 @@
 """Custom modules with the real kernel, depmod and modprobe."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -368,7 +369,9 @@ def test_a_dry_run_changes_nothing(vm: Machine, kmodctl: Kmodctl) -> None:
 def test_a_second_kernel_has_its_own_versions(vm: Machine, kmodctl: Kmodctl) -> None:
     """Another installed kernel, with headers, and not running: checked against its own symbols, activated in its own tree."""
     release = vm.check("uname -r").strip()
-    newer = release.replace("6.1.", "6.9.")
+    running = ".".join(release.split(".")[:2])
+    newest = re.sub(r"\d+$", lambda minor: "9" * len(minor[0]), running)
+    newer = release.replace(running, newest)
     tree = f"/lib/modules/{newer}"
     # The copy has the same modules, so this kernel's own Module.symvers is its.
     vm.check(f"cp -a /lib/modules/{release} {tree} && rm -f {tree}/build && mkdir {tree}/build", timeout=180)
@@ -377,7 +380,9 @@ def test_a_second_kernel_has_its_own_versions(vm: Machine, kmodctl: Kmodctl) -> 
     vm.check(f"rm -f {tree}/updates/kmodd-test/kmodd_test_dep_a.ko; depmod {newer}", timeout=180)
     for name in (GOOD, "kmodd_test_dep_b"):
         content = vm.read_file(f"{FILES}/{name}.ko")
-        vm.write_file(f"{FILES}/newer/{name}.ko", content.replace(b"vermagic=6.1.", b"vermagic=6.9."))
+        vm.write_file(
+            f"{FILES}/newer/{name}.ko", content.replace(f"vermagic={running}.".encode(), f"vermagic={newest}.".encode())
+        )
     try:
         store(kmodctl, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
         store(kmodctl, "activate", GOOD, "1")
@@ -395,7 +400,7 @@ def test_a_second_kernel_has_its_own_versions(vm: Machine, kmodctl: Kmodctl) -> 
         index = vm.check(f"stat -c %Y.%i /lib/modules/{release}/modules.dep")
         assert store(kmodctl, "activate", GOOD, "1", "--kernel", newer, "--load")["reloaded"] == []
         assert vm.check(f"modinfo -k {newer} -n {GOOD}").strip() == f"{tree}/updates/kmodd/{GOOD}.ko"
-        assert vm.check(f"modinfo -k {newer} -F vermagic {GOOD}").startswith("6.9.")
+        assert vm.check(f"modinfo -k {newer} -F vermagic {GOOD}").startswith(f"{newest}.")
         assert vm.check(f"stat -c %Y.%i /lib/modules/{release}/modules.dep") == index, (
             "the running kernel's is untouched"
         )

@@ -40,7 +40,7 @@ def test_loads_and_unloads(clean_vm: Machine, name: str) -> None:
     clean_vm.check(["modprobe", f"kmodd_test_{name}"])
     assert name in loaded(clean_vm)
     clean_vm.check(["modprobe", "-r", f"kmodd_test_{name}"])
-    # Not the whole chain: modprobe of kmod 30 leaves dep_a when it removes dep_c.
+    # Not the whole chain: modprobe leaves dep_a when it removes dep_c.
     assert name not in loaded(clean_vm)
 
 

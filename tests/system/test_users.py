@@ -10,6 +10,7 @@ import pytest
 
 from tests.clock import clock
 from tests.system.client import Client, soon
+from tests.system.explains import explains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,12 +61,14 @@ def kinds(explained: dict[str, Any]) -> list[tuple[str, str]]:
 # --- traffic control --------------------------------------------------------------------------------------------------
 
 
+@explains("a queueing discipline", "tc qdisc del")
 def test_qdisc(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("tc qdisc add dev lo root fq")
     assert kinds(alice.explain("sch_fq")) == [("qdisc", "fq on lo")], "everybody may list them"
     freed(vm, client, "sch_fq", "tc qdisc del dev lo root")
 
 
+@explains("a filter or an action of traffic control", "tc filter del")
 def test_qdiscs_filters_and_actions(vm: Machine, client: Client) -> None:
     vm.check(
         "tc qdisc add dev lo root handle 1: htb default 10; tc class add dev lo parent 1: classid 1:10 htb rate 1mbit; "
@@ -87,6 +90,7 @@ def test_qdiscs_filters_and_actions(vm: Machine, client: Client) -> None:
     freed(vm, client, "sch_htb", "tc qdisc del dev lo root")
 
 
+@explains("a default of the network", "sysctl")
 def test_defaults_of_the_network(vm: Machine, client: Client) -> None:
     """A default that is set holds its module, and each interface that comes up gets a qdisc of it."""
     before = vm.check("sysctl -n net.core.default_qdisc").strip()
@@ -109,6 +113,7 @@ def test_defaults_of_the_network(vm: Machine, client: Client) -> None:
 # --- configfs ---------------------------------------------------------------------------------------------------------
 
 
+@explains("an item in configfs (null_blk, nvmet, LIO)", "rmdir")
 def test_configfs_item(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("modprobe null_blk nr_devices=0; mkdir /sys/kernel/config/nullb/a")
     assert kinds(alice.explain("null_blk")) == [("configfs", "/sys/kernel/config/nullb/a")]
@@ -143,6 +148,7 @@ def test_configfs_trees_are_taken_down_from_their_ends(vm: Machine, client: Clie
 # --- block devices ----------------------------------------------------------------------------------------------------
 
 
+@explains("a loop device on a disk", "losetup --detach")
 def test_loop_device_on_a_disk_of_the_module(vm: Machine, client: Client) -> None:
     vm.check("modprobe brd rd_nr=1; losetup /dev/loop5 /dev/ram0; udevadm settle")
     soon(lambda: client.explain("brd")["references"] == 1, "udev has let go")
@@ -162,6 +168,7 @@ def test_devices_on_top_of_each_other(vm: Machine, client: Client) -> None:
     freed(vm, client, "brd", *upper, wait, "losetup --detach /dev/loop5", wait, data=True)
 
 
+@explains("a mapping of device-mapper", "dmsetup remove")
 def test_mapping_that_nothing_uses(vm: Machine, client: Client) -> None:
     """It holds device-mapper and its target; which one the kernel says to nobody but root, so it is not guessed among several."""
     vm.check("dmsetup create alone --table '0 2048 zero'; dmsetup create linear --table '0 8 error'; udevadm settle")
@@ -172,6 +179,7 @@ def test_mapping_that_nothing_uses(vm: Machine, client: Client) -> None:
     freed(vm, client, "dm_zero", "dmsetup remove alone")
 
 
+@explains("swap space", "swapoff")
 def test_swap_on_compressed_memory(vm: Machine, client: Client) -> None:
     vm.check("modprobe zram; echo 16M >/sys/block/zram0/disksize; udevadm settle; mkswap /dev/zram0; swapon /dev/zram0")
     freed(vm, client, "zram", "swapoff /dev/zram0", data=True)
@@ -190,6 +198,7 @@ time.sleep(600)
 """
 
 
+@explains("a socket of the crypto API", "kill")
 def test_socket_of_the_crypto_api(vm: Machine, client: Client, alice: Client) -> None:
     """An accepted one alone is open: it keeps the type of the one that was bound."""
     vm.write_file("/tmp/hold_alg.py", HOLD_ALG)
@@ -228,18 +237,21 @@ time.sleep(600)
 """
 
 
+@explains("the congestion control of a socket", "kill")
 def test_congestion_control_of_a_socket(vm: Machine, client: Client) -> None:
     vm.check("modprobe tcp_diag; modprobe tcp_bbr")
     process = vm.start(["python3", "-c", BBR])
     process.wait_for_output("open")
     explained = freed(vm, client, "tcp_bbr")
     assert [user["detail"].split(" ", 2)[2] for user in explained["users"]] == ["socket TCP with bbr"]
+    assert explained["free"][0] == f"kill {explained['users'][0]['pid']}"
     process.wait()
 
 
 # --- watchdogs -------------------------------------------------------------------------------------
 
 
+@explains("a running watchdog", "echo V")
 def test_watchdog_without_a_keepalive(vm: Machine, client: Client) -> None:
     """Whoever had it open has ended without stopping it."""
     vm.check("modprobe softdog soft_margin=3600 soft_noboot=1; udevadm settle; sh -c 'echo x >/dev/watchdog0'")
@@ -249,11 +261,12 @@ def test_watchdog_without_a_keepalive(vm: Machine, client: Client) -> None:
 # --- netfilter --------------------------------------------------------------------------------------------------------
 
 
+@explains("a rule of nf_tables", "nft delete rule")
 def test_rule_of_nf_tables(vm: Machine, client: Client, alice: Client) -> None:
     vm.check("nft 'add table inet t; add chain inet t c; add rule inet t c ct state established accept'")
     answer = alice.explain("nft_ct")
     assert [(user["kind"], user["name"], user["detail"]) for user in answer["users"]] == [
-        ("rule", "", "1 nf_tables rule")
+        ("rule", "", "1 rule of netfilter")
     ]
     assert "free" not in answer or not answer["free"]
     explained = freed(vm, client, "nft_ct", "nft delete rule inet t c handle 2")
@@ -295,6 +308,7 @@ table ip n {
 """
 
 
+@explains("a chain, a set or an object of nf_tables", "nft delete chain")
 def test_everything_in_tables(vm: Machine, client: Client) -> None:
     vm.write_file("/tmp/tables", TABLES)
     vm.check("modprobe nf_log_syslog; nft -f /tmp/tables")
@@ -310,6 +324,7 @@ def test_everything_in_tables(vm: Machine, client: Client) -> None:
     vm.check("nft flush ruleset")
 
 
+@explains("a set of ipset", "ipset destroy")
 def test_rules_and_sets_made_by_iptables_and_ipset(vm: Machine, client: Client) -> None:
     vm.check("iptables-nft -A INPUT -m conntrack --ctstate NEW -m owner --uid-owner 5 -j ACCEPT || "
              "iptables-nft -A OUTPUT -m conntrack --ctstate NEW -m owner --uid-owner 5 -j ACCEPT")  # fmt: skip
@@ -321,6 +336,7 @@ def test_rules_and_sets_made_by_iptables_and_ipset(vm: Machine, client: Client) 
 # --- character sets ---------------------------------------------------------------------------------------------------
 
 
+@explains("a mount by its character set", "umount")
 def test_mount_by_its_options(vm: Machine, client: Client) -> None:
     vm.check("truncate -s 8M /var/tmp/fat; mkfs.vfat /var/tmp/fat >/dev/null")
     vm.check("mount -o loop,iocharset=ascii,codepage=437 /var/tmp/fat /mnt")

@@ -65,6 +65,7 @@ class FakeReloader:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, dict[str, str]]] = []
+        self.disconnects: list[bool] = []
         self.error: KmoddError | None = None
         self.refusal: KmoddError | None = None
 
@@ -75,6 +76,7 @@ class FakeReloader:
 
     async def execute(self, plan: Plan, caller: Caller) -> Sequence[OperationResult]:
         (operation,) = plan.request.operations
+        self.disconnects.append(plan.request.disconnect)
         self.done.append((operation.verb.value, dict(operation.parameters)))
         if self.error is not None:
             return (OperationResult(NAME, Result.FAILED, self.error),)
@@ -255,8 +257,14 @@ async def test_a_version_that_would_cut_something_live_leaves_the_former_one_and
     stage.reloader.error = disconnecting(NAME, (up,), Operation(Verb.RELOAD, NAME))
     with pytest.raises(InUse, match="dummy0") as caught:
         await stage.activation.activate(stage.add("2"), CALLER, load=True)
-    assert caught.value.evidence.hint.endswith(f"without loading it, then: kmodctl reload {NAME} --disconnect")
+    assert caught.value.evidence.hint == f"kmodctl store activate {NAME} 2 --load --disconnect"
     assert stage.state == FIRST
+    stage.reloader.error = None
+    entry = stage.catalogue.one(NAME, "2", RELEASE)
+    switch = stage.activation.foresee(NAME, RELEASE, entry, load=True, disconnect=True)
+    assert await stage.activation.switch(switch, CALLER) == (NAME,)
+    assert stage.reloader.disconnects == [False, True]
+    assert stage.state[2] == ["2"]
 
 
 async def test_what_the_failure_left_unloaded_is_loaded_again(stage: Stage) -> None:

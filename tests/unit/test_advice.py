@@ -17,15 +17,18 @@ from kmodd.core.diagnosis.advice import SETTLE, advised, command, free
 from kmodd.model import Remedy, User
 
 ROOT = Path(__file__).resolve().parents[2]
+LEGACY = {Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE, Remedy.DELETE_LEGACY_CHAIN}
 PROGRAMS = {
     "umount": {Remedy.UNMOUNT},
     "swapoff": {Remedy.SWAP_OFF},
     "losetup": {Remedy.DETACH_LOOP},
-    "ip": {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
+    "ip": {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN, Remedy.DELETE_STATE},
     "dmsetup": {Remedy.REMOVE_MAPPING},
     "mdadm": {Remedy.STOP_ARRAY},
+    "nbd-client": {Remedy.DISCONNECT_DISK},
+    "zramctl": {Remedy.RESET_DISK},
     "kill": {Remedy.KILL},
-    "systemctl": {Remedy.STOP_UNIT},
+    "systemctl": {Remedy.STOP_UNIT, Remedy.RESTART_UNIT},
     "machinectl": {Remedy.TERMINATE_MACHINE},
     "podman": {Remedy.STOP_PODMAN},
     "docker": {Remedy.STOP_DOCKER},
@@ -38,11 +41,25 @@ PROGRAMS = {
     "ipset": {Remedy.DESTROY_SET},
     "unlink": {Remedy.UNLINK},
     "rmdir": {Remedy.REMOVE_FOLDER},
-    "sh": {Remedy.STOP_WATCHDOG},
+    "ipvsadm": {Remedy.DELETE_SERVICE},
+    "iptables-legacy": LEGACY,
+    "ip6tables-legacy": LEGACY,
+    "arptables-legacy": LEGACY,
+    "sh": {Remedy.STOP_WATCHDOG, Remedy.WRITE_SETTING, Remedy.STOP_CACHE},
     "udevadm": set(Remedy),
     "kmodctl": set(Remedy),
 }
-OPTIONS = {"--internal-only", "--namespace", "--detach", "--stop", "--dependents"}
+OPTIONS = {"--internal-only", "--namespace", "--detach", "--stop", "--dependents", "--disconnect", "--reset"}
+WRITTEN = {
+    r"/dev/watchdog[0-9]+": ("V",),
+    r"/sys/block/[^/.]+/queue/scheduler": ("none",),
+    r"/sys/devices/system/cpu/cpufreq/policy[0-9]+/scaling_governor": ("schedutil", "performance"),
+    r"/sys/kernel/livepatch/[^/.]+/enabled": ("0",),
+    r"/proc/sys/fs/binfmt_misc/[^/]+": ("-1",),
+    r"/proc/fs/nfsd/threads": ("0",),
+    r"/sys/(block/bcache[0-9]+/bcache|fs/bcache/[0-9a-f-]+)/stop": ("1",),
+}
+"""Files that commands write into, and what they write."""
 HOSTILE = (
     "/mnt/$(touch pwned)",
     "/mnt/`id`",
@@ -88,6 +105,18 @@ PLAIN = (
     "gact",
     "net.core.default_qdisc=pfifo_fast",
 )
+LISTS = (
+    ("/sys/block/vda/queue/scheduler", "none"),
+    ("/proc/sys/fs/binfmt_misc/python 3.11", "-1"),
+    ("/sys/fs/bcache/6a2cd2cd-c9ae-4fd1-9cd9-9d8f2a0f2b0c/stop",),
+    ("iptables-legacy", "filter", "INPUT", "3"),
+    ("iptables-legacy", "filter"),
+    ("iptables-legacy", "filter", "mine"),
+    ("--tcp-service", "10.0.0.1:80"),
+    ("src", "10.0.0.1", "dst", "10.0.0.2", "proto", "esp", "spi", "0x00000100"),
+    ("src", "fd00::1", "dst", "fd00::2", "proto", "ah", "spi", "0x00000100", "mark", "0x1", "mask", "0xff"),
+)
+"""What commands with several words are about; each word is also taken for another."""
 ITEM = re.compile(r"/sys/kernel/config/[^/].*")
 text = st.one_of(
     st.sampled_from(HOSTILE), st.text(max_size=40), st.text(alphabet=" -'\"\\$`;&|<>*?~#!()\n\r\t/a=", max_size=20)
@@ -104,12 +133,22 @@ users = st.builds(
     owner=st.one_of(st.none(), st.integers(0, 1 << 16)),
     remedy=st.sampled_from(Remedy),
     target=st.one_of(text, text.map(lambda name: f"/dev/{name}"), text.map(lambda name: f"/{name}")),
-    words=st.lists(
-        st.one_of(
-            st.sampled_from(PLAIN), st.sampled_from(PLAIN), text, text.map(lambda name: f"/sys/kernel/config/{name}")
+    words=st.one_of(
+        st.lists(
+            st.one_of(
+                st.sampled_from(PLAIN),
+                st.sampled_from(PLAIN),
+                text,
+                text.map(lambda name: f"/sys/kernel/config/{name}"),
+                text.map(lambda name: f"/proc/sys/fs/binfmt_misc/{name}"),
+            ),
+            max_size=6,
+        ).map(tuple),
+        st.tuples(st.sampled_from(LISTS), st.integers(0, 12), text).map(
+            lambda each: (*each[0][: each[1]], each[2], *each[0][each[1] + 1 :])
         ),
-        max_size=6,
-    ).map(tuple),
+        st.sampled_from(LISTS),
+    ),
     pids=st.lists(st.integers(0, 1 << 22), max_size=4).map(tuple),
 )
 
@@ -123,9 +162,14 @@ def check(line: str, user: User | None) -> None:
     assert shlex.join(words) == line, "nothing but quoted words: no operator, no expansion"
     if words[0] == "sh":
         path = words.pop()
-        assert words == ["sh", "-c", 'echo V >"$1"', "sh"]
-        assert user is None or user.words == (path,)
-        assert re.fullmatch(r"/dev/watchdog[0-9]+", path)
+        values = next(values for pattern, values in WRITTEN.items() if re.fullmatch(pattern, path))
+        assert words in [["sh", "-c", f'echo {value} >"$1"', "sh"] for value in values]
+        assert user is None or user.words[0] == path
+        assert os.path.normpath(path) == path
+        assert not path.endswith(("/register", "/status"))
+        return
+    if words[0] in {"ipvsadm", "iptables-legacy", "ip6tables-legacy", "arptables-legacy"} or words[1] == "xfrm":
+        check_network_words(words, user)
         return
     if words[0] in {"sysctl", "tc", "nft", "ipset", "unlink", "rmdir"}:
         check_words(words, user)
@@ -156,6 +200,24 @@ def check_words(words: list[str], user: User | None) -> None:
         assert ITEM.fullmatch(words[1])
         assert os.path.normpath(words[1]) == words[1].rstrip("/"), "nothing leads out of configfs"
     assert not [word for word in words[1:] if word.startswith("-")]
+
+
+def check_network_words(words: list[str], user: User | None) -> None:
+    """Of a service, a state or a rule with a number: the options are kmodd's, and nothing else can be taken for one."""
+    if words[0] == "ip":
+        assert words[1:4] == ["xfrm", "state", "delete"]
+        assert user is None or words[4:] == list(user.words)
+        assert not [word for word in words if word.startswith("-")]
+    elif words[0] == "ipvsadm":
+        assert words[1] == "--delete-service"
+        assert user is None or words[2:] == list(user.words)
+        assert re.fullmatch(r"--(tcp|udp|sctp|fwmark)-service", words[2])
+        assert len(words) == 4
+        assert not words[3].startswith("-")
+    else:
+        assert (words[1], words[3], len(words)) in [("-t", "-D", 6), ("-t", "-F", 4), ("-t", "-X", 5)]
+        assert user is None or (words[0], words[2], *words[4:]) == user.words
+        assert not [word for word in (words[2], *words[4:]) if word.startswith(("-", "!"))]
 
 
 @given(users)
@@ -233,6 +295,7 @@ def test_a_shell_runs_it_as_it_reads(sandbox: Path, user: User) -> None:
         (User("netdev", "eth0", "", remedy=Remedy.SET_LINK_DOWN, target="eth0"), "ip link set dev eth0 down"),
         (User("netdev", "-x", "", remedy=Remedy.DELETE_LINK, target="-x"), ""),
         (User("process", "/x", "", remedy=Remedy.STOP_UNIT, target="a@b.service"), "systemctl stop a@b.service"),
+        (User("mount", "/x", "", remedy=Remedy.RESTART_UNIT, target="a@b.service"), "systemctl restart a@b.service"),
         (User("mount", "/x", "", remedy=Remedy.TERMINATE_MACHINE, target="web-1"), "machinectl terminate web-1"),
         (User("mount", "/x", "", remedy=Remedy.STOP_PODMAN, target="ab12"), "podman stop ab12"),
         (User("mount", "/x", "", remedy=Remedy.STOP_DOCKER, target="ab12"), "docker stop ab12"),
@@ -266,6 +329,42 @@ def test_a_shell_runs_it_as_it_reads(sandbox: Path, user: User) -> None:
             """sh -c 'echo V >"$1"' sh /dev/watchdog0""",
         ),
         (User("watchdog", "", "", remedy=Remedy.STOP_WATCHDOG, words=("/dev/vda",)), ""),
+        (
+            User("format", "", "", remedy=Remedy.WRITE_SETTING, words=("/proc/sys/fs/binfmt_misc/a b", "-1")),
+            """sh -c 'echo -1 >"$1"' sh '/proc/sys/fs/binfmt_misc/a b'""",
+        ),
+        (User("format", "", "", remedy=Remedy.WRITE_SETTING, words=("/proc/sys/fs/binfmt_misc/status", "-1")), ""),
+        (User("format", "", "", remedy=Remedy.WRITE_SETTING, words=("/proc/sys/fs/binfmt_misc/..", "-1")), ""),
+        (
+            User("scheduler", "", "", remedy=Remedy.WRITE_SETTING, words=("/sys/block/vda/queue/scheduler", "none")),
+            """sh -c 'echo none >"$1"' sh /sys/block/vda/queue/scheduler""",
+        ),
+        (User("scheduler", "", "", remedy=Remedy.WRITE_SETTING, words=("/sys/block/../x", "none")), ""),
+        (
+            User("block", "", "", remedy=Remedy.STOP_CACHE, words=("/sys/block/bcache0/bcache/stop",)),
+            """sh -c 'echo 1 >"$1"' sh /sys/block/bcache0/bcache/stop""",
+        ),
+        (User("block", "", "", remedy=Remedy.DISCONNECT_DISK, target="/dev/nbd0"), "nbd-client --disconnect /dev/nbd0"),
+        (User("block", "", "", remedy=Remedy.RESET_DISK, target="/dev/zram0"), "zramctl --reset /dev/zram0"),
+        (
+            User(
+                "rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("iptables-legacy", "filter", "DOCKER;x", "3")
+            ),
+            "iptables-legacy -t filter -D 'DOCKER;x' 3",
+        ),
+        (User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("iptables-legacy", "filter", "-F", "3")), ""),
+        (User("table", "", "", remedy=Remedy.FLUSH_LEGACY_TABLE, words=LISTS[4]), "iptables-legacy -t filter -F"),
+        (User("chain", "", "", remedy=Remedy.DELETE_LEGACY_CHAIN, words=LISTS[5]), "iptables-legacy -t filter -X mine"),
+        (User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("bash", "filter", "INPUT", "3")), ""),
+        (
+            User("service", "", "", remedy=Remedy.DELETE_SERVICE, words=("--tcp-service", "[fd00::1]:80")),
+            "ipvsadm --delete-service --tcp-service '[fd00::1]:80'",
+        ),
+        (
+            User("state", "", "", remedy=Remedy.DELETE_STATE, words=LISTS[-2]),
+            "ip xfrm state delete src 10.0.0.1 dst 10.0.0.2 proto esp spi 0x00000100",
+        ),
+        (User("state", "", "", remedy=Remedy.DELETE_STATE, words=("src", "10.0.0.1")), ""),
         (User("kernel", "kernel", "1 reference"), ""),
     ],
 )
@@ -283,6 +382,27 @@ def test_what_is_on_top_is_freed_before_what_it_stands_on() -> None:
     process = User("process", "/usr/bin/tail", "pid 7", remedy=Remedy.KILL, pids=(7,))
     lines = ("umount /mnt", "kill 7", SETTLE, "losetup --detach /dev/loop0", SETTLE, "kmodctl unload m")
     assert freed(loop, block, process, block) == lines
+
+
+def test_the_last_rule_of_a_chain_goes_first() -> None:
+    """The modules that hold another one have rules of their own between those of the other one."""
+    rules = [
+        User(
+            "rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("iptables-legacy", "filter", "INPUT", str(number))
+        )
+        for number in (5, 9, 2, 10)
+    ]
+    assert [line.rpartition(" ")[2] for line in freed(*rules)[:-1]] == ["10", "9", "5", "2"]
+
+
+def test_a_format_goes_before_its_file_system_and_a_cache_after() -> None:
+    mount = User("mount", "/mnt", "", remedy=Remedy.UNMOUNT, target="/mnt")
+    binary = User("format", "", "", remedy=Remedy.WRITE_SETTING, words=("/proc/sys/fs/binfmt_misc/x", "-1"))
+    cache = User("block", "", "", remedy=Remedy.STOP_CACHE, words=("/sys/block/bcache0/bcache/stop",))
+    commands = freed(cache, mount, binary)
+    assert [line for line in commands if line.startswith(("sh", "umount"))] == [
+        command(binary), "umount /mnt", command(cache)
+    ]  # fmt: skip
 
 
 def test_udev_is_waited_for_between_devices_on_top_of_each_other() -> None:

@@ -14,7 +14,7 @@ from kmodd.core.planning.planner import Look, Planner
 from kmodd.errors import Conflict, Evidence, InUse, KmoddError
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import SimulatedModule, parameter
-from kmodd.kernel.users.inspector_process import read_consequence
+from kmodd.kernel.users.inspector_client import read_consequence
 from kmodd.model import Consequence, ConsequenceKind, Operation, Plan, Request, Result, State, Verb
 from kmodd.names import ModuleName
 from tests.unit.fakes import SeenValues, load, machine, names, reload, request, unload

@@ -10,7 +10,7 @@ import pytest
 from kmodd.core.diagnosis.advice import advised
 from kmodd.core.diagnosis.diagnosis import UNLOAD_TABLE, diagnose
 from kmodd.core.diagnosis.evidence import StepEvidence
-from kmodd.core.diagnosis.load import KEYS_LISTED, LOAD_TABLE, SIGNER_MAX, key_hint
+from kmodd.core.diagnosis.load_failures import KEYS_LISTED, LOAD_TABLE, SIGNER_MAX, key_hint
 from kmodd.errors import (
     BadModule,
     BadParameter,

@@ -2,9 +2,11 @@
 """`Explain` says what a module is, why it is there, what holds it and what would keep it from loading."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
+from kmodd.core.diagnosis.boot_loads import BootLoads
 from kmodd.core.diagnosis.explain import Explainer
 from kmodd.core.diagnosis.usage import unexplained
 from kmodd.core.events import EventHub, StepStarted
@@ -18,8 +20,10 @@ from kmodd.model import (
     Failure,
     LoadedBy,
     LoadedModule,
+    ModuleLoad,
     Record,
     Remedy,
+    Requester,
     Rule,
     State,
     StepAction,
@@ -34,7 +38,12 @@ M = ModuleName
 class Bench:
     """An explainer over a simulated kernel."""
 
-    def __init__(self, failures: Mapping[str, Failure] | None = None, kernel: SimulatedKernel | None = None) -> None:
+    def __init__(
+        self,
+        failures: Mapping[str, Failure] | None = None,
+        kernel: SimulatedKernel | None = None,
+        boot: "Boot | None" = None,
+    ) -> None:
         self.kernel = kernel or SimulatedKernel(pace=0)
         self.hub = EventHub(lambda *_: None)
         self.records: list[Record] = []
@@ -48,6 +57,7 @@ class Bench:
             policy=Policy(self.kernel.index),
             registry=self.registry,
             failure=(failures or {}).get,
+            boot=BootLoads(self.kernel.index, boot.journal, boot.lists) if boot else None,
         )
 
     def record(self, record: Record) -> None:
@@ -70,7 +80,72 @@ async def test_what_user_space_holds_is_named() -> None:
     answer = await Bench().explain("ext4")
     assert answer.users == (User("mount", "/", "/dev/vda1"),)
     assert answer.blockers == ("It is mounted at / (/dev/vda1).",)
-    assert answer.because == "loaded before kmodd started"
+    assert answer.because == "loaded before kmodd started, by what is not known"
+
+
+class Boot:
+    """What journal and lists of a boot tell."""
+
+    def __init__(self) -> None:
+        self.loads: dict[ModuleName, ModuleLoad] = {}
+        self.rules: list[Rule] = []
+        self.closed = False
+        self.readings = 0
+
+    def journal(self) -> dict[ModuleName, ModuleLoad]:
+        self.readings += 1
+        if self.closed:
+            raise PermissionError(13, "closed")
+        return self.loads
+
+    def lists(self) -> list[Rule]:
+        if self.closed:
+            raise PermissionError(13, "closed")
+        return self.rules
+
+
+AT_BOOT = ModuleLoad(
+    M("ext4"), Requester(9, 0, "systemd-modules", "/lib/systemd/systemd-modules-load", "u.service"), time=3
+)
+LISTED = Rule("autoload", "fs_ext4", "", "/etc/modules-load.d/a.conf", 3, "fs-ext4")
+
+
+async def test_load_at_boot_is_told_by_the_journal() -> None:
+    boot = Boot()
+    boot.loads[M("ext4")] = AT_BOOT
+    bench = Bench(boot=boot)
+    answer = await bench.explain("ext4")
+    assert answer.because == "loaded by systemd-modules-load (pid 9, uid 0, u.service)"
+    assert answer.loaded_by is not None
+    assert (answer.loaded_by.time, answer.loaded_by.client) == (3, "/lib/systemd/systemd-modules-load")
+    await bench.explain("ext4")
+    assert boot.readings == 1
+
+
+async def test_load_at_boot_may_be_told_by_a_list() -> None:
+    boot = Boot()
+    boot.rules = [replace(LISTED, module="loop"), LISTED]
+    answer = await Bench(boot=boot).explain("ext4")
+    assert answer.because == "loaded before kmodd started; /etc/modules-load.d/a.conf, line 3, lists it"
+    assert answer.loaded_by is None, "that it is listed does not say who loaded it"
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["not public", "unreadable"])
+async def test_what_is_not_known_of_a_load_at_boot_is_said_to_be_unknown(closed: bool) -> None:
+    boot = Boot()
+    boot.rules, boot.closed = [replace(LISTED, public=False)], closed
+    answer = await Bench(boot=boot).explain("ext4")
+    assert answer.because == "loaded before kmodd started, by what is not known"
+
+
+async def test_journal_of_the_boot_is_about_no_later_load() -> None:
+    boot = Boot()
+    boot.loads[M("dummy")] = replace(AT_BOOT, module=M("dummy"))
+    bench = Bench(boot=boot)
+    bench.kernel.modprobe("dummy")
+    answer = await bench.explain("dummy")
+    assert answer.loaded_by is None
+    assert boot.readings == 0
 
 
 async def test_what_nothing_explains_is_the_kernel() -> None:
@@ -80,7 +155,7 @@ async def test_what_nothing_explains_is_the_kernel() -> None:
     assert [user.kind for user in answer.users] == ["kernel"]
     (blocker,) = answer.blockers
     assert blocker == (
-        "Mounts, devices, interfaces, traffic control, netfilter, configfs, open files and sockets do not explain what uses it: "
+        "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, sockets and kernel settings "
         "1 reference that nothing in user space explains."
     )
 

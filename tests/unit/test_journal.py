@@ -3,8 +3,10 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kmodd.journal.boot import boot_loads
 from kmodd.journal.reader import JournalReader, MemoryJournal
 from kmodd.model import HistoryEntry, HistoryQuery, Record
 from kmodd.names import ModuleName
@@ -145,3 +147,48 @@ def test_memory_keeps_the_latest_and_answers_alike() -> None:
     assert [each.time for each in reader.read(HistoryQuery(since=4))] == [4, 5]
     assert [each.time for each in reader.read(HistoryQuery(limit=1))] == [5]
     assert [each.time for each in reader.read(HistoryQuery(limit=2, oldest=True))] == [2, 3]
+
+
+BOOT = "0123456789abcdef0123456789abcdef"
+
+
+def inserted(message: str, **fields: object) -> dict[str, object]:
+    return {
+        "MESSAGE": message,
+        "_SYSTEMD_UNIT": "systemd-modules-load.service",
+        "_UID": 0,
+        "_BOOT_ID": BOOT,
+        "_PID": 234,
+        "_EXE": "/usr/lib/systemd/systemd-modules-load",
+        "__REALTIME_TIMESTAMP": datetime(2026, 1, 1, tzinfo=UTC),
+        **fields,
+    }
+
+
+def test_loads_of_this_boot_are_read_from_what_systemd_modules_load_said(tmp_path: Path) -> None:
+    file = tmp_path / "proc/sys/kernel/random/boot_id"
+    file.parent.mkdir(parents=True)
+    file.write_text("01234567-89ab-cdef-0123-456789abcdef\n")
+    reader = FakeReader(
+        [
+            inserted("Inserted module 'lp'"),
+            inserted("Inserted module 'snd-seq'"),
+            inserted("Module 'msr' is built in"),
+            inserted("Failed to insert module 'zfs': No such device"),
+            inserted("Inserted module '../x'"),
+            inserted("Inserted module 'other_boot'", _BOOT_ID="f" * 32),
+            inserted("Inserted module 'of_a_user'", _UID=1000),
+            inserted("Inserted module 'of_another_unit'", _SYSTEMD_UNIT="user@1000.service"),
+        ]
+    )
+    loads = boot_loads(lambda: reader, tmp_path)
+    assert sorted(loads) == ["lp", "snd_seq"]
+    load = loads[M("lp")]
+    assert (load.by.pid, load.by.uid, load.by.exe, load.by.unit) == (
+        234,
+        0,
+        "/usr/lib/systemd/systemd-modules-load",
+        "systemd-modules-load.service",
+    )
+    assert load.time == datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1_000_000
+    assert reader.closed

@@ -11,7 +11,7 @@ import pytest
 
 from kmodd.journal.fields import from_fields, to_lines
 from kmodd.model import Record
-from kmodd.process.machine import login_uid
+from kmodd.startup.machine import login_uid
 
 
 def process(proc: Path, *, uid: int = 0, login: str = "1000") -> Path:

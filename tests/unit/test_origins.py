@@ -17,7 +17,7 @@ from kmodd.daemon.state_files import SavedRecords
 from kmodd.dbus.peers import Peer, Peers
 from kmodd.dbus.transport import Transport
 from kmodd.model import Caller, Record
-from kmodd.process.machine import identity
+from kmodd.startup.machine import identity
 from tests.unit.fakes import Journal
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from kmodd.process.options import Settings, UsageError
+from kmodd.startup.options import Settings, UsageError
 
 
 def test_nothing_given_is_the_real_thing() -> None:

@@ -9,7 +9,18 @@ from kmodd.api.disclosure import Disclosure
 from kmodd.core.audit.redaction import View, redact, redact_evidence
 from kmodd.core.diagnosis.advice import drives, sentence
 from kmodd.errors import Evidence, InUse, LimitsExceeded
-from kmodd.model import Caller, Explanation, Failure, LoadedBy, OperationResult, Result, State, User
+from kmodd.model import (
+    Caller,
+    Explanation,
+    Failure,
+    LoadedBy,
+    ModuleLoad,
+    OperationResult,
+    Requester,
+    Result,
+    State,
+    User,
+)
 from kmodd.names import ModuleName
 
 M = ModuleName("tun")
@@ -97,13 +108,27 @@ def test_the_callers_own_process_is_shown() -> None:
 
 def test_who_loaded_it_and_why_is_history() -> None:
     whole = explained(loaded_by=BY, because="loaded through kmodd by uid 1000: secret ticket", failure=FAILURE)
-    answer = redact(whole, View(1000, log=True))
+    answer = redact(whole, View(1001, log=True))
     assert (answer.loaded_by, answer.because) == (None, "loaded through kmodd")
     assert answer.failure is not None
     assert answer.failure.by is None
     assert answer.withheld == ("loaded-by",)
     assert redact(whole, View(history=True, log=True)) == whole
     assert redact(replace(whole, holders=(ModuleName("a"),), because="needed by a"), EVERYONE).because == "needed by a"
+
+
+def test_callers_see_what_their_own_user_requested() -> None:
+    whole = explained(loaded_by=BY, because="loaded through kmodd by uid 1000: secret ticket", failure=FAILURE)
+    assert redact(whole, View(1000, log=True)) == whole
+    assert redact(whole, View(log=True)).withheld == ("loaded-by",)
+    nobodys = replace(whole, loaded_by=replace(BY, uid=None), failure=replace(FAILURE, by=replace(BY, uid=None)))
+    for view in (View(1000, log=True), View(log=True)):
+        answer = redact(nobodys, view)
+        assert (answer.loaded_by, answer.withheld) == (None, ("loaded-by",))
+        assert "secret" not in answer.because
+    # What the kernel saw is about a process, its unit and its container.
+    request = ModuleLoad(M, Requester(1000, 7, "tool"))
+    assert redact(replace(whole, load=request), View(1000, log=True)).loaded_by is None
 
 
 def test_the_kernels_log_is_shown_where_it_is_not_restricted() -> None:

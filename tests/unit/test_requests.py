@@ -2,12 +2,15 @@
 """Requests of the kernel for modules: their outcome, what is recorded of them, and the bounds of both."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kmodd.core.events import EventHub, ModuleRemoved
+from kmodd.core.module_requests import DEVICES_AGE, KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, Requests, reason
 from kmodd.core.planning.policy import Policy
-from kmodd.core.requests import KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, Requests, reason
+from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import ModuleLoad, ModuleRequest, Record, Requester
 from kmodd.names import ModuleName
@@ -34,6 +37,7 @@ class Timers:
 class World:
     def __init__(self, *rules: object) -> None:
         self.kernel = SimulatedKernel(pace=0, rules_in_force=rules or None)  # type: ignore[arg-type]
+        self.now = 7
         self.audit, self.timers = Journal(), Timers()
         self.events = EventHub(lambda *_: None)
         self.requests = Requests(
@@ -43,7 +47,7 @@ class World:
             Policy(self.kernel.index),
             self.audit,
             self.events,
-            lambda: 7,
+            lambda: self.now,
             self.timers.later,
             off=lambda: self.kernel.requests.off,
         )
@@ -195,12 +199,93 @@ def test_a_load_of_another_program(by: Requester, detailed: str, public: str) ->
     assert reason(load, details=False) == public
 
 
+UDEV = Requester(9, 0, "(udev-worker)", "/usr/bin/udevadm", "systemd-udevd.service")
+
+
+def test_a_load_by_udev_names_the_device_that_came_and_that_the_module_serves() -> None:
+    world = World()
+    world.requests.announced("dummy", "pci 0000:00:05.0")
+    world.requests.announced("vfat", "/dev/other")
+    world.requests.announced("nothing-has-this", "usb 1-1")
+    world.requests.loaded(ModuleLoad(ModuleName("dummy"), UDEV))
+    load = world.requests.load_of(ModuleName("dummy"))
+    assert load is not None
+    assert load.devices == ("pci 0000:00:05.0",)
+    for details in (True, False):
+        assert reason(load, details=details) == "loaded by udev, for pci 0000:00:05.0"
+
+
+def test_a_load_of_a_dependency_by_udev_names_the_device_of_what_needs_it() -> None:
+    world = World()
+    world.requests.announced("vfat", "/dev/vdb")
+    world.requests.loaded(ModuleLoad(ModuleName("fat"), UDEV))
+    load = world.requests.load_of(ModuleName("fat"))
+    assert load is not None
+    assert load.devices == ("/dev/vdb",)
+
+
+def test_several_devices_that_udev_may_have_loaded_for_are_all_said_to_be() -> None:
+    world = World()
+    for number in range(6):
+        world.requests.announced("dummy", f"cpu cpu{number}")
+        world.requests.announced("dummy", f"cpu cpu{number}")
+    world.requests.loaded(ModuleLoad(ModuleName("dummy"), UDEV))
+    load = world.requests.load_of(ModuleName("dummy"))
+    assert load is not None
+    assert len(load.devices) == 6
+    assert reason(load, details=False) == (
+        "loaded by udev, for one of 6 devices (cpu cpu0, cpu cpu1, cpu cpu2, cpu cpu3, …)"
+    )
+
+
+def test_devices_of_long_ago_are_not_taken_for_the_reason() -> None:
+    world = World()
+    world.requests.announced("dummy", "pci 0000:00:05.0")
+    world.now += (DEVICES_AGE + 1) * 1_000_000
+    world.requests.loaded(ModuleLoad(ModuleName("dummy"), UDEV))
+    load = world.requests.load_of(ModuleName("dummy"))
+    assert load is not None
+    assert reason(load, details=True) == "loaded by udev, for a device"
+
+
+def test_a_request_of_udev_names_the_disk_that_it_has_open() -> None:
+    world = World()
+    world.requests.announced("dummy", "pci 0000:00:05.0")
+    world.ask("dummy", replace(UDEV, device="/dev/vdb"))
+    world.requests.loaded(ModuleLoad(ModuleName("dummy"), Requester(813, 0, "modprobe"), alias="dummy", time=6))
+    load = world.requests.load_of(ModuleName("dummy"))
+    assert load is not None
+    assert reason(load, details=False) == "loaded for alias dummy, requested by udev, for /dev/vdb"
+
+
+def test_a_program_that_calls_itself_udev_is_not_udev() -> None:
+    world = World()
+    world.requests.announced("dummy", "pci 0000:00:05.0")
+    world.requests.loaded(ModuleLoad(ModuleName("dummy"), Requester(9, 1000, "(udev-worker)", "/home/x/udevadm")))
+    load = world.requests.load_of(ModuleName("dummy"))
+    assert load is not None
+    assert (load.devices, reason(load, details=False)) == ((), "loaded by something other than kmodd")
+
+
 def test_health_says_when_nothing_is_traced() -> None:
     world = World()
     assert world.requests.health() == []
     world.kernel.requests.off = "Operation not permitted"
     (check,) = world.requests.health()
     assert "Operation not permitted" in check.message
+
+
+def test_health_names_the_lockdown_that_closes_tracefs(tmp_path: Path) -> None:
+    world = World()
+    world.kernel.requests.off = "Operation not permitted: /sys/kernel/tracing/instances/kmodd/trace_pipe"
+    lockdown = tmp_path / "sys/kernel/security/lockdown"
+    lockdown.parent.mkdir(parents=True)
+    lockdown.write_text("none integrity [confidentiality]\n")
+    world.kernel.change_facts(lockdown=ProcFacts(tmp_path, "6.1").read().lockdown)
+    (check,) = world.requests.health()
+    assert check.message == (
+        "Module requests are not traced: lockdown=confidentiality closes tracefs to every process."
+    )
 
 
 def test_metrics_count_by_outcome() -> None:

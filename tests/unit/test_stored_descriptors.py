@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.process.sd_notify import SdNotify, stored_descriptors
+from kmodd.startup.sd_notify import SdNotify, stored_descriptors
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_without_systemd_nothing_is_kept() -> None:
 
 TAKE = """
 import os
-from kmodd.process.sd_notify import stored_descriptors
+from kmodd.startup.sd_notify import stored_descriptors
 found = stored_descriptors({**os.environ, "LISTEN_PID": str(os.getpid())}, os.getpid())
 print(sorted((name, os.read(file, 9).decode(), os.get_inheritable(file)) for name, file in found.items()))
 """

@@ -21,9 +21,7 @@ PROGRAMS = {
     "qemu-img": "qemu-utils",
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
-    "gcc-12": "gcc-12",
     "make": "make",
-    "ld": "binutils",
     "xz": "xz-utils",
     "zstd": "zstd",
     "depmod": "kmod",
@@ -31,8 +29,6 @@ PROGRAMS = {
     "tar": "tar",
     "scdoc": "scdoc",
 }
-# objtool, which checks modules while they are built, is linked with it and has no program of its own.
-LIBRARIES = {"libelf.so.1": "libelf1"}
 SEARCH_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 _MIRROR = re.compile(r"^(?:deb\s+(?:\[[^\]]*\]\s+)?|URIs:\s*)(\S+/debian)/?(?:\s|$)", re.MULTILINE)
@@ -55,10 +51,7 @@ def run(argv: list[str], *, cwd: str | None = None, env: dict[str, str] | None =
 
 def missing_packages() -> list[str]:
     """The packages to install before a machine can be built, none when all is there."""
-    packages = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=SEARCH_PATH)]
-    known = run(["ldconfig", "-p"])
-    packages += [package for library, package in LIBRARIES.items() if library not in known]
-    return sorted(packages)
+    return sorted(package for program, package in PROGRAMS.items() if not shutil.which(program, path=SEARCH_PATH))
 
 
 def install_missing() -> None:
@@ -82,7 +75,7 @@ def unpack_packages(suite: str, packages: Sequence[str], folder: Path) -> None:
         work = Path(name)
         for path in ("lists/partial", "cache/archives/partial"):
             (work / path).mkdir(parents=True)
-        (work / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n")
+        (work / "sources.list").write_text(f"{source(suite)}\n")
         options = {
             "Dir::Etc::SourceList": work / "sources.list",
             "Dir::Etc::SourceParts": "-",
@@ -95,6 +88,11 @@ def unpack_packages(suite: str, packages: Sequence[str], folder: Path) -> None:
         run([*apt, "download", *(f"{package}/{suite}" for package in packages)], cwd=str(work))
         for package in work.glob("*.deb"):
             run(["dpkg-deb", "-x", str(package), str(folder)])
+
+
+def source(suite: str) -> str:
+    """Where packages of a suite come from, as a line of sources.list: the mirror of this machine."""
+    return f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main"
 
 
 def _mirror() -> str:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm import cache, host, modules, privilege, rootfs
+from tests.vm import cache, host, modules, privilege, rootfs, suite
 from tests.vm.progress import say
 
 GUEST = Path(__file__).resolve().parent / "guest"
@@ -31,6 +31,7 @@ class Image:
 
     folder: Path
     rootfs: Path
+    suite: suite.Suite
 
     @property
     def disk(self) -> Path:
@@ -59,8 +60,13 @@ def build(*, fresh: bool = False) -> Image:
     """The image for the sources as they are now, from the cache when it is there."""
     base = rootfs.build(fresh=fresh)
     test_modules = modules.build()
+    chosen = suite.chosen()
     key = cache.digest([cache.identity(base), cache.identity(test_modules), GUEST, Path(__file__)])
-    return Image(cache.entry("image", key, lambda folder: _make(base, test_modules, folder), prune=True), base)
+    return Image(
+        cache.entry(chosen.kind("image"), key, lambda folder: _make(base, test_modules, folder), prune=True),
+        base,
+        chosen,
+    )
 
 
 def _make(base: Path, test_modules: Path, folder: Path) -> None:

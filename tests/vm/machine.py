@@ -41,11 +41,12 @@ class Machine:
         disk: Path | None = None,
         keep_in: Path | None = None,
         forward: dict[int, int] | None = None,
+        reach: dict[int, int] | None = None,
     ) -> None:
         self.image, self.options = image, options or Options()
         # Where this boot begins in the console's log.
         self._console_start = 0
-        self.qemu = Qemu(image, self.options, state=state, disk=disk, keep_in=keep_in, forward=forward)
+        self.qemu = Qemu(image, self.options, state=state, disk=disk, keep_in=keep_in, forward=forward, reach=reach)
         try:
             self._channel = Channel(connect(self.qemu.folder / "agent", timeout=20.0), self._why_dead, self._tail)
             if state:

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from tests.vm.image import Image
 
 CMDLINE = "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.show_status=0 rd.systemd.show_status=0"
+
+HOST = "10.0.2.100"
+"""What the guest calls this host, for the ports that it may reach."""
+RELAY = Path(__file__).with_name("relay.py")
 
 _NAME = "qemu-system-x86_64"
 # The first major version that is fast, and where it is to be had.
@@ -109,11 +114,22 @@ def _version(*command: str) -> int:
     return int(found[1]) if found else 0
 
 
+def _network(forward: dict[int, int], reach: dict[int, int]) -> str:
+    """A network that leads nowhere but through these ports. QEMU runs a relay for each connection of the guest's."""
+    ports = "".join(f",hostfwd=tcp:127.0.0.1:{near}-:{far}" for near, far in forward.items())
+    for far, near in reach.items():
+        relay = shlex.join([sys.executable, "-I", "-S", str(RELAY), str(near)]).replace(",", ",,")
+        ports += f",guestfwd=tcp:{HOST}:{far}-cmd:{relay}"
+    return f"user,id=net,restrict=on{ports}"
+
+
 class Qemu:
     """A running QEMU with a folder of its own for the disk overlay and its sockets.
 
     ``state`` starts from a saved machine, ``disk`` boots from the disk of one. ``keep_in`` puts disk and memory into this
     folder, from where :meth:`save` makes a :class:`State` of them; without it the machine leaves nothing behind.
+    With a network, ``forward`` leads from ports of this host's loopback to the guest's, and ``reach`` from ports of :data:`HOST`
+    in the guest to this host's loopback.
     """
 
     def __init__(
@@ -125,6 +141,7 @@ class Qemu:
         disk: Path | None = None,
         keep_in: Path | None = None,
         forward: dict[int, int] | None = None,
+        reach: dict[int, int] | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="kmodd-vm-"))
         self._keep_in = keep_in
@@ -144,7 +161,14 @@ class Qemu:
             memory = f"memory-backend-file,id=ram,size={options.memory},mem-path={state.memory},share=off"
         with (self.folder / "qemu.log").open("wb") as log:
             self.process = subprocess.Popen(
-                self._command(image, options, store, memory, incoming=state is not None, forward=forward or {}),
+                self._command(
+                    image,
+                    options,
+                    store,
+                    memory,
+                    incoming=state is not None,
+                    network=_network(forward or {}, reach or {}),
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -169,7 +193,7 @@ class Qemu:
             raise
 
     def _command(
-        self, image: Image, options: Options, store: Path, memory: str, *, incoming: bool, forward: dict[int, int]
+        self, image: Image, options: Options, store: Path, memory: str, *, incoming: bool, network: str
     ) -> list[str]:
         folder = self.folder
         command = [*emulator(), "-nodefaults", "-no-user-config", "-display", "none"]
@@ -185,13 +209,7 @@ class Qemu:
         command += ["-chardev", f"socket,id=console,path={folder / 'console'},server=on,wait=off,{log}"]
         command += ["-serial", "chardev:console", "-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"]
         if options.network:
-            forwards = "".join(f",hostfwd=tcp:127.0.0.1:{near}-:{far}" for near, far in forward.items())
-            command += [
-                "-netdev",
-                f"user,id=net,restrict=on{forwards}",
-                "-device",
-                "virtio-net-pci,netdev=net,romfile=",
-            ]
+            command += ["-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile="]
         if incoming:
             command += ["-incoming", "defer"]
         return command

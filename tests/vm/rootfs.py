@@ -1,7 +1,7 @@
-"""The first layer: a Debian 12 root file system as a tar file, and the headers of its kernel.
+"""The first layer: a root file system of the suite as a tar file, and the headers of its kernel.
 
-Made by mmdebstrap from the package sources this machine is configured with. It depends on the package list alone,
-so that a change of a test module or of the guest's configuration does not fetch it again.
+Made by mmdebstrap from the package sources this machine is configured with, or, for another suite, from its mirror. It
+depends on the package list alone, so that a change of a test module or of the guest's configuration does not fetch it again.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.vm import cache, host, privilege
+from tests.vm import cache, host, privilege, suite
 from tests.vm.progress import say
 
-SUITE = "bookworm"
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 PACKAGES = """\
 systemd systemd-sysv libpam-systemd dbus polkitd udev kmod apparmor
 python3 python3-dbus-next python3-systemd python3-pyudev python3-structlog
@@ -23,6 +26,7 @@ libglib2.0-bin python3-gi gir1.2-glib-2.0
 iproute2 curl make man-db less bash-completion zsh fish procps psmisc e2fsprogs mount util-linux util-linux-extra
 nftables iptables ipset dmsetup dosfstools
 xz-utils zstd lz4 lzop bzip2 squashfs-tools strace
+libnl-genl-3-200 libpopt0
 dracut-core ansible-core"""
 # Documentation and translations would double the image; man pages of kmodd come with its own installation.
 EXCLUDED = (
@@ -52,9 +56,13 @@ chmod 0644 "$out/vmlinuz" "$out/initrd"
 rm -f "$root"/boot/initrd.img-* "$root"/boot/vmlinuz-*
 mkdir "$out/debs"; cd "$out/debs"
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-common=$(echo "$release" | sed 's/-cloud-amd64$/-common/')
-series=$(echo "$release" | cut -d. -f1,2)
-apt-get -o APT::Sandbox::User=root download "linux-headers-$release" "linux-headers-$common" "linux-kbuild-$series"
+depends() { apt-cache show "$1" | sed -n '/^Depends: /{s///;s/ *([^)]*)//g;s/[,|]/ /g;p;q}' | tr -s ' ' '\n'; }
+needed=$(depends "linux-headers-$release")
+parts=$(echo "$needed" | grep -E '^linux-(headers|kbuild)-')
+apt-get -o APT::Sandbox::User=root download "linux-headers-$release" $parts
+# gcc-14, on Debian 12 by way of linux-compiler-gcc-12-x86, and what the programs of the kernel's build are linked with.
+echo "$needed" | grep -oE 'gcc-[0-9]+' | head -n 1 > "$out/tools"
+for part in $parts; do depends "$part" | grep '^lib' >> "$out/tools" || true; done
 for deb in *.deb; do dpkg-deb -x "$deb" "$out/headers"; done
 rm *.deb
 # Of the 260 MB of collections in Debian's `ansible`, the one with the modules modprobe and kernel_blacklist.
@@ -62,15 +70,21 @@ apt-get -o APT::Sandbox::User=root download ansible
 general=./usr/lib/python3/dist-packages/ansible_collections/community/general
 dpkg-deb --fsys-tarfile ansible_*.deb | tar -C "$root" -x "$general/meta" "$general/MANIFEST.json" "$general/plugins/module_utils" \
     "$general/plugins/modules/modprobe.py" "$general/plugins/modules/kernel_blacklist.py"
+# Programs that printed commands run, without the services and rules that their packages bring along.
+apt-get -o APT::Sandbox::User=root download mdadm ipvsadm nbd-client btrfs-progs bcache-tools
+for deb in mdadm ipvsadm nbd-client btrfs-progs bcache-tools; do dpkg-deb -x "$deb"_*.deb "programs"; done
+for program in mdadm ipvsadm nbd-client mkfs.btrfs make-bcache; do
+    cp "$(find programs -type f \( -path "*/sbin/$program" -o -path "*/bin/$program" \) | head -n 1)" "$root/usr/sbin/"
+done
 cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
 chmod -R a+rX "$out/headers"
 """
 
 
 def build(*, fresh: bool = False) -> Path:
-    """The cache entry with ``root.tar release vmlinuz initrd headers/``."""
-    key = cache.digest([Path(__file__)])
-    return cache.entry("rootfs", key, _make, fresh=fresh)
+    """The cache entry with ``root.tar release vmlinuz initrd tools headers/``."""
+    chosen = suite.chosen()
+    return cache.entry(chosen.kind("rootfs"), cache.digest([chosen.name, Path(__file__)]), _make, fresh=fresh)
 
 
 def release(rootfs: Path) -> str:
@@ -78,31 +92,45 @@ def release(rootfs: Path) -> str:
     return (rootfs / "release").read_text().strip()
 
 
+def tools(rootfs: Path) -> list[str]:
+    """The packages that building a module for this kernel takes, its compiler first."""
+    return (rootfs / "tools").read_text().split()
+
+
+def arguments(packages: Iterable[str]) -> list[str]:
+    """What every run of mmdebstrap that fetches packages is given, but for the suite, the target and the sources."""
+    return [
+        f"--include={','.join(packages)}",
+        *(f"--aptopt={line}" for line in ['Acquire::Languages "none"', *_apt_options()]),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+    ]
+
+
+def sources() -> list[str]:
+    """This machine's own package sources for the suite, as files mmdebstrap reads; else the suite on this machine's mirror."""
+    folder = Path("/etc/apt")
+    files = [
+        folder / "sources.list",
+        *sorted(folder.glob("sources.list.d/*.list")),
+        *sorted(folder.glob("sources.list.d/*.sources")),
+    ]
+    offering = [str(file) for file in files if file.exists() and _offers_suite(file.read_text())]
+    return offering or [host.source(suite.chosen().name)]
+
+
 def _make(folder: Path) -> None:
     host.install_missing()
-    say(f"building a Debian {SUITE} root file system (half a minute to a few, by your mirror)")
+    say(f"building a root file system of {suite.chosen().title} (half a minute to a few, by your mirror)")
     with privilege.scratch() as work:
         out = work / "out"
         out.mkdir()
         out.chmod(0o777)
-        setup, hook = _script(work / "setup", _SETUP), _script(work / "hook", _HOOK)
-        arguments = [*_arguments(setup, hook, out), SUITE, str(out / "root.tar"), *_sources()]
-        host.run([*privilege.mmdebstrap(), *arguments])
+        setup, hook = script(work / "setup", _SETUP), script(work / "hook", _HOOK)
+        hooks = [f'--setup-hook={setup} "$1"', f'--customize-hook={hook} "$1" {out}']
+        command = [*privilege.mmdebstrap(), "--quiet", "--variant=minbase", *arguments(PACKAGES.split()), *hooks]
+        host.run([*command, suite.chosen().name, str(out / "root.tar"), *sources()])
         for item in out.iterdir():
             _copy(item, folder / item.name)
-    _relocate_headers(folder / "headers")
-
-
-def _arguments(setup: Path, hook: Path, out: Path) -> list[str]:
-    return [
-        "--variant=minbase",
-        "--quiet",
-        f"--include={','.join(PACKAGES.split())}",
-        *(f"--aptopt={line}" for line in ['Acquire::Languages "none"', *_apt_options()]),
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
-        f'--setup-hook={setup} "$1"',
-        f'--customize-hook={hook} "$1" {out}',
-    ]
 
 
 def _apt_options() -> list[str]:
@@ -113,26 +141,13 @@ def _apt_options() -> list[str]:
     return [line for line in host.run(["apt-config", "dump"]).splitlines() if wanted.match(line)]
 
 
-def _sources() -> list[str]:
-    """This machine's own package sources for the suite, as files mmdebstrap reads."""
-    folder = Path("/etc/apt")
-    files = [
-        folder / "sources.list",
-        *sorted(folder.glob("sources.list.d/*.list")),
-        *sorted(folder.glob("sources.list.d/*.sources")),
-    ]
-    chosen = [str(file) for file in files if file.exists() and _offers_suite(file.read_text())]
-    if not chosen:
-        raise host.HostError(f"no package source in /etc/apt offers {SUITE}: add one, then try again")
-    return chosen
-
-
 def _offers_suite(text: str) -> bool:
     words = {word for line in text.splitlines() if not line.lstrip().startswith("#") for word in line.split()}
-    return SUITE in words and "main" in words and "debian" in text.lower()
+    return suite.chosen().name in words and "main" in words and "debian" in text.lower()
 
 
-def _script(path: Path, text: str) -> Path:
+def script(path: Path, text: str) -> Path:
+    """A program of a hook."""
     path.write_text(text)
     path.chmod(0o755)
     return path
@@ -143,10 +158,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target, symlinks=True)
     else:
         shutil.copyfile(source, target)
-
-
-def _relocate_headers(headers: Path) -> None:
-    """Debian's header packages name each other by absolute path: point them into our copy."""
-    for makefile in headers.glob("usr/src/linux-headers-*/Makefile"):
-        text = makefile.read_text()
-        makefile.write_text(text.replace("/usr/src/", "$(KMODD_HEADERS)/usr/src/"))

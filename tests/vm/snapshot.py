@@ -31,7 +31,7 @@ Prepare = Callable[[Machine], None]
 def clean_state(built: Image, options: Options) -> State:
     """A machine right after its boot, with nothing of kmodd in it."""
     key = cache.digest([built.identity, repr(options), Path(qemu.__file__), *qemu.emulator(), qemu.accelerator()])
-    return State(cache.entry("clean", key, lambda folder: _save(built, options, folder), prune=True))
+    return State(cache.entry(built.suite.kind("clean"), key, lambda folder: _save(built, options, folder), prune=True))
 
 
 def prepared_state(
@@ -46,7 +46,7 @@ def prepared_state(
             prepare(machine)
             machine.save()
 
-    return State(cache.entry(name, key, make, prune=True))
+    return State(cache.entry(built.suite.kind(name), key, make, prune=True))
 
 
 def _save(built: Image, options: Options, folder: Path, disk: Path | None = None) -> None:
@@ -93,7 +93,11 @@ def _kmodd_state(built: Image, options: Options) -> State:
         return prepared_state(built, options, "kmodd", [tree], lambda machine: install_kmodd(machine, tree))
     installed = _kmodd_state(built, usual)
     key = cache.digest([cache.identity(installed.folder), repr(options)])
-    return State(cache.entry("booted", key, lambda folder: _save(built, options, folder, installed.disk), prune=True))
+    return State(
+        cache.entry(
+            built.suite.kind("booted"), key, lambda folder: _save(built, options, folder, installed.disk), prune=True
+        )
+    )
 
 
 def installed_tree() -> bytes:

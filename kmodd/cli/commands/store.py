@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 
+from kmodd.cli import own_session
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
 from kmodd.cli.output.text import clean, counted, size
@@ -121,11 +122,14 @@ async def _switch(session: Session, arguments: Namespace) -> int:
     store = Store(session.client)
     name = clean(arguments.module)
     is_so = "would be" if arguments.dry_run else "is"
+    if arguments.load and arguments.disconnect and not arguments.dry_run:
+        await own_session.confirm(session, [("reload", arguments.module, {})], {"disconnect": True})
     if arguments.verb == "activate":
         touched = await store.activate(
             arguments.module,
             arguments.version,
             load=arguments.load,
+            disconnect=arguments.disconnect,
             kernel=arguments.kernel,
             dry_run=arguments.dry_run,
             reason=arguments.reason,
@@ -135,6 +139,7 @@ async def _switch(session: Session, arguments: Namespace) -> int:
         touched = await store.deactivate(
             arguments.module,
             load=arguments.load,
+            disconnect=arguments.disconnect,
             kernel=arguments.kernel,
             dry_run=arguments.dry_run,
             reason=arguments.reason,

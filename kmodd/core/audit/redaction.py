@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 from kmodd.core.diagnosis.advice import UserSentence, drives, sentence
 from kmodd.core.diagnosis.usage import counted
+from kmodd.core.module_requests import reason as load_reason
 from kmodd.core.planning.consequences import is_hidden, public, told_to
-from kmodd.core.requests import reason as load_reason
 from kmodd.errors import Evidence
-from kmodd.model import Explanation, Plan, User
+from kmodd.model import Explanation, LoadedBy, Plan, User
 
 OTHERS = "of other users"
-_UNOWNED = frozenset({"rule", "chain", "set", "object", "table"})
+_UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state"})
 LOADED = "loaded through kmodd"
 """Why a module is there, without who loaded it and for what."""
 USERS, CONSEQUENCES, LOADER, LOG = "users", "consequences", "loaded-by", "kernel-log"
@@ -24,7 +24,7 @@ USERS, CONSEQUENCES, LOADER, LOG = "users", "consequences", "loaded-by", "kernel
 
 _PUBLIC_KINDS = frozenset(
     {"module", "mount", "loop", "netdev", "block", "device", "array", "qdisc", "filter", "action", "service", "sysctl", "crypto"}
-    | {"configfs", "watchdog", "kernel"}
+    | {"configfs", "watchdog", "kernel", "scheduler", "governor", "patch", "format", "socket"}
 )  # fmt: skip
 """Kinds that /proc, /sys and rtnetlink show to everyone unless the user of the module has an owner. All others are withheld
 where the owner is unknown: processes, what netfilter shows to CAP_NET_ADMIN alone, and whatever kind is added later."""
@@ -35,9 +35,9 @@ class View:
     """What a caller may see beyond what everyone may."""
 
     uid: int | None = None
-    """The caller's user, whose own processes are shown; None shows no user's."""
+    """The caller's user, whose own processes and requests are shown; None shows no user's."""
     history: bool = False
-    """Who loaded a module and why."""
+    """Who loaded a module and why, for any user."""
     log: bool = False
     """The kernel's log: it is not restricted, or the caller may read it all the same."""
 
@@ -66,10 +66,10 @@ def redact(explanation: Explanation, view: View) -> Explanation:
     if any(is_hidden(row, view.uid) for row in explanation.consequences):
         withheld.append(CONSEQUENCES)
     loaded_by, failure = explanation.loaded_by, explanation.failure
-    if loaded_by is not None and not view.history:
+    if loaded_by is not None and not _shows_loader(explanation, view):
         withheld.append(LOADER)
         loaded_by = None
-    if failure is not None and failure.by is not None and not view.history:
+    if failure is not None and failure.by is not None and not _may_see(failure.by, view):
         failure = replace(failure, by=None)
     if failure is not None:
         evidence, parts = redact_evidence(failure.evidence, view)
@@ -108,6 +108,16 @@ def redact_plan(plan: Plan, uid: int | None) -> Plan:
 def is_withheld(plan: Plan, uid: int | None) -> bool:
     """This user may not see all of the plan."""
     return any(is_hidden(row, uid) for step in plan.steps for row in step.consequences)
+
+
+def _may_see(by: LoadedBy, view: View) -> bool:
+    return view.history or (view.uid is not None and by.uid == view.uid)
+
+
+def _shows_loader(explanation: Explanation, view: View) -> bool:
+    """With access to the history; or the caller's own user loaded it through kmodd, and not a process that the kernel saw."""
+    by = explanation.loaded_by
+    return view.history or (by is not None and explanation.load is None and _may_see(by, view))
 
 
 def _is_hidden(user: User, uid: int | None) -> bool:
@@ -153,7 +163,7 @@ def _because(explanation: Explanation, hidden: list[User], users: Iterable[User]
             else _driven(explanation, hidden, users)
         )
     if explanation.loaded_by is not None and explanation.load is None:
-        return explanation.because if view.history else LOADED
+        return explanation.because if _shows_loader(explanation, view) else LOADED
     return _driven(explanation, hidden, users)
 
 

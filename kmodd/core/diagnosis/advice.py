@@ -21,6 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@+\\-]{0,254}")
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9_!-]{1,64}(/[A-Za-z0-9_!-]{1,64})*")
 _PROGRAMS = {
     Remedy.STOP_UNIT: "systemctl stop",
+    Remedy.RESTART_UNIT: "systemctl restart",
     Remedy.TERMINATE_MACHINE: "machinectl terminate",
     Remedy.STOP_PODMAN: "podman stop",
     Remedy.STOP_DOCKER: "docker stop",
@@ -30,6 +31,8 @@ _DEVICE_PROGRAMS = {
     Remedy.DETACH_LOOP: "losetup --detach",
     Remedy.SWAP_OFF: "swapoff",
     Remedy.STOP_ARRAY: "mdadm --stop",
+    Remedy.DISCONNECT_DISK: "nbd-client --disconnect",
+    Remedy.RESET_DISK: "zramctl --reset",
 }
 _INTERFACE = re.compile(r"(?!-)[^\s/]{1,15}")
 """dev_valid_name in net/core/dev.c."""
@@ -57,6 +60,25 @@ _PHRASES = {
 }
 """The program, and what its first word has to be; further words are tc's or nft's."""
 _WATCHDOG = re.compile(r"/dev/watchdog[0-9]{1,3}")
+_SETTINGS = (
+    (re.compile(r"/sys/block/[A-Za-z0-9_!-]{1,64}/queue/scheduler"), re.compile(r"none")),
+    (re.compile(r"/sys/devices/system/cpu/cpufreq/policy[0-9]{1,5}/scaling_governor"), re.compile(r"[a-z]{1,15}")),
+    (re.compile(r"/sys/kernel/livepatch/[A-Za-z0-9_]{1,64}/enabled"), re.compile(r"0")),
+    (re.compile(r"/proc/fs/nfsd/threads"), re.compile(r"0")),
+    (re.compile(r"/proc/sys/fs/binfmt_misc/(?!\.{1,2}$|register$|status$)[^/]{1,255}"), re.compile(r"-1")),
+)
+"""Files of the kernel that commands write into, with what they write."""
+_CACHE = re.compile(r"/sys/block/bcache[0-9]{1,5}/bcache/stop|/sys/fs/bcache/[0-9a-f-]{36}/stop")
+_LEGACY_PROGRAMS = {"iptables-legacy", "ip6tables-legacy", "arptables-legacy"}
+_LEGACY_TABLE, _LEGACY_CHAIN, _NUMBER = (
+    re.compile(r"[a-z]{1,31}"),
+    re.compile(r"(?![-!])\S{1,30}"),
+    re.compile(r"[1-9][0-9]{0,5}"),
+)
+_ADDRESS = re.compile(r"[0-9]{1,10}|[0-9.]{7,15}:[0-9]{1,5}|\[[0-9a-f:.]{2,45}\]:[0-9]{1,5}")
+_SERVICES = {"--tcp-service", "--udp-service", "--sctp-service", "--fwmark-service"}
+_STATE_WORDS = ("src", "dst", "proto", "spi", "mark", "mask")
+_STATE_VALUE = re.compile(r"[0-9a-f:.]{2,45}|esp|ah|comp|0x[0-9a-f]{1,8}")
 _FURTHER = {"tc": _TC_WORD, "nft": _NFT_WORD}
 _LINK_PROGRAMS = {
     Remedy.DELETE_LINK: "ip link delete dev {}",
@@ -64,20 +86,31 @@ _LINK_PROGRAMS = {
 }
 SETTLE = "udevadm settle"
 """Waits for udev, between devices on top of each other."""
-_LAYERS = {Remedy.DETACH_LOOP, Remedy.REMOVE_MAPPING, Remedy.STOP_ARRAY}
+_LAYERS = {
+    *(Remedy.DETACH_LOOP, Remedy.REMOVE_MAPPING, Remedy.STOP_ARRAY),
+    *(Remedy.STOP_CACHE, Remedy.DISCONNECT_DISK, Remedy.RESET_DISK),
+}
 _CLOSING = {*_LAYERS, Remedy.UNMOUNT, Remedy.SWAP_OFF}
 _ORDER = (
+    {Remedy.WRITE_SETTING},
     {Remedy.SET_SYSCTL, Remedy.UNMOUNT, Remedy.SWAP_OFF},
     {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
-    {Remedy.KILL, Remedy.STOP_UNIT, Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER},
-    {Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.UNLINK},
+    {
+        *(Remedy.KILL, Remedy.STOP_UNIT, Remedy.RESTART_UNIT),
+        *(Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER),
+    },
+    {
+        *(Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE),
+        *(Remedy.DELETE_SERVICE, Remedy.DELETE_STATE, Remedy.UNLINK),
+    },
     {Remedy.DELETE_ACTION, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC},
     {Remedy.DELETE_SET, Remedy.DELETE_OBJECT, Remedy.DELETE_FLOWTABLE},
-    {Remedy.DELETE_CHAIN},
+    {Remedy.DELETE_CHAIN, Remedy.DELETE_LEGACY_CHAIN},
     {Remedy.DELETE_TABLE, Remedy.DESTROY_SET, Remedy.REMOVE_FOLDER},
 )
 """What has to go before what: a file system before the loop device below it. Everything else comes last, and what stands in
-one group stays in the order in which it was found: the upper of two block devices before the lower."""
+one group stays in the order in which it was found: the upper of two block devices before the lower. Of rules with numbers the
+last goes first."""
 
 
 def command(user: User) -> str:
@@ -97,6 +130,8 @@ def command(user: User) -> str:
     if remedy is Remedy.STOP_WATCHDOG:
         # The shell takes the path as a parameter, not as a part of its script.
         return f"""sh -c 'echo V >"$1"' sh {user.words[0]}""" if _is_watchdog(user.words) else ""
+    if remedy in _WORDED and all(map(_is_word, user.words)):
+        return _WORDED[remedy](user.words)
     if remedy in _LINK_PROGRAMS and _is_word(target) and not target.startswith("-"):
         return _LINK_PROGRAMS[remedy].format(shlex.quote(target))
     return ""
@@ -147,6 +182,64 @@ def _phrase(remedy: Remedy, words: tuple[str, ...]) -> str:
     return f"{program} {shlex.join(words)}"
 
 
+def _write(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or not any(file.fullmatch(words[0]) and value.fullmatch(words[1]) for file, value in _SETTINGS):
+        return ""
+    # The shell takes the path as a parameter, not as a part of its script.
+    return f"""sh -c 'echo {words[1]} >"$1"' sh {shlex.quote(words[0])}"""
+
+
+def _stop_cache(words: tuple[str, ...]) -> str:
+    return f"""sh -c 'echo 1 >"$1"' sh {words[0]}""" if len(words) == 1 and _CACHE.fullmatch(words[0]) else ""
+
+
+def _delete_legacy_rule(words: tuple[str, ...]) -> str:
+    if len(words) != 4 or words[0] not in _LEGACY_PROGRAMS:
+        return ""
+    program, table, chain, number = words
+    if not (_LEGACY_TABLE.fullmatch(table) and _LEGACY_CHAIN.fullmatch(chain) and _NUMBER.fullmatch(number)):
+        return ""
+    return f"{program} -t {table} -D {shlex.quote(chain)} {number}"
+
+
+def _flush_legacy_table(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or words[0] not in _LEGACY_PROGRAMS or not _LEGACY_TABLE.fullmatch(words[1]):
+        return ""
+    return f"{words[0]} -t {words[1]} -F"
+
+
+def _delete_legacy_chain(words: tuple[str, ...]) -> str:
+    if len(words) != 3 or words[0] not in _LEGACY_PROGRAMS:
+        return ""
+    program, table, chain = words
+    if not (_LEGACY_TABLE.fullmatch(table) and _LEGACY_CHAIN.fullmatch(chain)):
+        return ""
+    return f"{program} -t {table} -X {shlex.quote(chain)}"
+
+
+def _delete_service(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or words[0] not in _SERVICES or not _ADDRESS.fullmatch(words[1]):
+        return ""
+    return f"ipvsadm --delete-service {words[0]} {shlex.quote(words[1])}"
+
+
+def _delete_state(words: tuple[str, ...]) -> str:
+    if words[::2] not in (_STATE_WORDS, _STATE_WORDS[:4]) or not all(map(_STATE_VALUE.fullmatch, words[1::2])):
+        return ""
+    return f"ip xfrm state delete {' '.join(words)}"
+
+
+_WORDED = {
+    Remedy.WRITE_SETTING: _write,
+    Remedy.STOP_CACHE: _stop_cache,
+    Remedy.DELETE_LEGACY_RULE: _delete_legacy_rule,
+    Remedy.FLUSH_LEGACY_TABLE: _flush_legacy_table,
+    Remedy.DELETE_LEGACY_CHAIN: _delete_legacy_chain,
+    Remedy.DELETE_SERVICE: _delete_service,
+    Remedy.DELETE_STATE: _delete_state,
+}
+
+
 def _is_watchdog(words: tuple[str, ...]) -> bool:
     return len(words) == 1 and _WATCHDOG.fullmatch(words[0]) is not None
 
@@ -156,11 +249,13 @@ def _is_word(text: str) -> bool:
     return 0 < len(text) <= _TEXT_MAX and text.isprintable()
 
 
-def _rank(user: User) -> int:
-    return next((rank for rank, group in enumerate(_ORDER) if user.remedy in group), len(_ORDER))
+def _rank(user: User) -> tuple[int, int]:
+    group = next((rank for rank, group in enumerate(_ORDER) if user.remedy in group), len(_ORDER))
+    # Of the rules of a chain the last one goes first: those behind it get new numbers.
+    return group, -int(user.words[3]) if user.remedy is Remedy.DELETE_LEGACY_RULE and user.command else 0
 
 
-_LOOKED_AT = "Mounts, devices, interfaces, traffic control, netfilter, configfs, open files and sockets"
+_LOOKED_AT = "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, sockets and kernel settings"
 
 
 def ended(text: str) -> str:
@@ -214,6 +309,8 @@ def _sentence(user: User) -> str:
             return f"{user.kind.capitalize()} {user.name} of netfilter uses it ({user.detail})."
         case "configfs":
             return f"{user.name} in configfs uses it ({user.detail})."
+        case "namespace":
+            return f"Network namespace {user.name} may use it ({user.detail})."
         case "sysctl":
             return f"The setting {user.name} is {user.detail}."
         case "watchdog":

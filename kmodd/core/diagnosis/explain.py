@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from kmodd.core.audit.redaction import LOADED
 from kmodd.core.diagnosis.advice import advised, drives, ended, free, sentence, shown_name
+from kmodd.core.diagnosis.boot_loads import BootLoads
 from kmodd.core.diagnosis.usage import unexplained
 from kmodd.core.fair_share import with_files
-from kmodd.core.planning.policy import Policy, command_line_rule, where
+from kmodd.core.module_requests import reason as load_reason
+from kmodd.core.planning.policy import COMMAND_LINE, Policy, command_line_rule, where
 from kmodd.core.registry import Registry
-from kmodd.core.requests import reason as load_reason
 from kmodd.errors import Conflict, Crashed, DisabledByPolicy, KmoddError, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, Inspection, LoadedModules, ModuleIndex
 from kmodd.model import (
@@ -65,8 +66,9 @@ class Explainer:
         load: Callable[[ModuleName], ModuleLoad | None] = lambda _: None,
         held: Callable[[ModuleName], tuple[User, ...]] = lambda _: (),
         refresh: Callable[[], object] | None = None,
+        boot: BootLoads | None = None,
     ) -> None:
-        """`held` answers the leases of a module.
+        """`held` answers the leases of a module, `boot` what is known of loads from before kmodd started.
 
         `refresh` makes the index notice changed files before it describes a module; the index's own if None.
         """
@@ -78,7 +80,8 @@ class Explainer:
         self._policy = policy
         self._registry = registry
         self._failure = failure
-        self._load = load
+        self._boot = boot
+        self._watched_load = load
         self._held = held
 
     async def explain(self, name: ModuleName) -> Explanation:
@@ -122,6 +125,8 @@ class Explainer:
             )
             usage.update(zip(together, found, strict=True))
             consequences = tuple(dict.fromkeys(row for each in together for row in foreseen.get(each, ())))
+        if self._boot is not None and self._is_of_boot(name):
+            await self._boot.read()
         # Read after the search: it takes a while, and the answer has to fit itself.
         self._index.refresh()
         return await with_files(self._index, lambda: self._explain_now(name, usage, consequences))
@@ -262,8 +267,8 @@ class Explainer:
         users = [User("module", holder, "uses it") for holder in module.holders]
         users += advised(usage.users)
         beside = module.references - len(module.holders)
-        # A bound device holds no reference: what does is still to be explained then.
-        holding = any(user.kind != "device" for user in usage.users)
+        # A bound device holds no reference, and a namespace is a guess: what does is still to be explained then.
+        holding = any(user.kind not in {"device", "namespace"} for user in usage.users)
         if beside > 0 and not holding and module.state is State.LIVE:
             users.append(unexplained(module, usage.partial))
         return (*users, *advised(self._held(module.name)))
@@ -330,7 +335,27 @@ class Explainer:
             return load_reason(load, details=True), False
         if presence.loaded_at:
             return "loaded by something other than kmodd", False
-        return "loaded before kmodd started" if module.name in self._registry else "", False
+        return self._earlier(module.name) if module.name in self._registry else "", False
+
+    def _earlier(self, name: ModuleName) -> str:
+        """Of a load from before kmodd started that nothing recorded."""
+        rule = self._boot.rule_of(name) if self._boot is not None else None
+        if rule is None:
+            return "loaded before kmodd started, by what is not known"
+        place = rule.file if rule.file == COMMAND_LINE else f"{rule.file}, line {rule.line},"
+        return f"loaded before kmodd started; {place} lists it"
+
+    def _is_of_boot(self, name: ModuleName) -> bool:
+        """It is loaded, and was when kmodd started."""
+        presence = self._registry.presence(name)
+        return name in self._registry and not presence.loaded_at and self._watched_load(name) is None
+
+    def _load(self, name: ModuleName) -> ModuleLoad | None:
+        """Who loaded it without kmodd."""
+        load = self._watched_load(name)
+        if load is None and self._boot is not None and self._is_of_boot(name):
+            load = self._boot.load_of(name)
+        return load
 
     def _loader(self, name: ModuleName) -> LoadedBy | None:
         """The process that loaded it without kmodd, or that needed it."""
@@ -338,7 +363,17 @@ class Explainer:
         if load is None:
             return None
         by = load.request.by if load.request is not None else load.by
-        return LoadedBy(by.uid, by.exe or by.name, "", load.time, None, load.alias, by.pid, by.unit, by.container)
+        return LoadedBy(
+            by.uid,
+            by.exe or by.name,
+            "",
+            load.time,
+            alias=load.alias,
+            pid=by.pid,
+            unit=by.unit,
+            container=by.container,
+            devices=load.devices,
+        )
 
     def _removal_blockers(self, module: LoadedModule, users: tuple[User, ...], facts: KernelFacts) -> list[str]:
         if module.state in _PENDING:

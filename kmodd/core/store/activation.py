@@ -48,6 +48,8 @@ class Switch:
     """Every module that may be inserted or removed, and the named one; sorted."""
     sha256: tuple[str, ...]
     """Of the versions among them that come from the store: first of the named module."""
+    disconnect: bool = False
+    """Also where live interfaces or devices go with the module that is reloaded."""
     confined: bool = False
     """No module beyond `modules` may be touched for root either."""
 
@@ -126,7 +128,9 @@ class Activation:
         sources = self._loaded.attributes(module.name).get("srcversion", "")
         return sources == info.srcversion and ("O" in module.taint) != info.intree
 
-    def foresee(self, name: ModuleName, kernel: str, entry: StoredModule | None, *, load: bool) -> Switch:
+    def foresee(
+        self, name: ModuleName, kernel: str, entry: StoredModule | None, *, load: bool, disconnect: bool = False
+    ) -> Switch:
         """What making `entry` the active version (None: taking the active one out of force) would do now; needs no right."""
         former = self._catalogue.active(name, kernel)
         modules = {name}
@@ -152,6 +156,7 @@ class Activation:
             load,
             tuple(sorted(modules)),
             tuple(entry.sha256 for entry in shown if entry is not None),
+            disconnect,
         )
 
     async def switch(self, switch: Switch, caller: Caller, *, dry_run: bool = False) -> tuple[str, ...]:
@@ -176,7 +181,13 @@ class Activation:
             # Root was not prompted, and so for no particular modules, unless it named them.
             allowed = None if caller.uid == 0 and not switch.confined else switch.modules
             return await self._recorded(
-                _action(switch.entry), about, switch.entry, caller, load=switch.load, allowed=allowed
+                _action(switch.entry),
+                about,
+                switch.entry,
+                caller,
+                load=switch.load,
+                allowed=allowed,
+                disconnect=switch.disconnect,
             )
 
     async def activate(
@@ -220,11 +231,14 @@ class Activation:
         *,
         load: bool,
         allowed: tuple[ModuleName, ...] | None = None,
+        disconnect: bool = False,
     ) -> tuple[str, ...]:
         self._changing = about.name, about.kernel
         self._placed = self._catalogue.active(about.name, about.kernel)
         try:
-            return await self._change(about.name, about.kernel, wanted, caller, load=load, allowed=allowed)
+            return await self._change(
+                about.name, about.kernel, wanted, caller, load=load, allowed=allowed, disconnect=disconnect
+            )
         except KmoddError as error:
             self._audit.record(failed(action, about.name, caller, error))
             raise
@@ -241,6 +255,7 @@ class Activation:
         *,
         load: bool,
         allowed: tuple[ModuleName, ...] | None,
+        disconnect: bool,
     ) -> tuple[str, ...]:
         former = self._catalogue.active(name, kernel)
         entry = await self._still_there(wanted) if wanted is not None else None
@@ -262,6 +277,7 @@ class Activation:
                 parameters=parameters,
                 touched=touched,
                 allowed=allowed,
+                disconnect=disconnect,
             )
         )
         self._under_way.add(task)
@@ -315,6 +331,7 @@ class Activation:
         parameters: Pairs,
         touched: list[str],
         allowed: tuple[ModuleName, ...] | None,
+        disconnect: bool,
     ) -> None:
         """Take the steps; `touched` gets each module as soon as it was reloaded, of `allowed` modules alone (None: of any)."""
         if changed:
@@ -324,7 +341,9 @@ class Activation:
             await asyncio.to_thread(self._folder.begin_change, name, kernel)
             await self._place(name, kernel, entry)
         if load:
-            touched += await self._reload(name, entry, parameters, caller, changed=changed, allowed=allowed)
+            touched += await self._reload(
+                name, entry, parameters, caller, changed=changed, allowed=allowed, disconnect=disconnect
+            )
         if changed:
             sha256 = entry.sha256 if entry is not None else ""
             await asyncio.to_thread(self._folder.set_active, name, kernel, sha256)
@@ -391,6 +410,7 @@ class Activation:
         *,
         changed: bool,
         allowed: tuple[ModuleName, ...] | None,
+        disconnect: bool,
     ) -> tuple[str, ...]:
         there = self._loaded.read(name) is not None
         if entry is not None and there and not changed:
@@ -402,12 +422,24 @@ class Activation:
         if verb is Verb.RELOAD and there:
             names = {parameter.name.replace("-", "_") for parameter in self._index.info(name).parameters}
             values = {key: value for key, value in parameters if key in names}
-        return await self._run(Operation(verb, name, tuple(values.items()), itself=True), caller, allowed)
+        operation = Operation(verb, name, tuple(values.items()), itself=True)
+        hint = f"kmodctl store deactivate {name} --load --disconnect"
+        if entry is not None:
+            hint = f"kmodctl store activate {name} {shlex.quote(entry.version)} --load --disconnect"
+        return await self._run(operation, caller, allowed, disconnect=disconnect, hint=hint)
 
     async def _run(
-        self, operation: Operation, caller: Caller, allowed: tuple[ModuleName, ...] | None = None
+        self,
+        operation: Operation,
+        caller: Caller,
+        allowed: tuple[ModuleName, ...] | None = None,
+        *,
+        disconnect: bool = False,
+        hint: str = "",
     ) -> tuple[str, ...]:
-        plan = self._operations.plan(Request((operation,), reason="the active version in the store changed"))
+        """`hint` is the command that does it although something live goes with the module."""
+        reason = "the active version in the store changed"
+        plan = self._operations.plan(Request((operation,), reason=reason, disconnect=disconnect))
         beyond = sorted(set(plan.modules) - set(allowed)) if allowed is not None else []
         if beyond:
             raise Conflict(
@@ -419,8 +451,7 @@ class Activation:
             raise plan.error
         (result,) = await self._operations.execute(plan, caller)
         if result.error is not None:
-            if result.error.evidence.consequences:
-                hint = f"activate the version without loading it, then: kmodctl reload {operation.module} --disconnect"
+            if hint and result.error.evidence.consequences:
                 result.error.evidence = replace(result.error.evidence, hint=hint)
             raise result.error
         return tuple(result.touched)

@@ -104,10 +104,11 @@ def router(reading: Reading, changes: Changes, link: DaemonConnection) -> APIRou
             0, ge=0, le=2**53 - 1, description="Only records since this time, in microseconds since 1970-01-01 UTC."
         ),
         limit: int = Query(100, ge=1, le=1000, description="Maximum number of records, newest first kept."),
+        requests: bool = Query(default=False, description="Only which modules processes needed, and what came of it."),
         principal: Principal = needs("read"),
     ) -> Answer:
         """What was done, by whom, why and with which result; newest last."""
-        return Answer({"records": await changes.history(principal, module, since, limit)})
+        return Answer({"records": await changes.history(principal, module, since, limit, requests=requests)})
 
     @made.get("/metrics", response_class=Response, operation_id="metrics", **documented("read"))
     async def metrics(principal: Principal = needs("read")) -> Response:

@@ -48,6 +48,8 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
             principal.require("load")
             principal.require("unload")
             options["load"] = True
+            if requested.disconnect:
+                options["disconnect"] = True
         if requested.kernel:
             options["kernel"] = parse_release(requested.kernel)
         async with changes.doing(principal, Intent(member, (module,), reason)) as client:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kmodd.kernel.files import listdir, read_bytes
 from kmodd.kernel.initramfs.cpio import members
-from kmodd.kernel.modprobe.modprobe_d import ConfigurationFolders
+from kmodd.kernel.modprobe.modprobe_d import ModprobeFolders
 from kmodd.kernel.modules.compression import Damaged, Unsupported
 from kmodd.model.modules import BootImage
 
@@ -66,7 +66,7 @@ class Initramfs:
     def _sources(self) -> Iterator[Path]:
         # As libkmod finds them; a tree that is the root's has no modules.softdep.
         for folders in (_RULES[:4], _RULES[4:]):
-            yield from map(Path, ConfigurationFolders(self._root, [self._root / folder for folder in folders]).files())
+            yield from map(Path, ModprobeFolders(self._root, [self._root / folder for folder in folders]).files())
         for names in _OWN.values():
             for name in names:
                 path = self._root / name

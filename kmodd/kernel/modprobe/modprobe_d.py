@@ -2,8 +2,8 @@
 """Reads modprobe.d with file and line of every rule, looks up rules by module, and reads changed files before every plan.
 
 libkmod reads the same files but forgets file and line. This reader follows kmod_config_parse, conf_files_list and
-freadline_wrapped of libkmod 30 byte for byte. libkmod after version 34 differs in three corner cases: files named *.alias
-are not read, a dangling link does not mask, and a backslash at the end of a file is dropped.
+freadline_wrapped of libkmod 30 byte for byte. Later versions differ in three corner cases: files named *.alias are not
+read (as measured with 34.2), a dangling link does not mask, and a backslash at the end of a file is dropped.
 """
 
 import os
@@ -321,7 +321,7 @@ _SETTLED_NS = 2_000_000_000
 """Nanoseconds; more than the time stamps of any file system are coarse."""
 
 
-class ConfigurationFolders:
+class ModprobeFolders:
     """Folders of modprobe.d files, each listed again only when it changed.
 
     Plain texts all through: a Path costs more than the call into the kernel.

@@ -4,9 +4,9 @@
 Sources: depmod's binary indexes through libkmod; modprobe.d through libkmod for aliases and through
 `kmodd.kernel.modprobe.modprobe_d` where file and line matter; modules.builtin.modinfo and module files for descriptions.
 
-libkmod trusts the offsets in modules.*.bin and would crash on a truncated file, so indexes are checked first. depmod writes
-the header last and the root node at the end (index_write in tools/depmod.c), so a file with a valid header and a root node
-inside the file is complete.
+libkmod trusts the offsets in modules.*.bin and would crash on a truncated file, so indexes are checked first. depmod of kmod 30
+writes the root node at the end, after all others, that of kmod 34 at the beginning, before its children in their order
+(index_write in tools/depmod.c): the file is complete where the root and the last child of each node from there lie in it.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from kmodd.kernel.files import NOWHERE, read_if_there
 from kmodd.kernel.modprobe.modprobe_d import (
     DEPMOD_SOFTDEPS,
     DIRECTORIES,
-    ConfigurationFolders,
+    ModprobeFolders,
     ModprobeRules,
     RuleText,
     normalise,
@@ -45,7 +45,9 @@ _HEADER = struct.Struct(">III")
 _MAGIC = 0xB007F457
 _VERSION_MAJOR = 2
 _OFFSET = 0x0FFFFFFF
-_ROOT_MAX = 64 << 10
+_NODE_MAX = 64 << 10
+_DEPTH_MAX = 1024
+"""Nodes below each other; each stands for a letter of an alias at least."""
 _PREFIX, _VALUES, _CHILDREN = 0x80000000, 0x40000000, 0x20000000
 
 
@@ -75,34 +77,46 @@ def index_state(path: str) -> IndexState:
             return IndexState.UNUSED
         if not _HEADER.size <= root & _OFFSET <= size:
             return IndexState.DAMAGED
-        data = os.pread(descriptor, _ROOT_MAX, root & _OFFSET)
-        return IndexState.SOUND if _is_node(data, root) else IndexState.DAMAGED
+        return IndexState.SOUND if _is_whole(descriptor, root) else IndexState.DAMAGED
     finally:
         os.close(descriptor)
 
 
-def _is_node(data: bytes, flags: int) -> bool:
-    """Tell whether the root node's prefix, table of children and values lie in the data."""
-    position = 0
+def _is_whole(descriptor: int, node: int) -> bool:
+    """Tell whether the root node and the last child of each node from there lie in the file: one of them ends it."""
+    for _ in range(_DEPTH_MAX):
+        child = _last_child(os.pread(descriptor, _NODE_MAX, node & _OFFSET), node)
+        if child is None:
+            return False
+        if not child:
+            return True
+        node = child
+    return False
+
+
+def _last_child(data: bytes, flags: int) -> int | None:
+    """The last entry in a node's table of children, 0 without one; None where the data ends before the node does."""
+    position = child = 0
     if flags & _PREFIX:
         position = data.find(b"\0") + 1
         if position == 0:
-            return False
+            return None
     if flags & _CHILDREN:
         if position + 2 > len(data):
-            return False
+            return None
         first, last = data[position], data[position + 1]
         if not first <= last < 128:
-            return False
+            return None
         position += 2 + 4 * (last - first + 1)
+        child = int.from_bytes(data[position - 4 : position])
     if flags & _VALUES:
         count = int.from_bytes(data[position : position + 4])
         position += 4
         for _ in range(count):
             position = data.find(b"\0", position + 4) + 1
             if position == 0:
-                return False
-    return position <= len(data)
+                return None
+    return child if position <= len(data) else None
 
 
 _INDEXES = (
@@ -156,7 +170,7 @@ class LibkmodIndex:
         self._tree_text = str(self._tree)
         self._release = release
         self._directories = [root / name for name in DIRECTORIES] if config_dirs is None else list(config_dirs)
-        self._folders = ConfigurationFolders(self._tree, self._directories)
+        self._folders = ModprobeFolders(self._tree, self._directories)
         self._command_line = command_line_rules(command_line)
         self._index_paths = [str(self._tree / name) for name in (*_INDEXES, _BUILTIN_MODINFO)]
         self._tree_stamps: list[Stamp] = []

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kmodd.kernel.files import listdir
-from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ConfigurationFolders
+from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
 from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.kernel.modules.module_facts import file_stamp
 from kmodd.kernel.ports import ModuleIndex
@@ -44,7 +44,7 @@ class InstalledIndexes:
     def stamp(self, release: str) -> object:
         """Compares equal as long as the files are the same."""
         tree = self._root / "lib/modules" / release
-        folders = ConfigurationFolders(tree, self._directories)
+        folders = ModprobeFolders(tree, self._directories)
         files = [*(str(tree / name) for name in _FILES), *folders.files()]
         return tuple((path, file_stamp(path)) for path in files), dict(folders.unreadable)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kmodd.errors import BadModule
 from kmodd.kernel.modules.module_file import ModuleFile
-from kmodd.kernel.modules.parameter_array import FoundParameter
+from kmodd.kernel.modules.param_section import FoundParameter
 from kmodd.kernel.modules.signature import Signers, read_signature
 from kmodd.names import ModuleName
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from kmodd.errors import BadModule, Evidence
 from kmodd.kernel.modprobe.modprobe_d import softdep_names
 from kmodd.kernel.modules.compression import MAXIMUM, Damaged, Unsupported, decompress, is_compressed
-from kmodd.kernel.modules.parameter_array import FoundParameter, Header, find_parameters
+from kmodd.kernel.modules.param_section import FoundParameter, Header, find_parameters
 from kmodd.model import ModuleInfo, ParameterInfo
 from kmodd.model.arguments import key
 from kmodd.names import ModuleName, canonical, is_module_name

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kmodd.model import Uevent
 from kmodd.names import canonical, is_module_name
+from kmodd.text import shown
 
 _LIBRARIES = {"udev": "libudev.so.1", "c": "libc.so.6"}
 """What pyudev loads, by the names that their interfaces are bound to."""
@@ -94,6 +95,7 @@ class KernelUevents:
         self._monitor: Monitor | None = monitor or kernel_monitor()
         self._arrival: asyncio.Future[None] | None = None
         self.on_device: Callable[[str, str], None] | None = None
+        self.on_announced: Callable[[str, str], None] | None = None
 
     async def events(self) -> AsyncIterator[Uevent]:
         """`add` and `remove` as they come, `overflow` when some were lost; ends after `close`. For one reader."""
@@ -132,10 +134,12 @@ class KernelUevents:
             if event is not None:
                 return event
             action = device.action
+            if action is None or not (alias := device.properties.get("MODALIAS", "")):
+                continue
             if self.on_device is not None and action in _COMING_OR_GOING:
-                alias = device.properties.get("MODALIAS", "")
-                if alias:
-                    self.on_device(action, alias)
+                self.on_device(action, alias)
+            if self.on_announced is not None and action != "remove":
+                self.on_announced(alias, _label(device))
         return None
 
     async def _arrived(self, monitor: Monitor) -> None:
@@ -181,6 +185,14 @@ def _event(device: Device) -> Uevent | None:
     if parent != "/module" or device.action not in _COMING_OR_GOING or not is_module_name(name):
         return None
     return Uevent(device.action, canonical(name))
+
+
+def _label(device: Device) -> str:
+    """The device by its node, or by subsystem and name."""
+    if node := device.properties.get("DEVNAME", ""):
+        return shown(f"/dev/{node.removeprefix('/dev/')}")
+    subsystem = device.properties.get("SUBSYSTEM", "")
+    return shown(f"{subsystem} {device.device_path.rpartition('/')[2]}".strip())
 
 
 def _set(arrival: asyncio.Future[None]) -> None:

@@ -35,6 +35,8 @@ class SimulatedKernel:
     """
 
     simulated = True
+    boot_id = ""
+    """It never booted; tests give it one."""
 
     def __init__(
         self,

@@ -221,6 +221,7 @@ class SimulatedUevents:
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
         self.on_device: Callable[[str, str], None] | None = None
+        self.on_announced: Callable[[str, str], None] | None = None
         machine.on_uevent = self._wake
 
     async def events(self) -> AsyncIterator[Uevent]:

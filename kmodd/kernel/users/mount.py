@@ -4,11 +4,12 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kmodd.kernel.files import note
-from kmodd.kernel.users.tasks import Budget, Task, Tasks
+from kmodd.kernel.users.propagation import MountTable, Originals
+from kmodd.kernel.users.tasks import Budget, Task, Tasks, is_of_socket
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
@@ -40,11 +41,18 @@ class Mount:
     """Of the file system itself (`super options`), of the types alone whose options name modules."""
     task: Task
     """The first process that sees it."""
+    copied: bool = False
+    """Its file system is mounted in the system's own mount namespace too: an umount there leaves this mount."""
+    covered: bool = False
+    """Another mount hides it."""
+    loaded: bool = False
+    """It, or another such copy of its namespace, has mounts on top."""
 
     @property
     def elsewhere(self) -> str:
         """Where to look for it, when the system's own mount namespace does not have it; empty otherwise."""
-        return "" if self.task.pid == 1 else f", in the mount namespace of pid {self.task.pid}"
+        copy = "a copy " if self.copied else ""
+        return "" if self.task.pid == 1 else f", {copy}in the mount namespace of pid {self.task.pid}"
 
 
 class Mounts:
@@ -66,40 +74,67 @@ class Mounts:
 
     @cached_property
     def all(self) -> tuple[Mount, ...]:
-        """Mounts that look the same in several namespaces (each sandboxed service copies the table) are listed once.
+        """Those of the system's own mount namespace, and of the others what an umount of these leaves.
 
-        So are folders bound onto themselves, as `ReadWritePaths=` and its like do: what they show was there before.
-        Of a file system without a device only mounts of a module's type are kept.
+        Each sandboxed service copies the table; what goes with the original is the same mount and not listed. Nor is what
+        shows the root file system, which is not unmounted. Of a file system without a device only mounts of a module's type are
+        kept.
         """
-        mounts: dict[tuple[str, str, str, str], Mount] = {}
-        at_first: dict[str, list[Mount]] = {}
+        mounts: dict[bytes, Mount] = {}
+        originals = Originals()
+        devices: set[str] = set()
+        base: set[str] = set()
         tables = 0
-        seen: set[str] = set()
+        namespaces: set[str] = set()
         for task in self._tasks.all:
             # Without the right to see the link (CAP_SYS_PTRACE for other users' processes) every table is read.
-            if task.namespace in seen:
+            if task.namespace in namespaces:
                 continue
             if task.namespace:
-                seen.add(task.namespace)
+                namespaces.add(task.namespace)
             if tables > self._budget.limits.namespaces:
                 self._budget.met(f"there are more than {self._budget.limits.namespaces} mount namespaces")
                 break
             tables += 1
+            table, listed = MountTable(), dict[bytes, Mount]()
             for line in self._lines(task):
+                number = table.add(line)
                 mount = self._parse(line, task)
-                if mount is None or any(_shows(other, mount) for other in at_first.get(mount.device, ())):
+                if mount is None or number in mounts or mount.device in base:
                     continue
-                key = (mount.device, mount.point, mount.type, mount.source)
-                if key not in mounts and len(mounts) >= self._budget.limits.mounts:
-                    self._budget.met(f"there are more than {len(mounts)} mounts")
+                if len(mounts) + len(listed) >= self._budget.limits.mounts:
+                    self._budget.met(f"there are more than {len(mounts) + len(listed)} mounts")
                     break
-                mounts.setdefault(key, mount)
-            if not at_first:
-                for mount in mounts.values():
-                    at_first.setdefault(mount.device, []).append(mount)
+                listed[number] = mount
+            if task.pid == 1:
+                devices = {mount.device for mount in listed.values()}
+                base = {mount.device for mount in listed.values() if mount.point == "/"}
+                originals.add(table)
+            elif listed:
+                listed = self._staying(table, listed, originals, devices)
+                if listed and self._tasks.is_roots(task):
+                    originals.add(table)
+            mounts |= listed
             if not self._budget.in_time_for_mounts():
                 break
         return tuple(mounts.values())
+
+    @staticmethod
+    def _staying(
+        table: MountTable, listed: dict[bytes, Mount], originals: Originals, devices: set[str]
+    ) -> dict[bytes, Mount]:
+        """Those that no umount of an original reaches, the uppermost first."""
+        staying = originals.staying(table, list(listed))
+        loaded = any(table.on_top(number) for number in staying)
+        return {
+            number: replace(
+                listed[number],
+                copied=listed[number].device in devices,
+                covered=table.is_covered(number),
+                loaded=loaded,
+            )
+            for number in staying
+        }
 
     def users(self) -> Iterator[tuple[frozenset[str], User]]:
         """Mounts of a module's file system."""
@@ -119,10 +154,15 @@ class Mounts:
             remedy = Remedy.NONE if mount.point == "/" else Remedy.UNMOUNT
             return User(kind, shown(name), shown(detail), remedy=remedy, target=mount.point)
         pids: tuple[int, ...] = ()
-        if self._tasks.is_roots(task):
+        members = self._tasks.members.get(task.namespace, ())
+        if mount.copied and (unit := self._tasks.service(task, members)):
+            # A service that starts again copies what is mounted then; a mount on top of the copy may need the original.
+            remedy = Remedy.STOP_UNIT if mount.loaded or is_of_socket(unit) else Remedy.RESTART_UNIT
+            target = unit
+        elif self._tasks.is_roots(task) and not mount.covered:
             remedy, target = Remedy.UNMOUNT, mount.point
         else:
-            remedy, target, pids = self._tasks.ending(task, self._tasks.members.get(task.namespace, ()))
+            remedy, target, pids = self._tasks.ending(task, members)
         return User(
             kind, shown(name), shown(detail), pid=task.pid, owner=task.uid, remedy=remedy, target=target, pids=pids
         )
@@ -196,18 +236,6 @@ def modules_of_charset(name: str, resolve_alias: Callable[[str], tuple[str, ...]
     """The module of a table of characters by its own name (`nls_ascii`), and those with this as an alias."""
     yield canonical(f"nls_{name}")
     yield from resolve_alias(f"nls_{name}")
-
-
-def _shows(mount: Mount, other: Mount) -> bool:
-    """`other` is a folder below `mount`, at the very path where `mount` shows it."""
-    below = _relative(mount.root, other.root)
-    return below is not None and below == _relative(mount.point, other.point)
-
-
-def _relative(folder: str, path: str) -> str | None:
-    """The path below the folder without a slash in front, "" for the folder itself, None when it is not below."""
-    folder = folder.rstrip("/")
-    return path[len(folder) :].strip("/") if path == folder or path.startswith(f"{folder}/") else None
 
 
 def _unescaped(text: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dumps of kernel tables by netlink(7), bounded in bytes, their attributes, and the congestion control of TCP sockets.
+"""Dumps of kernel tables by netlink(7), bounded in bytes, their attributes, and the modules that TCP sockets use.
 
 The latter is by sock_diag(7), in this network namespace, and needs no capability.
 """
@@ -10,6 +10,9 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kmodd.names import canonical
 
 ERROR, DONE = 2, 3
 """Types of the last message of an answer."""
@@ -107,8 +110,9 @@ def big_endian(value: bytes) -> int:
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20
 """NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY."""
-_CONG = 4
-"""INET_DIAG_CONG of linux/inet_diag.h."""
+_INFO, _CONG, _ULP_INFO, _ULP_NAME = 2, 4, 19, 1
+"""INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_ULP_INFO and INET_ULP_INFO_NAME of linux/inet_diag.h. The latter two need CAP_NET_ADMIN,
+and come with the first (inet_sk_diag_fill in net/ipv4/inet_diag.c)."""
 _REQUEST = struct.Struct("=BBBxI48x")
 """struct inet_diag_req_v2: family, protocol, requested attributes, states, and any socket."""
 _MESSAGE = struct.Struct("=4x48x16xI")
@@ -116,22 +120,36 @@ _MESSAGE = struct.Struct("=4x48x16xI")
 _EVERY_STATE = 0xFFFFFFFF
 
 
-def congestion_controls() -> Iterator[tuple[int, str]]:
-    """Inode and algorithm of each socket; OSError when the kernel does not answer or there are too many.
+@dataclass(frozen=True, slots=True)
+class TcpUse:
+    """What a TCP socket takes from a module: its congestion control, or its upper layer (such as TLS)."""
+
+    inode: int
+    name: str
+    module: str
+
+
+def tcp_uses() -> Iterator[TcpUse]:
+    """What the TCP sockets of this network namespace use; OSError when the kernel does not answer or there are too many.
 
     Call it only while tcp_diag is loaded: the request would make the kernel load it.
     """
     for family in (socket.AF_INET, socket.AF_INET6):
-        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (_CONG - 1), _EVERY_STATE)
+        request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (_CONG - 1) | 1 << (_INFO - 1), _EVERY_STATE)
         for message, body in dump(_SOCK_DIAG, _BY_FAMILY, request):
-            if message == _BY_FAMILY and (found := read_socket(body)):
-                yield found
+            if message == _BY_FAMILY:
+                yield from read_socket(body)
 
 
-def read_socket(body: bytes) -> tuple[int, str] | None:
-    """Inode and algorithm of one message; None without an algorithm, or for a socket that no process has."""
+def read_socket(body: bytes) -> Iterator[TcpUse]:
+    """Those of one message; none for a socket that no process has."""
     if len(body) < _MESSAGE.size:
-        return None
+        return
     (inode,) = _MESSAGE.unpack_from(body)
-    name = next((text(value) for number, value in attributes(body[_MESSAGE.size :]) if number == _CONG), "")
-    return (inode, name) if inode and name else None
+    values = dict(attributes(body[_MESSAGE.size :]))
+    control = text(values.get(_CONG, b""))
+    upper = text(dict(attributes(values.get(_ULP_INFO, b""))).get(_ULP_NAME, b""))
+    if inode and control:
+        yield TcpUse(inode, control, canonical(f"tcp_{control}"))
+    if inode and upper:
+        yield TcpUse(inode, upper, canonical(upper))

@@ -10,17 +10,29 @@ from functools import cached_property
 from pathlib import Path
 
 from kmodd.kernel.files import note, read_text, readlink
-from kmodd.kernel.users.devices import DeviceOwners
+from kmodd.kernel.users.devices import DeviceOwners, device_number
+from kmodd.kernel.users.mount import Mounts
+from kmodd.kernel.users.netlink import TcpUse
 from kmodd.kernel.users.tasks import Budget, Tasks
+from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
 _TABLE_MAX = 1 << 16
 _NETLINK_MAX = 1 << 20
+_CGROUP_MAX = 1 << 14
 _ATTRIBUTE = "system.sockprotoname"
 _ALG, _ALG_TYPES = "ALG", "algif_"
-_CONGESTION, _DIAG = "tcp_", "tcp_diag"
+_CONGESTION, _DIAG, _UPPER = "tcp_", "tcp_diag", frozenset({"tls", "smc", "espintcp"})
+"""Modules of congestion controls, the one that answers about them, and modules of upper layers of TCP."""
+_ANONYMOUS = {
+    "kvm-vm": ("kvm", "kvm_intel", "kvm_amd"),
+    "kvm-vcpu": ("kvm", "kvm_intel", "kvm_amd"),
+    "[vfio-device]": ("vfio", "vfio_pci_core", "vfio_pci"),
+}
+"""Modules of files without a path (anon_inode_getfd in virt/kvm/kvm_main.c, drivers/vfio/vfio_main.c), as their links read."""
+_DMA_BUFFER = "/dmabuf:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,7 @@ class SocketModules:
     """Protocols by module, from /proc/net/protocols: its first column is the protocol, the eighth its module or `kernel`.
 
     And sockets that hold further modules: those of AF_ALG that of their type, those of netlink that of the protocol's kernel
-    side, those of TCP that of their congestion control.
+    side, those of TCP that of their congestion control and of their upper layer.
     """
 
     def __init__(
@@ -45,26 +57,29 @@ class SocketModules:
         root: Path,
         loaded: Mapping[str, int],
         resolve_alias: Callable[[str], tuple[str, ...]] = lambda _: (),
-        controls: Callable[[], Iterable[tuple[int, str]]] = lambda: (),
+        tcp: Callable[[], Iterable[TcpUse]] = lambda: (),
         budget: Budget | None = None,
+        namespaces: Iterable[Path] = (),
     ) -> None:
         """`loaded` are the canonical names of the modules that are looked for, with the references that no module holds.
 
-        `controls` answers inode and congestion control of TCP sockets; OSError where the kernel does not.
+        `tcp` answers what TCP sockets use; OSError where the kernel does not. `namespaces` are the folders in /proc of a
+        process of each other network namespace.
         """
         self._root = root
         self._loaded = loaded
         self._resolve = resolve_alias
-        self._controls = controls
+        self._tcp = tcp
         self._budget = budget
+        self._namespaces = namespaces
 
     def uses(self, link: Path | str, target: str) -> list[SocketUse]:
         """What the socket holds; empty when none is looked for. `link` is /proc/PID/fd/N, `target` what it reads."""
         inode = target.removeprefix("socket:[").removesuffix("]")
         if modules := self._netlink.get(inode):
             return [SocketUse("NETLINK", modules)]
-        if name := self._congestion.get(inode):
-            return [SocketUse(f"TCP with {name}", frozenset({canonical(f"tcp_{name}")}))]
+        if tcp := self._of_tcp.get(inode):
+            return [SocketUse(f"TCP with {use.name}", frozenset({use.module})) for use in tcp]
         if not self._protocols and not self._types:
             return []
         try:
@@ -88,38 +103,39 @@ class SocketModules:
 
     @cached_property
     def _netlink(self) -> dict[str, frozenset[str]]:
-        """Modules by the inode of a socket, from /proc/net/netlink of this network namespace."""
+        """Modules by the inode of a socket, from /proc/net/netlink of every network namespace that a process is in."""
         modules: dict[str, frozenset[str]] = {}
         known: dict[str, frozenset[str]] = {}
-        table = read_text(self._root / "proc/net/netlink", _NETLINK_MAX) or ""
-        if len(table) >= _NETLINK_MAX - 1 and self._budget is not None:
-            self._budget.met("there are more netlink sockets than are examined")
-        for line in table.splitlines()[1:]:
-            fields = line.split()
-            if len(fields) < 10:
-                continue
-            number, inode = fields[1], fields[9]
-            if number not in known:
-                known[number] = self._of(self._resolve(f"net-pf-16-proto-{number}"))
-            if known[number] and inode != "0":
-                modules[inode] = known[number]
+        for folder in (self._root / "proc", *self._namespaces):
+            table = read_text(folder / "net/netlink", _NETLINK_MAX) or ""
+            if len(table) >= _NETLINK_MAX - 1 and self._budget is not None:
+                self._budget.met("there are more netlink sockets than are examined")
+            for line in table.splitlines()[1:]:
+                fields = line.split()
+                if len(fields) < 10:
+                    continue
+                number, inode = fields[1], fields[9]
+                if number not in known:
+                    known[number] = self._of(self._resolve(f"net-pf-16-proto-{number}"))
+                if known[number] and inode != "0":
+                    modules[inode] = known[number]
         return modules
 
     @cached_property
-    def _congestion(self) -> dict[str, str]:
-        """Congestion controls that are modules, by the inode of a socket."""
-        modules = {name for name in self._loaded if name.startswith(_CONGESTION)}
-        if _DIAG not in modules or len(modules) == 1:
+    def _of_tcp(self) -> dict[str, tuple[TcpUse, ...]]:
+        """What holds a module, by the inode of a socket."""
+        modules = {name for name in self._loaded if name.startswith(_CONGESTION) or name in _UPPER} - {_DIAG}
+        if _DIAG not in self._loaded or not modules:
             return {}
-        controls: dict[str, str] = {}
+        uses: dict[str, tuple[TcpUse, ...]] = {}
         try:
-            for inode, name in self._controls():
-                if canonical(f"{_CONGESTION}{name}") in modules:
-                    controls[str(inode)] = name
+            for use in self._tcp():
+                if use.module in modules:
+                    uses[str(use.inode)] = (*uses.get(str(use.inode), ()), use)
         except OSError:
             if self._budget is not None:
                 self._budget.met("TCP sockets cannot be read")
-        return controls
+        return uses
 
     def _of(self, names: Collection[str]) -> frozenset[str]:
         return frozenset(name for name in names if name in self._loaded)
@@ -152,15 +168,29 @@ class _Statx(ctypes.Structure):
         ("middle", ctypes.c_uint8 * 98),
         ("rdev_major", ctypes.c_uint32),
         ("rdev_minor", ctypes.c_uint32),
-        ("tail", ctypes.c_uint8 * 120),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("tail", ctypes.c_uint8 * 112),
     )
 
 
 _LIBC = ctypes.CDLL(None)
 
 
-def device(link: str) -> tuple[str, int, int] | None:
-    """`char` or `block` with major and minor of what a link leads to; None when it is no device or is not to be had.
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """What a link leads to."""
+
+    kind: str
+    """`char` or `block` for a device; empty for everything else."""
+    number: tuple[int, int]
+    """Major and minor of the device."""
+    on: tuple[int, int]
+    """The device that its file system is on; major 0 for a file system without one."""
+
+
+def inode(link: str | Path) -> Inode | None:
+    """What a link leads to; None when it is not to be had.
 
     statx(2) with AT_STATX_DONT_SYNC: what the kernel has in memory is enough, and no file server is contacted. The owner of one
     on FUSE could let the call hang forever.
@@ -169,24 +199,131 @@ def device(link: str) -> tuple[str, int, int] | None:
     if _LIBC.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, _STATX_TYPE, ctypes.byref(answer)) != 0:
         return None
     kind = "char" if stat.S_ISCHR(answer.mode) else "block" if stat.S_ISBLK(answer.mode) else ""
-    return (kind, answer.rdev_major, answer.rdev_minor) if kind else None
+    return Inode(kind, (answer.rdev_major, answer.rdev_minor), (answer.dev_major, answer.dev_minor))
+
+
+class Unmounted:
+    """File systems on block devices that are mounted nowhere, although something of them is open (`umount --lazy`)."""
+
+    def __init__(
+        self,
+        root: Path,
+        mounts: Mounts,
+        owners: DeviceOwners,
+        modules_of: Callable[[str], frozenset[str]],
+        budget: Budget,
+    ) -> None:
+        """`modules_of` answers the loaded modules behind a file system's type."""
+        self._root = root
+        self._mounts = mounts
+        self._owners = owners
+        self._modules_of = modules_of
+        self._budget = budget
+        self._known: dict[tuple[int, int], frozenset[str]] = {}
+
+    def modules(self, number: tuple[int, int]) -> frozenset[str]:
+        """Those of the file system on this device and of the device; empty for one that is mounted somewhere."""
+        # What was left out of the mount tables may be mounted.
+        if not number[0] or number in self._mounted or self._budget.partial:
+            return frozenset()
+        if number not in self._known:
+            # udev has looked into the device (60-persistent-storage.rules).
+            properties = read_text(self._root / f"run/udev/data/b{number[0]}:{number[1]}", _TABLE_MAX) or ""
+            values = dict(line[2:].partition("=")[::2] for line in properties.splitlines() if line.startswith("E:"))
+            type_ = values.get("ID_FS_TYPE", "")
+            below = self._owners.modules("block", *number)
+            self._known[number] = below | (self._modules_of(type_) if type_ else frozenset())
+        return self._known[number]
+
+    @cached_property
+    def _mounted(self) -> frozenset[tuple[int, int] | None]:
+        return frozenset(device_number(mount.device) for mount in self._mounts.all)
+
+
+class OpenFiles:
+    """What processes have open that holds a module."""
+
+    def __init__(
+        self,
+        owners: DeviceOwners,
+        sockets: SocketModules,
+        unmounted: Unmounted,
+        loaded: Collection[str],
+        budget: Budget,
+    ) -> None:
+        """`loaded` are the modules that are looked for."""
+        self._owners = owners
+        self._sockets = sockets
+        self._unmounted = unmounted
+        self._loaded = loaded
+        self._budget = budget
+
+    def of(self, folder: Path, uid: int) -> Iterator[tuple[str, frozenset[str], bool]]:
+        """What is open, as its link reads, with the modules behind it, and whether it holds them all or one of them."""
+        for link in (f"{folder}/cwd", f"{folder}/root"):
+            if (place := inode(link)) and (modules := self._unmounted.modules(place.on)):
+                yield f"{readlink(link)} of a file system that is unmounted", modules, True
+        try:
+            with os.scandir(folder / "fd") as entries:
+                for count, entry in enumerate(entries, 1):
+                    if not self._budget.take_descriptor(uid, count) or (
+                        count % 256 == 0 and not self._budget.in_time()
+                    ):
+                        return
+                    target = readlink(entry.path)
+                    if target.startswith("socket:"):
+                        for use in self._sockets.uses(entry.path, target):
+                            text = f"socket {use.protocol}"
+                            yield text if use.certain else f"{text} of one of these types", use.modules, use.certain
+                    elif target.startswith(("anon_inode:", _DMA_BUFFER)):
+                        if modules := self._without_path(f"{folder}/fdinfo/{entry.name}", target):
+                            yield target, modules, True
+                    elif target.startswith("/"):
+                        yield from self._of_file(entry.path, target)
+        except OSError as error:
+            note(error)
+            return
+
+    def _of_file(self, link: str, target: str) -> Iterator[tuple[str, frozenset[str], bool]]:
+        file = inode(link)
+        if file is None:
+            return
+        if file.kind and (modules := self._owners.modules(file.kind, *file.number)):
+            yield target, modules, True
+        elif modules := self._unmounted.modules(file.on):
+            yield f"{target} of a file system that is unmounted", modules, True
+
+    def _without_path(self, information: str, target: str) -> frozenset[str]:
+        names: tuple[str, ...] = ()
+        if target.startswith("anon_inode:"):
+            names = _ANONYMOUS.get(target.removeprefix("anon_inode:"), ())
+        elif target.startswith(_DMA_BUFFER):
+            # dma_buf_show_fdinfo in drivers/dma-buf/dma-buf.c: the name is that of the module that exports it.
+            lines = (read_text(information) or "").splitlines()
+            names = tuple(canonical(line.partition(":")[2].strip()) for line in lines if line.startswith("exp_name:"))
+        return frozenset(name for name in names if name in self._loaded)
 
 
 def processes(
-    tasks: Tasks, owners: DeviceOwners, sockets: SocketModules, budget: Budget
+    tasks: Tasks, files: OpenFiles, namespaces: Mapping[str, str], budget: Budget
 ) -> Iterator[tuple[frozenset[str], User]]:
-    """Each process with each of its open paths: the executable as name, `pid 1234 /dev/uinput` as detail."""
+    """Each process with each of its open paths: the executable as name, `pid 1234 /dev/uinput` as detail.
+
+    `namespaces` are the labels of other network namespaces, by what their links read.
+    """
     for task in tasks.all:
         if not budget.in_time():
             return
         folder = tasks.folder(task)
-        executable, ending = "", None
+        executable, ending, unit, container = "", None, "", ""
         seen: set[tuple[str, frozenset[str]]] = set()
-        for path, modules, certain in _opened(folder / "fd", task.user, owners, sockets, budget):
+        for path, modules, certain in files.of(folder, task.user):
             if (path, modules) in seen:
                 continue
             seen.add((path, modules))
-            executable = executable or shown(_executable(folder))
+            if not executable:
+                executable = shown(_executable(folder))
+                unit, container = map(shown, place(read_text(folder / "cgroup", _CGROUP_MAX) or ""))
             remedy, target, pids = ending = ending or tasks.ending(task)
             if not certain:
                 remedy, target, pids = Remedy.NONE, "", ()
@@ -198,34 +335,15 @@ def processes(
                     shown(f"pid {task.pid} {path}"),
                     pid=task.pid,
                     exe=executable,
+                    unit=unit,
+                    container=container,
+                    netns=namespaces.get(readlink(folder / "ns/net"), ""),
                     owner=task.uid,
                     remedy=remedy,
                     target=target,
                     pids=pids,
                 ),
             )
-
-
-def _opened(
-    folder: Path, uid: int, owners: DeviceOwners, sockets: SocketModules, budget: Budget
-) -> Iterator[tuple[str, frozenset[str], bool]]:
-    """What is open, as its link reads, with the modules behind it, and whether it holds them all or one of them."""
-    try:
-        with os.scandir(folder) as entries:
-            for count, entry in enumerate(entries, 1):
-                if not budget.take_descriptor(uid, count) or (count % 256 == 0 and not budget.in_time()):
-                    return
-                target = readlink(entry.path)
-                if target.startswith("socket:"):
-                    for use in sockets.uses(entry.path, target):
-                        text = f"socket {use.protocol}"
-                        yield text if use.certain else f"{text} of one of these types", use.modules, use.certain
-                # Devices live in a folder `dev`, in containers and chroots as well; no other file is examined.
-                elif "/dev/" in target and (number := device(entry.path)) and (modules := owners.modules(*number)):
-                    yield target, modules, True
-    except OSError as error:
-        note(error)
-        return
 
 
 def _executable(folder: Path) -> str:

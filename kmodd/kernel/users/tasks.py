@@ -123,6 +123,9 @@ _SERVICE = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
 _MACHINE = re.compile(
     r"machine-(?P<scope>[A-Za-z0-9_.\\-]{1,128})\.scope|systemd-nspawn@(?P<nspawn>[A-Za-z0-9_.-]{1,64})\.service"
 )
+_OF_SOCKET = re.compile(r"@\d+-[^@]*\.service$")
+"""Number of the connection, then the other end (instance_from_socket in src/core/socket.c)."""
+_MEMBERS_MAX = 256
 _CONTAINER = re.compile(r"(?P<kind>libpod|docker)-(?P<id>[0-9a-f]{64})\.scope")
 NamespaceOwner = Callable[[Path], str]
 """Answers the user namespace that owns a namespace, as its link reads (`user:[4026531837]`); OSError."""
@@ -251,6 +254,14 @@ class Tasks:
                 return Remedy.STOP_UNIT, unit, ()
         return (Remedy.KILL, "", pids) if 1 not in pids and len(pids) <= PIDS_MAX else (Remedy.NONE, "", ())
 
+    def service(self, task: Task, others: tuple[Task, ...]) -> str:
+        """The service of the system that made this process's mount namespace and that all its processes are of; or empty."""
+        if not self.is_roots(task):
+            return ""
+        names = {_unit(self._group(each))[0] for each in (task, *others)} if len(others) <= _MEMBERS_MAX else set()
+        name = names.pop() if len(names) == 1 else ""
+        return name if _SERVICE.fullmatch(name) and not _MACHINE.fullmatch(name) else ""
+
     def _group(self, task: Task) -> str:
         """Its control group; empty where that cannot be read."""
         lines = (read_text(self.folder(task) / "cgroup", _CGROUP_MAX) or "").splitlines()
@@ -288,6 +299,11 @@ def _user(folder: str) -> int:
         if line.startswith("Uid:"):
             return int(line.split()[2])
     return 0
+
+
+def is_of_socket(unit: str) -> bool:
+    """It serves one connection of a socket (`Accept=` in systemd.socket(5)): nothing else can start it."""
+    return _OF_SOCKET.search(unit) is not None
 
 
 PIDS_MAX = 16

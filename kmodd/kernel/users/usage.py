@@ -2,32 +2,39 @@
 """The search for users of modules in user space, bounded, including algorithms of the crypto API."""
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from pathlib import Path
 
 from kmodd.kernel.files import FAULTS, read_text
 from kmodd.kernel.users.block import block_users
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, watchdogs
+from kmodd.kernel.users.elsewhere import NetNamespaces
+from kmodd.kernel.users.ipsec import State, ipsec_states, ipsec_users
+from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
 from kmodd.kernel.users.netfilter import Firewall, NetfilterUsers, firewall, ip_sets
-from kmodd.kernel.users.netlink import congestion_controls
+from kmodd.kernel.users.netlink import TcpUse, tcp_uses
 from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind, traffic_users
-from kmodd.kernel.users.process import SocketModules, processes
+from kmodd.kernel.users.process import OpenFiles, SocketModules, Unmounted, processes
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
+from kmodd.kernel.users.settings import setting_users
 from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Tasks, namespace_owner
-from kmodd.model import User
+from kmodd.kernel.users.xtables import ReadTable, legacy_users, read_table
+from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
 _TABLE_MAX = 1 << 20
 
 
-def algorithms(root: Path, loaded: Container[str], budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
+def algorithms(
+    root: Path, loaded: Container[str], explained: Callable[[str], bool], budget: Budget
+) -> Iterator[tuple[frozenset[str], User]]:
     """From /proc/crypto: an algorithm that nothing uses has one reference, that of its registration.
 
     Who uses it the kernel does not say: a mapping of dm-crypt, an AF_ALG socket, IPsec, TLS. `loaded` are the modules that
-    are looked for.
+    are looked for, `explained` tells whether a user of a module was found, with which the use of its algorithms ends.
     """
     table = read_text(root / "proc/crypto", _TABLE_MAX) or ""
     if len(table) >= _TABLE_MAX - 1:
@@ -37,10 +44,14 @@ def algorithms(root: Path, loaded: Container[str], budget: Budget) -> Iterator[t
         module, count = canonical(fields.get("module", "")), fields.get("refcnt", "")
         if module in loaded and count.isdecimal() and int(count) > 1:
             used = f"driver {fields.get('driver', '')}, used {int(count) - 1} times"
-            yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used))
+            remedy = Remedy.NOT_NEEDED if explained(module) else Remedy.NONE
+            yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used), remedy=remedy)
 
 
 _MODULES_MAX = 1 << 20
+_SCTP = "sctp"
+_STAYING = "one in each network namespace, made with the module: it stays until the next boot"
+"""sctp_ctl_sock_init in net/sctp/protocol.c: the module holds itself by it."""
 
 Sighting = tuple[frozenset[str], User]
 """A user, with the loaded modules that it keeps busy."""
@@ -50,11 +61,11 @@ class ProcUsage:
     """A search in the /proc and /sys below `root`.
 
     `resolve_alias` answers canonical module names for an alias such as `fs-iso9660`. `kinds` answers interface → link kind
-    from the kernel, `traffic`, `netfilter`, `sets` and `controls` what they are in `rtnetlink`, `nftables` and `sockdiag` (an
-    OSError means: not to be had).
+    from the kernel; `traffic`, `netfilter`, `sets`, `tcp`, `states` and `tables` are the questions to it of `rtnetlink`,
+    `netfilter`, `netlink`, `ipsec` and `xtables` (an OSError means: not to be had).
 
     Nothing is opened but small files of /proc and /sys and mount tables: no device, and nothing that a process has open. What
-    vanishes or may not be read is passed over. Only this process's own network namespace is seen.
+    vanishes or may not be read is passed over. Of other network namespaces only what /proc shows is seen.
     """
 
     def __init__(
@@ -66,7 +77,9 @@ class ProcUsage:
         traffic: ReadTraffic = traffic_control,
         netfilter: Callable[[Callable[[], bool]], Firewall] = firewall,
         sets: Callable[[], Iterable[tuple[str, str]]] = ip_sets,
-        controls: Callable[[], Iterable[tuple[int, str]]] = congestion_controls,
+        tcp: Callable[[], Iterable[TcpUse]] = tcp_uses,
+        states: Callable[[], Iterable[State]] = ipsec_states,
+        tables: ReadTable = read_table,
         owner: NamespaceOwner = namespace_owner,
     ) -> None:
         self._root = root
@@ -75,7 +88,9 @@ class ProcUsage:
         self._traffic = traffic
         self._netfilter = netfilter
         self._sets = sets
-        self._controls = controls
+        self._tcp = tcp
+        self._states = states
+        self._tables = tables
         self._owner = owner
 
     def search(self, budget: Budget) -> Iterator[Sighting]:
@@ -96,7 +111,7 @@ class ProcUsage:
         reported: set[tuple[str, User]] = set()
         counts: Counter[str] = Counter()
         answers = 0
-        for modules, user in self._all(budget):
+        for modules, user in self._all(budget, reported):
             fresh = frozenset(module for module in modules if (module, user) not in reported)
             for module in fresh:
                 counts[module] += 1
@@ -112,7 +127,7 @@ class ProcUsage:
             reported.update((module, user) for module in fresh)
             yield fresh, user
 
-    def _all(self, budget: Budget) -> Iterator[Sighting]:
+    def _all(self, budget: Budget, reported: Collection[tuple[str, User]]) -> Iterator[Sighting]:
         lines = (read_text(self._root / "proc/modules", _MODULES_MAX) or "").splitlines()
         # Name, size, references, the modules that hold some of them (`-` for none).
         rows = [fields for fields in map(str.split, lines) if len(fields) > 3]
@@ -121,24 +136,33 @@ class ProcUsage:
         def known(names: Iterable[str]) -> frozenset[str]:
             return frozenset(name for name in names if name in loaded)
 
+        def of_type(type_: str) -> frozenset[str]:
+            return known(modules_of_type(type_, self._resolve))
+
         tasks = Tasks(self._root, budget, self._owner)
-        mounts = Mounts(
-            tasks,
-            lambda type_: known(modules_of_type(type_, self._resolve)),
-            budget,
-            lambda charset: known(modules_of_charset(charset, self._resolve)),
-        )
+        mounts = Mounts(tasks, of_type, budget, lambda charset: known(modules_of_charset(charset, self._resolve)))
         owners = DeviceOwners(self._root, self._resolve, loaded)
         yield from mounts.users()
-        yield from block_users(self._root, owners, mounts, loaded)
+        yield from block_users(self._root, owners, mounts, loaded, self._resolve)
+        yield from setting_users(self._root, loaded, self._resolve, mounts, budget)
         yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds)
         yield from traffic_users(self._root, loaded, self._resolve, self._traffic, budget)
         yield from NetfilterUsers(loaded, self._resolve, self._netfilter, self._sets).users(budget)
+        yield from legacy_users(self._root, loaded, self._resolve, self._tables, budget)
+        yield from ipvs_users(self._root / "proc/net/ip_vs", loaded, budget)
+        yield from ipsec_users(self._root, loaded, self._resolve, self._states, budget)
         yield from configfs_users(self._root, loaded, budget)
-        sockets = SocketModules(self._root, loaded, self._resolve, self._controls, budget)
-        yield from processes(tasks, owners, sockets, budget)
+        namespaces = NetNamespaces(self._root, tasks, budget)
+        yield from namespaces.users(loaded)
+        sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders)
+        unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
+        yield from processes(tasks, OpenFiles(owners, sockets, unmounted, loaded, budget), namespaces.labels, budget)
         yield from watchdogs(self._root, loaded)
-        yield from algorithms(self._root, loaded, budget)
+        if loaded.get(_SCTP, 0) > 0:
+            yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
+        explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
+        yield from algorithms(self._root, loaded, explained.__contains__, budget)
+        yield from namespaces.candidates(loaded, {module for module, _ in reported})
         yield from bound_devices(self._root, loaded)
 
 

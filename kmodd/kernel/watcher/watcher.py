@@ -13,7 +13,8 @@ Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then
     {"lost": N}                                        the kernel dropped events
     {"off": "…"}                                       there is nothing to read, and why
 
-with PROCESS = `pid`, `uid`, `name` (what the process calls itself), `exe`, `unit`, `container`; what cannot be read is empty.
+with PROCESS = `pid`, `uid`, `name` (what the process calls itself), `exe`, `unit`, `container`, `device` (of a request by udev, the
+node of the disk that its process has open); what cannot be read is empty.
 End of file means that the daemon is gone: it exits.
 
 Run as `python3 -I -S /path/of/this/file`; with the argument `set-up`, by root, it makes the instance and exits, with `remove` it
@@ -63,6 +64,9 @@ _REQUEST = re.compile(rb"(?P<alias>.*) wait=\d+ call_site=(?P<site>.*)", re.DOTA
 _LOST = re.compile(rb"CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
 _CONTAINER = re.compile(r"(?:docker|libpod|crio|cri-containerd)-([0-9a-f]{12,64})\.scope|machine-(.{1,128})\.scope")
 _CGROUP_MAX = 1 << 14
+_UDEV = ("systemd-udevd", "udevadm")
+_DESCRIPTORS_MAX = 256
+_NO_DISK = re.compile(r"/dev/(?:null|kmsg|console|u?random|pts/.*|tty.*)")
 
 
 def set_up(root: Path) -> str:
@@ -101,6 +105,9 @@ def messages(line: bytes, root: Path) -> Iterator[dict[str, Any]]:
     if found["event"] == b"module_request":
         request = _REQUEST.fullmatch(found["rest"])
         if request is not None:
+            # It waits for the module. Who loads one itself may be at another device when this is read.
+            if process["uid"] == 0 and process["exe"].rpartition("/")[2] in _UDEV:
+                process["device"] = shown(_disk(root / f"proc/{process['pid']}"), _TEXT_MAX)
             yield {"request": {"alias": _text(request["alias"]), "site": _text(request["site"]), **process}}
     elif found["event"] == b"module_load":
         # `nls_ascii ` or `nls_ascii OE`: the name, then the taint flags.
@@ -122,7 +129,27 @@ def _process(pid: int, name: bytes, root: Path) -> dict[str, Any]:
         "exe": shown(readlink(folder / "exe"), _PATH_MAX),
         "unit": shown(unit, _TEXT_MAX),
         "container": shown(container, _TEXT_MAX),
+        "device": "",
     }
+
+
+def _disk(folder: Path) -> str:
+    """The node that a worker of udev has open: it locks a disk while it examines it or a partition of it.
+
+    See worker_lock_whole_disk in systemd's src/udev/udevd.c. Empty for other devices, and where several are open.
+    """
+    nodes: set[str] = set()
+    try:
+        with os.scandir(folder / "fd") as entries:
+            for number, entry in enumerate(entries):
+                if number == _DESCRIPTORS_MAX:
+                    return ""
+                link = readlink(entry.path)
+                if link.startswith("/dev/") and not _NO_DISK.fullmatch(link):
+                    nodes.add(link)
+    except OSError:
+        return ""
+    return nodes.pop() if len(nodes) == 1 else ""
 
 
 def place(cgroup: str) -> tuple[str, str]:

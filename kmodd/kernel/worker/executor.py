@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kmodd.kernel.worker import worker
-from kmodd.kernel.worker.process import WorkerProcess, WorkerUnit
+from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import Outcome
 from kmodd.names import ModuleName
 

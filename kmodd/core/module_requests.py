@@ -7,6 +7,7 @@ user, unit, alias and outcome in a minute, and of one user only so many differ.
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from kmodd.core.events import Audit, Clock, Event, Events, ModuleRemoved
 from kmodd.core.planning.policy import Policy
 from kmodd.errors import DisabledByPolicy, KmoddError
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
-from kmodd.model import HealthCheck, HealthStatus, Metric, ModuleLoad, ModuleRequest, Record, State
+from kmodd.model import HealthCheck, HealthStatus, Metric, ModuleLoad, ModuleRequest, Record, Requester, State
 from kmodd.names import ModuleName, canonical, parse_module_or_alias
 
 SETTLE: Final = 2.0
@@ -27,11 +28,16 @@ PENDING_MAX: Final = 1024
 """Requests whose outcome is still to be looked at; further ones are counted only."""
 RECENT_MAX: Final = 32
 """Requests that a load is compared with where its modprobe had ended before it could be looked at."""
+DEVICES_MAX: Final = 64
+"""Devices that the kernel announced last, with which a load by udev is compared."""
+DEVICES_AGE: Final = 30
+"""Seconds for which they are: udev may have much to do."""
 REMEMBERED_MAX: Final = 4096
 """Loads and requests that are remembered for `Explain`."""
 REQUESTED, REFUSED = "module.requested", "module.refused"
 _OUTCOMES = ("loaded", "refused", "absent", "failed", "unknown")
 _NOTICE, _INFO = 5, 6
+_DEVICES_NAMED = 4
 
 
 @dataclass(slots=True)
@@ -81,6 +87,8 @@ class Requests:
         self._pending = 0
         self._recent: deque[ModuleRequest] = deque(maxlen=RECENT_MAX)
         """Requests whose modprobe may be under way."""
+        self._devices: deque[tuple[int, str, str]] = deque(maxlen=DEVICES_MAX)
+        """Time, alias and name of devices that the kernel announced."""
         self._period: _Period | None = None
         self._outcomes: Counter[str] = Counter()
         events.subscribe(self._on_event, ModuleRemoved)
@@ -99,12 +107,36 @@ class Requests:
         self._pending += 1
         self._later(SETTLE, lambda: self._judge(request))
 
+    def announced(self, alias: str, device: str) -> None:
+        """The kernel announces a device with this alias: udev may load what serves it."""
+        self._devices.append((self._clock(), alias, device))
+
     def loaded(self, load: ModuleLoad) -> None:
         """A process loads a module."""
         alias = load.alias or self._alias_of(load)
         if alias:
             load = replace(load, alias=alias, request=self._requests.get(alias))
+        needs = load.request.by if load.request is not None else load.by
+        if _is_udev(needs):
+            devices = (needs.device,) if needs.device else () if load.alias else self._devices_of(load.module)
+            load = replace(load, devices=devices)
         _remember(self._loads, load.module, load)
+
+    def _devices_of(self, module: ModuleName) -> tuple[str, ...]:
+        """The devices announced of late that this module, or one that needs it, serves."""
+        since = self._clock() - DEVICES_AGE * 1_000_000
+        serves: dict[str, bool] = {}
+        devices: dict[str, None] = {}
+        for time, alias, device in self._devices:
+            if time < since:
+                continue
+            if alias not in serves:
+                serves[alias] = any(
+                    module == name or module in self._index.dependencies(name) for name in self._modules(alias)
+                )
+            if serves[alias]:
+                devices[device] = None
+        return tuple(devices)
 
     def _alias_of(self, load: ModuleLoad) -> str:
         """The alias that the kernel's modprobe was started for, where it had ended before its command line could be read."""
@@ -127,6 +159,9 @@ class Requests:
     def health(self) -> list[HealthCheck]:
         """Whether requests are watched."""
         if reason := self._off():
+            with suppress(OSError):
+                if self._facts.read().lockdown == "confidentiality":
+                    reason = "lockdown=confidentiality closes tracefs to every process"
             message = f"Module requests are not traced: {reason}."
             return [HealthCheck("requests", HealthStatus.OK, message, "", "systemctl status 'kmodd-watcher*'")]
         return []
@@ -227,13 +262,28 @@ def process_phrase(load: ModuleLoad) -> str:
 
 def reason(load: ModuleLoad, *, details: bool) -> str:
     """Why a module was loaded, as a clause: for everyone alias and kind only."""
+    needs = load.request.by if load.request is not None else load.by
+    if _is_udev(needs):
+        # Devices are no secret: everyone may list /dev and /sys.
+        return (
+            f"loaded {f'for alias {load.alias}, requested ' if load.alias else ''}by udev, for {_any_of(load.devices)}"
+        )
     if load.alias:
         if details and load.request is not None:
             return f"loaded for alias {load.alias}, requested by {process_phrase(load)}"
         return f"loaded for alias {load.alias}, which the kernel requested"
-    if load.by.exe.rpartition("/")[2] in ("systemd-udevd", "udevadm"):
-        return "loaded by udev, for a device"
     return f"loaded by {process_phrase(load)}" if details else "loaded by something other than kmodd"
+
+
+def _is_udev(process: Requester) -> bool:
+    return process.uid == 0 and process.exe.rpartition("/")[2] in ("systemd-udevd", "udevadm")
+
+
+def _any_of(devices: tuple[str, ...]) -> str:
+    if len(devices) < 2:
+        return devices[0] if devices else "a device"
+    more = ", …" if len(devices) > _DEVICES_NAMED else ""
+    return f"one of {len(devices)} devices ({', '.join(devices[:_DEVICES_NAMED])}{more})"
 
 
 def record(

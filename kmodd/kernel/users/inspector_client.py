@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.kernel.users.inspector import ANSWER_MAX, CONSEQUENCES_MAX, EXECUTABLES_MAX
-from kmodd.kernel.worker.process import WorkerProcess, WorkerUnit
+from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import Consequence, ConsequenceKind, Remedy, Usage, User
 from kmodd.names import ModuleName
 
@@ -295,6 +295,9 @@ def read_user(values: Any) -> User:
         detail=_text(values["detail"]),
         pid=_number(values["pid"]) if values["pid"] is not None else None,
         exe=_text(values["exe"]),
+        unit=_text(values["unit"]),
+        container=_text(values["container"]),
+        netns=_text(values["netns"]),
         owner=_number(values["owner"]) if values["owner"] is not None else None,
         remedy=Remedy(values["remedy"]),
         target=_any_text(values["target"]),

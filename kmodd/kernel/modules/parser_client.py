@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kmodd.kernel.worker.process import WorkerProcess, WorkerUnit
+from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model.store import Examination, FileFault, KernelMatch
 
 TIMEOUT = 60.0

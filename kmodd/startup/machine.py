@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from kmodd.kernel.ports import Kernel
-from kmodd.process.options import Settings
+from kmodd.startup.options import Settings
 from kmodd.text import shown
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kmodd.kernel.watcher.watcher import MESSAGE_MAX
-from kmodd.kernel.worker.process import WorkerProcess, WorkerUnit
+from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import ModuleLoad, ModuleRequest, Requester
 from kmodd.names import ModuleName, is_module_name
 
@@ -124,7 +124,7 @@ def _process(values: Mapping[str, Any]) -> Requester:
     return Requester(
         _number(values["pid"]),
         _number(values["uid"]) if values["uid"] is not None else None,
-        *(_text(values[key]) for key in ("name", "exe", "unit", "container")),
+        *(_text(values[key]) for key in ("name", "exe", "unit", "container", "device")),
     )
 
 
