@@ -138,7 +138,9 @@ def test_every_open_route_is_gone_by_an_unprivileged_user_and_there_are_no_other
     print("not gone", not_gone)
     print("not loaded", not_loaded)
     print("others", others)
-    assert (not_gone, not_loaded, others) == ({}, {}, [])
+    # What they depend on asks for its hypervisor, and is not there.
+    assert set(not_loaded) <= {"net-pf-40", "fs-xenfs"}
+    assert (not_gone, others) == ({}, [])
 
 
 def test_nodes_are_seen_with_their_modes_and_cannot_be_opened(vm: Machine, client: Client) -> None:
