@@ -108,10 +108,11 @@ def algorithm_type(request: str) -> None:
 
 
 def algorithm(request: str) -> None:
-    # Of each type: the kernel asks where it has the algorithm as one of another type alone.
-    for kind in ("hash", "skcipher", "aead", "rng"):
-        with suppress(OSError), socket.socket(AF_ALG, socket.SOCK_SEQPACKET) as connection:
-            connection.bind((kind, request.partition("-")[2]))
+    # As one of another type than it is: the kernel then asks for it, although it has it.
+    name = request.partition("-")[2]
+    kind = "hash" if re.search("rng|drbg|jitter", name) else "rng"
+    with socket.socket(AF_ALG, socket.SOCK_SEQPACKET) as connection:
+        connection.bind((kind, name))
 
 
 def discipline(request: str) -> None:
@@ -181,7 +182,7 @@ def nftables(request: str) -> None:
     words = request.split("-")
     match words:
         case ["nft", "expr", of, name] if of.isdecimal():
-            expression(int(of), name)
+            expression(int(of), name, attribute(1, struct.pack(">I", 1)) + attribute(2, struct.pack(">I", 0)))
         case ["nft", "expr", *name]:
             expression(2, "-".join(name))
         case ["nft", "obj", number]:
@@ -209,7 +210,7 @@ def helper(request: str) -> None:
         raise UntriedError  # only Open vSwitch and tc ask for it, with a connection at hand
     name = request.removeprefix("nfct-helper-")
     for protocol_number in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-        object_of(3, text(1, name) + attribute(2, struct.pack(">H", 0x0800)) + attribute(3, bytes([protocol_number])))
+        object_of(3, text(1, name) + attribute(2, struct.pack(">H", 2)) + attribute(3, bytes([protocol_number])))
 
 
 TABLES = {"iptable": (0, 64), "ip6table": (41, 64), "arptable": (0, 96), "ebtable": (0, 128)}
@@ -292,8 +293,9 @@ def tc_filter(name: str, options: bytes = b"") -> None:
 
 
 def action(name: str, options: bytes = b"") -> None:
+    """As part of a filter: actions by themselves take the capability of the system."""
     one = attribute(1, text(1, name) + (attribute(2, options, nested=True) if options else b""), nested=True)
-    netlink(0, message(48, b"\0" * 4 + attribute(1, one, nested=True), REQUEST | ACK | CREATE))
+    tc_filter("basic", attribute(3, one, nested=True))
 
 
 METADATA = {"skbmark": 1, "skbprio": 3, "tcindex": 5}
@@ -318,17 +320,12 @@ def traffic(request: str) -> None:
 
 
 def ipvs(request: str) -> None:
-    service = (
-        attribute(1, struct.pack("=H", 2))
-        + attribute(2, struct.pack("=H", 6))
-        + attribute(3, bytes([10, 0, 0, 1] + [0] * 12))
+    name = request.removeprefix("ip_vs_").encode()
+    service = struct.pack(
+        "=HxxIHxxI16sIII", socket.IPPROTO_TCP, 0x0100000A, socket.htons(80), 0, name, 0, 0, 0xFFFFFFFF
     )
-    service += attribute(4, struct.pack(">H", 80)) + text(6, request.removeprefix("ip_vs_"))
-    service += attribute(7, struct.pack("=II", 0, 0xFFFFFFFF)) + attribute(8, struct.pack("=I", 0))
-    service += attribute(9, struct.pack(">I", 0xFFFFFFFF))
-    netlink(
-        NETLINK_GENERIC, message(genl_family("IPVS"), struct.pack("=BBH", 1, 1, 0) + attribute(1, service, nested=True))
-    )
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, 255) as connection:
+        connection.setsockopt(0, 64 + 1024 + 64 + 2, service)
 
 
 def vport(request: str) -> None:
@@ -378,6 +375,7 @@ WAYS: dict[str, Callable[[str], None]] = {
     "rdma": rdma,
     "socket-ioctl": ioctl,
     "file-system": file_system,
+    "character-set": lambda _: file_system("fs-cifs"),
     "netfilter-subsystem": subsystem,
     "nftables": nftables,
     "netfilter-log": log,

@@ -153,6 +153,8 @@ KINDS: tuple[Kind, ...] = (
     # --- any user with a namespace ------------------------------------------------------------------------------------
     # fsopen(2): get_fs_type() in fs/filesystems.c, before FS_USERNS_MOUNT is looked at.
     _kind("file-system", r"fs_(.+)", _B, "opens the file system type by fsopen(2)", gates=_MOUNT, prefix="fs-"),
+    # load_nls_default() in fs/nls/nls_base.c, which cifs calls for fsopen(2); the default of Debian's kernels.
+    _kind("character-set", r"nls_utf8", _B, "opens the file system type cifs by fsopen(2)", gates=_MOUNT),
     # nfnetlink_rcv_msg() in net/netfilter/nfnetlink.c; nf_tables_api.c.
     _kind(
         "netfilter-subsystem",
