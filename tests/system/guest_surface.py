@@ -301,6 +301,13 @@ def action(name: str, options: bytes = b"") -> None:
 METADATA = {"skbmark": 1, "skbprio": 3, "tcindex": 5}
 
 
+def text_search(request: str) -> None:
+    tree = attribute(1, struct.pack("=HH", 1, 0))
+    search = struct.pack("=16sHHHBB", request.removeprefix("ts_").encode(), 0, 9, 1, 0, 0) + b"x"
+    one = attribute(1, struct.pack("=HHHH", 0, 5, 0, 0) + search)
+    tc_filter("basic", attribute(2, tree + attribute(2, one, nested=True), nested=True))
+
+
 def traffic(request: str) -> None:
     name = re.sub(r"^(net-)?(sch|cls|act)[-_]", "", request)
     if request.startswith("ematch-kind-"):
@@ -382,6 +389,7 @@ WAYS: dict[str, Callable[[str], None]] = {
     "connection-helper": helper,
     "xtables": xtables,
     "ip-set": ip_set,
+    "text-search": text_search,
     "link-kind": link,
     "tunnel-encapsulation": encapsulation,
     "ipsec": ipsec,

@@ -205,6 +205,15 @@ KINDS: tuple[Kind, ...] = (
         gates=_NETWORK,
         needs=(("nfct-helper-{1}",),),
     ),
+    # textsearch_prepare() in lib/textsearch.c, which a helper, a match and an extended match call.
+    _kind(
+        "text-search",
+        r"ts_(.+)",
+        _B,
+        "adds a rule that searches text",
+        gates=_NETWORK,
+        needs=(("ematch-kind-5", "ipt_string", "nfct-helper-amanda"),),
+    ),
     # xt_request_find_match() in net/netfilter/x_tables.c, from nft_compat and the tables' own socket options.
     _kind(
         "xtables",
