@@ -191,7 +191,7 @@ def test_every_value_that_completion_knows_is_of_the_command_line() -> None:
     ("line", "offered"),
     [
         ("kmodctl lo", "load log"),
-        ("kmodctl --json re", "reload reset-failed"),
+        ("kmodctl --json re", "reload reset-failed respond"),
         ("kmodctl load v", "vfat virtio"),
         ("kmodctl unload v", "vfat"),
         ("kmodctl --bus x unload v", "vfat"),
