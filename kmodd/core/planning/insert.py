@@ -181,16 +181,18 @@ class Insertion:
     def _optional(self, link: Link) -> None:
         """Plan a soft dependency, or what only that needs; what cannot be had is left out, as by modprobe."""
         name = link.target.name
+        command_line = self._facts().command_line
+        if not self._index.exists(name):
+            # modprobe runs the command of an install line for a name that no module has, too.
+            self._policy.allows_softly(name, command_line)
+            return
         try:
-            if not self._index.exists(name):
-                return
             module = self.module_in(name)
             if self._is_live(module):
                 return
             self._check_kernel(name)
         except KmoddError:
             return
-        command_line = self._facts().command_line
         if not all(self._policy.allows_softly(each, command_line) for each in {name, module}):
             return
         # The kernel refuses a module whose dependency is not loaded.
