@@ -99,15 +99,13 @@ def _unload(answer: Answer, done: tuple[Done, ...], planned: Planned) -> Verdict
         again = [step.name for step in answer.done if step.refused]
         gone = bool(again) and set(again) <= {step.name for step in done}
         return Verdict(Kind.BETTER) if gone else Verdict(Kind.DIVERGE, "modprobe fails")
-    names = [step.name for step in planned.steps]
-    if [step.name for step in done] == [name for name in names if name in {step.name for step in done}]:
-        # modprobe leaves behind what only another dependency had used.
-        return (
-            Verdict(Kind.BETTER)
-            if done and set(names) > {step.name for step in done}
-            else Verdict(Kind.DIVERGE, "fewer")
-        )
-    return Verdict(Kind.DIVERGE, "order" if sorted(names) == sorted(step.name for step in done) else "removed")
+    names, removed = [step.name for step in planned.steps], [step.name for step in done]
+    if removed and set(names) > set(removed):
+        # modprobe leaves behind what only another dependency had used, or removes it later, where the alias stands for it as well.
+        return Verdict(Kind.BETTER)
+    if set(names) == set(removed):
+        return Verdict(Kind.DIVERGE, "order")
+    return Verdict(Kind.DIVERGE, "fewer" if set(names) < set(removed) else "removed")
 
 
 def _refused(
