@@ -7,7 +7,6 @@ from collections.abc import Callable
 from kmodd.api import options
 from kmodd.api import replies as rows
 from kmodd.api.services import Services
-from kmodd.core.surface.sentences import closing, going
 from kmodd.core.surface.service import exposure_of
 from kmodd.dbus.call import Body, Call
 from kmodd.dbus.marshal import encode
@@ -108,6 +107,9 @@ def _exposure(exposure: Exposure) -> rows.Row:
 
 
 def _route(route: Route, surface: Surface) -> rows.Row:
+    # The tables of what the kernel requests are not for an idle daemon.
+    from kmodd.core.surface.sentences import closing, going
+
     row: rows.Row = {
         "kind": ("s", route.kind),
         "request": ("s", route.request),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from kmodd.core.fair_share import FairSlots, User
-from kmodd.core.surface.surface import compute
 from kmodd.errors import Evidence, ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import Facts, InstalledKernels, LoadedModules
 from kmodd.model import HealthCheck, HealthStatus
@@ -106,6 +105,9 @@ class Surfaces:
             # It is set by a running system, and gone with the next boot.
             guards = tuple(guard for guard in tables.guards if guard.gate is not Gate.MODULES_DISABLED)
             tables = replace(tables, guards=guards)
+        # The tables of what the kernel requests are not for an idle daemon.
+        from kmodd.core.surface.surface import compute
+
         with self._installed.index(release) as index:
             if not any(True for _ in index.available()):
                 raise ModuleTreeMissing(
