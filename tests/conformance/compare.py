@@ -115,8 +115,9 @@ def _refused(
     says = MODPROBE in error.message or MODPROBE in evidence.hint
     if evidence.file == COMMAND_LINE:
         again = without(evidence.file, evidence.line)
-        # Where modprobe fails as well, another rule keeps the module out too.
-        inert = answer.status == 0 and bool(answer.done) and again.done == answer.done
+        # Where modprobe fails or loads nothing as well, another rule keeps the module out too.
+        loads = any(step.kind != "command" for step in answer.done)
+        inert = answer.status == 0 and loads and again.done == answer.done
         return Verdict(Kind.DIVERGE, "inert command line") if inert and not says else Verdict(Kind.REFUSED)
     lines = next((lines for path, lines in configuration.files.items() if evidence.file.endswith(path)), ())
     kind = evidence.rule.split()[0]
