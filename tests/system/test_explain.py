@@ -179,7 +179,8 @@ def test_file_server_that_does_not_answer_blocks_no_search(vm: Machine, client: 
     server = vm.start(["python3", "/tmp/guest_fuse.py", "/tmp/silent"])
     server.wait_for_output("open")
     explained = client.explain(module)
-    assert [user[:2] for user in triples(explained)] == ([("mount", "/tmp/silent")] if module == "fuse" else [])
+    users = [user[:2] for user in triples(explained)]
+    assert ("mount", "/tmp/silent") in users if module == "fuse" else users == []
     assert explained["partial"] == ""
     vm.check("umount --force --lazy /tmp/silent")  # It ends what waits for the server, which cannot be killed before.
     server.kill()
