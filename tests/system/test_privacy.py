@@ -24,10 +24,10 @@ ADDRESS = re.compile(r"(?i)ffff[0-9a-f]{8}|\b0x[0-9a-f]{8,}\b|\b(?!1[0-9]{15}\b)
 MARKER = "marker-of-root"
 CONTRACT = Contract.parse(Path("dbus/org.kmodd1.xml").read_text())
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "Plan": ([["load", "dummy", {}], ["unload", f"{T}chardev", {}]], {}),
-    "ListModules": ({"state": {"variant": ["s", "all"]}},),
-    "Get": ("org.kmodd1.Manager", "Health"),
-    "GetAll": ("",),
+    "org.kmodd1.Manager.Plan": ([["load", "dummy", {}], ["unload", f"{T}chardev", {}]], {}),
+    "org.kmodd1.Manager.ListModules": ({"state": {"variant": ["s", "all"]}},),
+    "org.freedesktop.DBus.Properties.Get": ("org.kmodd1.Manager", "Health"),
+    "org.freedesktop.DBus.Properties.GetAll": ("",),
 }
 ABOUT = (f"{T}chardev", f"{T}init_oops", f"{T}good")
 
@@ -64,7 +64,8 @@ def answers(user: Client) -> str:
             choices: list[tuple[Any, ...]] = (
                 [(name, {}) for name in ABOUT] if takes == "sa{sv}" else [({},)] if takes == "a{sv}" else [()]
             )
-            for arguments in [ARGUMENTS[method.name]] if method.name in ARGUMENTS else choices:
+            member = f"{interface.name}.{method.name}"
+            for arguments in [ARGUMENTS[member]] if member in ARGUMENTS else choices:
                 where = paths if interface.objects == "**" else paths[:1]
                 for path in where:
                     taken = ("org.kmodd1.Module", "State") if method.name == "Get" and path != ROOT else arguments
