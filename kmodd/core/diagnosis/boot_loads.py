@@ -28,18 +28,22 @@ class BootLoads:
         self._lists = lists
         self._loads: Mapping[ModuleName, ModuleLoad] | None = None
         self._rules: Sequence[Rule] = ()
+        self.unread = ""
+        """What of it could not be read last, as a noun; empty when everything could."""
 
     async def read(self) -> None:
-        """Before the questions below. What cannot be read tells nothing."""
+        """Before the questions below. What cannot be read is named in `unread`, and tried again the next time."""
+        self.unread = ""
         if self._loads is None:
             try:
                 self._loads = await asyncio.to_thread(self._journal)
             except OSError:
-                self._loads = {}
+                self.unread = "the journal of this boot"
         try:
             self._rules = await asyncio.to_thread(self._lists)
         except OSError:
             self._rules = ()
+            self.unread = self.unread or "the list of modules to load at boot"
 
     def load_of(self, name: ModuleName) -> ModuleLoad | None:
         """Who loaded it at boot, as the journal has it."""

@@ -340,6 +340,8 @@ class Explainer:
     def _earlier(self, name: ModuleName) -> str:
         """Of a load from before kmodd started that nothing recorded."""
         rule = self._boot.rule_of(name) if self._boot is not None else None
+        if rule is None and self._boot is not None and self._boot.unread:
+            return f"loaded before kmodd started; {self._boot.unread} cannot be read"
         if rule is None:
             return "loaded before kmodd started, by what is not known"
         place = rule.file if rule.file == COMMAND_LINE else f"{rule.file}, line {rule.line},"
