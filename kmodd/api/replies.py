@@ -283,7 +283,11 @@ def metric(sample: Metric) -> tuple[str, str, Mapping[str, str], float]:
     return sample.name, sample.type, dict(sample.labels), float(sample.value)
 
 
-_HISTORY_TEXTS = {"FILE": "file", "RULE": "policy", "RULE_KIND": "rule-kind", "PARAMETER": "parameter"}
+_HISTORY_TEXTS = {
+    "FILE": "file", "RULE": "policy", "RULE_KIND": "rule-kind", "PARAMETER": "parameter",
+    "ALIAS": "alias", "COMM": "comm", "UNIT": "unit", "CONTAINER": "container", "CALL_SITE": "call-site",
+}  # fmt: skip
+_HISTORY_NUMBERS = {"LINE": "line", "PID": "pid", "COUNT": "count"}
 _HISTORY_NAMES = {"HOLDERS": "holders", "SYMBOLS": "symbols", "TOUCHED": "touched"}
 """Fields of the evidence, which the journal stores under separate names; names in one string are separated by spaces."""
 
@@ -319,11 +323,16 @@ def history(entry: HistoryEntry) -> Row:
     extra = record.extra
     row.update({key: ("s", extra[field]) for field, key in _HISTORY_TEXTS.items() if field in extra})
     row.update({key: ("as", extra[field].split()) for field, key in _HISTORY_NAMES.items() if field in extra})
-    if (line := extra.get("LINE", "")).isdecimal():
-        row["line"] = ("u", min(int(line), 0xFFFFFFFF))
+    row.update(
+        {key: ("u", number) for field, key in _HISTORY_NUMBERS.items() if (number := _number(extra.get(field, "")))}
+    )
     if record.kernel_log:
         row["kernel-log"] = ("as", record.kernel_log)
     return row
+
+
+def _number(text: str) -> int:
+    return min(int(text), 0xFFFFFFFF) if text.isascii() and text.isdecimal() else 0
 
 
 def rule(one: ShownRule) -> Row:

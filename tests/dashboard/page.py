@@ -3,7 +3,7 @@
 
 from tests.dashboard.browser import Browser
 
-VIEWS = ("modules", "graph", "health", "history", "store", "config")
+VIEWS = ("modules", "graph", "health", "history", "surface", "store", "config")
 DESKTOP = (1280, 800)
 PHONE = (390, 844)
 

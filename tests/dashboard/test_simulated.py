@@ -297,6 +297,42 @@ def test_a_file_that_is_no_module_says_why(page: Page, tmp_path: Path) -> None:
     page.browser.press("Escape")
 
 
+def test_the_surface_lists_who_can_have_what_loaded(page: Page, served: Gateway) -> None:
+    browser = page.browser
+    page.visit("surface")
+    report = served.ask("GET", "/v1/surface?limit=200").document
+    shown = browser.texts("table.numbers td.number")
+    assert shown == [str(report[reach]) for reach in ("unprivileged", "userns", "device", "hardware", "root", "none")]
+    assert browser.texts("table.sorted tbody th") == [row["module"] for row in report["modules"]]
+    browser.run(
+        "document.querySelector('#reach').value = 'userns'; document.querySelector('#reach').dispatchEvent(new Event('change'))"
+    )
+    wanted = served.ask("GET", "/v1/surface?limit=200&reach=userns").document["modules"]
+    assert wanted
+    browser.until("return document.querySelectorAll('table.sorted tbody tr').length === arguments[0]", len(wanted))
+    assert set(browser.texts("table.sorted td.at-reach")) == {"any user who makes a user namespace"}
+    browser.type("#filter", "no-such-module")
+    browser.see(".nothing", "No such modules")
+
+
+def test_a_modules_page_shows_its_routes_and_what_closes_them(page: Page, served: Gateway) -> None:
+    browser = page.browser
+    module = served.ask("GET", "/v1/surface?limit=1&reach=userns").document["modules"][0]["module"]
+    page.visit(f"modules/{module}")
+    routes = served.ask("GET", f"/v1/surface/{module}").document["routes"]
+    assert len(browser.texts("table.routes tbody tr")) == len(routes)
+    assert "open" in browser.see("table.routes", routes[0]["request"])
+    page.ask_for("blacklist")
+    browser.click("#change-hard")
+    page.confirm("not needed here")
+    browser.gone("dialog")
+    assert "open" not in browser.see("table.routes", "Closed: install rule")
+    page.change("blacklist", "needed after all")
+    browser.see("table.routes .chip", "open")
+    page.visit("modules/printk")
+    assert "Who can have it loaded" not in browser.text("main")
+
+
 def test_on_a_phone_the_view_one_is_in_can_be_read_at_the_top(page: Page) -> None:
     try:
         page.browser.look_like(*PHONE, phone=True)

@@ -17,6 +17,8 @@ from tests.dashboard.page import DESKTOP, PHONE, VIEWS, Page
 from tests.system.service import wait_until
 from tests.vm.machine import Machine
 
+RULE = "/etc/modprobe.d/dashboard.conf"
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[Machine, str]]:
@@ -283,6 +285,25 @@ def test_what_others_do_is_seen_at_once(signed_in: Page, vm: Machine) -> None:
     picture(window, "history")
     vm.run(["rmmod", "dummy"], check=True)
     window.see(".records li:first-child", "dummy was removed by another program", 20)
+
+
+def test_what_the_kernel_requested_names_who_needed_it(signed_in: Page, vm: Machine) -> None:
+    window = signed_in.browser
+    signed_in.visit("history")
+    window.click("label[for=records-requests]")
+    vm.write_file(RULE, "install algif_hash /bin/false\n")
+    hashing = "import socket; socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET).bind(('hash', 'sha256'))"
+    try:
+        assert vm.run(["python3", "-c", hashing], user="alice").code != 0
+        shown = window.see(".records", "needed alias algif-hash: refused by", 60)
+    finally:
+        vm.run(["rm", RULE])
+    alice = vm.check(["id", "-u", "alice"]).strip()
+    assert f"for uid {alice}" in shown
+    assert f"Rule: {RULE}:1: install algif_hash /bin/false" in shown
+    assert "dummy" not in shown
+    signed_in.visit("modules/algif_hash")
+    assert "algif-hash" in window.see("table.routes")
 
 
 def test_cut_off_it_says_so_and_comes_back(signed_in: Page, vm: Machine) -> None:

@@ -60,6 +60,8 @@ def test_request_of_a_user_names_process_and_module(vm: Machine, client: Client,
         uid(vm, "alice"),
     )
     assert "/python3" in row["exe"]
+    assert (row["alias"], row["comm"]) == ("net-pf-38", "python3")
+    assert row["pid"] > 1
     told = client.explain("algif_hash")
     assert told["loaded-by"]["alias"] == "algif-hash"
     assert told["loaded-by"]["uid"] == uid(vm, "alice")

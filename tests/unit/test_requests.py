@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.api.replies import history
 from kmodd.core.events import EventHub, ModuleRemoved
 from kmodd.core.module_requests import DEVICES_AGE, KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, Requests, reason
 from kmodd.core.planning.policy import Policy
 from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.simulated.kernel import SimulatedKernel
-from kmodd.model import ModuleLoad, ModuleRequest, Record, Requester
+from kmodd.model import HistoryEntry, ModuleLoad, ModuleRequest, Record, Requester
 from kmodd.names import ModuleName
 from tests.unit.fakes import Journal, rule
 
@@ -77,6 +78,30 @@ def test_a_request_that_no_module_answers_is_recorded_as_absent() -> None:
     assert record.extra["PID"] == "812"
     assert record.extra["UNIT"] == "session-3.scope"
     assert record.extra["CALL_SITE"] == "load_nls"
+
+
+def test_history_has_the_facts_of_a_request_as_keys() -> None:
+    world = World()
+    world.ask("net-pf-99", times=3)
+    world.timers.pass_by()
+    world.requests.flush()
+    first, counted = (history(HistoryEntry(7, record)) for record in world.records)
+    expected = {
+        "alias": ("s", "net-pf-99"),
+        "pid": ("u", 812),
+        "comm": ("s", "mount"),
+        "unit": ("s", "session-3.scope"),
+        "call-site": ("s", "load_nls"),
+    }
+    assert expected.items() <= first.items()
+    assert "container" not in first
+    assert "count" not in first
+    assert counted["count"] == ("u", 2)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "²", "", "many"])
+def test_history_leaves_out_a_number_that_is_none(text: str) -> None:
+    assert "pid" not in history(HistoryEntry(7, Record("module.requested", "", extra={"PID": text})))
 
 
 def test_a_request_is_loaded_or_failed_by_what_is_live_afterwards() -> None:

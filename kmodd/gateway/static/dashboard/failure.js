@@ -12,12 +12,13 @@ export function users(found) {
       make("td", {}, one.kind),
       make("td", {class: "code"}, one.kind === "module" ? moduleLink(one.name) : one.name || "withheld"),
       make("td", {class: "code"}, one.detail),
+      make("td", {}, one.command && make("code", {}, one.command)),
     ),
   );
   return make(
     "table",
     {class: "users"},
-    make("thead", {}, make("tr", {}, ...["Kind", "What", "Detail"].map((text) => make("th", {scope: "col"}, text)))),
+    make("thead", {}, make("tr", {}, ...["Kind", "What", "Detail", "Ends with"].map((text) => make("th", {scope: "col"}, text)))),
     make("tbody", {}, ...rows),
   );
 }

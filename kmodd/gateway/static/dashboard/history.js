@@ -8,16 +8,23 @@ import {count, duration, time, utc, who} from "./wording.js";
 const STEPS = [100, 1000];
 const MARKS = {failed: ["✗", "bad", "failed"], "rolled-back": ["↶", "warn", "rolled back"]};
 
+// What the kernel requests for a process: the record names the process, which did nothing itself.
+const REQUESTS = {"module.requested": ["·", "dim", "requested"], "module.refused": ["⚠", "warn", "refused"]};
+
 /** Kinds of events after which there may be another record. */
 export const concerns = ["history-", "module-", "job-", "configuration-", "store-", "health", "daemon"];
 
 function entry(record) {
   const [mark, kind, words] =
+    REQUESTS[record.event] ||
     MARKS[record.result] ||
     (record.error ? MARKS.failed : record.action ? ["✓", "good", "done"] : ["·", "dim", "noted"]);
+  const of = REQUESTS[record.event];
   const by = [
-    who(record),
-    record.exe && !record.on_behalf_of && `with ${record.exe}`,
+    of && record.uid !== undefined ? `for ${who(record)}` : who(record),
+    record.exe && !record.on_behalf_of && !of && `with ${record.exe}`,
+    of && (record.container ? `container ${record.container}` : record.unit),
+    of && record.pid && `pid ${record.pid}`,
     record.duration_usec && duration(record.duration_usec),
   ]
     .filter(Boolean)
@@ -39,6 +46,7 @@ function entry(record) {
       make("p", {}, record.message, " ", record.error && make("code", {}, record.error)),
       make("p", {class: "dim"}, record.module && [moduleLink(record.module), by && " · "], by),
       record.reason && make("p", {class: "dim"}, "Reason: ", record.reason),
+      of && record.policy && make("p", {class: "dim"}, "Rule: ", make("code", {}, record.policy)),
       log.length > 0 && make("pre", {tabindex: "0", "aria-label": "Kernel log"}, log.join("\n")),
       record.error && record.hint && make("p", {class: "hint"}, "Hint: ", record.hint),
     ),
@@ -58,6 +66,7 @@ export function records(found) {
 /** The view; `look` refreshes it. */
 export function open(main, _, look) {
   let step = 0;
+  let requests = false;
   let all = [];
   let found = [];
   const filter = make("input", {
@@ -69,6 +78,30 @@ export function open(main, _, look) {
     "aria-keyshortcuts": "/",
     input: () => draw(),
   });
+  const choices = make(
+    "fieldset",
+    {class: "choices"},
+    make("legend", {class: "unseen"}, "Which records"),
+    ...[
+      ["all", "All records"],
+      ["requests", "Requests of the kernel"],
+    ].map(([value, label]) => [
+      make("input", {
+        type: "radio",
+        name: "records",
+        id: `records-${value}`,
+        value,
+        checked: value === "all",
+        change: () => {
+          requests = value === "requests";
+          step = 0;
+          all = [];
+          look();
+        },
+      }),
+      make("label", {for: `records-${value}`}, label),
+    ]),
+  );
   const summary = make("p", {class: "summary", role: "status"});
   const list = make("div", {class: "sheet"});
   const more = make(
@@ -89,6 +122,7 @@ export function open(main, _, look) {
       {class: "tools"},
       make("label", {for: "filter", class: "unseen"}, "Filter the history"),
       filter,
+      choices,
       summary,
     ),
     list,
@@ -98,7 +132,7 @@ export function open(main, _, look) {
   function draw() {
     const wanted = filter.value.trim().toLowerCase();
     const shown = found.filter((record) =>
-      [record.message, record.module, who(record), record.reason, record.error, record.event]
+      [record.message, record.module, who(record), record.reason, record.error, record.event, record.unit]
         .join(" ")
         .toLowerCase()
         .includes(wanted),
@@ -114,7 +148,10 @@ export function open(main, _, look) {
   // Each read leaves a record of its authorization, so read only when there may be something new.
   async function again(untold) {
     if (untold && all.length) return;
-    all = (await ask("GET", `/v1/history?limit=${STEPS[step]}`)).records;
+    const chosen = requests;
+    const read = (await ask("GET", `/v1/history?limit=${STEPS[step]}${requests ? "&requests=true" : ""}`)).records;
+    if (chosen !== requests) return;
+    all = read;
     found = worthTelling(all);
     draw();
   }

@@ -14,9 +14,10 @@ import * as module from "./module.js";
 import * as modules from "./modules.js";
 import * as rules from "./rules.js";
 import * as store from "./store.js";
+import * as surface from "./surface.js";
 import {forget} from "./token.js";
 
-const VIEWS = {modules, graph, health, history, store, config: rules};
+const VIEWS = {modules, graph, health, history, surface, store, config: rules};
 // Events come in bunches: a load is an event for each module, and one for the job.
 // And the journal needs a moment until it has the record.
 const TOGETHER = 250;
@@ -116,7 +117,8 @@ function route() {
 function keepInSight() {
   const link = document.querySelector("nav [aria-current]");
   const [box, room] = [link, link.closest("ul")].map((one) => one.getBoundingClientRect());
-  link.closest("ul").scrollLeft += Math.max(box.right - room.right, 0) + Math.min(box.left - room.left, 0);
+  // Whole pixels: a fraction is cut off.
+  link.closest("ul").scrollLeft += Math.ceil(Math.max(box.right - room.right, 0)) + Math.floor(Math.min(box.left - room.left, 0));
 }
 
 async function summary() {

@@ -10,6 +10,7 @@ import {load, reload, resetFailed, rule, setParameter, unload} from "./operation
 import {hasOptions, setOptions} from "./options.js";
 import {plan, steps} from "./plan.js";
 import {table as ruleTable} from "./rules.js";
+import {routes} from "./surface.js";
 import {STATES, taint, time} from "./wording.js";
 
 const RECORDS = 40;
@@ -141,10 +142,11 @@ export function open(main, name) {
 
   async function again(untold) {
     const settled = (promise) => promise.catch((problem) => ({problem}));
-    const [explained, described, config, read] = await Promise.all([
+    const [explained, described, config, surface, read] = await Promise.all([
       ask("GET", ofModule(name, "/explain")),
       settled(ask("GET", ofModule(name))),
       settled(ask("GET", "/v1/config")),
+      settled(ask("GET", `/v1/surface/${encodeURIComponent(name)}`)),
       // Each read of the history leaves a record.
       untold && history
         ? history
@@ -171,7 +173,7 @@ export function open(main, name) {
         ],
       ),
     ]);
-    show(body, [explained, described, config, history, ahead, ahead?.problem?.message], () => [
+    show(body, [explained, described, config, surface, history, ahead, ahead?.problem?.message], () => [
       make(
         "div",
         {class: "column"},
@@ -203,6 +205,10 @@ export function open(main, name) {
             ? panel(config.problem)
             : boot(explained.name, config.rules, isBuiltin ? [] : described.parameters || []),
         ),
+        // What is part of the kernel's image, or has no file for it, is not loaded by anyone.
+        !isBuiltin &&
+          surface.problem?.name !== "NoSuchModule" &&
+          section("Who can have it loaded", surface.problem ? panel(surface.problem) : routes(surface.routes)),
         section(
           "History",
           history.problem ? panel(history.problem) : records(history.records),
