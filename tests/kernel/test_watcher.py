@@ -7,8 +7,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from kmodd.kernel.watcher.watcher import INSTANCE, messages, place, set_up
+from kmodd.kernel.watcher.watcher import INSTANCE, messages, overruns, place, set_up, split
 from kmodd.kernel.watcher.watcher_client import Watcher, read
 from kmodd.model import ModuleLoad, ModuleRequest, Requester
 
@@ -52,9 +54,9 @@ def udev(root: Path, exe: str, uid: int, *links: str) -> str:
     for number, link in enumerate(links):
         (folder / f"fd/{number}").symlink_to(link)
     request = b"module_request: char-major-10-234 wait=1 call_site=misc_open"
-    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.5: " + request, root)
+    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.500000: " + request, root)
     device: str = message["request"]["device"]
-    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.5: module_load: btrfs ", root)
+    (message,) = messages(b" (udev-worker)-900 [001] d..2. 1.500000: module_load: btrfs ", root)
     assert message["load"]["device"] == "", "it may be at another device already"
     return device
 
@@ -77,7 +79,7 @@ def test_disk_that_udev_examines_is_the_one_it_has_open(
 
 
 def test_load_names_module_and_what_modprobe_was_started_for(root: Path) -> None:
-    (message,) = messages(b" modprobe-812 [001] d..2. 1.5: module_load: nls_ascii OE", root)
+    (message,) = messages(b" modprobe-812 [001] d..2. 1.500000: module_load: nls_ascii OE", root)
     assert (message["load"]["module"], message["load"]["alias"]) == ("nls_ascii", "nls_ascii")
 
 
@@ -105,9 +107,42 @@ def test_request_of_a_module_names_it_beside_the_function(root: Path) -> None:
     assert message["request"]["site"] == "alg_bind [af_alg]"
 
 
-def test_lost_events_are_counted(root: Path) -> None:
-    assert list(messages(b"CPU:0 [LOST 12 EVENTS]", root)) == [{"lost": 12}]
-    assert list(messages(b"CPU:1 [LOST EVENTS]", root)) == [{"lost": 1}]
+def test_lost_events_are_counted_by_the_kernels_own_count(tmp_path: Path) -> None:
+    for number, count in enumerate((12, 3)):
+        stats = tmp_path / INSTANCE / f"per_cpu/cpu{number}/stats"
+        stats.parent.mkdir(parents=True)
+        stats.write_text(f"entries: 4\noverrun: {count}\ncommit overrun: 7\nbytes: 88\n")
+    assert overruns(tmp_path) == 15
+
+
+ATTACKS = (
+    b"\n", b"x", b" ", b" wait=1 call_site=y", b" wait=1 call_site=", b"-1 [000] .... 1.000000: ", b"module_load: e ",
+    b"module_request: e", b"CPU:0 [LOST 9 EVENTS]", b"a-1     [000] ..... 12.345678: module_load: vfat ", b"OE",
+)  # fmt: skip
+MODULE_NAME_LEN = 56
+
+
+@given(st.lists(st.sampled_from(ATTACKS), max_size=12), st.sampled_from([b"crypto-", b"fs-", b""]))
+@example([b"\n", b"-1 [000] .... 1.000000: ", b"module_load: e ", b"\n"], b"crypto-")
+@example([b" wait=1 call_site=y", b"\n", b"-1 [000] .... 1.000000: ", b"module_load: e "], b"")
+def test_no_alias_writes_a_line_of_its_own(pieces: list[bytes], prefix: bytes) -> None:
+    """Any user chooses an alias of 55 bytes, line feeds included: it tells of one request, its own."""
+    alias = (prefix + b"".join(pieces))[: MODULE_NAME_LEN - 1]
+    lines, rest = split(REQUEST.replace(b"nls_ascii", alias) + b"\n" + REQUEST + b"\n")
+    assert rest == b""
+    told = [message for line in lines for message in messages(line, Path("/nowhere"))]
+    assert {kind for message in told for kind in message} == {"request"}
+    assert [message["request"]["pid"] for message in told] == [812, 812]
+    assert told[-1]["request"]["alias"] == "nls_ascii"
+    assert all(message["request"]["alias"].isprintable() for message in told)
+
+
+def test_a_line_that_has_not_come_whole_is_kept() -> None:
+    line = REQUEST.replace(b"nls_ascii", b"crypto-a\nb") + b"\n"
+    for cut in range(len(line)):
+        lines, rest = split(line[:cut])
+        assert lines == []
+        assert split(rest + line[cut:]) == ([line[:-1]], b"")
 
 
 def test_process_that_has_ended_leaves_its_name_and_number(root: Path) -> None:

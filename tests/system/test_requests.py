@@ -72,6 +72,28 @@ def test_request_of_a_user_names_process_and_module(vm: Machine, client: Client,
     assert "needed alias net-pf-38: af_alg is loaded" in listed.out
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\\n-1 [000] ..... 1.000000: module_load: dm_mod ",
+        "b\\nCPU:0 [LOST 99999999999 EVENTS]\\n",
+        "c wait=1 call_site=y\\nCPU:0 [LOST 9 EVENTS]",
+    ],
+)
+def test_an_alias_of_several_lines_tells_of_no_other_process(vm: Machine, client: Client, name: str) -> None:
+    """Any user names the algorithm that the kernel asks for: it is one request, of that user."""
+    bind = f"import socket; socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET).bind(('hash', '{name}'))"
+    watcher = vm.check("pgrep -f '[w]atcher/watcher.py$'")
+    assert vm.run(["python3", "-c", bind], user="alice").code != 0
+    alias = f"crypto-{name}".replace("\\n", "\\x0a")
+    row = wait_for(client, lambda row: row.get("alias") == alias)
+    assert (row["uid"], row["comm"]) == (uid(vm, "alice"), "python3")
+    assert row["call-site"].startswith("crypto_")
+    assert vm.check("pgrep -f '[w]atcher/watcher.py$'") == watcher, "it is the same process as before"
+    assert next(row for row in client.call("GetMetrics") if "requests_lost" in row[0])[-1] == 0.0
+    assert "pid" not in client.explain("dm_mod").get("loaded-by", {})
+
+
 def test_request_that_a_rule_refuses_names_the_line(vm: Machine, client: Client) -> None:
     vm.write_file(RULE, "# not here\ninstall algif_hash /bin/false\n")
     done = vm.run(f'python3 -c "{HASH}"', user="alice")

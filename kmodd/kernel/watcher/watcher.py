@@ -57,11 +57,17 @@ _CHUNK = 64 << 10
 # `modprobe-812     [000] ..... 12.345678: module_request: nls_ascii wait=1 call_site=load_nls`. A process chooses what it calls
 # itself, up to 15 bytes: too few to write the rest of such a line.
 _LINE = re.compile(
-    rb"\s*(?P<name>.{0,16})-(?P<pid>\d+)\s+(?:\(\s*[\d-]+\)\s+)?\[\d+\]\s+\S+\s+[\d.]+:\s(?P<event>module_\w+):\s(?P<rest>.*)",
+    rb"\s*(?P<name>.{0,16})-(?P<pid>\d+)\s+(?:\(\s*[\d-]+\)\s+)?\[\d{3,}\]\s+\S{4,6}\s+\d+\.\d{6}:\s"
+    rb"(?P<event>module_\w+):\s(?P<rest>.*)",
     re.DOTALL,
 )
-_REQUEST = re.compile(rb"(?P<alias>.*) wait=\d+ call_site=(?P<site>.*)", re.DOTALL)
-_LOST = re.compile(rb"CPU:\d+ \[LOST (?:(\d+) )?EVENTS\]")
+_REQUEST = re.compile(rb"(?P<alias>.*) wait=\d+ call_site=(?P<site>\S+(?: \[\w+\])?)", re.DOTALL)
+# `nls_ascii ` or `nls_ascii OE`: the name, then the taint flags.
+_LOAD = re.compile(rb"(?P<module>\S+) [A-Z]*")
+_LOST = re.compile(rb"CPU:\d+ \[LOST (?:\d+ )?EVENTS\]")
+_OVERRUN = re.compile(r"^overrun: (\d+)$", re.MULTILINE)
+_LINE_MAX = 1024
+_LOST_MAX = 1 << 31
 _CONTAINER = re.compile(r"(?:docker|libpod|crio|cri-containerd)-([0-9a-f]{12,64})\.scope|machine-(.{1,128})\.scope")
 _CGROUP_MAX = 1 << 14
 _UDEV = ("systemd-udevd", "udevadm")
@@ -93,11 +99,38 @@ def remove(root: Path) -> None:
         return
 
 
+def split(data: bytes) -> tuple[list[bytes], bytes]:
+    """The whole lines of the trace, and what follows the last of them.
+
+    A line of a request continues to its end: any user can have an alias with line feeds requested, such as `crypto-NAME` by
+    bind(2) of an AF_ALG socket. The kernel takes 55 bytes of it (MODULE_NAME_LEN), too few to end one line and begin another.
+    """
+    *parts, rest = data.split(b"\n")
+    lines, begun = [], b""
+    for part in parts:
+        line = begun + part
+        found = _LINE.fullmatch(line)
+        if (
+            found is not None
+            and found["event"] == b"module_request"
+            and not _REQUEST.fullmatch(found["rest"])
+            and len(line) < _LINE_MAX
+        ):
+            begun = line + b"\n"
+        else:
+            lines.append(line)
+            begun = b""
+    return lines, begun + rest
+
+
+def overruns(root: Path) -> int:
+    """Events that the kernel overwrote before they were read: a line of the trace that says so could be part of an alias."""
+    stats = (root / INSTANCE / "per_cpu").glob("cpu*/stats")
+    return sum(int(count) for path in stats for count in _OVERRUN.findall(read_text(path) or ""))
+
+
 def messages(line: bytes, root: Path) -> Iterator[dict[str, Any]]:
     """What one line of the trace tells."""
-    if lost := _LOST.match(line):
-        yield {"lost": int(lost[1] or 1)}
-        return
     found = _LINE.fullmatch(line)
     if found is None:
         return
@@ -109,10 +142,10 @@ def messages(line: bytes, root: Path) -> Iterator[dict[str, Any]]:
             if process["uid"] == 0 and process["exe"].rpartition("/")[2] in _UDEV:
                 process["device"] = shown(_disk(root / f"proc/{process['pid']}"), _TEXT_MAX)
             yield {"request": {"alias": _text(request["alias"]), "site": _text(request["site"]), **process}}
-    elif found["event"] == b"module_load":
-        # `nls_ascii ` or `nls_ascii OE`: the name, then the taint flags.
-        module = found["rest"].split(b" ")[0]
-        yield {"load": {"module": _text(module), "alias": _alias(root / f"proc/{int(found['pid'])}"), **process}}
+    elif found["event"] == b"module_load" and (load := _LOAD.fullmatch(found["rest"])):
+        yield {
+            "load": {"module": _text(load["module"]), "alias": _alias(root / f"proc/{int(found['pid'])}"), **process}
+        }
 
 
 def _process(pid: int, name: bytes, root: Path) -> dict[str, Any]:
@@ -181,12 +214,12 @@ def follow(channel: socket.socket, root: Path) -> None:
     try:
         pipe = os.open(root / INSTANCE / "trace_pipe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        channel.send(json.dumps({"off": f"{error.strerror}: {error.filename}"}).encode())
+        _send(channel, {"off": f"{error.strerror}: {error.filename}"})
         return
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     poll.register(channel, select.POLLIN)
-    rest = b""
+    rest, lost = b"", overruns(root)
     while True:
         ready = dict(poll.poll())
         if channel.fileno() in ready:
@@ -195,13 +228,21 @@ def follow(channel: socket.socket, root: Path) -> None:
             rest += os.read(pipe, _CHUNK)
         except BlockingIOError:
             continue
-        *lines, rest = rest.split(b"\n")
+        lines, rest = split(rest)
         rest = rest[-_CHUNK:]
         for line in lines:
+            if _LOST.fullmatch(line):
+                before, lost = lost, overruns(root)
+                if lost > before:
+                    _send(channel, {"lost": min(lost - before, _LOST_MAX)})
             for message in messages(line, root):
-                data = json.dumps(message, separators=(",", ":")).encode()
-                if len(data) <= MESSAGE_MAX:
-                    channel.send(data)
+                _send(channel, message)
+
+
+def _send(channel: socket.socket, message: dict[str, Any]) -> None:
+    data = json.dumps(message, separators=(",", ":")).encode()
+    if len(data) <= MESSAGE_MAX:
+        channel.send(data)
 
 
 def main() -> None:
