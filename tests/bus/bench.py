@@ -52,7 +52,7 @@ from kmodd.model import (
     Plan,
     Record,
 )
-from kmodd.model.desired import DesiredModule
+from kmodd.model.rules import DesiredModule
 from kmodd.model.settings import DaemonSettings
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus

@@ -18,10 +18,9 @@ from kmodd.core.events import Audit, Events, ModuleChanged
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.planning.parameters import Pairs
-from kmodd.core.store.catalogue import StoreCatalogue, failed, recovered, stored
 from kmodd.core.store.compatibility import check_signature
+from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered, stored
 from kmodd.core.store.store import changed as changed_meanwhile
-from kmodd.core.store.store import disk_error
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
 from kmodd.kernel.ports import Facts, IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
 from kmodd.model import Caller, LoadedModule, Operation, Request, Verb
