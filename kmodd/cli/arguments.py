@@ -336,7 +336,7 @@ class _Grammar:
         self._parameters(hold)
         self._reason(hold)
         hold.usage = "kmodctl hold [-h] [--reason TEXT] MODULE [PARAMETER=VALUE ...] -- COMMAND [ARGUMENT ...]"
-        self._add(self._commands, "status", "status", "show the status of kmodd and of the system's modules")
+        self._add(self._commands, "status", "show:run_status", "show the status of kmodd and of the system's modules")
         log = self._add(self._commands, "log", "log", "show what was done, by whom, why, and the result")
         log.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
         log.add_argument("-f", "--follow", action="store_true", help="keep showing what happens")

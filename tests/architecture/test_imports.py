@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.patterns": (),
     "kmodd.releases": (),
     "kmodd.text": (),
-    "kmodd.config": (*SHARED, "kmodd.config", "kmodd.kernel.files", "kmodd.kernel.modprobe.layers"),
+    "kmodd.config": (*SHARED, "kmodd.config", "kmodd.kernel.files"),
     "kmodd.tokens": (*SHARED, "kmodd.kernel.atomic_file"),
     "kmodd.kernel": (*SHARED, "kmodd.kernel"),
     "kmodd.core": (*SHARED, "kmodd.config.section", "kmodd.config.settings", "kmodd.kernel.ports", "kmodd.core"),

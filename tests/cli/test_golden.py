@@ -4,7 +4,7 @@
 import pytest
 
 from kmodd.cli import failure
-from kmodd.cli.commands import batch, log, show, status, why
+from kmodd.cli.commands import batch, log, show, why
 from kmodd.cli.commands.module import plan_lines
 from kmodd.client.replies import (
     error_named,
@@ -173,7 +173,7 @@ def test_plan_that_would_fail() -> None:
 
 def test_status() -> None:
     properties = {"Version": "0.1.0", "LoadedCount": 5}
-    assert_golden("status.txt", status.lines(health(samples.HEALTH), properties, screen(80)))
+    assert_golden("status.txt", show.status_lines(health(samples.HEALTH), properties, screen(80)))
 
 
 def test_log() -> None:

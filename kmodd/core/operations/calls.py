@@ -11,8 +11,7 @@ from kmodd.core.diagnosis.diagnosis import diagnose
 from kmodd.core.diagnosis.evidence import StepEvidence
 from kmodd.core.events import Clock, Events, ModuleAdded, ModuleRemoved, StepFailed, StepStarted, StepSucceeded
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
-from kmodd.core.operations.locks import ModuleLocks
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.planning.insert import stuck as stuck_error
 from kmodd.core.planning.planned_state import InFlight
 from kmodd.errors import Conflict, Evidence, KmoddError, Stuck, TimedOut, machine_fault, no_worker

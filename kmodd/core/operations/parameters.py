@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from kmodd.core.audit.records import evidence_fields
 from kmodd.core.events import Audit, Clock, Events, ModuleChanged
+from kmodd.core.operations.jobs import ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.tasks import Deferred, run_to_completion
 from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.insert import stuck

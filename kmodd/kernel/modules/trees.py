@@ -20,7 +20,7 @@ from kmodd.kernel.atomic_file import copy_whole, read_file, remove_durably, remo
 from kmodd.kernel.files import listdir, read_bytes, read_if_there
 from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
 from kmodd.kernel.modules.index import LibkmodIndex
-from kmodd.kernel.modules.module_facts import file_stamp
+from kmodd.kernel.modules.module_file import file_stamp
 from kmodd.kernel.ports import ChangedMeanwhileError, ModuleIndex
 from kmodd.kernel.proc.guards import device_nodes, read_guards
 from kmodd.model.modules import Trees
