@@ -230,12 +230,7 @@ def _record(event: str, message: str, caller: Caller, error: KmoddError | None) 
     return Record(
         event,
         message,
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
         reason=caller.reason,
         error=error.name() if error is not None else "",
         priority=4 if error is not None else 5,
-    )
+    ).by(caller)

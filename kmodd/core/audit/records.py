@@ -144,24 +144,23 @@ def refused_step(plan: Plan, step: Step, error: KmoddError) -> StepRefused:
 
 def attempt_record(attempt: Attempt, error: KmoddError, caller: Caller) -> Record:
     """The record of a request that is no plan, and that was known to fail."""
-    return Record(
-        "operation.failed",
-        error.message,
-        module=attempt.module,
-        action=attempt.action,
+    record = Record("", "", attempt.module, attempt.action, reason=attempt.reason or caller.reason).by(caller)
+    return failed_record(record, error)
+
+
+def failed_record(record: Record, error: KmoddError) -> Record:
+    """The record of a change that failed."""
+    return replace(
+        record,
+        event="operation.failed",
+        message=error.message,
         result=Result.FAILED,
         error=error.name(),
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
-        reason=attempt.reason or caller.reason,
         errno=error.evidence.errno,
         kernel_log=error.evidence.kernel_log,
         hint=error.evidence.hint,
         priority=WARNING,
-        extra=evidence_fields(error),
+        extra={**evidence_fields(error), **record.extra},
     )
 
 
@@ -245,17 +244,7 @@ def _success(
 
 def _about(plan: Plan, caller: Caller, job: int) -> Record:
     """What every record of one request has about the caller and the reason."""
-    return Record(
-        "",
-        "",
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
-        reason=plan.request.reason,
-        job=str(job) if job else "",
-    )
+    return Record("", "", reason=plan.request.reason, job=str(job) if job else "").by(caller)
 
 
 def foretold(plan: Plan) -> tuple[OperationResult, ...]:

@@ -200,21 +200,9 @@ class Operations:
         """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""
         if not self._stuck.forget(name):
             return
-        self._record(
-            Record(
-                "failure.reset",
-                f"the failure of {name} was reset",
-                module=name,
-                action="reset-failed",
-                result=Result.CHANGED,
-                uid=caller.uid if caller is not None else None,
-                sender=caller.sender if caller is not None else "",
-                exe=caller.exe if caller is not None else "",
-                login_uid=caller.login_uid if caller is not None else None,
-                on_behalf_of=caller.on_behalf_of if caller is not None else "",
-                reason=caller.reason if caller is not None else "",
-            )
-        )
+        message = f"the failure of {name} was reset"
+        record = Record("failure.reset", message, module=name, action="reset-failed", result=Result.CHANGED)
+        self._record(replace(record, reason=caller.reason).by(caller) if caller is not None else record)
 
     def recover(self) -> None:
         """At start: know again what is stuck in the kernel, and forget that about what is not any more."""

@@ -166,7 +166,8 @@ class Activation:
         """
         async with self._lock:
             now = self._catalogue.active(switch.name, switch.kernel)
-            if switch.entry is None and now is None:
+            about = switch.entry or now
+            if about is None:
                 return ()  # another caller deactivated it: nothing to do
             already = now is not None and switch.entry is not None and _content(now) == _content(switch.entry)
             if now != switch.former and not already:
@@ -175,8 +176,6 @@ class Activation:
                 raise error
             if dry_run:
                 return await self._rehearse(switch.name, switch.kernel, switch.entry, load=switch.load)
-            about = switch.entry or now
-            assert about is not None  # noqa: S101 - one of them is there, see above
             # Root was not prompted, and so for no particular modules, unless it named them.
             allowed = None if caller.uid == 0 and not switch.confined else switch.modules
             return await self._recorded(

@@ -144,11 +144,6 @@ def stored(
         module=entry.name,
         action=action,
         result=Result.CHANGED if changed or touched else Result.UNCHANGED,
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
         reason=caller.reason,
         extra={
             "VERSION": entry.version,
@@ -157,7 +152,7 @@ def stored(
             "SIGNER": entry.signer or "nobody",
             "TOUCHED": " ".join(touched),
         },
-    )
+    ).by(caller)
 
 
 def failed(action: str, module: str, caller: Caller, error: KmoddError) -> Record:
