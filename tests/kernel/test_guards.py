@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.modules.trees import InstalledIndexes
+from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.proc.guards import device_nodes, read_guards
 from kmodd.model.surface import Gate, Guard
 from tests.kernel.fakeroot import RELEASE, FakeModule, FakeRoot

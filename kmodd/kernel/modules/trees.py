@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Module trees of installed kernels, their indexes, kmodd's directory `updates/kmodd` in them, and its lines for depmod.
+"""Module trees of installed kernels, kmodd's directory `updates/kmodd` in them, and its lines for depmod.
 
 depmod's built-in order is "updates before everything else" (depmod.d(5)), so a file there takes precedence over the kernel's
 own module of that name, for modprobe, udev and the initramfs, whether kmodd runs or not. Of two files below `updates`, DKMS's
@@ -11,20 +11,15 @@ file name.
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from kmodd.errors import Conflict, Evidence
 from kmodd.kernel.atomic_file import copy_whole, read_file, remove_durably, remove_file, replace_file, sync_folder
 from kmodd.kernel.files import listdir, read_bytes, read_if_there
-from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
-from kmodd.kernel.modules.index import LibkmodIndex
-from kmodd.kernel.modules.module_file import file_stamp
-from kmodd.kernel.ports import ChangedMeanwhileError, ModuleIndex
-from kmodd.kernel.proc.guards import device_nodes, read_guards
+from kmodd.kernel.ports import ChangedMeanwhileError
 from kmodd.model.modules import Trees
-from kmodd.model.surface import Guard, Tables
 from kmodd.names import ModuleName, canonical, is_release
 from kmodd.releases import by_age, compare
 
@@ -32,7 +27,6 @@ _OVER = ("updates", "extra", "weak-updates")
 """Folders that depmod ranks before the kernel's own by default (depmod.d(5)), or that distributions rank so."""
 _FILES_MAX = 4096
 _MODULE = re.compile(r"(.+)\.ko(?:\.gz|\.xz|\.zst)?")
-_FILES = ("modules.dep.bin", "modules.alias.bin", "modules.alias", "modules.builtin.bin", "modules.devname")
 
 
 class ModuleTrees:
@@ -272,52 +266,3 @@ def _lines(modules: Collection[tuple[ModuleName, str]]) -> bytes | None:
 
 def _module_of(path: str) -> ModuleName:
     return canonical(_SUFFIX.sub("", path.rpartition("/")[2]))
-
-
-class InstalledIndexes:
-    """`kmodd.kernel.ports.InstalledKernels` below a root folder. Every method reads files: call it in a thread."""
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        command_line: str = "",
-        devices: Path | None = None,
-        config_dirs: Sequence[Path] | None = None,
-    ) -> None:
-        """`devices` is where the system's /dev can be seen, `config_dirs` as of LibkmodIndex."""
-        self._root = root
-        self._command_line = command_line
-        self._devices = devices
-        self._directories = [root / name for name in DIRECTORIES] if config_dirs is None else list(config_dirs)
-
-    def releases(self) -> tuple[str, ...]:
-        """Releases that have an index, the oldest first."""
-        modules = self._root / "lib/modules"
-        named = (name for name in listdir(modules) if is_release(name))
-        return tuple(sorted((name for name in named if (modules / name / _FILES[0]).is_file()), key=by_age))
-
-    def stamp(self, release: str) -> object:
-        """Compares equal as long as the files are the same."""
-        tree = self._root / "lib/modules" / release
-        folders = ModprobeFolders(tree, self._directories)
-        files = [*(str(tree / name) for name in _FILES), *folders.files()]
-        return tuple((path, file_stamp(path)) for path in files), dict(folders.unreadable)
-
-    def guards(self) -> tuple[Guard, ...]:
-        """Settings as they are now."""
-        return read_guards(self._root)
-
-    def tables(self, release: str) -> Tables:
-        """Settings and device nodes as they are now."""
-        devices = self._devices if self._devices is not None and self._devices.is_dir() else None
-        return Tables(self.guards(), device_nodes(self._root, release, devices))
-
-    @contextmanager
-    def index(self, release: str) -> Iterator[ModuleIndex]:
-        """An index that nothing else uses."""
-        index = LibkmodIndex(self._root, release, config_dirs=self._directories, command_line=self._command_line)
-        try:
-            yield index
-        finally:
-            index.close()
