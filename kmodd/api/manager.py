@@ -13,13 +13,12 @@ from kmodd.api import polkit_details as asked
 from kmodd.api import replies as rows
 from kmodd.api.disclosure import Disclosure
 from kmodd.api.options import refusal
-from kmodd.api.reply_cache import ReplyCache
 from kmodd.api.services import Services
 from kmodd.core.audit.redaction import CONSEQUENCES, USERS, View, is_withheld, redact, redact_plan
 from kmodd.core.module_requests import REFUSED, REQUESTED
 from kmodd.dbus.authorizer import INSPECT, READ_HISTORY
 from kmodd.dbus.call import Body, Call, Descriptor, Permits, Refusal, unprepared
-from kmodd.dbus.marshal import encode
+from kmodd.dbus.marshal import ReplyCache, encode
 from kmodd.errors import AccessDenied, Conflict, KmoddError
 from kmodd.model import Attempt, Caller, HistoryQuery, OperationResult, Plan, Request, Result, StepAction
 from kmodd.model.arguments import spell

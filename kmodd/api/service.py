@@ -18,12 +18,11 @@ from kmodd.core.events import Audit, Events
 from kmodd.core.operations.jobs import Jobs
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.authorizer import Authority, Authorizer, Count
-from kmodd.dbus.binding import bind
 from kmodd.dbus.call import Target
 from kmodd.dbus.dispatcher import Dispatcher
 from kmodd.dbus.interface_xml import Contract
 from kmodd.dbus.message import ReceivedMessage
-from kmodd.dbus.object_tree import Introspection, Node, ObjectTree, PropertyReader
+from kmodd.dbus.object_tree import Introspection, Node, ObjectTree, PropertyReader, bind
 from kmodd.dbus.peers import Credentials, Executable, Expect, Identity, Peers
 from kmodd.dbus.transport import Transport
 from kmodd.dbus.transport import credentials as ask_credentials

@@ -6,10 +6,9 @@ from dataclasses import replace
 from struct import Struct
 from typing import Any
 
-from kmodd.api.reply_cache import ReplyCache
 from kmodd.core.fair_share import Slices, Work, straight
 from kmodd.dbus.call import Body, Call, StandardError, Target
-from kmodd.dbus.marshal import encode
+from kmodd.dbus.marshal import ReplyCache, encode
 from kmodd.dbus.object_tree import Introspection, PropertyReader
 from kmodd.model import Caller, FactsPending
 

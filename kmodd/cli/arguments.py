@@ -239,7 +239,7 @@ class _Grammar:
         return parser
 
     def _readers(self) -> None:
-        listing = self._add(self._commands, "list", "listing", "list modules")
+        listing = self._add(self._commands, "list", "show:run_list", "list modules")
         listing.add_argument(
             "glob", metavar="GLOB", nargs="?", default="", help="only modules whose name matches, such as 'snd_*'"
         )
@@ -294,18 +294,18 @@ class _Grammar:
         respond.add_argument("--dry-run", action="store_true", required=True, help="required: nothing is changed yet")
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
-        load = self._add(commands, "load", "load_unload", "load a module and its dependencies", "module or alias")
+        load = self._add(commands, "load", "module", "load a module and its dependencies", "module or alias")
         self._parameters(load)
         self._change_options(load, dry_run=dry_run)
         self._override(load)
-        unload = self._add(commands, "unload", "load_unload", "unload a module that nothing uses", "name of the module")
+        unload = self._add(commands, "unload", "module", "unload a module that nothing uses", "name of the module")
         unload.add_argument("--dependents", action="store_true", help="first unload the modules that use it")
         unload.add_argument(
             "--unused-dependencies", action="store_true", help="then unload dependencies that are no longer needed"
         )
         self._disconnect(unload)
         self._change_options(unload, dry_run=dry_run)
-        reload = self._add(commands, "reload", "load_unload", "unload a module and load it again", "name of the module")
+        reload = self._add(commands, "reload", "module", "unload a module and load it again", "name of the module")
         self._parameters(reload)
         self._disconnect(reload)
         self._change_options(reload, dry_run=dry_run)
@@ -325,16 +325,18 @@ class _Grammar:
 
     def _others(self) -> None:
         setting = self._add(
-            self._commands, "set", "parameter", "write a parameter of a loaded module", "name of the module"
+            self._commands, "set", "module:run_set", "write a parameter of a loaded module", "name of the module"
         )
         setting.add_argument("parameter", metavar="PARAMETER", help="name of the parameter")
         setting.add_argument("value", metavar="VALUE", help="the new value")
         self._reason(setting)
-        hold = self._add(self._commands, "hold", "hold", "keep a module loaded while a command runs", "module or alias")
+        hold = self._add(
+            self._commands, "hold", "module:run_hold", "keep a module loaded while a command runs", "module or alias"
+        )
         self._parameters(hold)
         self._reason(hold)
         hold.usage = "kmodctl hold [-h] [--reason TEXT] MODULE [PARAMETER=VALUE ...] -- COMMAND [ARGUMENT ...]"
-        self._add(self._commands, "status", "status", "show the status of kmodd and of the system's modules")
+        self._add(self._commands, "status", "show:run_status", "show the status of kmodd and of the system's modules")
         log = self._add(self._commands, "log", "log", "show what was done, by whom, why, and the result")
         log.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
         log.add_argument("-f", "--follow", action="store_true", help="keep showing what happens")
@@ -345,7 +347,7 @@ class _Grammar:
         log.add_argument(
             "-n", "--lines", type=int, default=100, metavar="N", help="show at most N entries (default: 100)"
         )
-        self._add(self._commands, "monitor", "monitor", "show what happens to modules as it happens")
+        self._add(self._commands, "monitor", "log:run_monitor", "show what happens to modules as it happens")
         _define_store(
             self._add(self._commands, "store", "store:run_list", "manage versions of custom modules"), self._common
         )
@@ -357,7 +359,7 @@ class _Grammar:
             self._add(
                 self._commands,
                 "reset-failed",
-                "load_unload:run_reset",
+                "module:run_reset",
                 "clear a failure, or a stuck call once it has returned",
                 "name of the module",
             )

@@ -5,13 +5,21 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from kmodd.cli.arguments import ExitCode, parse
 from kmodd.cli.output.screen import Screen, discard
 from kmodd.cli.session import Session
 from kmodd.errors import KmoddError, Unavailable
+
+if TYPE_CHECKING:
+    import subprocess
+
+READY_TIMEOUT = 30.0
+"""Seconds for the agent to start and to tell polkit, which the bus may have to start first."""
+ENDING_TIMEOUT = 5.0
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> int:
@@ -71,18 +79,58 @@ class _Agent:
         # polkit's agent speaks to the system bus; elsewhere it would ask on behalf of another process.
         other_bus = parsed.session or parsed.bus or screen.environment.get("KMODD_BUS_ADDRESS")
         self._wanted = self.may_ask and not other_bus
-        self._running: object = None
+        self._agent = TerminalAgent()
 
     def start(self) -> None:
-        if not self._wanted:
-            return
-        from kmodd.cli.polkit_agent import TerminalAgent  # subprocess, only where it is needed
-
-        agent = TerminalAgent()
-        agent.start()
-        self._running = agent
+        if self._wanted:
+            self._agent.start()
 
     def stop(self) -> None:
-        stop = getattr(self._running, "stop", None)
-        if stop is not None:
-            stop()
+        self._agent.stop()
+
+
+@dataclass(slots=True)
+class TerminalAgent:
+    """`pkttyagent` for this process; it only acts where no other agent (a desktop's) serves the session."""
+
+    program: str = "pkttyagent"
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Start it once and wait until polkit knows it. Without the program polkit just says no."""
+        if self._process is not None:
+            return
+        import select  # only where it is needed
+        import subprocess
+
+        read_end, write_end = os.pipe()
+        # polkit 122 looks for fallback agents in sessions alone (get_authentication_agent_for_subject in
+        # polkitbackendinteractiveauthority.c); where there is none, there is no desktop's agent to make way for either.
+        fallback = ["--fallback"] if "XDG_SESSION_ID" in os.environ else []
+        try:
+            self._process = subprocess.Popen(
+                [self.program, "--process", str(os.getpid()), *fallback, "--notify-fd", str(write_end)],
+                pass_fds=(write_end,),
+            )
+        except OSError:
+            return
+        finally:
+            os.close(write_end)
+            if self._process is not None:
+                # It closes its end when it is registered, or when it gives up.
+                select.select([read_end], [], [], READY_TIMEOUT)
+            os.close(read_end)
+
+    def stop(self) -> None:
+        """End it, so that the terminal is left as it was."""
+        if self._process is None:
+            return
+        from subprocess import TimeoutExpired
+
+        self._process.terminate()
+        try:
+            self._process.wait(ENDING_TIMEOUT)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None

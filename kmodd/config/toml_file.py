@@ -16,8 +16,7 @@ from pathlib import Path
 
 from kmodd.config.section import ConfigurationError, fault
 from kmodd.errors import Conflict
-from kmodd.kernel.files import NOWHERE, read_all
-from kmodd.kernel.modprobe.layers import is_reachable
+from kmodd.kernel.files import NOWHERE, is_reachable, read_all
 from kmodd.model.settings import Document
 from kmodd.text import shown
 

@@ -34,7 +34,7 @@ from kmodd.model import (
     User,
     Verb,
 )
-from kmodd.model.desired import DesiredModule, Presence
+from kmodd.model.rules import DesiredModule, Presence
 from kmodd.model.settings import LEASES_LIMIT, DaemonSettings
 from kmodd.names import ModuleName
 

@@ -15,21 +15,18 @@ from kmodd import VERSION
 from kmodd.api.service import Service
 from kmodd.api.services import Services
 from kmodd.core.audit.limit import AuditWatch, OriginAudit, RateLimitedAudit
-from kmodd.core.audit.records import Refusals
-from kmodd.core.diagnosis.boot_loads import BootLoads
-from kmodd.core.diagnosis.explain import Explainer
+from kmodd.core.audit.records import History, NotifyingAudit, Refusals
+from kmodd.core.diagnosis.explain import BootLoads, Explainer
 from kmodd.core.events import Audit, Event, EventHub, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
 from kmodd.core.fair_share import Slices, give_threads
 from kmodd.core.health.monitor import HealthMonitor
-from kmodd.core.history import History, NotifyingAudit
 from kmodd.core.leases import Leases
 from kmodd.core.listing import Listing
 from kmodd.core.metrics import Metrics
 from kmodd.core.module_requests import Requests
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
 from kmodd.core.planning.given_values import GivenValues
@@ -41,20 +38,18 @@ from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
 from kmodd.daemon.store import CustomModules
-from kmodd.daemon.watchdog import Watchdog
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.authorizer import InsecureSameUserAuthority
 from kmodd.dbus.interface_xml import installed
 from kmodd.dbus.peers import Delegation
 from kmodd.dbus.polkit import Polkit
 from kmodd.dbus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
-from kmodd.journal.boot import boot_loads
-from kmodd.journal.reader import JournalReader, MemoryJournal, open_system_reader
+from kmodd.journal.reader import JournalReader, MemoryJournal, boot_loads, open_system_reader
 from kmodd.journal.writer import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.kernel.memory import trim_heap
 from kmodd.startup.machine import identity, login_uid, machine_id, real_kernel, simulated_kernel
 from kmodd.startup.options import USAGE, Settings, UsageError
-from kmodd.startup.sd_notify import SdNotify, stored_descriptors
+from kmodd.startup.sd_notify import SdNotify, Watchdog, stored_descriptors
 
 STATUS_SETTLE = 0.5
 """Seconds between a change and systemd's status line."""

@@ -11,8 +11,7 @@ from kmodd.core.desired.drift import Comparison
 from kmodd.core.desired.reconciler import CALLER, Reconciler
 from kmodd.core.desired.state import DesiredState
 from kmodd.core.events import Audit, Events
-from kmodd.core.health.boot import BootHealth
-from kmodd.core.health.checks import FilesHealth
+from kmodd.core.health.checks import BootHealth, FilesHealth
 from kmodd.core.health.monitor import HealthMonitor
 from kmodd.core.health.rules import DesiredHealth, RulesHealth
 from kmodd.core.operations.live_values import LiveValues
@@ -23,7 +22,7 @@ from kmodd.core.rules.configuration import Configuration
 from kmodd.daemon.state_files import DesiredCache
 from kmodd.errors import Conflict
 from kmodd.kernel.file_watch import FileWatch
-from kmodd.kernel.initramfs.initramfs import Initramfs
+from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modprobe import modprobe_d, modules_load_d
 from kmodd.kernel.modules.trees import ModuleTrees
 from kmodd.kernel.ports import Kernel

@@ -11,8 +11,7 @@ from kmodd.core.health.monitor import HealthMonitor
 from kmodd.core.health.store import StoreWatch
 from kmodd.core.operations.operations import Operations
 from kmodd.core.store.activation import Activation, Switch
-from kmodd.core.store.catalogue import StoreCatalogue
-from kmodd.core.store.store import Store, StoreLimits
+from kmodd.core.store.store import Store, StoreCatalogue, StoreLimits
 from kmodd.kernel.atomic_file import clear_folder
 from kmodd.kernel.modules.depmod import Depmod
 from kmodd.kernel.modules.parser_client import ModuleParser

@@ -181,18 +181,14 @@ def _record(
     modules = call.details.get("modules", call.details.get("module", ""))
     asked = call.details.get("action", member)
     about = modules or call.details.get("endpoint", "")
-    return Record(
+    record = Record(
         event=event,
         message=f"{asked} {about}: {message}" if about else f"{asked}: {message}",
         action=asked,
         result="denied" if error else "granted",
         error=error.name() if error else "",
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
         reason=caller.reason,
         priority=4 if error else 6,
         extra={"POLKIT_ACTION": action},
-    ).about(modules.split())  # polkit's details are texts: canonical names, separated by spaces
+    )
+    return record.by(caller).about(modules.split())  # polkit's details are texts: canonical names, separated by spaces

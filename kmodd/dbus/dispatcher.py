@@ -21,7 +21,6 @@ from typing import Any
 from kmodd.dbus import message as frames
 from kmodd.dbus.admission import FairQueue, Quota, Slot
 from kmodd.dbus.authorizer import Authorizer, Count
-from kmodd.dbus.binding import BoundInterface, BoundMethod
 from kmodd.dbus.call import (
     FULL_EVIDENCE,
     PUBLIC_EVIDENCE,
@@ -37,7 +36,7 @@ from kmodd.dbus.call import (
 from kmodd.dbus.interface_xml import Interface, Method, split
 from kmodd.dbus.marshal import decode, encode, parse_options
 from kmodd.dbus.message import ReceivedMessage
-from kmodd.dbus.object_tree import ObjectTree
+from kmodd.dbus.object_tree import BoundInterface, BoundMethod, ObjectTree
 from kmodd.dbus.peers import Peer, Peers
 from kmodd.dbus.transport import Transport
 from kmodd.errors import (

@@ -18,13 +18,12 @@ from kmodd.client import Client
 from kmodd.client.notifier import NotifierClient
 from kmodd.config.section import ConfigurationError
 from kmodd.gateway import application
-from kmodd.gateway import static_files as pages
-from kmodd.gateway.broadcast import Broadcaster
+from kmodd.gateway.application import STATIC, page_router, read_pages
 from kmodd.gateway.daemon_connection import DaemonConnection
-from kmodd.gateway.http import server, sockets
+from kmodd.gateway.http import server
 from kmodd.gateway.http.authentication import Authentication, TokenList, Verifier
-from kmodd.gateway.http.middleware import Middleware
-from kmodd.gateway.journal import RefusalJournal
+from kmodd.gateway.http.listener import inherited, is_open_to_squatters, listen, require_tls
+from kmodd.gateway.http.middleware import Middleware, RefusalJournal
 from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.operations import Changes
 from kmodd.gateway.queries import Reading, SharedAnswers
@@ -35,6 +34,7 @@ from kmodd.gateway.routes import reading as routes_reading
 from kmodd.gateway.routes import store as routes_store
 from kmodd.gateway.routes import surface as routes_surface
 from kmodd.gateway.routes import webhooks as routes_webhooks
+from kmodd.gateway.routes.events import Broadcaster
 from kmodd.gateway.settings import SETTINGS, GatewaySettings, Issuer, read
 from kmodd.journal.writer import JournalAudit, Logger, connect, make_logger
 from kmodd.startup.sd_notify import SdNotify
@@ -82,7 +82,7 @@ async def run(
     settings: GatewaySettings, listeners: list[socket.socket], bus: str, log: Logger, supervisor: SdNotify
 ) -> None:
     """Serve until stopped; ConfigurationError if no client could connect."""
-    sockets.require_tls(listeners, tls=bool(settings.certificate))
+    require_tls(listeners, tls=bool(settings.certificate))
     tokens = TokenList(Path(settings.tokens))
     count = len(tokens)
     if not count and not settings.issuers:
@@ -103,7 +103,7 @@ async def run(
             routes_config.router(changes, link),
             routes_store.router(changes, link),
             routes_webhooks.router(lambda: NotifierClient.connect(bus or None), JournalAudit(log).record),
-            pages.router(pages.read(pages.STATIC)),
+            page_router(read_pages(STATIC)),
         ]
     )
 
@@ -135,7 +135,7 @@ def _ready(log: Logger, listeners: Sequence[socket.socket], tokens: int, supervi
     gc.freeze()
     places = ", ".join(_place(listener) for listener in listeners)
     for each in listeners:
-        if not tls and sockets.is_open_to_squatters(each):
+        if not tls and is_open_to_squatters(each):
             log.warning(
                 "gateway.trouble",
                 message=f"a program that binds {_place(each)} while the gateway is stopped receives its clients' tokens; use the "
@@ -155,7 +155,7 @@ def serve(arguments: argparse.Namespace, environment: Mapping[str, str], log: Lo
     listeners: list[socket.socket] = []
     try:
         settings = read(arguments.config)
-        listeners = sockets.inherited(environment, os.getpid()) or sockets.listen(settings.listen)
+        listeners = inherited(environment, os.getpid()) or listen(settings.listen)
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(run(settings, listeners, arguments.bus, log, SdNotify(environment)))
     except ConfigurationError as error:

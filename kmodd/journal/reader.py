@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reads records back from the journal, or from memory if there is no journal."""
+"""Reads records and the loads at boot back from the journal; or records from memory if there is no journal."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 from kmodd.core.events import Clock
 from kmodd.journal.fields import IDENTIFIER, from_fields
-from kmodd.model import HistoryEntry, HistoryQuery, Record
+from kmodd.model import HistoryEntry, HistoryQuery, ModuleLoad, Record, Requester
+from kmodd.names import ModuleName, canonical, is_module_name
 
 UNIT = "kmodd.service"
+LOADER_UNIT = "systemd-modules-load.service"
+_INSERTED = re.compile(r"Inserted module '([^']{1,64})'")
+"""module_load_and_warn in systemd's src/shared/module-util.c, since version 218."""
+_LOADS_MAX = 1000
 
 
 class Reader(Protocol):
@@ -125,3 +132,30 @@ def microseconds(value: object) -> int:
         # timestamp() of a year like 2024 has more digits than a float keeps exactly; rounding restores microseconds.
         return round(value.timestamp() * 1_000_000)
     return value if isinstance(value, int) else 0
+
+
+def boot_loads(open_reader: Callable[[], Reader], root: Path) -> dict[ModuleName, ModuleLoad]:
+    """By module. Blocking. The matches are on fields that journald sets itself; OSError where the boot is not known."""
+    boot = (root / "proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    reader = open_reader()
+    try:
+        for match in (f"_SYSTEMD_UNIT={LOADER_UNIT}", "_UID=0", f"_BOOT_ID={boot}"):
+            reader.add_match(match)
+        reader.seek_realtime(0)
+        loads: dict[ModuleName, ModuleLoad] = {}
+        for _ in range(_LOADS_MAX):
+            fields = reader.get_next()
+            if not fields:
+                break
+            inserted = _INSERTED.fullmatch(str(fields.get("MESSAGE", "")))
+            if inserted is None or not is_module_name(name := canonical(inserted[1])):
+                continue
+            pid = fields.get("_PID")
+            exe = str(fields.get("_EXE", "")) or "systemd-modules-load"
+            by = Requester(pid if isinstance(pid, int) else 0, 0, "systemd-modules", exe, LOADER_UNIT)
+            loads[ModuleName(name)] = ModuleLoad(
+                ModuleName(name), by, time=microseconds(fields.get("__REALTIME_TIMESTAMP"))
+            )
+        return loads
+    finally:
+        reader.close()

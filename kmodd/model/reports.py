@@ -4,13 +4,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kmodd.errors import Evidence
 from kmodd.model.enums import HealthStatus, State
 from kmodd.model.modules import KernelFacts, Rule, User
 from kmodd.model.rules import Finding
 from kmodd.names import ModuleName
+
+if TYPE_CHECKING:  # it has consequences
+    from kmodd.model.requests import Caller
 
 
 class ConsequenceKind(StrEnum):
@@ -267,6 +270,17 @@ class Record:
     """Further KMODD_… fields, by name without the prefix."""
     modules: tuple[str, ...] = ()
     """The modules, of a record about several."""
+
+    def by(self, caller: "Caller") -> Self:
+        """The same record with who caused it."""
+        return replace(
+            self,
+            uid=caller.uid,
+            sender=caller.sender,
+            exe=caller.exe,
+            login_uid=caller.login_uid,
+            on_behalf_of=caller.on_behalf_of,
+        )
 
     def about(self, names: Sequence[str]) -> Self:
         """The same record about these modules, or the requested alias."""

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The notifier's configuration: notify.toml, its drop-ins and endpoints added with kmodctl, parsed once; matching of rules."""
+"""The notifier's configuration: notify.toml, its drop-ins and endpoints added with kmodctl, parsed once; matching of rules.
 
+The networks are those of IANA's special-purpose registries (RFC 6890 and its updates) that are not globally reachable.
+Python's `is_global` is not used: its results differ between releases.
+"""
+
+import base64
+import binascii
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,10 +22,46 @@ from kmodd.config.toml_file import DropIns
 from kmodd.errors import ERRORS, InvalidArgs
 from kmodd.model.settings import Document
 from kmodd.names import parse_glob
-from kmodd.notifier.addresses import Network
 from kmodd.notifier.notice import KINDS, SEVERITIES, Notice
-from kmodd.notifier.secret_file import SecretError, read_keys, read_secret
 from kmodd.suggestions import did_you_mean
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_CLOSED: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "100::/64",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+        "5f00::/16",
+    )
+)
+_GLOBAL6 = IPv6Network("2000::/3")
+"""All that is handed out so far; `::1`, ULA, link-local, site-local and multicast lie outside."""
+_NAT64 = IPv6Network("64:ff9b::/96")
+_V4_COMPATIBLE = IPv6Network("::/96")
+_6TO4 = IPv6Network("2002::/16")
+PREFIX = "whsec_"
+SIZE_MAX = 4096
+KEY_MIN, KEY_MAX = 24, 64
+"""Bytes of a key (Standard Webhooks 1.0.0: 24 to 64)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,3 +377,90 @@ def _endpoint(kind: str, name: str, section: Section) -> Webhook | Email:
     except InvalidArgs as error:
         raise section.error(error.message) from None
     return parse_webhook(name, section) if kind == "webhook" else parse_email(name, section)
+
+
+def permitted(address: Address, allowed: Iterable[Network] = ()) -> bool:
+    """Tell whether a connection to the address may be made. An IPv4 address inside an IPv6 one counts as itself."""
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            return False
+        inner = _inner(address)
+        if inner is not None:
+            return permitted(inner, allowed)
+    if any(address.version == network.version and address in network for network in allowed):
+        return True
+    if isinstance(address, IPv6Address) and address not in _GLOBAL6:
+        return False
+    return not any(address.version == network.version and address in network for network in _CLOSED)
+
+
+def parse_address(text: str) -> Address | None:
+    """An address as the resolver spells it; None for what is none."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _inner(address: IPv6Address) -> IPv4Address | None:
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    number = int(address)
+    if address in _NAT64 or (address in _V4_COMPATIBLE and number > 1):
+        return IPv4Address(number & 0xFFFFFFFF)
+    if address in _6TO4:
+        return IPv4Address(number >> 80 & 0xFFFFFFFF)
+    return None
+
+
+class SecretError(Exception):
+    """A secret cannot be used; the text says why, and not what it is."""
+
+
+def read_secret(path: str) -> str:
+    """The file's text without the line break at its end."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise SecretError(f"{path}: {error.strerror}") from error
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise SecretError(f"{path} is not a regular file")
+        if found.st_mode & 0o027:
+            raise SecretError(f"{path} may be read or written by others: chmod 0640, owner root, group kmodd-notifier")
+        if found.st_uid not in (0, os.geteuid()):
+            raise SecretError(f"{path} is not owned by root")
+        data = os.read(handle, SIZE_MAX + 1)
+    finally:
+        os.close(handle)
+    if len(data) > SIZE_MAX:
+        raise SecretError(f"{path} is larger than {SIZE_MAX} bytes")
+    try:
+        text = data.decode().strip()
+    except UnicodeDecodeError:
+        raise SecretError(f"{path} is not valid text") from None
+    if not text:
+        raise SecretError(f"{path} is empty")
+    return text
+
+
+def read_keys(path: str) -> tuple[bytes, ...]:
+    """Signing keys, one `whsec_…` a line: more than one while a key is being exchanged."""
+    return tuple(parse_key(word, path) for word in read_secret(path).split())
+
+
+def parse_key(text: str, where: str) -> bytes:
+    """The bytes of `whsec_` and base64."""
+    try:
+        key = base64.b64decode(text.removeprefix(PREFIX), validate=True) if text.startswith(PREFIX) else b""
+    except binascii.Error:
+        key = b""
+    if not KEY_MIN <= len(key) <= KEY_MAX:
+        raise SecretError(f"{where}: expected {PREFIX} and {KEY_MIN} to {KEY_MAX} bytes as base64")
+    return key
+
+
+def make_key(random: bytes) -> str:
+    """A new signing key of these bytes, in the form the receiver wants it."""
+    return PREFIX + base64.b64encode(random).decode()

@@ -33,9 +33,9 @@ from kmodd.errors import InvalidArgs, KmoddError, Unavailable
 from kmodd.journal.writer import JournalAudit, Logger, StandardBridge, connect, make_logger
 from kmodd.notifier.configuration import files, read_configuration
 from kmodd.notifier.endpoints import Endpoints, Machine
+from kmodd.notifier.ingest import Watcher
 from kmodd.notifier.outbox import Outbox
 from kmodd.notifier.service import NAME, Service
-from kmodd.notifier.watcher import Watcher
 from kmodd.startup.machine import login_uid, machine_id
 from kmodd.startup.sd_notify import SdNotify
 

@@ -15,19 +15,17 @@ from kmodd.api.standard import IntrospectableInterface, PeerInterface
 from kmodd.core.events import Audit
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.authorizer import Authority, Authorizer
-from kmodd.dbus.binding import bind
 from kmodd.dbus.call import ON_BEHALF_OF, Call
 from kmodd.dbus.dispatcher import Dispatcher
 from kmodd.dbus.interface_xml import Contract
-from kmodd.dbus.object_tree import Introspection, ObjectTree
+from kmodd.dbus.object_tree import Introspection, ObjectTree, bind
 from kmodd.dbus.peers import Credentials, Executable, Peers
 from kmodd.dbus.transport import Transport
 from kmodd.dbus.transport import credentials as ask_credentials
 from kmodd.errors import Conflict, InvalidArgs, KmoddError, NotPermitted
 from kmodd.model import Caller, Record
-from kmodd.notifier.configuration import parse_name, parse_recipient, parse_url
+from kmodd.notifier.configuration import SecretError, parse_key, parse_name, parse_recipient, parse_url
 from kmodd.notifier.endpoints import Endpoints, target
-from kmodd.notifier.secret_file import SecretError, parse_key
 
 NAME = "org.kmodd1.Notifier"
 PATH = "/org/kmodd1/Notifier"
@@ -232,12 +230,7 @@ def _record(event: str, message: str, caller: Caller, error: KmoddError | None) 
     return Record(
         event,
         message,
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
         reason=caller.reason,
         error=error.name() if error is not None else "",
         priority=4 if error is not None else 5,
-    )
+    ).by(caller)

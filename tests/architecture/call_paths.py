@@ -221,7 +221,7 @@ async def count_gateway(address: str, folder: Path, counter: CallCounter, found:
     """`POST /module/load/loop`, in the process of the gateway alone."""
     from kmodd import tokens
     from kmodd.gateway import main, settings
-    from kmodd.gateway.http import sockets
+    from kmodd.gateway.http.listener import listen
     from kmodd.journal.writer import connect, make_logger
     from kmodd.startup.sd_notify import SdNotify
 
@@ -232,7 +232,7 @@ async def count_gateway(address: str, folder: Path, counter: CallCounter, found:
         known[made.id] = made
     configured = settings.read(folder / "gateway.toml")
     logger = make_logger(connect({}, io.StringIO()))
-    listening = sockets.listen(configured.listen)
+    listening = listen(configured.listen)
     serving = asyncio.create_task(main.run(configured, listening, address, logger, SdNotify({})))
     for _ in range(ROUNDS):
         reader, writer = await asyncio.open_unix_connection(path)

@@ -12,7 +12,7 @@ import pytest
 
 from kmodd.cli import arguments
 from kmodd.config.toml_file import parse_document
-from kmodd.core.desired.files import read_desired_modules
+from kmodd.core.desired.state import read_desired_modules
 from kmodd.gateway import settings
 
 ROOT = Path(__file__).resolve().parents[2]

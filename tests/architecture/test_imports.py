@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.patterns": (),
     "kmodd.releases": (),
     "kmodd.text": (),
-    "kmodd.config": (*SHARED, "kmodd.config", "kmodd.kernel.files", "kmodd.kernel.modprobe.layers"),
+    "kmodd.config": (*SHARED, "kmodd.config", "kmodd.kernel.files"),
     "kmodd.tokens": (*SHARED, "kmodd.kernel.atomic_file"),
     "kmodd.kernel": (*SHARED, "kmodd.kernel"),
     "kmodd.core": (*SHARED, "kmodd.config.section", "kmodd.config.settings", "kmodd.kernel.ports", "kmodd.core"),
@@ -197,7 +197,7 @@ def test_the_daemon_imports_nothing_heavy(path: Path) -> None:
 NAME_SERVICE = {"pwd", "grp", "spwd"}
 NAME_CALLS = {"getaddrinfo", "gethostbyname", "gethostbyaddr", "getfqdn", "getnameinfo", "expanduser", "getlogin"}
 # Programs that serve nobody; and a resolution that asyncio makes in a thread.
-MAY_WAIT = ("kmodd.cli", "kmodd.notifier.channels.http_post")
+MAY_WAIT = ("kmodd.cli", "kmodd.notifier.channels.webhook")
 
 
 def test_no_server_waits_for_a_name_service() -> None:

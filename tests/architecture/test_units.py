@@ -75,7 +75,7 @@ def test_nothing_is_written_where_changed_settings_are_looked_for(units: Path) -
 
 
 def test_the_journal_drops_no_unit_for_the_flood_of_another(units: Path) -> None:
-    """journald limits a service as a whole; kmodd limits the records of each user (core/audit/limit.py, gateway/journal.py)."""
+    """journald limits a service as a whole; kmodd limits the records of each user (core/audit/limit.py, gateway/http/middleware.py)."""
     for service in ("kmodd.service", "kmodd-notifier.service", "kmodd-gateway.service"):
         assert read(units, service)["LogRateLimitIntervalSec"] == "0"
 

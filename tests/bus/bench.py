@@ -20,9 +20,8 @@ from kmodd.core.leases import Leases
 from kmodd.core.listing import Listing
 from kmodd.core.operations.execution import Then
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
 from kmodd.core.planning.given_values import GivenValues
@@ -52,7 +51,7 @@ from kmodd.model import (
     Plan,
     Record,
 )
-from kmodd.model.desired import DesiredModule
+from kmodd.model.rules import DesiredModule
 from kmodd.model.settings import DaemonSettings
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus

@@ -13,7 +13,6 @@ import pytest
 from dbus_next import Variant
 
 from kmodd.dbus.interface_xml import Contract
-from kmodd.kernel.modules import module_facts
 from kmodd.kernel.modules.module_file import ModuleFile
 from kmodd.model import Record
 from tests.bus.bench import bench
@@ -109,7 +108,7 @@ def unpacked_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             threads.append(threading.get_ident())
             super().__init__(*arguments)
 
-    monkeypatch.setattr(module_facts, "ModuleFile", Counted)
+    monkeypatch.setattr("kmodd.kernel.modules.module_file.ModuleFile", Counted)
     return threads
 
 

@@ -15,7 +15,7 @@ from kmodd.core.leases import SETTLE
 from kmodd.errors import Builtin, Conflict, InUse, KmoddError, LimitsExceeded, NoSuchModule
 from kmodd.kernel.simulated.modules import Fault
 from kmodd.model import User
-from kmodd.model.desired import DesiredModule, Presence
+from kmodd.model.rules import DesiredModule, Presence
 from kmodd.names import ModuleName
 from tests.bus.bench import Bench, bench, record_of
 from tests.bus.buses import MANAGER, NAME, PATH, Reply

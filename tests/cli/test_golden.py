@@ -4,7 +4,8 @@
 import pytest
 
 from kmodd.cli import failure
-from kmodd.cli.commands import batch, listing, log, plan, show, status, why
+from kmodd.cli.commands import batch, log, show, why
+from kmodd.cli.commands.module import plan_lines
 from kmodd.client.replies import (
     error_named,
     evidence,
@@ -112,19 +113,19 @@ def test_why_in_colour() -> None:
 
 
 def test_list() -> None:
-    assert_golden("list.txt", listing.lines([listed_module(row) for row in samples.LOADED], screen()))
+    assert_golden("list.txt", show.list_lines([listed_module(row) for row in samples.LOADED], screen()))
 
 
 def test_list_is_cut_to_a_narrow_terminal() -> None:
     rows = [{**row, "holders": ["holder_" + "x" * 20] * 3} for row in samples.LOADED]
-    lines = listing.lines([listed_module(row) for row in rows], screen(64))
+    lines = show.list_lines([listed_module(row) for row in rows], screen(64))
     assert max(map(len, lines)) <= 64
     assert_golden("list-64.txt", lines)
 
 
 def test_list_of_what_is_not_loaded_has_no_empty_columns() -> None:
     rows = [listed_module({"name": name, "state": "available"}) for name in ("dummy", "softdog")]
-    assert_golden("list-available.txt", listing.lines(rows, screen()))
+    assert_golden("list-available.txt", show.list_lines(rows, screen()))
 
 
 def test_show() -> None:
@@ -163,16 +164,16 @@ def test_a_file_that_holds_another_module() -> None:
 
 def test_plan() -> None:
     steps = [step(row) for row in samples.PLAN_VFAT]
-    assert_golden("plan.txt", plan.lines(OPERATIONS[:2], steps, screen()))
+    assert_golden("plan.txt", plan_lines(OPERATIONS[:2], steps, screen()))
 
 
 def test_plan_that_would_fail() -> None:
-    assert_golden("plan-failing.txt", plan.lines(OPERATIONS, [step(row) for row in FAILING], screen(72)))
+    assert_golden("plan-failing.txt", plan_lines(OPERATIONS, [step(row) for row in FAILING], screen(72)))
 
 
 def test_status() -> None:
     properties = {"Version": "0.1.0", "LoadedCount": 5}
-    assert_golden("status.txt", status.lines(health(samples.HEALTH), properties, screen(80)))
+    assert_golden("status.txt", show.status_lines(health(samples.HEALTH), properties, screen(80)))
 
 
 def test_log() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kmodd.cli import initramfs
 from kmodd.cli.arguments import ExitCode
+from kmodd.cli.commands.config import INITRAMFS, check_root, refresh_initramfs
 from kmodd.errors import AccessDenied, Conflict
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.runner import Runner
@@ -36,7 +36,7 @@ def test_the_command_is_run_as_it_is(
 ) -> None:
     monkeypatch.setenv("DRACUT_EVIL", "1")
     name, _, words = command.partition(" ")
-    initramfs.refresh(command.split(" "), path=str(program(tmp_path / "bin", name)))
+    refresh_initramfs(command.split(" "), path=str(program(tmp_path / "bin", name)))
     assert (tmp_path / "bin/ran").read_text() == f"{tmp_path}/bin/{name} {words}\n"
     assert "EVIL" not in (tmp_path / "bin/environment").read_text()
     assert capfd.readouterr() == ("", "said\n"), "standard output is for the answer"
@@ -60,25 +60,25 @@ def test_the_command_is_run_as_it_is(
 def test_nothing_else_is_run(tmp_path: Path, command: str) -> None:
     folder = program(program(tmp_path / "bin", "update-initramfs"), "dracut")
     with pytest.raises(Conflict, match="unknown command"):
-        initramfs.refresh(command.split(" "), path=str(folder))
+        refresh_initramfs(command.split(" "), path=str(folder))
     assert not (folder / "ran").exists()
 
 
 def test_a_failure_and_a_missing_program_are_reported(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="update-initramfs exited with status 3"):
-        initramfs.refresh(COMMAND.split(), path=str(program(tmp_path / "bin", "update-initramfs", status=3)))
+        refresh_initramfs(COMMAND.split(), path=str(program(tmp_path / "bin", "update-initramfs", status=3)))
     with pytest.raises(Conflict, match=r"cannot run update-initramfs \(No such file"):
-        initramfs.refresh(COMMAND.split(), path=str(tmp_path))
+        refresh_initramfs(COMMAND.split(), path=str(tmp_path))
 
 
 def test_only_root_can() -> None:
-    initramfs.check_root(lambda: 0)
+    check_root(lambda: 0)
     with pytest.raises(AccessDenied):
-        initramfs.check_root(lambda: 1000)
+        check_root(lambda: 1000)
 
 
 def row(kind: str, hint: str) -> dict[str, Any]:
-    command = {"command": hint.split()} if kind == initramfs.KIND else {}
+    command = {"command": hint.split()} if kind == INITRAMFS else {}
     return {"module": "", "kind": kind, "wanted": "w", "actual": "a", "hint": hint, **command}
 
 
@@ -86,8 +86,8 @@ def row(kind: str, hint: str) -> dict[str, Any]:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that would have been run."""
     commands: list[list[str]] = []
-    monkeypatch.setattr("kmodd.cli.initramfs.refresh", commands.append)
-    monkeypatch.setattr("kmodd.cli.initramfs.check_root", lambda: None)
+    monkeypatch.setattr("kmodd.cli.commands.config.refresh_initramfs", commands.append)
+    monkeypatch.setattr("kmodd.cli.commands.config.check_root", lambda: None)
     return commands
 
 
@@ -160,7 +160,7 @@ def test_who_is_not_root_changes_nothing(
     def refuse() -> None:
         raise AccessDenied("not root")
 
-    monkeypatch.setattr("kmodd.cli.initramfs.check_root", refuse)
+    monkeypatch.setattr("kmodd.cli.commands.config.check_root", refuse)
     assert kmodctl("config", "apply", "--initramfs").status == ExitCode.ACCESS_DENIED
     assert fake.asked("Apply") == []
     assert ran == []

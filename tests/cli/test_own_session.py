@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.cli.own_session import address
+from kmodd.cli.session import ssh_address
 from tests.cli.fake_daemon import FakeDaemon
 from tests.cli.runner import Runner, Terminal
 
@@ -62,7 +62,7 @@ def test_it_does_not_ask_for_another_interface(
     asking: FakeDaemon, kmodctl: Runner, monkeypatch: pytest.MonkeyPatch, connection: str, tmp_path: Path
 ) -> None:
     on_a_terminal(monkeypatch)
-    monkeypatch.setattr("kmodd.cli.own_session._of_parents", lambda *_: iter(()))
+    monkeypatch.setattr("kmodd.cli.session._of_parents", lambda *_: iter(()))
     ended = kmodctl(*UNLOAD, SSH_CONNECTION=connection)
     assert (ended.status, ended.err) == (0, "")
 
@@ -99,7 +99,7 @@ def test_the_session_is_found_behind_sudo(tmp_path: Path) -> None:
     process(tmp_path, 30, 20, name=") S 1 (")
     process(tmp_path, 20, 10, "A=b", f"SSH_CONNECTION={SESSION}")
     process(tmp_path, 10, 1)
-    assert address({}, tmp_path, 40) == "192.0.2.7"
-    assert address({"SSH_CONNECTION": "a b c d"}, tmp_path, 40) == "c"
-    assert address({}, tmp_path, 10) == ""
-    assert address({}, tmp_path, 99) == ""
+    assert ssh_address({}, tmp_path, 40) == "192.0.2.7"
+    assert ssh_address({"SSH_CONNECTION": "a b c d"}, tmp_path, 40) == "c"
+    assert ssh_address({}, tmp_path, 10) == ""
+    assert ssh_address({}, tmp_path, 99) == ""

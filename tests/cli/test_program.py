@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.cli.arguments import ExitCode
-from kmodd.cli.polkit_agent import TerminalAgent
+from kmodd.cli.main import TerminalAgent
 from kmodd.client import JOB, OBJECTS, PROPERTIES
 from tests.cli import samples
 from tests.cli.fake_daemon import FakeDaemon, Later, Refusal

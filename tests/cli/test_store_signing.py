@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.cli import store_signing
-from kmodd.cli.store_signing import signed
+from kmodd.cli.commands.store import signed
 from kmodd.errors import BadModule, InvalidArgs
 from kmodd.kernel.modules.signature import split_signature
 from tests.kernel.elf import module_file
@@ -121,7 +120,7 @@ def test_what_has_no_end_is_not_read(pair: tuple[Path, Path], monkeypatch: pytes
     for path in (Path("/dev/zero"), tmp_path):
         with pytest.raises(BadModule, match="not a regular file"):
             signed(os.open(path, os.O_RDONLY), str(pair[0]), str(pair[1]), ())
-    monkeypatch.setattr(store_signing, "MAXIMUM", 1 << 20)
+    monkeypatch.setattr("kmodd.cli.commands.store.MAXIMUM", 1 << 20)
     for pack in (bytes, lzma.compress, gzip.compress):
         with pytest.raises(InvalidArgs, match="at most 1 MiB"):
             sign(pack(bytes(2 << 20)), *pair)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.gateway.http.listener import IDLE, Admission, Place, place_of
-from kmodd.gateway.journal import RefusalJournal
+from kmodd.gateway.http.middleware import RefusalJournal
 from tests.clock import clock
 from tests.gateway.processes import Gateway, ask, gateway, wait_for
 

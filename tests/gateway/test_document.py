@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.gateway.openapi import complete
+from kmodd.gateway.application import complete_openapi
 from kmodd.tokens import SCOPES
 from tests.gateway.operations import OPERATIONS
 from tests.gateway.processes import Gateway
@@ -93,7 +93,7 @@ def test_a_body_that_may_be_left_out_may_be_null(version: str, schema: dict[str,
     def written(*, required: bool) -> object:
         body = {"required": required, "content": {"application/json": {"schema": {"$ref": "#/x"}}}}
         operation: dict[str, Any] = {"requestBody": body, "responses": {"200": {"content": {}}}}
-        complete({"openapi": version, "paths": {"/x": {"post": operation}}})
+        complete_openapi({"openapi": version, "paths": {"/x": {"post": operation}}})
         return operation["requestBody"]["content"]["application/json"]["schema"]
 
     assert written(required=False) == schema

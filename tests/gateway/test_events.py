@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.gateway.broadcast import KEPT, TAKEN, Broadcaster, Closed, TooSlowError
-from kmodd.gateway.http.event_stream import EventStream
+from kmodd.gateway.routes.events import KEPT, TAKEN, Broadcaster, Closed, EventStream, TooSlowError
 from tests.clock import clock
 from tests.gateway.processes import Gateway, gateway, wait_for
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kmodd.errors import LimitsExceeded
-from kmodd.gateway.broadcast import EventSubscription, EventSubscriptions
-from kmodd.gateway.http.fair_queue import FairQueue
+from kmodd.gateway.operations import FairQueue
+from kmodd.gateway.routes.events import EventSubscription, EventSubscriptions
 from tests.gateway.processes import Gateway
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import pytest
 
 from kmodd.config.section import ConfigurationError
 from kmodd.gateway import settings
-from kmodd.gateway.http import sockets
+from kmodd.gateway.http.listener import is_local, listen, require_tls
 from kmodd.gateway.http.middleware import RateLimiter
 from tests.clock import clock
 from tests.gateway.processes import ROOT, Gateway, gateway, wait_for
@@ -254,17 +254,17 @@ def test_it_is_started_by_a_socket(simulation: str, tmp_path: Path) -> None:
     [("127.0.0.1:0", True), ("127.0.0.2:0", True), ("[::1]:0", True), ("0.0.0.0:0", False), ("[::]:0", False)],
 )
 def test_what_is_this_machine(address: str, *, local: bool) -> None:
-    (one,) = sockets.listen([address])
+    (one,) = listen([address])
     with one:
-        assert sockets.is_local(one) is local
+        assert is_local(one) is local
         if not local:
             with pytest.raises(ConfigurationError, match="in the clear"):
-                sockets.require_tls([one], tls=False)
-        sockets.require_tls([one], tls=True)
+                require_tls([one], tls=False)
+        require_tls([one], tls=True)
 
 
 def test_no_answer_waits_for_an_acknowledgement() -> None:
-    (one,) = sockets.listen(["127.0.0.1:0"])
+    (one,) = listen(["127.0.0.1:0"])
     with one, socket.create_connection(one.getsockname()):
         one.setblocking(True)
         accepted, _ = one.accept()
@@ -275,9 +275,9 @@ def test_no_answer_waits_for_an_acknowledgement() -> None:
 
 def test_a_unix_socket_is_this_machine_and_left_ones_are_replaced(tmp_path: Path) -> None:
     for _ in range(2):
-        (one,) = sockets.listen([str(tmp_path / "socket")])
+        (one,) = listen([str(tmp_path / "socket")])
         with one:
-            assert sockets.is_local(one)
+            assert is_local(one)
             assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from kmodd import tokens
 from kmodd.errors import Failed
-from kmodd.gateway.http import sockets
+from kmodd.gateway.http.listener import is_open_to_squatters
 from tests.gateway.processes import ROOT, Gateway, Reply, ask, gateway, wait_for
 
 NOBODY = 65534
@@ -118,9 +118,9 @@ def test_tcp_in_the_clear_is_warned_of_and_the_socket_is_not(local: Local) -> No
 
 def test_a_port_below_1024_is_not_open_to_squatters() -> None:
     with socket.create_server(("127.0.0.1", 0)) as high:
-        assert sockets.is_open_to_squatters(high)
+        assert is_open_to_squatters(high)
     with socket.create_server(("127.0.0.1", 765)) as low:
-        assert not sockets.is_open_to_squatters(low)
+        assert not is_open_to_squatters(low)
 
 
 def test_kmodctl_binds_a_token_to_a_user(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from kmodd.errors import BadModule, ModuleTreeMissing, NoSuchModule
-from kmodd.kernel.modules import module_facts
 from kmodd.kernel.modules.index import TABLES, IndexState, LibkmodIndex, index_state
 from kmodd.kernel.modules.libkmod import Context, load_library
 from kmodd.kernel.ports import ModuleIndex
@@ -496,7 +495,7 @@ def test_a_damaged_file_is_an_answer_and_a_fault_of_the_machine_is_none(
 
 
 def test_facts_kept_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_facts, "BYTES_MAX", 2500)
+    monkeypatch.setattr("kmodd.kernel.modules.module_file.BYTES_MAX", 2500)
     root = FakeRoot(tmp_path, [FakeModule(name) for name in "abcdefgh"]).build()
     index = root.index()
     names = tuple(index.available())

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmodd.kernel.initramfs.cpio import CONTENT_MAX, NAME_MAX, members
-from kmodd.kernel.initramfs.initramfs import Initramfs
+from kmodd.kernel.initramfs import CONTENT_MAX, NAME_MAX, Initramfs, members
 from kmodd.kernel.modules.compression import Damaged, Unsupported
 from kmodd.kernel.modules.trees import ModuleTrees
 from kmodd.model.modules import Trees
@@ -117,7 +116,7 @@ def test_damaged_archives_are_refused_or_read(
 
 
 def test_a_bomb_of_zeros_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmodd.kernel.initramfs.cpio.UNPACKED_MAX", 1 << 20)
+    monkeypatch.setattr("kmodd.kernel.initramfs.UNPACKED_MAX", 1 << 20)
     for compression in COMPRESSIONS.keys() - {"plain"}:
         image = tmp_path / compression
         image.write_bytes(COMPRESSIONS[compression](cpio({"a": bytes(3 << 20)})))
@@ -131,7 +130,7 @@ def test_a_missing_library_is_an_unsupported_compression(
     def missing(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr("kmodd.kernel.initramfs.cpio.ctypes.CDLL", missing)
+    monkeypatch.setattr("kmodd.kernel.initramfs.ctypes.CDLL", missing)
     for compression in ("lz4", "lzo"):
         (tmp_path / "image").write_bytes(packed[compression])
         with pytest.raises(Unsupported, match="is not installed"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.core.planning.parameters import read_options
-from kmodd.kernel.modprobe.layers import is_public
+from kmodd.kernel.files import is_public
 from kmodd.kernel.modprobe.modprobe_d import (
     ModprobeFolders,
     ModprobeRules,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from kmodd.kernel.files import layered
 from kmodd.kernel.modprobe import modprobe_files
-from kmodd.kernel.modprobe.layers import layered
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modprobe.modules_load_d import command_line_modules, is_modules_load, parse_modules
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.notifier.channels.http_post import Poster, PostError, retry_after
+from kmodd.notifier.channels.webhook import Poster, PostError, retry_after
 from kmodd.notifier.configuration import Url, parse_url
 from tests.notifier.receiver import counting, receiver, server_context
 

@@ -10,7 +10,7 @@ from kmodd.config.section import ConfigurationError
 from kmodd.errors import Conflict, InvalidArgs
 from kmodd.model.settings import Document
 from kmodd.notifier.configuration import Webhook, read_configuration
-from kmodd.notifier.managed import Managed
+from kmodd.notifier.endpoints import Managed
 
 URL = {"url": "https://hooks.example.org/"}
 

@@ -17,8 +17,8 @@ from standardwebhooks import Webhook as Verifier
 
 from kmodd.client import Client
 from kmodd.errors import Conflict, NoSuchEndpoint, NotPermitted, UnknownParameter
+from kmodd.notifier.ingest import LIMIT
 from kmodd.notifier.main import parse
-from kmodd.notifier.watcher import LIMIT
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 from tests.notifier.receiver import Receiver, counting, receiver, wait_until

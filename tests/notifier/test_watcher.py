@@ -13,9 +13,8 @@ import pytest
 from kmodd.errors import AccessDenied, Failed, InvalidArgs, KmoddError
 from kmodd.journal.writer import Logger
 from kmodd.notifier.configuration import Rule
-from kmodd.notifier.ingest import TOLD_MAX, Ingest
+from kmodd.notifier.ingest import LIMIT, SETTLE, TOLD_MAX, Ingest, Watcher
 from kmodd.notifier.outbox import Outbox
-from kmodd.notifier.watcher import LIMIT, SETTLE, Watcher
 
 START = 1_700_000_000_000_000
 

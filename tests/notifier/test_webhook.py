@@ -12,11 +12,9 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from kmodd.notifier.channels.http_post import Poster
-from kmodd.notifier.channels.webhook import WebhookChannel, payload
-from kmodd.notifier.configuration import Url, Webhook
+from kmodd.notifier.channels.webhook import Poster, WebhookChannel, payload
+from kmodd.notifier.configuration import Url, Webhook, make_key, parse_key
 from kmodd.notifier.notice import chat
-from kmodd.notifier.secret_file import make_key, parse_key
 from tests.notifier.conftest import delivery, notice
 from tests.notifier.receiver import counting, receiver, server_context
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kmodd.core.history import History
+from kmodd.core.audit.records import History
 from kmodd.errors import LimitsExceeded, NotPermitted
 from kmodd.journal.reader import JournalReader
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg

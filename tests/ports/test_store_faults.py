@@ -17,8 +17,7 @@ import pytest
 
 from kmodd.core.health.store import StoreWatch
 from kmodd.core.store.activation import Activation
-from kmodd.core.store.catalogue import StoreCatalogue
-from kmodd.core.store.store import ImportOptions, Store
+from kmodd.core.store.store import ImportOptions, Store, StoreCatalogue
 from kmodd.errors import KmoddError
 from kmodd.kernel.modules.depmod import Depmod
 from kmodd.kernel.modules.store_files import StoreFiles

@@ -119,7 +119,7 @@ def test_person_who_gives_up_at_the_prompt_leaves_nothing(vm: Machine) -> None:
 THRICE = """
 import asyncio, sys
 sys.path.insert(0, "LIBRARY")
-from kmodd.cli.polkit_agent import TerminalAgent
+from kmodd.cli.main import TerminalAgent
 from kmodd.client import Client
 from kmodd.errors import KmoddError
 

@@ -14,9 +14,8 @@ from kmodd.core.desired.reconciler import Reconciler
 from kmodd.core.desired.state import DesiredState
 from kmodd.core.events import EventHub
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
 from kmodd.core.planning.planner import Planner

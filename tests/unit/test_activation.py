@@ -13,7 +13,7 @@ import pytest
 from kmodd.core.health.store import StoreWatch
 from kmodd.core.planning.consequences import disconnecting
 from kmodd.core.store.activation import Activation
-from kmodd.core.store.catalogue import StoreCatalogue
+from kmodd.core.store.store import StoreCatalogue
 from kmodd.errors import BadSignature, Conflict, InUse, KmoddError, LimitsExceeded, NoSuchVersion
 from kmodd.kernel.modules.store_files import StoreFiles
 from kmodd.kernel.modules.trees import ModuleTree

@@ -14,9 +14,9 @@ from kmodd.api.module import JobInterface, ModuleInterface
 from kmodd.api.standard import IntrospectableInterface, ObjectManagerInterface, PeerInterface, PropertiesInterface
 from kmodd.api.store import StoreInterface
 from kmodd.api.surface import SurfaceInterface
-from kmodd.dbus.binding import bind, snake_case
 from kmodd.dbus.call import Call
 from kmodd.dbus.interface_xml import Contract, ContractError
+from kmodd.dbus.object_tree import bind, snake_case
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "dbus/org.kmodd1.xml").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from kmodd.config.settings import TABLES, read_daemon_settings
 from kmodd.config.toml_file import parse_document
-from kmodd.core.desired.files import KEYS, read_desired_modules
+from kmodd.core.desired.state import KEYS, read_desired_modules
 
 PAGES = Path(__file__).parents[2] / "docs" / "man"
 

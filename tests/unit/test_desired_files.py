@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from kmodd.config.settings import LEVELS, read_daemon_settings
 from kmodd.config.toml_file import parse_document
-from kmodd.core.desired.files import KEYS, kernel_fits, read_desired_modules, unmet
-from kmodd.core.desired.state import DesiredState
+from kmodd.core.desired.state import KEYS, DesiredState, kernel_fits, read_desired_modules, unmet
 from kmodd.errors import Conflict
-from kmodd.model.desired import BlacklistMode, DesiredModule, Presence
+from kmodd.model.rules import BlacklistMode, DesiredModule, Presence
 from kmodd.model.settings import DaemonSettings, Document
 from kmodd.names import ModuleName
 from tests.unit.fakes import Journal

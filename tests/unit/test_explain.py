@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from kmodd.core.diagnosis.boot_loads import BootLoads
-from kmodd.core.diagnosis.explain import Explainer
+from kmodd.core.diagnosis.explain import BootLoads, Explainer
 from kmodd.core.diagnosis.usage import unexplained
 from kmodd.core.events import EventHub, StepStarted
 from kmodd.core.planning.policy import Policy

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kmodd.core.health.boot import BootHealth
+from kmodd.core.health.checks import BootHealth
 from kmodd.kernel.modules.trees import ModuleTrees
 from kmodd.kernel.simulated.modules import RELEASE
 from kmodd.model import HealthStatus

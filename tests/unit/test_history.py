@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kmodd.core.audit.records import READS, SETTLE, History, NotifyingAudit
 from kmodd.core.events import HistoryChanged
-from kmodd.core.history import READS, SETTLE, History, NotifyingAudit
 from kmodd.errors import InvalidArgs, LimitsExceeded, NotPermitted
 from kmodd.model import Caller, HistoryEntry, HistoryQuery, Record
 from tests.unit.fakes import Broadcaster, Journal

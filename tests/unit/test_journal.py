@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kmodd.journal.boot import boot_loads
-from kmodd.journal.reader import JournalReader, MemoryJournal
+from kmodd.journal.reader import JournalReader, MemoryJournal, boot_loads
 from kmodd.model import HistoryEntry, HistoryQuery, Record
 from kmodd.names import ModuleName
 

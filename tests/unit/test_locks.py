@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from kmodd.core.operations.locks import ModuleLocks
+from kmodd.core.operations.jobs import ModuleLocks
 from kmodd.errors import Conflict
 from kmodd.names import ModuleName
 from tests.unit.fakes import names

@@ -5,9 +5,8 @@ from typing import Any
 
 from kmodd.core.events import EventHub, StepFailed, StepStarted, StepSucceeded
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.operations import Operations
 from kmodd.core.planning.planner import Planner
 from kmodd.core.registry import Registry

@@ -8,9 +8,8 @@ import pytest
 
 from kmodd.core.events import JobAdded, JobChanged, JobFinished, StepFailed, StepRefused
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.tasks import DELAY
 from kmodd.core.planning.planner import Planner

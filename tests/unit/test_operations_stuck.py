@@ -256,7 +256,7 @@ async def test_restart_does_not_raise_the_limit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmodd.core.operations.stuck_calls.STUCK_AFTER", 0.05)
+    monkeypatch.setattr("kmodd.core.operations.calls.STUCK_AFTER", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")

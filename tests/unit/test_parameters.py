@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from kmodd.core.events import ModuleChanged
+from kmodd.core.operations.jobs import ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.parameters import ParameterCalls, Parameters, ParameterWrite
 from kmodd.core.planning.given_values import GivenValues
 from kmodd.errors import (

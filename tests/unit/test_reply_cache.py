@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from kmodd.api.reply_cache import ReplyCache
+from kmodd.dbus.marshal import ReplyCache
 
 pytestmark = pytest.mark.usefixtures("virtual_time")
 

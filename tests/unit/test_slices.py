@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kmodd.core import fair_share
+from kmodd.core.audit.records import READS
 from kmodd.core.fair_share import THREADS, Slices, Work, read_files, straight
-from kmodd.core.history import READS
 from kmodd.model import FactsPending
 from kmodd.names import ModuleName
 

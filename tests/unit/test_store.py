@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.core.store.catalogue import StoreCatalogue
-from kmodd.core.store.store import ImportOptions, Store
+from kmodd.core.store.store import ImportOptions, Store, StoreCatalogue
 from kmodd.daemon.store import limits_of
 from kmodd.errors import Conflict
 from kmodd.kernel.modules.store_files import SpoolFiles, StoreFiles

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.daemon.watchdog import SelfCheckFailed, Watchdog, check_descriptors
+from kmodd.startup.sd_notify import SelfCheckFailed, Watchdog, check_descriptors
 
 
 async def _answers() -> None:
@@ -50,7 +50,7 @@ async def test_a_silent_bus_starves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silent() -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr("kmodd.daemon.watchdog.ROUND_TRIP_SECONDS", 0.05)
+    monkeypatch.setattr("kmodd.startup.sd_notify.ROUND_TRIP_SECONDS", 0.05)
     with pytest.raises(SelfCheckFailed, match="does not answer"):
         await _watchdog([], silent).check()
 

@@ -1,30 +1,47 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kmodctl config`: module rules, the desired state, and drift."""
+"""`kmodctl config`: module rules, the desired state, and drift; and the command that refreshes the initramfs."""
 
+import os
+import re
 import shlex
+import subprocess
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from kmodd.cli import failure, initramfs, own_session
+from kmodd.cli import failure
 from kmodd.cli.commands import batch
-from kmodd.cli.commands.parameter import parse_pairs
-from kmodd.cli.output.progress import shown as progress_shown
+from kmodd.cli.commands.batch import progress_shown
+from kmodd.cli.commands.module import parse_pairs
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
 from kmodd.cli.output.text import clean, columns, counted, hang
-from kmodd.cli.session import Session
+from kmodd.cli.session import Session, confirm_disconnect, is_remote_terminal
 from kmodd.client.configuration import Configuration, drift, shown_rule
 from kmodd.client.replies import operation_result
-from kmodd.errors import Conflict, Evidence, InvalidArgs, KmoddError
+from kmodd.errors import AccessDenied, Conflict, Evidence, InvalidArgs, KmoddError
 from kmodd.model import HealthStatus, OperationResult, Result
 from kmodd.model.rules import Drift, Finding, ManagedFile, Severity, ShownRule
 from kmodd.names import BATCH_MAX, is_module_name
 
+if TYPE_CHECKING:
+    from kmodd.client import Operation
+
+
 _INDENT = 6
+INITRAMFS = "initramfs"
+"""Kind of the row in `GetDrift` that has the command."""
+_RELEASE = r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}"
+_REFRESH_COMMANDS = (
+    ("update-initramfs", "-u", "-k", _RELEASE),
+    ("dracut", "-f", rf"/boot/initr[a-z.-]+{_RELEASE}", _RELEASE),
+)
+"""What each word has to be."""
+_REFRESH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 async def run_show(session: Session, arguments: Namespace) -> int:
@@ -191,9 +208,6 @@ def drift_lines(drift: Sequence[Drift], screen: Screen) -> list[str]:
     return [*text, "", paint.dim(counted(len(drift), "difference"))] if screen.stdout.isatty() else text
 
 
-if TYPE_CHECKING:
-    from kmodd.client import Operation
-
 _WORST_FIRST = (Result.FAILED, Result.CHANGED, Result.ROLLED_BACK, Result.UNCHANGED, Result.SKIPPED)
 """Beside a failure, the changes that remain are listed."""
 
@@ -204,15 +218,15 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
     if arguments.reason:
         options["reason"] = arguments.reason
     if arguments.initramfs and not arguments.dry_run:
-        initramfs.check_root()
+        check_root()
     configuration = Configuration(session.client)
     if arguments.disconnect:
         options["disconnect"] = True
-        if not arguments.dry_run and own_session.may_ask(session):
+        if not arguments.dry_run and is_remote_terminal(session):
             # What would be unloaded or reloaded is among these; that some of it stays costs a question at most.
             modules = dict.fromkeys(row.module for row in await configuration.drift() if is_module_name(row.module))
             operations: list[Operation] = [("unload", module, {}) for module in list(modules)[:BATCH_MAX]]
-            await own_session.confirm(session, operations, {"disconnect": True, "dependents": True})
+            await confirm_disconnect(session, operations, {"disconnect": True, "dependents": True})
     session.authorize()
     before = await configuration.drift() if arguments.dry_run and not session.json else []
     async with progress_shown(session.client, session.screen):
@@ -238,7 +252,7 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
     elif results and code == 0 and not arguments.dry_run and not session.json:
         # All is done, and what cannot be found out beside it does not make it fail.
         with suppress(KmoddError):
-            if await initramfs.stale(configuration):
+            if await stale_initramfs(configuration):
                 _tell(session, "The initramfs is now older than the files: kmodctl config apply --initramfs")
     return code
 
@@ -246,7 +260,7 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
 def unchanged(left: Sequence[Drift], screen: Screen, *, with_initramfs: bool) -> list[str]:
     """That there was nothing to do, and remaining differences, such as a line in another program's file."""
     same = screen.paint.dim(screen.glyphs.same)
-    others = [row for row in left if row.kind != initramfs.KIND or not with_initramfs]
+    others = [row for row in left if row.kind != INITRAMFS or not with_initramfs]
     if not others:
         return [f"{same} Nothing to do: the system matches the desired state."]
     return [
@@ -263,7 +277,7 @@ def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen
     text = []
     for name in touched:
         padding = " " * (width - columns(name))
-        changes = [row for row in before if clean(row.module) == name and row.kind != initramfs.KIND]
+        changes = [row for row in before if clean(row.module) == name and row.kind != INITRAMFS]
         for one in changes:
             was = paint.dim(f"is {clean(one.actual or 'none')}")
             text.append(
@@ -302,7 +316,7 @@ def hindered(results: Sequence[OperationResult], screen: Screen) -> list[str]:
 
 async def _refresh(session: Session, configuration: Configuration, *, changes: bool, dry_run: bool) -> None:
     """Once, for all that was changed: making an initramfs takes longer than everything else together."""
-    command = await initramfs.stale(configuration)
+    command = await stale_initramfs(configuration)
     if dry_run and changes and not command:
         _tell(session, "The initramfs would then be refreshed if it is older than the files.")
     elif not command:
@@ -310,8 +324,8 @@ async def _refresh(session: Session, configuration: Configuration, *, changes: b
     elif dry_run:
         _tell(session, f"The initramfs is older than the files; refresh it with: {clean(shlex.join(command))}")
     else:
-        initramfs.refresh(command)
-        if await initramfs.stale(configuration):
+        refresh_initramfs(command)
+        if await stale_initramfs(configuration):
             raise Conflict(
                 "the initramfs still differs from the files after it was refreshed",
                 evidence=Evidence(hint="kmodctl config drift"),
@@ -334,3 +348,39 @@ async def run_reload(session: Session, arguments: Namespace) -> int:
         paint, glyphs = session.screen.paint, session.screen.glyphs
         session.screen.tell(f"{paint.good(glyphs.yes)} kmodd reloaded its configuration files")
     return 0
+
+
+async def stale_initramfs(configuration: Configuration) -> tuple[str, ...]:
+    """The command that would refresh it, in words; empty when it is up to date or there is none."""
+    return next((row.command for row in await configuration.drift() if row.kind == INITRAMFS), ())
+
+
+def check_root(user: Callable[[], int] = os.geteuid) -> None:
+    """Raise AccessDenied before anything is changed for who could not refresh it afterwards."""
+    if user() != 0:
+        raise AccessDenied(
+            "only root can refresh the initramfs", evidence=Evidence(hint="sudo kmodctl config apply --initramfs")
+        )
+
+
+def refresh_initramfs(command: Sequence[str], *, path: str = _REFRESH_PATH) -> None:
+    """Run it and wait; what it says goes to standard error. Conflict when it fails or is not one of those we know."""
+    # It runs as root: no other word may be among them.
+    if not any(len(known) == len(command) and all(map(re.fullmatch, known, command)) for known in _REFRESH_COMMANDS):
+        raise Conflict("kmodd names an unknown command for the initramfs")
+    _run_refresh(command, {"PATH": path, "LANG": os.environ.get("LANG", "C.UTF-8")})
+
+
+def _run_refresh(words: Sequence[str], environment: dict[str, str]) -> None:
+    try:
+        done = subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), env=environment)
+    except OSError as error:
+        raise Conflict(
+            f"the initramfs was not refreshed: cannot run {words[0]} ({error.strerror})",
+            evidence=Evidence(hint=" ".join(words)),
+        ) from error
+    if done.returncode != 0:
+        raise Conflict(
+            f"the initramfs was not refreshed: {words[0]} exited with status {done.returncode}",
+            evidence=Evidence(hint=" ".join(words)),
+        )

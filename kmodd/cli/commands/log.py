@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kmodctl log`: the history from the journal, and new records as they arrive."""
+"""`kmodctl log`: the history from the journal, and new records as they arrive; `kmodctl monitor`: the daemon's signals."""
 
 import asyncio
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from kmodd.cli.commands import monitor
 from kmodd.cli.output.screen import Screen
-from kmodd.cli.output.text import clean, duration, hang, moment
+from kmodd.cli.output.text import clean, duration, hang, moment, parse_since, user_name
 from kmodd.cli.session import Session
-from kmodd.cli.timespec import parse_since, user_name
-from kmodd.client import Signal, SignalStream
+from kmodd.client import JOB, NAME, OBJECTS, PROPERTIES, Signal, SignalStream
 from kmodd.client.replies import history_entry
 from kmodd.errors import AccessDenied, InteractiveAuthorizationRequired, InvalidArgs
 from kmodd.model import HistoryEntry, Record, Result
-from kmodd.names import parse_module
+from kmodd.names import parse_module, unescape_label
 
 SETTLE = 0.2
 """Seconds the journal is given to have the record of what a signal tells."""
@@ -25,6 +24,83 @@ _WARNINGS = ("module.unsigned",)
 _REQUESTS = ("module.requested", "module.refused")
 _WORTH_TELLING = ("ModuleAdded", "ModuleRemoved", "JobFinished")
 _WORTH_READING = (*_WORTH_TELLING, "HistoryChanged")
+
+
+async def run_monitor(session: Session, arguments: Namespace) -> int:
+    """Show signals until interrupted."""
+    async with session.client.signals() as stream:
+        await session.client.properties()  # starts the daemon, or says that it cannot be
+        async for signal in stream:
+            if session.json:
+                session.json_line(signal_document(signal, session.screen.now()))
+            else:
+                text = signal_line(signal, session.screen.now(), session.screen)
+                if text:
+                    session.screen.tell(text)
+    return 0
+
+
+def signal_document(signal: Signal, now: int) -> dict[str, object]:
+    """A signal as one JSON object."""
+    return {
+        "time": now,
+        "path": signal.path,
+        "interface": signal.interface,
+        "signal": signal.member,
+        "arguments": list(signal.arguments),
+    }
+
+
+def signal_line(signal: Signal, now: int, screen: Screen) -> str:
+    """A signal as a line; empty for one that says nothing a person needs (an object that comes with its module)."""
+    text = _words(signal, screen)
+    stamp = datetime.fromtimestamp(now / 1_000_000, tz=UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    return f"{screen.paint.dim(stamp)} {text}" if text else ""
+
+
+def _words(signal: Signal, screen: Screen) -> str:
+    paint, glyphs = screen.paint, screen.glyphs
+    match signal.member, signal.arguments:
+        case "ModuleAdded", (name,):
+            return f"{paint.good('+')} module {paint.name(clean(name))} is live"
+        case "ModuleRemoved", (name,):
+            return f"{paint.warn('-')} module {paint.name(clean(name))} is gone"
+        case "JobFinished", (job, action, module, result):
+            good = result == "done"
+            mark = paint.good(glyphs.yes) if good else paint.bad(glyphs.no)
+            outcome = paint.good(result) if good else paint.bad(clean(result))
+            return f"{mark} job {_last(job)}: {clean(action)} {clean(module)}: {outcome}"
+        case "InterfacesAdded", (path, interfaces) if signal.interface == OBJECTS and JOB in interfaces:
+            job = interfaces[JOB]
+            return f"{paint.dim(glyphs.arrow)} job {_last(path)}: {clean(str(job.get('Action')))} {clean(str(job.get('Module')))}"
+        case "PropertiesChanged", (interface, changed, _) if signal.interface == PROPERTIES and changed:
+            facts = ", ".join(f"{name}={_value(value)}" for name, value in changed.items())
+            return f"{paint.dim(glyphs.same)} {_subject(signal.path, interface)}: {clean(facts)}"
+        case "NameOwnerChanged", (name, old, new) if name == NAME:
+            if not new:
+                return paint.bad(f"{glyphs.no} kmodd disconnected from the bus")
+            return paint.good(f"{glyphs.yes} kmodd {'was replaced' if old else 'is on the bus'}")
+        case _:
+            return ""
+
+
+def _subject(path: str, interface: str) -> str:
+    kind = interface.rsplit(".", 1)[-1].lower()
+    return kind if kind == "manager" else f"{kind} {_last(path)}"
+
+
+def _last(path: object) -> str:
+    label = str(path).rsplit("/", 1)[-1]
+    try:
+        return clean(unescape_label(label))
+    except ValueError:
+        return clean(label)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.0%}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 async def run(session: Session, arguments: Namespace) -> int:
@@ -87,9 +163,9 @@ async def _follow_signals(session: Session, stream: SignalStream, module: str) -
 
 def _tell_signal(session: Session, signal: Signal) -> None:
     if session.json:
-        session.json_line(monitor.document(signal, session.screen.now()))
+        session.json_line(signal_document(signal, session.screen.now()))
     else:
-        session.screen.tell(monitor.line(signal, session.screen.now(), session.screen))
+        session.screen.tell(signal_line(signal, session.screen.now(), session.screen))
 
 
 def _tell(session: Session, data: Sequence[Mapping[str, Any]], shown: int) -> int:

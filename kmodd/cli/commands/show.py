@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kmodctl show`: facts from a module's file and its live values."""
+"""`kmodctl list`, `show` and `status`: the modules; facts from a module's file and its live values; and how the system is."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -9,13 +9,68 @@ from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
 from kmodd.cli.output.text import clean, counted, duration, moment, size, wrap
 from kmodd.cli.session import Session
-from kmodd.client.replies import Fields, module_info
+from kmodd.client.replies import Fields, ListedModule, health, listed_module, module_info
 from kmodd.errors import KmoddError
-from kmodd.model import ModuleInfo
+from kmodd.model import Health, HealthCheck, HealthStatus, ModuleInfo, State
 from kmodd.model.modules import difference
 
+LOADED = (State.LIVE, State.COMING, State.GOING)
 LABEL = 12
 ALIASES_MAX = 6
+
+
+async def run_list(session: Session, arguments: Namespace) -> int:
+    """List modules."""
+    options = {"state": arguments.state} | ({"match": arguments.glob} if arguments.glob else {})
+    data = await session.client.data("ListModules", options=options)
+    if session.json:
+        session.document(data)
+        return 0
+    session.screen.show(list_lines([listed_module(row) for row in data], session.screen))
+    return 0
+
+
+def list_lines(modules: list[ListedModule], screen: Screen) -> list[str]:
+    """The table; columns that say nothing are left out."""
+    if not modules:
+        return ["No modules."] if screen.stdout.isatty() else []
+    loaded = any(module.state in LOADED for module in modules)
+    tainted = any(module.taint for module in modules)
+    mixed = any(module.state is not State.LIVE for module in modules)
+    paint = screen.paint
+    header = [Column("MODULE", paint=paint.name)]
+    if loaded:
+        header += [Column("SIZE", right=True), Column("REFS", right=True)]
+    if mixed:
+        header += [Column("STATE", paint=lambda cell: _painted_state(screen, cell))]
+    if tainted:
+        header += [Column("TAINT", paint=paint.warn)]
+    if loaded:
+        header += [Column("USED BY", stretch=True)]
+    rows = []
+    for module in modules:
+        live = module.state in LOADED
+        row = [clean(module.name)]
+        if loaded:
+            row += [size(module.size) if live else "", str(module.references) if live else ""]
+        if mixed:
+            row += [module.state.value]
+        if tainted:
+            row += [clean(module.taint)]
+        if loaded:
+            row += [clean(" ".join(module.holders))]
+        rows.append(row)
+    table = render(screen, header, rows)
+    return [*table, "", paint.dim(counted(len(modules), "module"))] if screen.stdout.isatty() else table
+
+
+def _painted_state(screen: Screen, cell: str) -> str:
+    paint = screen.paint
+    if cell == State.LIVE:
+        return paint.good(cell)
+    if cell in (State.COMING, State.GOING, State.DISABLED):
+        return paint.warn(cell)
+    return paint.dim(cell)
 
 
 async def run(session: Session, arguments: Namespace) -> int:
@@ -132,3 +187,78 @@ def _parameters(
             row += ["yes" if parameter.name in writable else "no"]
         rows.append([*row, clean(parameter.description)])
     return ["", *render(screen, header, rows)]
+
+
+async def run_status(session: Session, arguments: Namespace) -> int:
+    """Show how kmodd and the machine's modules are."""
+    data = await session.client.data("GetHealth")
+    properties = await session.client.properties()
+    if session.json:
+        session.document({"health": data, "manager": properties})
+    else:
+        session.screen.show(status_lines(health(data), properties, session.screen))
+    return 0
+
+
+def status_lines(report: Health, properties: Mapping[str, Any], screen: Screen) -> list[str]:
+    """The status as text: the verdict, the kernel's facts, then every check that is not well before the others."""
+    paint, glyphs, facts = screen.paint, screen.glyphs, report.facts
+    manager = Fields(properties)
+    version = clean(manager.text("Version"))
+    text = [
+        f"{_painted(report.status, glyphs.full, screen)} {paint.bold('kmodd')} {version}: {_word(report.status, screen)}"
+    ]
+    if "simulated" in facts.release:  # the simulated kernel's release says so, to everyone who asks
+        text.append(paint.bad("  SIMULATED KERNEL: loading and unloading here is not real"))
+    enforced = "only signed modules are accepted" if facts.signature_enforced else "not enforced"
+    taint = "no" if not facts.taint else str(facts.taint)
+    rows = [
+        ("Kernel", [clean(facts.release)]),
+        (
+            "Modules",
+            [
+                f"{manager.number('LoadedCount')} loaded"
+                + (paint.bad(", loading and unloading disabled until reboot") if facts.modules_disabled else "")
+            ],
+        ),
+        ("Signatures", [enforced]),
+        ("Lockdown", [clean(facts.lockdown)]),
+        ("Secure boot", ["yes" if facts.secure_boot else "no"]),
+        ("Tainted", [taint, *(clean(flag) for flag in report.taint_flags)]),
+    ]
+    for label, values in rows:
+        head = f"{label:>{LABEL}}: "
+        text += [f"{paint.dim(head) if n == 0 else ' ' * len(head)}{value}" for n, value in enumerate(values)]
+    order = {HealthStatus.FAILING: 0, HealthStatus.DEGRADED: 1, HealthStatus.OK: 2}
+    checks = sorted(report.checks, key=lambda check: order[check.status])
+    if checks:
+        text += ["", paint.bold(counted(len(checks), "check"))]
+    for check in checks:
+        text += _check_lines(check, screen)
+    return text
+
+
+def _check_lines(check: HealthCheck, screen: Screen) -> list[str]:
+    mark = {
+        HealthStatus.OK: screen.glyphs.yes,
+        HealthStatus.DEGRADED: screen.glyphs.warning,
+        HealthStatus.FAILING: screen.glyphs.no,
+    }[check.status]
+    # What is found about a line of a file says where it stands; every other check names its module itself.
+    about = f"{clean(check.module)}: " if check.module and check.finding is not None else ""
+    room = screen.fits(6) or 10_000
+    paragraph = wrap(f"{clean(check.name)}: {about}{clean(check.message)}", room)
+    hint = wrap(f"hint: {clean(check.hint)}", room) if check.hint and check.status is not HealthStatus.OK else []
+    rows = [*paragraph, *(screen.paint.warn(line) for line in hint)]
+    return [f"  {_painted(check.status, mark, screen) if n == 0 else ' '} {row}" for n, row in enumerate(rows)]
+
+
+def _painted(status: HealthStatus, text: str, screen: Screen) -> str:
+    paint = screen.paint
+    return {HealthStatus.OK: paint.good, HealthStatus.DEGRADED: paint.warn, HealthStatus.FAILING: paint.bad}[status](
+        text
+    )
+
+
+def _word(status: HealthStatus, screen: Screen) -> str:
+    return _painted(status, status.value, screen)

@@ -9,9 +9,8 @@ from typing import Any
 from kmodd.cli.commands.surface import route_lines
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import holder_lines, holders_of
-from kmodd.cli.output.text import ago, clean, columns, counted, hang, moment, shorten, wrap
+from kmodd.cli.output.text import ago, clean, columns, counted, hang, moment, shorten, user_name, wrap
 from kmodd.cli.session import Session
-from kmodd.cli.timespec import user_name
 from kmodd.client.replies import error_named, explanation
 from kmodd.client.surface import AttackSurface, RouteRow, route_row
 from kmodd.errors import KmoddError

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Properties of the output: stream, width, colour, character set. A parameter of every command."""
+"""Properties of the output: stream, width, colour, character set. A parameter of every command. Also the pager."""
 
 import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
+
+DEFAULT_PAGER = "less -FRSX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,14 @@ class Screen:
     def show(self, lines: list[str]) -> None:
         """Print what a command found; longer than the terminal it goes through a pager."""
         text = "\n".join(lines) + "\n" if lines else ""
-        if self.use_pager and self.stdout.isatty() and self.stdin.isatty() and len(lines) >= self.height:
-            # Only a terminal needs it, and it costs subprocess.
-            from kmodd.cli.output.pager import page
-
-            if page(text, self.environment):
-                return
+        if (
+            self.use_pager
+            and self.stdout.isatty()
+            and self.stdin.isatty()
+            and len(lines) >= self.height
+            and page(text, self.environment)
+        ):
+            return
         self.stdout.write(text)
         self.stdout.flush()
 
@@ -141,3 +146,32 @@ def discard(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def page(text: str, environment: Mapping[str, str]) -> bool:
+    """Show the text in `$KMODD_PAGER`, `$PAGER` or less; False when there is none (empty or `cat` counts as none)."""
+    import shlex  # only a terminal needs them
+    import subprocess
+
+    chosen = environment.get("KMODD_PAGER", environment.get("PAGER", DEFAULT_PAGER))
+    try:
+        command = shlex.split(chosen)
+    except ValueError:  # an unbalanced quote
+        return False
+    if not command or command == ["cat"]:
+        return False
+    variables = {"LESS": "FRSX", **environment}
+    if "SUDO_UID" in environment or "PKEXEC_UID" in environment:
+        # A user who may run kmodctl with more privileges must not get a shell from less (less(1), SECURITY).
+        variables["LESSSECURE"] = "1"
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables)
+    except OSError:
+        return False
+    with suppress(BrokenPipeError):
+        process.communicate(text.encode(errors="replace"))
+    while True:
+        try:
+            return process.wait() != 127
+        except KeyboardInterrupt:  # less handles ^C itself
+            continue

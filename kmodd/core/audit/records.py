@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Journal records of the results of operations, one per result, and of requests refused before authorization."""
+"""Journal records of the results of operations and of requests refused before authorization, and the reply of `GetHistory`."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from kmodd.core.diagnosis.usage import in_use
-from kmodd.core.events import Audit, Events, StepRefused
+from kmodd.core.events import Audit, Events, HistoryChanged, HistoryReader, StepRefused
+from kmodd.core.fair_share import FairSlots
 from kmodd.core.planning.consequences import phrase
 from kmodd.core.planning.policy import where
-from kmodd.errors import Crashed, InUse, KmoddError, TimedOut
+from kmodd.errors import Crashed, Evidence, InUse, InvalidArgs, KmoddError, NotPermitted, TimedOut, errno_name, scarce
 from kmodd.kernel.ports import Kernel
-from kmodd.model import Attempt, Caller, OperationResult, Outcome, Plan, Record, Result, Step, Verb
+from kmodd.model import (
+    Attempt,
+    Caller,
+    HistoryEntry,
+    HistoryQuery,
+    OperationResult,
+    Outcome,
+    Plan,
+    Record,
+    Result,
+    Step,
+    Verb,
+)
 from kmodd.model.arguments import displayed
 from kmodd.names import ModuleName
 
@@ -22,6 +35,9 @@ _DONE = {
     Verb.RESET_FAILED: ("failure.reset", "reset"),
 }
 WARNING, ERROR, NOTICE, INFO = 4, 3, 5, 6
+LIMIT_MAX = 1000
+READS = 2
+"""Concurrent readings, not counting root's; each walks through journal files in a thread, and its reply may have 16 MiB."""
 
 
 def result_records(
@@ -128,24 +144,23 @@ def refused_step(plan: Plan, step: Step, error: KmoddError) -> StepRefused:
 
 def attempt_record(attempt: Attempt, error: KmoddError, caller: Caller) -> Record:
     """The record of a request that is no plan, and that was known to fail."""
-    return Record(
-        "operation.failed",
-        error.message,
-        module=attempt.module,
-        action=attempt.action,
+    record = Record("", "", attempt.module, attempt.action, reason=attempt.reason or caller.reason).by(caller)
+    return failed_record(record, error)
+
+
+def failed_record(record: Record, error: KmoddError) -> Record:
+    """The record of a change that failed."""
+    return replace(
+        record,
+        event="operation.failed",
+        message=error.message,
         result=Result.FAILED,
         error=error.name(),
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
-        reason=attempt.reason or caller.reason,
         errno=error.evidence.errno,
         kernel_log=error.evidence.kernel_log,
         hint=error.evidence.hint,
         priority=WARNING,
-        extra=evidence_fields(error),
+        extra={**evidence_fields(error), **record.extra},
     )
 
 
@@ -229,17 +244,7 @@ def _success(
 
 def _about(plan: Plan, caller: Caller, job: int) -> Record:
     """What every record of one request has about the caller and the reason."""
-    return Record(
-        "",
-        "",
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
-        reason=plan.request.reason,
-        job=str(job) if job else "",
-    )
+    return Record("", "", reason=plan.request.reason, job=str(job) if job else "").by(caller)
 
 
 def foretold(plan: Plan) -> tuple[OperationResult, ...]:
@@ -292,3 +297,70 @@ class Refusals:
             return error
         usage = await self._kernel.inspection.users(module.name)
         return in_use(module, usage.users)
+
+
+class History:
+    """Reads records back without holding up the daemon."""
+
+    def __init__(
+        self,
+        reader: HistoryReader,
+        *,
+        limit_max: Callable[[], int] = lambda: LIMIT_MAX,
+        settled: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`limit_max` answers how many records one reading may ask for; `settled` returns when all that was recorded is written."""
+        self._reader = reader
+        self._settled = settled
+        self._limit_max = limit_max
+        self._slots = FairSlots(READS, root=1)
+
+    async def read(self, query: HistoryQuery, caller: Caller) -> list[HistoryEntry]:
+        """Newest last; InvalidArgs for an impossible query, LimitsExceeded when too many of this user wait.
+
+        NotPermitted when the journal cannot be read: it is not taken for empty.
+        """
+        if not 1 <= query.limit <= self._limit_max():
+            raise InvalidArgs(f"limit must be 1 to {self._limit_max()}", argument="limit")
+        if query.since < 0:
+            raise InvalidArgs("since must be a time in microseconds since 1970", argument="since")
+        if self._settled is not None:
+            await self._settled()
+        try:
+            return await self._slots.in_thread(caller.uid, self._reader.read, query)
+        except OSError as error:
+            raise scarce(error, "") or NotPermitted(
+                f"the journal cannot be read ({errno_name(error.errno or 0)})",
+                evidence=Evidence(errno=error.errno, hint="journalctl --verify"),
+            ) from error
+
+
+SETTLE = 0.25
+"""Seconds in which any number of records become one event; by then the journal has them."""
+_UNTOLD = frozenset({"authorization.granted"})
+"""What was granted is followed by what came of it. Reading the history is granted, too: a client that reads after each event must
+not cause the next one."""
+
+Later = Callable[[float, Callable[[], None]], object]
+"""Calls back after so many seconds, as a loop's call_later does."""
+
+
+class NotifyingAudit:
+    """An audit in front of another; implements core.api.Audit."""
+
+    def __init__(self, audit: Audit, events: Events, later: Later) -> None:
+        self._audit = audit
+        self._events = events
+        self._later = later
+        self._armed = False
+
+    def record(self, record: Record) -> None:
+        """Write it, and tell of it a moment later; never raises, never waits."""
+        self._audit.record(record)
+        if not self._armed and record.event not in _UNTOLD:
+            self._armed = True
+            self._later(SETTLE, self._tell)
+
+    def _tell(self) -> None:
+        self._armed = False
+        self._events.publish(HistoryChanged())

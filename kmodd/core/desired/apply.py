@@ -346,13 +346,8 @@ class DesiredStateService:
                 "the configuration was reloaded",
                 action="reload-configuration",
                 result=Result.CHANGED,
-                uid=caller.uid,
-                sender=caller.sender,
-                exe=caller.exe,
-                login_uid=caller.login_uid,
-                on_behalf_of=caller.on_behalf_of,
                 reason=caller.reason,
-            )
+            ).by(caller)
         )
 
     async def look(self, plan: Plan | None = None) -> Look | None:
@@ -447,21 +442,17 @@ def _applied(results: Sequence[OperationResult], reason: str, caller: Caller) ->
     failed = sorted({result.module for result in results if result.result is Result.FAILED})
     named = tuple(dict.fromkeys(result.module for result in results))
     names = " ".join(named)
-    return Record(
+    record = Record(
         "desired.applied",
         f"the desired state was not applied to {names}: {' '.join(failed)} failed{_undone(results)}"
         if failed
         else f"the desired state was applied to {names}",
         action="apply",
         result=Result.FAILED if failed else Result.CHANGED,
-        uid=caller.uid,
-        sender=caller.sender,
-        exe=caller.exe,
-        login_uid=caller.login_uid,
-        on_behalf_of=caller.on_behalf_of,
         reason=reason,
         priority=4 if failed else 6,
-    ).about(named)
+    )
+    return record.by(caller).about(named)
 
 
 def _undone(results: Sequence[OperationResult]) -> str:

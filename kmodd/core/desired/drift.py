@@ -14,8 +14,7 @@ from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Operation, Rule, State, Verb
 from kmodd.model.arguments import displayed
-from kmodd.model.desired import BlacklistMode, DesiredModule, Presence
-from kmodd.model.rules import Drift, ManagedFile, RuleAction, RuleChange
+from kmodd.model.rules import BlacklistMode, DesiredModule, Drift, ManagedFile, Presence, RuleAction, RuleChange
 from kmodd.names import ModuleName
 
 APPLY = "kmodctl config apply"

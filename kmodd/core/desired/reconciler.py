@@ -15,8 +15,7 @@ from kmodd.core.planning.planner import Look
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
-from kmodd.model.desired import BlacklistMode, DesiredModule, Presence
-from kmodd.model.rules import ManagedFile
+from kmodd.model.rules import BlacklistMode, DesiredModule, ManagedFile, Presence
 from kmodd.names import ModuleName, canonical
 
 SETTLE = 0.05

@@ -2,12 +2,11 @@
 """The reply of `Explain`: state of a module, why it is loaded, what uses it, and what prevents loading or removing it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from kmodd.core.audit.redaction import LOADED
 from kmodd.core.diagnosis.advice import advised, drives, ended, free, sentence, shown_name
-from kmodd.core.diagnosis.boot_loads import BootLoads
 from kmodd.core.diagnosis.usage import unexplained
 from kmodd.core.fair_share import with_files
 from kmodd.core.module_requests import reason as load_reason
@@ -30,7 +29,7 @@ from kmodd.model import (
     User,
 )
 from kmodd.model.modules import difference
-from kmodd.names import Alias, ModuleName
+from kmodd.names import Alias, ModuleName, parse_module_or_alias
 from kmodd.suggestions import which_module
 
 BELOW_MAX = 64
@@ -48,6 +47,56 @@ _PENDING = {
     State.COMING: "Its init() has not returned: nothing can be done with it until it does.",
     State.GOING: "Its exit() has not returned: nothing can be done with it until it does.",
 }
+
+
+class BootLoads:
+    """Read when it is needed first: an idle daemon does without the library of the journal."""
+
+    def __init__(
+        self,
+        index: ModuleIndex,
+        journal: Callable[[], Mapping[ModuleName, ModuleLoad]],
+        lists: Callable[[], Sequence[Rule]],
+    ) -> None:
+        """`journal` answers the loads that the journal of this boot tells, `lists` the modules that are to be loaded at boot.
+
+        Both block, and run in a thread; OSError of what cannot be read.
+        """
+        self._index = index
+        self._journal = journal
+        self._lists = lists
+        self._loads: Mapping[ModuleName, ModuleLoad] | None = None
+        self._rules: Sequence[Rule] = ()
+        self.unread = ""
+        """What of it could not be read last, as a noun; empty when everything could."""
+
+    async def read(self) -> None:
+        """Before the questions below. What cannot be read is named in `unread`, and tried again the next time."""
+        self.unread = ""
+        if self._loads is None:
+            try:
+                self._loads = await asyncio.to_thread(self._journal)
+            except OSError:
+                self.unread = "the journal of this boot"
+        try:
+            self._rules = await asyncio.to_thread(self._lists)
+        except OSError:
+            self._rules = ()
+            self.unread = self.unread or "the list of modules to load at boot"
+
+    def load_of(self, name: ModuleName) -> ModuleLoad | None:
+        """Who loaded it at boot, as the journal has it."""
+        return (self._loads or {}).get(name)
+
+    def rule_of(self, name: ModuleName) -> Rule | None:
+        """The line that has it loaded at boot, of a file that everyone may read."""
+        return next((rule for rule in self._rules if rule.public and self._names(rule, name)), None)
+
+    def _names(self, rule: Rule, name: ModuleName) -> bool:
+        try:
+            return name in self._index.resolve(parse_module_or_alias(rule.module))
+        except KmoddError:
+            return False
 
 
 class Explainer:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmodd.core.store.catalogue import StoreCatalogue
+from kmodd.core.store.store import StoreCatalogue
 from kmodd.errors import errno_name
 from kmodd.kernel.ports import StoreFolder, Trees
 from kmodd.model import HealthCheck, HealthStatus

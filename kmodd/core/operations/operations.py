@@ -22,12 +22,10 @@ from kmodd.core.events import (
     StepSucceeded,
 )
 from kmodd.core.fair_share import Work, straight
-from kmodd.core.operations.calls import CallResult, KernelCalls
+from kmodd.core.operations.calls import CallResult, KernelCalls, StuckCalls
 from kmodd.core.operations.execution import Execution, LiveParameters, Then, refuse
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs
-from kmodd.core.operations.locks import ModuleLocks
-from kmodd.core.operations.stuck_calls import StuckCalls
+from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.tasks import Deferred, run_to_completion
 from kmodd.core.planning.planner import Look, Planner
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, machine_fault
@@ -202,21 +200,9 @@ class Operations:
         """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""
         if not self._stuck.forget(name):
             return
-        self._record(
-            Record(
-                "failure.reset",
-                f"the failure of {name} was reset",
-                module=name,
-                action="reset-failed",
-                result=Result.CHANGED,
-                uid=caller.uid if caller is not None else None,
-                sender=caller.sender if caller is not None else "",
-                exe=caller.exe if caller is not None else "",
-                login_uid=caller.login_uid if caller is not None else None,
-                on_behalf_of=caller.on_behalf_of if caller is not None else "",
-                reason=caller.reason if caller is not None else "",
-            )
-        )
+        message = f"the failure of {name} was reset"
+        record = Record("failure.reset", message, module=name, action="reset-failed", result=Result.CHANGED)
+        self._record(replace(record, reason=caller.reason).by(caller) if caller is not None else record)
 
     def recover(self) -> None:
         """At start: know again what is stuck in the kernel, and forget that about what is not any more."""

@@ -5,10 +5,10 @@ import asyncio
 import errno as codes
 from dataclasses import dataclass, replace
 
-from kmodd.core.audit.records import evidence_fields
+from kmodd.core.audit.records import failed_record
 from kmodd.core.events import Audit, Clock, Events, ModuleChanged
+from kmodd.core.operations.jobs import ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.locks import ModuleLocks
 from kmodd.core.operations.tasks import Deferred, run_to_completion
 from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.insert import stuck
@@ -30,7 +30,7 @@ from kmodd.errors import (
     errno_name,
 )
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
-from kmodd.model import Caller, Outcome, ParameterValue, Record, State
+from kmodd.model import Caller, Outcome, ParameterValue, Record, Result, State
 from kmodd.model.arguments import key
 from kmodd.names import ModuleName
 from kmodd.suggestions import did_you_mean, which_module
@@ -283,31 +283,23 @@ class Parameters:
     def _record(
         self, write: ParameterWrite, caller: Caller, begun: int, *, held: str = "", error: KmoddError | None = None
     ) -> None:
-        extra = {} if error is None else evidence_fields(error)
-        extra["PARAMETER"] = write.parameter
+        extra = {"PARAMETER": write.parameter}
         if write.public:
             extra["VALUE"] = write.value
             if error is None:
                 extra["HELD"] = held
         record = Record(
-            "parameter.set" if error is None else "operation.failed",
-            f"parameter {write.parameter} of {write.module} was set" if error is None else error.message,
+            "parameter.set",
+            f"parameter {write.parameter} of {write.module} was set",
             module=write.module,
             action="set-parameter",
-            result="changed" if error is None else "failed",
-            error=error.name() if error is not None else "",
-            uid=caller.uid,
-            sender=caller.sender,
-            exe=caller.exe,
-            login_uid=caller.login_uid,
-            on_behalf_of=caller.on_behalf_of,
+            result=Result.CHANGED,
             reason=write.reason,
             duration_usec=self._clock() - begun,
-            errno=error.evidence.errno if error is not None else None,
-            hint=error.evidence.hint if error is not None else "",
-            priority=6 if error is None else 4,
             extra=extra,
-        )
+        ).by(caller)
+        if error is not None:
+            record = failed_record(record, error)
         self._afterwards.defer(lambda: self._audit.record(record))
 
     def flush(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from kmodd.core.audit.records import evidence_fields
+from kmodd.core.audit.records import failed_record
 from kmodd.core.events import Audit, Clock, ConfigurationChanged, Events
 from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.planning.insert import tree_missing
@@ -19,7 +19,7 @@ from kmodd.core.rules.rules import ManagedFileState, judge
 from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
 from kmodd.kernel.ports import ChangedMeanwhileError, Facts, ModuleIndex
 from kmodd.kernel.ports import Configuration as Folders
-from kmodd.model import Caller, Record, Rule
+from kmodd.model import Caller, Record, Result, Rule
 from kmodd.model.arguments import displayed
 from kmodd.model.rules import ManagedFile, RuleAction, RuleChange, RuleFiles, ShownRule, way_out
 from kmodd.names import ModuleName
@@ -297,38 +297,22 @@ class Configuration:
     def _record(
         self, change: RuleChange, caller: Caller, begun: int, written: Sequence[str], error: KmoddError | None
     ) -> None:
-        event, message, result = "configuration.changed", f"{change.module} {_DONE[change.action]}", "changed"
-        if error is not None:
-            event, message, result = "operation.failed", error.message, "failed"
-        elif not written:
-            event, message, result = (
-                "operation.unchanged",
-                f"{change.module} {_DONE[change.action]} already",
-                "unchanged",
-            )
-        extra = {"FILE": " ".join(written)} if error is None else evidence_fields(error)
+        extra = {"FILE": " ".join(written)} if written else {}
         if change.parameters:
             public = self._folders.is_public(ManagedFile.OPTIONS)
             extra["PARAMETERS"] = displayed(change.parameters, () if public else dict(change.parameters))
         record = Record(
-            event,
-            message,
+            "configuration.changed" if written else "operation.unchanged",
+            f"{change.module} {_DONE[change.action]}{'' if written else ' already'}",
             module=change.module,
             action=change.action,
-            result=result,
-            error=error.name() if error is not None else "",
-            uid=caller.uid,
-            sender=caller.sender,
-            exe=caller.exe,
-            login_uid=caller.login_uid,
-            on_behalf_of=caller.on_behalf_of,
+            result=Result.CHANGED if written else Result.UNCHANGED,
             reason=change.reason,
             duration_usec=self._clock() - begun,
-            errno=error.evidence.errno if error is not None else None,
-            hint=error.evidence.hint if error is not None else "",
-            priority=6 if error is None else 4,
-            extra={name: value for name, value in extra.items() if value},
-        )
+            extra=extra,
+        ).by(caller)
+        if error is not None:
+            record = failed_record(record, error)
         self._audit.record(record)
 
     # --- everybody's files --------------------------------------------------------------------------------------------

@@ -18,10 +18,9 @@ from kmodd.core.events import Audit, Events, ModuleChanged
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.planning.parameters import Pairs
-from kmodd.core.store.catalogue import StoreCatalogue, failed, recovered, stored
 from kmodd.core.store.compatibility import check_signature
+from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered, stored
 from kmodd.core.store.store import changed as changed_meanwhile
-from kmodd.core.store.store import disk_error
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
 from kmodd.kernel.ports import Facts, IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
 from kmodd.model import Caller, LoadedModule, Operation, Request, Verb
@@ -167,7 +166,8 @@ class Activation:
         """
         async with self._lock:
             now = self._catalogue.active(switch.name, switch.kernel)
-            if switch.entry is None and now is None:
+            about = switch.entry or now
+            if about is None:
                 return ()  # another caller deactivated it: nothing to do
             already = now is not None and switch.entry is not None and _content(now) == _content(switch.entry)
             if now != switch.former and not already:
@@ -176,8 +176,6 @@ class Activation:
                 raise error
             if dry_run:
                 return await self._rehearse(switch.name, switch.kernel, switch.entry, load=switch.load)
-            about = switch.entry or now
-            assert about is not None  # noqa: S101 - one of them is there, see above
             # Root was not prompted, and so for no particular modules, unless it named them.
             allowed = None if caller.uid == 0 and not switch.confined else switch.modules
             return await self._recorded(

@@ -3,10 +3,14 @@
 
 The outermost ASGI application. Except for the few public paths, routes see only requests from a known bearer for a known
 host, with a body that arrived completely, in time and within its size.
+
+journald drops everything of a service that writes more than 10,000 records in 30 seconds (journald.conf(5),
+RateLimitBurst=), including the records of what tokens did. kmodd_gateway_refused_total counts what is left out here.
 """
 
 import asyncio
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
@@ -20,9 +24,14 @@ from kmodd.gateway.http.authentication import Authentication, Principal, Refused
 from kmodd.gateway.http.problem import HttpProblem, of_error, of_http
 from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.settings import GatewaySettings
+from kmodd.journal.writer import Logger
 
 BUCKETS_MAX = 4096
 """Buckets remembered; the one unused for longest is forgotten, and is full when it comes back."""
+PER_SOURCE = (0.5, 20)
+"""Records per second of one token, address or fault, sustained and in a burst."""
+ALTOGETHER = (5.0, 100)
+"""The same of all of them."""
 
 
 class RateLimiter:
@@ -317,3 +326,41 @@ def _route(scope: Scope) -> str:
     """The route's pattern: paths themselves would be labels without end, and could hold anything."""
     route: Any = scope.get("route")
     return str(getattr(route, "path", "")) or "unknown"
+
+
+class RefusalJournal:
+    """Writes to the journal, within these rates."""
+
+    def __init__(self, log: Logger, clock: Callable[[], float]) -> None:
+        """The clock counts seconds."""
+        self._log = log
+        self._per_source = RateLimiter(*PER_SOURCE, clock)
+        self._altogether = RateLimiter(*ALTOGETHER, clock)
+        self._left_out = 0
+
+    def refused(self, source: str, address: str, why: str) -> None:
+        """A request was refused; no secret in it. `source` is the token, or the address of who has none."""
+        if self._may_write(source):
+            self._log.notice("gateway.refused", message=f"refused a request from {address}: {why}{self._others()}")
+
+    def bug(self, what: str, error: BaseException) -> None:
+        """Something failed that must not fail."""
+        if self._may_write("bug"):
+            trace = " | ".join(line.strip() for line in traceback.format_exception(error)[-6:])
+            self._log.error(
+                "gateway.trouble", message=f"{what} failed: internal error{self._others()}", exception=trace
+            )
+
+    def exhausted(self, error: OSError) -> None:
+        """The system has no descriptor or memory for a connection."""
+        if self._may_write("accept"):
+            self._log.error("gateway.trouble", message=f"cannot accept a connection: {error.strerror}{self._others()}")
+
+    def _may_write(self, source: str) -> bool:
+        may = not self._per_source.take(source) and not self._altogether.take("")
+        self._left_out += not may
+        return may
+
+    def _others(self) -> str:
+        left_out, self._left_out = self._left_out, 0
+        return f" ({left_out} more since the previous record)" if left_out else ""

@@ -12,9 +12,8 @@ from kmodd.gateway import models
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import Answer, documented, needs, snake
 from kmodd.gateway.http.authentication import Principal
-from kmodd.gateway.http.fair_queue import FairQueue
 from kmodd.gateway.http.problem import HttpProblem
-from kmodd.gateway.operations import Changes, Intent
+from kmodd.gateway.operations import Changes, FairQueue, Intent
 from kmodd.names import parse_description, parse_module, parse_reason, parse_release, parse_version
 
 UPLOADS, UPLOADS_EACH = 6, 2

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.errors import errno_name
-from kmodd.kernel.files import NOWHERE, readlink
-from kmodd.kernel.modprobe.layers import is_reachable
+from kmodd.kernel.files import NOWHERE, is_reachable, readlink
 from kmodd.model import Rule
 from kmodd.names import ModuleName
 from kmodd.patterns import is_pattern, matches

@@ -8,8 +8,8 @@ from glob import glob
 from pathlib import Path
 
 from kmodd.kernel import atomic_file
+from kmodd.kernel.files import Layered, is_public, layered
 from kmodd.kernel.modprobe import modprobe_d, modules_load_d
-from kmodd.kernel.modprobe.layers import Layered, is_public, layered
 from kmodd.kernel.modprobe.modules_load_d import command_line_rules
 from kmodd.model import Rule
 from kmodd.model.rules import ManagedFile, RuleFile, RuleFiles

@@ -35,8 +35,7 @@ from kmodd.kernel.modprobe.modprobe_d import (
 )
 from kmodd.kernel.modprobe.modules_load_d import command_line_rules
 from kmodd.kernel.modules.libkmod import INDEX_BUILTIN, INDEX_DEP, Context, load_library
-from kmodd.kernel.modules.module_facts import FileFacts, ModuleFacts, Stamp, file_stamp
-from kmodd.kernel.modules.module_file import parse_modinfo
+from kmodd.kernel.modules.module_file import FileFacts, ModuleFacts, Stamp, file_stamp, parse_modinfo
 from kmodd.model import FactsPending, ModuleInfo, Rule, Target
 from kmodd.names import Alias, ModuleName, canonical
 from kmodd.text import shown

@@ -8,7 +8,7 @@ from pathlib import Path
 from kmodd.kernel.files import listdir
 from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
 from kmodd.kernel.modules.index import LibkmodIndex
-from kmodd.kernel.modules.module_facts import file_stamp
+from kmodd.kernel.modules.module_file import file_stamp
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.guards import device_nodes, read_guards
 from kmodd.model.surface import Guard, Tables

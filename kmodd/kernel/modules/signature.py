@@ -5,8 +5,10 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kmodd.kernel.modules.module_file import ModuleFile
+if TYPE_CHECKING:  # it reads signatures
+    from kmodd.kernel.modules.module_file import ModuleFile
 
 MAGIC = b"~Module signature appended~\n"
 # struct module_signature of include/linux/module_signature.h: algo, hash, id_type, signer_len, key_id_len, pad, sig_len.
@@ -17,7 +19,7 @@ _COMMON_NAME = b"\x55\x04\x03"  # 2.5.4.3
 _SEQUENCE, _SET, _INTEGER = 0x30, 0x31, 0x02
 
 
-def read_signature(file: ModuleFile, signer_of: Callable[[bytes], str] | None = None) -> tuple[bool, str]:
+def read_signature(file: "ModuleFile", signer_of: Callable[[bytes], str] | None = None) -> tuple[bool, str]:
     """Answer (signed, signer); the signer is empty when the signature does not say it in a way that can be read.
 
     `signer_of` answers the signer of a PKCS#7 message; `pkcs7_signer` unless given.
