@@ -319,9 +319,11 @@ def test_a_modules_page_shows_its_routes_and_what_closes_them(page: Page, served
     browser = page.browser
     module = served.ask("GET", "/v1/surface?limit=1&reach=userns").document["modules"][0]["module"]
     page.visit(f"modules/{module}")
+    assert browser.texts("table.routes") == []
+    browser.click("[data-key=routes] summary")
     routes = served.ask("GET", f"/v1/surface/{module}").document["routes"]
-    assert len(browser.texts("table.routes tbody tr")) == len(routes)
     assert "open" in browser.see("table.routes", routes[0]["request"])
+    assert len(browser.texts("table.routes tbody tr")) == len(routes)
     page.ask_for("blacklist")
     browser.click("#change-hard")
     page.confirm("not needed here")

@@ -132,6 +132,21 @@ function boot(name, rules, parameters) {
   ];
 }
 
+/** The routes to a module: the daemon resolves all that the kernel may request for them, so only if someone wants to see them. */
+function surface(name) {
+  const shown = make("div");
+  const look = async () => {
+    const rows = ask("GET", `/v1/surface/${encodeURIComponent(name)}`);
+    shown.replaceChildren(...(await rows.then((found) => routes(found.routes), (problem) => [panel(problem)])));
+  };
+  return make(
+    "details",
+    {"data-key": "routes", toggle: (event) => event.target.open && look()},
+    make("summary", {}, "Routes by which the kernel loads it"),
+    shown,
+  );
+}
+
 /** The view of the module of this name. */
 export function open(main, name) {
   const head = make("div", {class: "module-head"});
@@ -142,11 +157,10 @@ export function open(main, name) {
 
   async function again(untold) {
     const settled = (promise) => promise.catch((problem) => ({problem}));
-    const [explained, described, config, surface, read] = await Promise.all([
+    const [explained, described, config, read] = await Promise.all([
       ask("GET", ofModule(name, "/explain")),
       settled(ask("GET", ofModule(name))),
       settled(ask("GET", "/v1/config")),
-      settled(ask("GET", `/v1/surface/${encodeURIComponent(name)}`)),
       // Each read of the history leaves a record.
       untold && history
         ? history
@@ -173,7 +187,7 @@ export function open(main, name) {
         ],
       ),
     ]);
-    show(body, [explained, described, config, surface, history, ahead, ahead?.problem?.message], () => [
+    show(body, [explained, described, config, history, ahead, ahead?.problem?.message], () => [
       make(
         "div",
         {class: "column"},
@@ -205,10 +219,8 @@ export function open(main, name) {
             ? panel(config.problem)
             : boot(explained.name, config.rules, isBuiltin ? [] : described.parameters || []),
         ),
-        // What is part of the kernel's image, or has no file for it, is not loaded by anyone.
-        !isBuiltin &&
-          surface.problem?.name !== "NoSuchModule" &&
-          section("Who can have it loaded", surface.problem ? panel(surface.problem) : routes(surface.routes)),
+        // What is part of the kernel's image is not loaded by anyone.
+        !isBuiltin && section("Who can have it loaded", surface(explained.name)),
         section(
           "History",
           history.problem ? panel(history.problem) : records(history.records),

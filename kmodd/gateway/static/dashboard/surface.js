@@ -19,8 +19,8 @@ const WHO = Object.fromEntries(REACHES);
 const ROWS_MAX = 200;
 const TYPING = 300;
 
-/** Kinds of events after which the surface may have changed. */
-export const concerns = ["module-", "configuration-", "store-", "daemon"];
+/** Kinds of events after which routes may have changed. The daemon computes all of them anew, so not for each load. */
+export const concerns = ["configuration-", "store-", "daemon"];
 
 const request = (row) => [
   make("code", {}, row.request),
@@ -137,7 +137,8 @@ export function open(main, _, look) {
       select.append(make("option", {value: release}, release));
   }
 
-  async function again() {
+  async function again(untold) {
+    if (untold && about.hasChildNodes()) return;
     const text = filter.value.trim().replaceAll("-", "_");
     const query = new URLSearchParams({limit: String(ROWS_MAX)});
     if (reach[1].value) query.set("reach", reach[1].value);
