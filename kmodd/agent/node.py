@@ -8,10 +8,11 @@ from typing import Any
 
 from kmodd.agent.leases import Leases
 from kmodd.agent.planning import Action, Seen, Step, Wanted
-from kmodd.client import Client
+from kmodd.client import CallerOptions, Client
 from kmodd.client.replies import Fields, failed
 from kmodd.errors import KmoddError, NotLoaded
 from kmodd.model import Explanation, State
+from kmodd.names import ON_BEHALF_OF_MAX
 
 STORE = "org.kmodd1.Store"
 SIGNALS = (
@@ -19,7 +20,7 @@ SIGNALS = (
     "interface='org.kmodd1.Manager',member='ModuleRemoved'",
     "interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path_namespace='/org/kmodd1/module'",
 )
-REASON_SETS = 8
+NAMED_SETS = 8
 """Sets that a reason names."""
 
 
@@ -125,16 +126,16 @@ class Node:
 
     async def take(self, step: Step) -> tuple[str, ...]:
         """Do it; the modules that were inserted or removed, in order."""
-        reason = _reason(step.sets)
+        options = _caller_options(step.sets)
         if step.action is Action.LOAD:
-            return await self._client.load(step.module, dict(step.parameters), reason=reason)
+            return await self._client.load(step.module, dict(step.parameters), **options)
         if step.action is Action.RELOAD:
-            return await self._client.reload(step.module, dict(step.parameters), reason=reason)
-        return await self._client.unload(step.module, reason=reason)
+            return await self._client.reload(step.module, dict(step.parameters), **options)
+        return await self._client.unload(step.module, **options)
 
     async def hold(self, wanted: Wanted) -> None:
         """Hold a loaded module for the pods that need it."""
-        await self.leases.take(wanted.name, dict(wanted.module.parameters), _reason(wanted.sets))
+        await self.leases.take(wanted.name, dict(wanted.module.parameters), _caller_options(wanted.sets))
 
     async def explain(self, module: str) -> Explanation:
         """What kmodd knows about a module, as far as our user may see it."""
@@ -145,8 +146,23 @@ class Node:
         return explanation.loaded_by is not None and explanation.loaded_by.uid == self._uid
 
 
-def _reason(sets: Sequence[str]) -> str:
+def _caller_options(sets: Sequence[str]) -> CallerOptions:
+    """Why, and for whom: informational, for the journal and for polkit's rules."""
     if not sets:
-        return "no ModuleSet wants it any more"
-    more = f" and {len(sets) - REASON_SETS} more" if len(sets) > REASON_SETS else ""
-    return f"ModuleSet {', '.join(sets[:REASON_SETS])}{more}"
+        return {"reason": "no ModuleSet wants it any more"}
+    more = f" and {len(sets) - NAMED_SETS} more" if len(sets) > NAMED_SETS else ""
+    return {
+        "reason": f"ModuleSet {', '.join(sets[:NAMED_SETS])}{more}",
+        "on_behalf_of": _on_behalf_of(sets),
+    }
+
+
+def _on_behalf_of(sets: Sequence[str]) -> str:
+    """As many sets as there is room for: `ModuleSet/network ModuleSet/storage`. A set's name is a DNS label."""
+    text = ""
+    for name in sets:
+        longer = f"{text} ModuleSet/{name}".lstrip()
+        if len(longer) > ON_BEHALF_OF_MAX:
+            break
+        text = longer
+    return text
