@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from kmodd.agent.leases import Leases
 from kmodd.agent.node import Look
-from kmodd.agent.planning import Action, Seen, Step, Wanted
+from kmodd.agent.planning import Action, Actual, Step, Wanted
 from kmodd.errors import Conflict, InitFailed, KmoddError
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ class SimulatedNode:
 
     async def look(self, wanted: Mapping[str, Wanted], owned: Collection[str]) -> Look:
         """What is loaded, and what a load would do."""
-        seen = {name: self._seen(name, wanted.get(name)) for name in dict.fromkeys((*wanted, *owned))}
-        return Look(seen, frozenset(self._loaded), "6.1.0-simulated", "0.1.0", "")
+        actual = {name: self._actual(name, wanted.get(name)) for name in dict.fromkeys((*wanted, *owned))}
+        return Look(actual, frozenset(self._loaded), "6.1.0-simulated", "0.1.0", "")
 
-    def _seen(self, name: str, wanted: Wanted | None) -> Seen:
+    def _actual(self, name: str, wanted: Wanted | None) -> Actual:
         have = self._loaded.get(name)
         if have is None:
-            return Seen(load_steps=True)
+            return Actual(load_steps=True)
         parameters = dict(wanted.module.parameters) if wanted is not None else {}
         differs = any(have.get(key) != value for key, value in parameters.items())
         error = Conflict(f"{name} is loaded with other parameters", module=name) if differs else None
-        return Seen(loaded=True, load_error=error, loaded_at=self._loaded_at[name])
+        return Actual(loaded=True, load_error=error, loaded_at=self._loaded_at[name])
 
     async def hold(self, wanted: Wanted) -> None:
         """Nothing else unloads modules here."""
