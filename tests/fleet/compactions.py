@@ -22,6 +22,7 @@ import pytest
 
 from kmodd.agent.reconciler import Clock, Reconciler
 from kmodd.agent.record import StateFolder
+from kmodd.coordinator import election
 from kmodd.coordinator.cache import NODES
 from kmodd.coordinator.coordinator import PODS, Coordinator
 from kmodd.coordinator.election import Leadership
@@ -62,6 +63,7 @@ class Compactions:
         self._direct = Api(Access(server.kubeconfig), "tests")
         self._kernel = SimulatedNode()
         self._coordinator: Coordinator | None = None
+        self._tasks: list[asyncio.Future[None]] = []
         self._exists = False
         self._expected: set[str] = set()
 
@@ -93,15 +95,13 @@ class Compactions:
 
         self._coordinator = Coordinator(connect, leadership, Metrics(), logger)
         work = (reconciler.run(), self._coordinator.run(), leadership.keep())
-        tasks = [asyncio.ensure_future(each) for each in work]
+        self._tasks = [asyncio.ensure_future(each) for each in work]
         try:
             yield
-            for task in tasks:
-                assert not task.done(), task.exception()
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             for each in (api, lease_api, self._direct):
                 await each.close()
             log.close()
@@ -171,6 +171,7 @@ class Compactions:
     async def _until(self, number: int) -> None:
         deadline = time.monotonic() + PATIENCE
         while differences := await self._differences(number):
+            assert not (ended := [task for task in self._tasks if task.done()]), (number, ended)
             assert time.monotonic() < deadline, (number, differences)
             await asyncio.sleep(0.02)
 
@@ -249,9 +250,11 @@ def main() -> int:
 
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
-    """Waits between attempts that a thousand rounds have time for."""
+    """Waits between attempts that a thousand rounds have time for, and a lease that a busy machine keeps."""
     patch.setattr(kubernetes, "FIRST_WAIT", 0.02)
     patch.setattr(kubernetes, "SPREAD", 0.1)
+    patch.setattr(election, "RENEW_DEADLINE", 600.0)
+    patch.setattr(election, "REQUEST", 60.0)
 
 
 if __name__ == "__main__":
