@@ -42,7 +42,7 @@ WORKERS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest \
 	$(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
-.PHONY: setup test unit lint format coverage bench bench-fleet conformance screenshots
+.PHONY: setup test unit lint format coverage bench bench-fleet conformance compactions screenshots
 setup: ## install what the tests need on this machine (Debian 12; as root or with sudo)
 	@VENV=$(VENV) tests/setup/bootstrap
 
@@ -70,6 +70,10 @@ bench-fleet: setup ## time the fleet on a real API server: NODES agents (100), w
 
 conformance: setup ## compare kmodd with modprobe (of Debian 12 and 13) on a hundred thousand random requests, without the virtual machine
 	@$(VENV)/bin/python -m tests.conformance
+
+COMPACTIONS ?= 1000
+compactions: setup ## delete objects while the fleet's watches are cut off and etcd is compacted, a thousand times (COMPACTIONS)
+	@$(VENV)/bin/python -m tests.fleet.compactions $(COMPACTIONS)
 
 screenshots: setup ## take the documentation's screenshots, in the virtual machine
 	@KMODD_SCREENSHOTS=docs/screenshots $(VENV)/bin/python -m pytest -q tests/system/test_dashboard.py

@@ -9,7 +9,7 @@ import os
 import select
 from collections.abc import Collection, Mapping
 
-from kmodd.client import Client
+from kmodd.client import CallerOptions, Client
 
 
 class Leases:
@@ -25,9 +25,9 @@ class Leases:
     def __contains__(self, name: object) -> bool:
         return name in self._files
 
-    async def take(self, name: str, parameters: Mapping[str, str], reason: str) -> None:
+    async def take(self, name: str, parameters: Mapping[str, str], options: CallerOptions) -> None:
         """Hold a module that is loaded; the errors of `Hold`."""
-        self._files[name] = await self._client.hold(name, parameters, reason=reason)
+        self._files[name] = await self._client.hold(name, parameters, **options)
 
     def keep(self, names: Collection[str]) -> None:
         """Release all others, and those that kmodd ended: it was stopped, or something else unloaded the module."""

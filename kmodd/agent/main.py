@@ -32,7 +32,8 @@ from kmodd.startup.sd_notify import SdNotify
 if TYPE_CHECKING:
     from kmodd.agent.metrics import Metrics
 
-FIELD_MANAGER = "kmodd-agent"
+NAME = "kmodd-agent"
+"""To the API server as manager of fields, to the journal as identifier, and to the kernel as name of the process."""
 BAD_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: trying again without a change is of no use."""
 
@@ -56,7 +57,7 @@ async def run(settings: Settings, boot_id: str, environment: Mapping[str, str], 
     loop = asyncio.get_running_loop()
     supervisor = SdNotify(environment)
     clock = Clock(time.monotonic, lambda: dt.datetime.now(dt.UTC), random.random)
-    api = Api(Access(settings.kubeconfig), FIELD_MANAGER, user_agent=f"kmodd-agent/{VERSION}")
+    api = Api(Access(settings.kubeconfig), NAME, user_agent=f"{NAME}/{VERSION}")
     client = await Client.connect(settings.address or None)
     metrics: Metrics | None = None
     try:
@@ -66,7 +67,7 @@ async def run(settings: Settings, boot_id: str, environment: Mapping[str, str], 
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
-        logger.info("agent.started", message=f"kmodd-agent {VERSION} serves node {settings.node}")
+        logger.info("agent.started", message=f"{NAME} {VERSION} serves node {settings.node}")
         supervisor.notify("READY=1", f"STATUS=node {settings.node}")
         gc.collect()
         gc.freeze()
@@ -91,18 +92,18 @@ def main() -> int:
     try:
         settings = Settings.parse(sys.argv[1:], os.environ, platform.node())
     except UsageError as error:
-        sys.stderr.write(f"kmodd-agent: {error}\n{USAGE}")
+        sys.stderr.write(f"{NAME}: {error}\n{USAGE}")
         return 2
     if settings.help or settings.version:
-        sys.stdout.write(USAGE if settings.help else f"kmodd-agent {VERSION}\n")
+        sys.stdout.write(USAGE if settings.help else f"{NAME} {VERSION}\n")
         return 0
-    sink = connect(os.environ, sys.stderr)
-    logger = make_logger(sink)
+    sink = connect(os.environ, sys.stderr, NAME)
+    logger = make_logger(sink, identifier=NAME)
     logging.getLogger().addHandler(StandardBridge(logger))
     os.umask(0o077)
     # `kmodctl why` shows this name for a lease; without it, that of the interpreter.
     with suppress(OSError):
-        Path("/proc/self/comm").write_text("kmodd-agent", encoding="ascii")
+        Path("/proc/self/comm").write_text(NAME, encoding="ascii")
     # What is wrong before anything runs is wrong at each start; later the same error may pass, and systemd tries again.
     status = BAD_CONFIGURATION
     try:
@@ -114,7 +115,7 @@ def main() -> int:
         status = 1
         asyncio.run(run(settings, boot_id, os.environ, logger))
     except (ApiFault, OSError, UnicodeDecodeError, ImportError, KmoddError) as error:
-        logger.error("agent.trouble", message=f"kmodd-agent ends: {error}")  # noqa: TRY400 - no bug: no trace
+        logger.error("agent.trouble", message=f"{NAME} ends: {error}")  # noqa: TRY400 - no bug: no trace
         return status
     finally:
         sink.flush()

@@ -5,7 +5,6 @@ The file is replaced at most once a second, after something changed, so an idle 
 """
 
 import asyncio
-import os
 from collections import Counter as Tally
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from kmodd.fleet.resources import ModuleState
+from kmodd.kernel.atomic_file import MODE, write_whole
 
 if TYPE_CHECKING:
     from kmodd.agent.reconciler import Reconciler
@@ -86,23 +86,14 @@ class Metrics:
         self._api_up.set(self._reconciler.connected)
         self._daemon_up.set(self._reconciler.reachable)
         try:
-            self._write(generate_latest(self.registry))
+            # Everyone may read it: names of states and numbers.
+            write_whole(self._file, generate_latest(self.registry), MODE)
         except OSError as error:
             if not self._failed:
                 self._trouble(error)
             self._failed = True
         else:
             self._failed = False
-
-    def _write(self, text: bytes) -> None:
-        """Whole or not at all. Everyone may read it: names of states and numbers."""
-        temporary = self._file.with_name(f".{self._file.name}.new")
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-        temporary.rename(self._file)
 
     def close(self) -> None:
         """Leave no file with numbers of an agent that has ended."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmodd.agent.leases import Leases
-from kmodd.agent.planning import Action, Seen, Step, Wanted
-from kmodd.client import Client
+from kmodd.agent.planning import Action, Actual, Step, Wanted
+from kmodd.client import CallerOptions, Client
 from kmodd.client.replies import Fields, failed
 from kmodd.errors import KmoddError, NotLoaded
 from kmodd.model import Explanation, State
+from kmodd.names import ON_BEHALF_OF_MAX
 
 STORE = "org.kmodd1.Store"
 SIGNALS = (
@@ -19,7 +20,7 @@ SIGNALS = (
     "interface='org.kmodd1.Manager',member='ModuleRemoved'",
     "interface='org.freedesktop.DBus.Properties',member='PropertiesChanged',path_namespace='/org/kmodd1/module'",
 )
-REASON_SETS = 8
+NAMED_SETS = 8
 """Sets that a reason names."""
 
 
@@ -27,7 +28,8 @@ REASON_SETS = 8
 class Look:
     """What kmodd says at one moment."""
 
-    seen: Mapping[str, Seen]
+    actual: Mapping[str, Actual]
+    """By module, of those that are specified or the agent's."""
     loaded: frozenset[str]
     kernel_release: str
     version: str
@@ -50,20 +52,20 @@ class Node:
         rows = await self._client.list_modules()
         loaded = frozenset(str(row.name) for row in rows)
         moving = {str(row.name) for row in rows if row.state is not State.LIVE}
-        names = [name for name, one in wanted.items() if not one.conflict]
+        names = [name for name, module in wanted.items() if not module.conflict]
         load = await self._plan([("load", name, dict(wanted[name].module.parameters)) for name in names])
         leaving = [name for name in owned if name in loaded and not (name in wanted and wanted[name].now)]
         unload = await self._plan([("unload", name, {}) for name in leaving])
         versions = await self._versions({name for name in names if wanted[name].module.version})
-        seen: dict[str, Seen] = {}
+        actual: dict[str, Actual] = {}
         for name in dict.fromkeys((*wanted, *owned)):
             error, steps = load.get(name, (None, False))
             live = await self._live(name) if name in loaded else {}
             parameters = live.get("Parameters", {})
             keys = [key for key, _ in wanted[name].module.parameters] if name in wanted else []
-            asked = name in wanted and bool(wanted[name].module.version)
+            versioned = name in wanted and bool(wanted[name].module.version)
             active, stored = versions.get(name, (None, ()))
-            seen[name] = Seen(
+            actual[name] = Actual(
                 loaded=name in loaded,
                 moving=name in moving,
                 load_error=error,
@@ -74,10 +76,10 @@ class Node:
                 loaded_at=int(live.get("LoadedAt", 0)),
                 active_version=active,
                 stored_versions=stored,
-                differs=(await self._client.explain(name)).differs if asked and name in loaded else "",
+                differs=(await self._client.explain(name)).differs if versioned and name in loaded else "",
             )
         return Look(
-            seen,
+            actual,
             loaded,
             str(properties.get("KernelRelease", "")),
             str(properties.get("Version", "")),
@@ -88,17 +90,17 @@ class Node:
         self, operations: list[tuple[str, str, dict[str, str]]]
     ) -> dict[str, tuple[KmoddError | None, bool]]:
         """By module: the first error that an operation would end with, and whether it would do anything."""
-        found: dict[str, tuple[KmoddError | None, bool]] = {}
+        outcomes: dict[str, tuple[KmoddError | None, bool]] = {}
         for start in range(0, len(operations), 64):
             chunk = operations[start : start + 64]
             rows = await self._client.data("Plan", chunk, options={"atomic": False})
             for row in map(Fields, rows):
                 name = chunk[row.number("operation")][1]
-                error, _ = found.get(name, (None, False))
+                error, _ = outcomes.get(name, (None, False))
                 if error is None and row.text("error") and not row.flag("optional"):
                     error = failed(row)
-                found[name] = (error, True)
-        return found
+                outcomes[name] = (error, True)
+        return outcomes
 
     async def _live(self, name: str) -> Mapping[str, Any]:
         # The object follows the module after a moment, and may be gone again.
@@ -109,14 +111,14 @@ class Node:
     async def _versions(self, names: Collection[str]) -> dict[str, tuple[str | None, tuple[str, ...]]]:
         if not names:
             return {}
-        found: dict[str, tuple[str | None, tuple[str, ...]]] = {}
+        versions: dict[str, tuple[str | None, tuple[str, ...]]] = {}
         for row in map(Fields, await self._client.data("List", interface=STORE)):
             name = str(row.module("name")).replace("-", "_")
             if name in names:
-                active, stored = found.get(name, (None, ()))
+                active, stored = versions.get(name, (None, ()))
                 version = row.text("version")
-                found[name] = (version if row.flag("active") else active, (*stored, version))
-        return found
+                versions[name] = (version if row.flag("active") else active, (*stored, version))
+        return versions
 
     async def check(self, step: Step) -> KmoddError | None:
         """Why the step would fail now, as far as kmodd knows without doing it."""
@@ -125,16 +127,16 @@ class Node:
 
     async def take(self, step: Step) -> tuple[str, ...]:
         """Do it; the modules that were inserted or removed, in order."""
-        reason = _reason(step.sets)
+        options = _caller_options(step.sets)
         if step.action is Action.LOAD:
-            return await self._client.load(step.module, dict(step.parameters), reason=reason)
+            return await self._client.load(step.module, dict(step.parameters), **options)
         if step.action is Action.RELOAD:
-            return await self._client.reload(step.module, dict(step.parameters), reason=reason)
-        return await self._client.unload(step.module, reason=reason)
+            return await self._client.reload(step.module, dict(step.parameters), **options)
+        return await self._client.unload(step.module, **options)
 
     async def hold(self, wanted: Wanted) -> None:
         """Hold a loaded module for the pods that need it."""
-        await self.leases.take(wanted.name, dict(wanted.module.parameters), _reason(wanted.sets))
+        await self.leases.take(wanted.name, dict(wanted.module.parameters), _caller_options(wanted.sets))
 
     async def explain(self, module: str) -> Explanation:
         """What kmodd knows about a module, as far as our user may see it."""
@@ -145,8 +147,23 @@ class Node:
         return explanation.loaded_by is not None and explanation.loaded_by.uid == self._uid
 
 
-def _reason(sets: Sequence[str]) -> str:
+def _caller_options(sets: Sequence[str]) -> CallerOptions:
+    """Why, and for whom: informational, for the journal and for polkit's rules."""
     if not sets:
-        return "no ModuleSet wants it any more"
-    more = f" and {len(sets) - REASON_SETS} more" if len(sets) > REASON_SETS else ""
-    return f"ModuleSet {', '.join(sets[:REASON_SETS])}{more}"
+        return {"reason": "no ModuleSet wants it any more"}
+    more = f" and {len(sets) - NAMED_SETS} more" if len(sets) > NAMED_SETS else ""
+    return {
+        "reason": f"ModuleSet {', '.join(sets[:NAMED_SETS])}{more}",
+        "on_behalf_of": _on_behalf_of(sets),
+    }
+
+
+def _on_behalf_of(sets: Sequence[str]) -> str:
+    """As many sets as there is room for: `ModuleSet/network ModuleSet/storage`. A set's name is a DNS label."""
+    text = ""
+    for name in sets:
+        longer = f"{text} ModuleSet/{name}".lstrip()
+        if len(longer) > ON_BEHALF_OF_MAX:
+            break
+        text = longer
+    return text

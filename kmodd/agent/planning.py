@@ -116,7 +116,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Actual:
     """What kmodd says about one module."""
 
     loaded: bool = False
@@ -170,7 +170,7 @@ class Situation:
     """All that is decided from."""
 
     spec: NodeModulesSpec
-    seen: Mapping[str, Seen]
+    actual: Mapping[str, Actual]
     owned: Mapping[str, Owned]
     failures: Mapping[str, Failure] = field(default_factory=dict)
     barred: Mapping[str, Barred] = field(default_factory=dict)
@@ -196,32 +196,35 @@ class Decision:
 def merge(spec: NodeModulesSpec) -> dict[str, Wanted]:
     """Every module of the sets, in their order."""
     merged: dict[str, Wanted] = {}
-    for one in spec.sets:
-        for module in one.modules:
+    for node_set in spec.sets:
+        for module in node_set.modules:
             before = merged.get(module.name)
             if before is None:
                 merged[module.name] = Wanted(
-                    module, (one.name,), one.wanted, one.when_foreign_parameters, _grace(one), demanded=_demanded(one)
+                    module,
+                    (node_set.name,),
+                    node_set.wanted,
+                    node_set.when_foreign_parameters,
+                    node_set.unload_after_seconds,
+                    demanded=_demanded(node_set),
                 )
                 continue
-            conflict = before.conflict or _conflict(before, module, one.name)
+            conflict = before.conflict or _conflict(before, module, node_set.name)
             foreign = (
-                Foreign.RELOAD if Foreign.RELOAD in (before.foreign, one.when_foreign_parameters) else before.foreign
+                Foreign.RELOAD
+                if Foreign.RELOAD in (before.foreign, node_set.when_foreign_parameters)
+                else before.foreign
             )
             merged[module.name] = Wanted(
                 before.module,
-                (*before.sets, one.name),
-                before.now or one.wanted,
+                (*before.sets, node_set.name),
+                before.now or node_set.wanted,
                 foreign,
-                max(before.unload_after, _grace(one)),
+                max(before.unload_after, node_set.unload_after_seconds),
                 conflict,
-                before.demanded or _demanded(one),
+                before.demanded or _demanded(node_set),
             )
     return merged
-
-
-def _grace(one: NodeSet) -> int:
-    return one.unload_after_seconds
 
 
 def _demanded(node_set: NodeSet) -> bool:
@@ -256,11 +259,11 @@ class _Decider:
             self._unload(name)
         sets: list[SetStatus] = []
         ready: dict[str, bool] = {}
-        names = {one.name for one in self._at.spec.sets}
-        for one in self._at.spec.sets:
-            waits = next((name for name in one.after if name in names and not ready.get(name, False)), "")
-            status = self._set(one, waits)
-            ready[one.name] = status.state in (ModuleState.READY, ModuleState.LOADABLE)
+        names = {node_set.name for node_set in self._at.spec.sets}
+        for node_set in self._at.spec.sets:
+            waits = next((name for name in node_set.after if name in names and not ready.get(name, False)), "")
+            status = self._set(node_set, waits)
+            ready[node_set.name] = status.state in (ModuleState.READY, ModuleState.LOADABLE)
             sets.append(status)
         wanted = tuple(self._finished(name) for name in self._wanted)
         leaving = tuple(self._finished(name) for name in self._states if name not in self._wanted)
@@ -269,27 +272,27 @@ class _Decider:
     # --- unloading ---------------------------------------------------------------------------------------------------
 
     def _unload(self, name: str) -> None:
-        seen, wanted = self._at.seen.get(name, Seen()), self._wanted.get(name)
-        if not seen.loaded or (wanted is not None and (wanted.now or wanted.conflict)):
+        actual, wanted = self._at.actual.get(name, Actual()), self._wanted.get(name)
+        if not actual.loaded or (wanted is not None and (wanted.now or wanted.conflict)):
             return
         if wanted is not None:
             end = self._at.released.get(name, self._at.now) + wanted.unload_after
             if self._at.now < end:
                 self._wakes.append(end)
                 return
-        if not self._at.owned[name].requested and seen.unload_error is not None:
+        if not self._at.owned[name].requested and actual.unload_error is not None:
             return  # a dependency that is of use to others now
         self._attempt(Step(Action.UNLOAD, name, sets=wanted.sets if wanted else ()))
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
-    def _set(self, one: NodeSet, waits: str) -> SetStatus:
+    def _set(self, node_set: NodeSet, waits: str) -> SetStatus:
         blocker: ModuleStatus | None = None
         worst: ModuleStatus | None = None
-        for module in one.modules:
+        for module in node_set.modules:
             status = self._states.get(module.name)
             if status is None:
-                status = self._module(self._wanted[module.name], one, waits, blocker)
+                status = self._module(self._wanted[module.name], node_set, waits, blocker)
                 self._states[module.name] = status
             bad = status.state not in (ModuleState.READY, ModuleState.LOADABLE)
             if module.required and bad and blocker is None:
@@ -297,51 +300,51 @@ class _Decider:
             if module.required and (worst is None or _rank(status.state) > _rank(worst.state)):
                 worst = status
         if worst is None:  # no module is required
-            return SetStatus(one.name, ModuleState.READY, generation=one.generation)
+            return SetStatus(node_set.name, ModuleState.READY, generation=node_set.generation)
         message = "" if worst.state in (ModuleState.READY, ModuleState.LOADABLE) else worst.message
-        return SetStatus(one.name, worst.state, worst.reason, message, one.generation)
+        return SetStatus(node_set.name, worst.state, worst.reason, message, node_set.generation)
 
-    def _module(self, wanted: Wanted, one: NodeSet, waits: str, blocker: ModuleStatus | None) -> ModuleStatus:
-        name, seen = wanted.name, self._at.seen.get(wanted.name, Seen())
+    def _module(self, wanted: Wanted, node_set: NodeSet, waits: str, blocker: ModuleStatus | None) -> ModuleStatus:
+        name, actual = wanted.name, self._at.actual.get(wanted.name, Actual())
         if wanted.conflict:
             return _failed(name, Conflict(wanted.conflict, module=name))
-        version = self._version(wanted, seen)
+        version = self._version(wanted, actual)
         if version is not None:
             return _failed(name, version)
-        foreign = isinstance(seen.load_error, Conflict) and seen.loaded
-        stale = bool(wanted.module.version) and seen.loaded and bool(seen.differs)
+        foreign = isinstance(actual.load_error, Conflict) and actual.loaded
+        stale = bool(wanted.module.version) and actual.loaded and bool(actual.differs)
         if not wanted.now:
-            return self._idle(wanted, seen, differs=foreign or stale)
-        if seen.load_error is None and seen.moving:
+            return self._idle(wanted, actual, differs=foreign or stale)
+        if actual.load_error is None and actual.moving:
             return ModuleStatus(name, ModuleState.PENDING, message=f"{name} is being loaded or unloaded")
-        if seen.load_error is None and not seen.load_steps and not stale:
+        if actual.load_error is None and not actual.load_steps and not stale:
             return ModuleStatus(name, ModuleState.READY)
         reload = foreign or stale
         if reload and name not in self._at.owned and wanted.foreign is Foreign.REPORT:
-            return self._drifted(name, seen)
-        if seen.load_error is not None and not reload:
-            return self._refused(name, seen.load_error)
+            return self._drifted(name, actual)
+        if actual.load_error is not None and not reload:
+            return self._refused(name, actual.load_error)
         if waits:
             return ModuleStatus(name, ModuleState.BLOCKED, message=f"the set {waits}, which comes first, is not ready")
         if blocker is not None:
-            message = f"{blocker.name}, which comes before it in the set {one.name}, is not ready"
+            message = f"{blocker.name}, which comes before it in the set {node_set.name}, is not ready"
             return ModuleStatus(name, ModuleState.BLOCKED, blocker.reason, message)
         action = Action.RELOAD if reload else Action.LOAD
         return self._attempt(Step(action, name, wanted.module.parameters, wanted.module.version, wanted.sets))
 
-    def _version(self, wanted: Wanted, seen: Seen) -> KmoddError | None:
+    def _version(self, wanted: Wanted, actual: Actual) -> KmoddError | None:
         name, version = wanted.name, wanted.module.version
-        if not version or seen.active_version == version:
+        if not version or actual.active_version == version:
             return None
-        if version not in seen.stored_versions:
+        if version not in actual.stored_versions:
             return NoSuchVersion(
                 f"the store has no version {version} of {name}",
                 module=name,
                 evidence=Evidence(hint="kmodctl store list"),
             )
         active = (
-            f"version {seen.active_version} of {name} is active"
-            if seen.active_version
+            f"version {actual.active_version} of {name} is active"
+            if actual.active_version
             else f"no version of {name} is active"
         )
         return Conflict(
@@ -350,19 +353,19 @@ class _Decider:
             evidence=Evidence(hint=f"kmodctl store activate {name} {shlex.quote(version)}"),
         )
 
-    def _idle(self, wanted: Wanted, seen: Seen, *, differs: bool) -> ModuleStatus:
+    def _idle(self, wanted: Wanted, actual: Actual, *, differs: bool) -> ModuleStatus:
         name = wanted.name
         if name in self._states:
             return self._states[name]  # being unloaded
         if differs and name not in self._at.owned and wanted.foreign is Foreign.REPORT:
-            return self._drifted(name, seen)
-        if seen.load_error is not None and not differs:
-            return self._refused(name, seen.load_error)
+            return self._drifted(name, actual)
+        if actual.load_error is not None and not differs:
+            return self._refused(name, actual.load_error)
         return self._barred(name) or ModuleStatus(name, ModuleState.LOADABLE)
 
-    def _drifted(self, name: str, seen: Seen) -> ModuleStatus:
-        error = seen.load_error or Conflict(
-            f"what is loaded differs from the file of {name}: {seen.differs}", module=name
+    def _drifted(self, name: str, actual: Actual) -> ModuleStatus:
+        error = actual.load_error or Conflict(
+            f"what is loaded differs from the file of {name}: {actual.differs}", module=name
         )
         return replace(_failed(name, error), state=ModuleState.DRIFTED)
 
@@ -402,12 +405,12 @@ class _Decider:
             self._step = step
 
     def _finished(self, name: str) -> ModuleStatus:
-        status, seen = self._states[name], self._at.seen.get(name, Seen())
+        status, actual = self._states[name], self._at.actual.get(name, Actual())
         return replace(
             status,
-            parameters=seen.parameters if seen.loaded else (),
-            version=seen.version if seen.loaded else "",
-            owned_by_agent=seen.loaded and name in self._at.owned,
+            parameters=actual.parameters if actual.loaded else (),
+            version=actual.version if actual.loaded else "",
+            owned_by_agent=actual.loaded and name in self._at.owned,
             observed_generation=self._at.generation,
         )
 

@@ -233,7 +233,7 @@ class Reconciler:
             return
         appeared, self._exists = not self._exists, True
         try:
-            found = NodeModules(parse_metadata(document), parse_node_spec(document))
+            modules = NodeModules(parse_metadata(document), parse_node_spec(document))
         except InvalidArgs as error:
             generation = document.get("metadata", {}).get("generation")
             self._generation = generation if isinstance(generation, int) else 0
@@ -244,14 +244,14 @@ class Reconciler:
             return
         if appeared:
             self._adopt(document)
-        known = self._object
-        if known is None or (known.spec, known.metadata.generation) != (found.spec, found.metadata.generation):
+        before = self._object
+        if before is None or (before.spec, before.metadata.generation) != (modules.spec, modules.metadata.generation):
             self._wake.set()
         refused, self._refusal = self._refusal, None
         if refused is not None or appeared:
             self._wake.set()
-        self._object = found
-        if known is None or known.spec != found.spec:
+        self._object = modules
+        if before is None or before.spec != modules.spec:
             self._keep()
         if appeared:
             self._write.set()
@@ -333,7 +333,7 @@ class Reconciler:
             del self._failures[name]
         situation = Situation(
             target.spec,
-            look.seen,
+            look.actual,
             self._record.owned,
             self._failures,
             self._record.barred,
@@ -362,7 +362,7 @@ class Reconciler:
             for name, module in wanted.items()
             if module.demanded
             and not module.conflict
-            and look.seen[name].as_specified
+            and look.actual[name].as_specified
             and name not in self._node.leases
         ]
         self._unheld = {name: reason for name, reason in self._unheld.items() if name in needed}
@@ -508,19 +508,19 @@ class Reconciler:
         now = self._clock.monotonic()
         self._fresh = {name: since for name, since in self._fresh.items() if now - since < FRESH}
         for name, owned in list(self._record.owned.items()):
-            seen = look.seen.get(name)
+            actual = look.actual.get(name)
             if name in self._fresh:
-                if seen is not None and seen.loaded_at and seen.loaded_at != owned.loaded_at:
-                    self._record.owned[name] = replace(owned, loaded_at=seen.loaded_at)
+                if actual is not None and actual.loaded_at and actual.loaded_at != owned.loaded_at:
+                    self._record.owned[name] = replace(owned, loaded_at=actual.loaded_at)
                     changed = True
             elif name not in look.loaded:
                 del self._record.owned[name]
                 changed = True
-            elif seen is not None and seen.loaded_at != owned.loaded_at and seen.loaded_at:
+            elif actual is not None and actual.loaded_at != owned.loaded_at and actual.loaded_at:
                 if owned.loaded_at:
                     del self._record.owned[name]  # gone, and loaded again by others
                 else:
-                    self._record.owned[name] = replace(owned, loaded_at=seen.loaded_at)
+                    self._record.owned[name] = replace(owned, loaded_at=actual.loaded_at)
                 changed = True
         if changed:
             self._save()
@@ -625,7 +625,7 @@ class Reconciler:
 def _ready(decision: Decision) -> tuple[str, ConditionStatus, str, str]:
     good = (ModuleState.READY, ModuleState.LOADABLE)
     count = sum(module.state in good for module in decision.modules)
-    bad: SetStatus | ModuleStatus | None = next((one for one in decision.sets if one.state not in good), None)
+    bad: SetStatus | ModuleStatus | None = next((row for row in decision.sets if row.state not in good), None)
     if bad is None:
         # What no set wants any more, and cannot be unloaded, is in no set's status.
         bad = next((row for row in decision.leaving if row.state not in good), None)

@@ -41,7 +41,7 @@ from kmodd.daemon.store import CustomModules
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.authorizer import InsecureSameUserAuthority
 from kmodd.dbus.interface_xml import installed
-from kmodd.dbus.peers import Delegation
+from kmodd.dbus.peers import AGENT, GATEWAY, Delegation
 from kmodd.dbus.polkit import Polkit
 from kmodd.dbus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError, Transport
 from kmodd.journal.reader import JournalReader, MemoryJournal, boot_loads, open_system_reader
@@ -98,7 +98,7 @@ class Daemon:
         self._authority = (
             InsecureSameUserAuthority(os.getuid())
             if settings.simulate
-            else Polkit(transport, speakers=Delegation(Path("/etc/passwd")))
+            else Polkit(transport, speakers=Delegation(Path("/etc/passwd"), GATEWAY, AGENT))
         )
         root = None if settings.simulate else Path("/")
         self._desired = desired = desired_state(root, kernel, self._audit, self._take_over)

@@ -112,7 +112,7 @@ class Authorizer:
         """
         call = Call(lambda _: None, details)
         if call.on_behalf_of and not self._authority.may_speak_for_others(caller.uid):
-            raise AccessDenied("only root and the gateway may use on-behalf-of")
+            raise AccessDenied("this user may not use on-behalf-of")
         caller = self.speaker(caller, call)
         try:
             await self._ask(caller, action, call)
@@ -160,7 +160,7 @@ class Authorizer:
 
     async def _ask(self, caller: Caller, action: str, call: Call) -> None:
         if call.on_behalf_of and not self._authority.may_speak_for_others(caller.uid):
-            raise AccessDenied("only root and the gateway may use on-behalf-of")
+            raise AccessDenied("this user may not use on-behalf-of")
         if not caller.interactive or caller.uid == 0:
             await self._authority.check(caller, action, call.details)
             return

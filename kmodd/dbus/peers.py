@@ -181,36 +181,40 @@ class Peers:
 
 
 GATEWAY = "kmodd-gateway"
+AGENT = "kmodd-agent"
+"""The agent of a Kubernetes cluster, which names its module sets."""
 
 
 class Delegation:
-    """Root, and the user of this name in the machine's own passwd(5) file.
+    """Root, and the users of these names in the machine's own passwd(5) file.
 
     The file is read instead of getpwuid(3): with users in a directory (sssd, LDAP) that call blocks for seconds while the directory
     is away, and a user whom the directory calls `kmodd-gateway` would be taken for the gateway.
     """
 
-    def __init__(self, passwd: Path, name: str = GATEWAY) -> None:
+    def __init__(self, passwd: Path, *names: str) -> None:
         self._passwd = passwd
-        self._name = name.encode()
+        self._names = [name.encode() for name in names]
         self._stamp: tuple[int, int, int] | None = None
-        self._uid: int | None = None
+        self._uids: frozenset[int] = frozenset()
 
     def __call__(self, uid: int | None) -> bool:
         """Whether this user may; only root if the file cannot be read."""
-        return uid == 0 or (uid is not None and uid == self._gateway())
+        return uid == 0 or uid in self._users()
 
-    def _gateway(self) -> int | None:
-        """The user's id. The file is read again only when it was replaced: the gateway may be installed later."""
+    def _users(self) -> frozenset[int]:
+        """Ids of the users. The file is read again only when it was replaced: the gateway may be installed later."""
         try:
             status = self._passwd.stat()
             stamp = status.st_mtime_ns, status.st_ino, status.st_size
             if stamp != self._stamp:
-                self._uid = _uid_of(self._name, self._passwd.read_bytes())
+                content = self._passwd.read_bytes()
+                uids = (_uid_of(name, content) for name in self._names)
+                self._uids = frozenset(uid for uid in uids if uid is not None)
                 self._stamp = stamp
         except OSError:
-            self._stamp = self._uid = None
-        return self._uid
+            self._stamp, self._uids = None, frozenset()
+        return self._uids
 
 
 def _uid_of(name: bytes, passwd: bytes) -> int | None:

@@ -117,12 +117,12 @@ def clean(value: str) -> str:
     return value
 
 
-def to_lines(record: Record) -> list[str]:
-    """Spell a record; empty fields are left out."""
+def to_lines(record: Record, identifier: str = IDENTIFIER) -> list[str]:
+    """Spell a record of the program of this identifier; empty fields are left out."""
     lines = [
         f"MESSAGE={clean(record.message)}",
         f"PRIORITY={record.priority}",
-        f"SYSLOG_IDENTIFIER={IDENTIFIER}",
+        f"SYSLOG_IDENTIFIER={identifier}",
         f"KMODD_EVENT={clean(record.event)}",
     ]
     message_id = MESSAGE_IDS.get(record.event)

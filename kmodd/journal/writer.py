@@ -11,13 +11,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields as dataclass_fields
+from functools import partial
 from select import POLLOUT, poll
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, socket
 from typing import Any, Protocol, TextIO
 
 import structlog
 
-from kmodd.journal.fields import clean, to_lines
+from kmodd.journal.fields import IDENTIFIER, clean, to_lines
 from kmodd.model import Record
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -60,9 +61,10 @@ class Journal:
     room), and what does not fit is kept for later.
     """
 
-    def __init__(self, send: Send, path: str = JOURNAL_SOCKET) -> None:
+    def __init__(self, send: Send, path: str = JOURNAL_SOCKET, identifier: str = IDENTIFIER) -> None:
         """OSError if there is no listener at `path`."""
         self._send = send
+        self._identifier = identifier
         self._backlog: deque[tuple[str, ...]] = deque()
         self.dropped = 0
         """Records lost so far."""
@@ -90,7 +92,7 @@ class Journal:
         while self._backlog and self._poll.poll(0):
             try:
                 if self._unreported:
-                    self._send(*to_lines(_dropped(self._unreported)))
+                    self._send(*to_lines(_dropped(self._unreported), self._identifier))
                     self._unreported = 0
                 else:
                     self._send(*self._backlog.popleft())
@@ -155,15 +157,15 @@ class JournalAudit:
             self.lost += 1
 
 
-def connect(environment: Mapping[str, str], stream: TextIO) -> "Journal | Terminal":
-    """Take the journal when systemd started us with it, else the stream."""
+def connect(environment: Mapping[str, str], stream: TextIO, identifier: str = IDENTIFIER) -> "Journal | Terminal":
+    """Take the journal when systemd started us with it, else the stream. `identifier` is the program's SYSLOG_IDENTIFIER."""
     if "JOURNAL_STREAM" not in environment:
         return Terminal(stream)
     # Imported here: clients use this module too, and have no need of libsystemd.
     from systemd.journal import sendv
 
     try:
-        return Journal(sendv)
+        return Journal(sendv, identifier=identifier)
     except OSError:
         return Terminal(stream)
 
@@ -180,7 +182,9 @@ class Threshold:
         self.least = _PRIORITIES.get(level, 6)
 
 
-def make_logger(send: Send, *, least: int = 6, threshold: Threshold | None = None) -> Logger:
+def make_logger(
+    send: Send, *, least: int = 6, threshold: Threshold | None = None, identifier: str = IDENTIFIER
+) -> Logger:
     """Make a logger that sends everything of priority `least` (a syslog number) or more urgent, and every audit record."""
     threshold = threshold or Threshold(least)
 
@@ -190,7 +194,10 @@ def make_logger(send: Send, *, least: int = 6, threshold: Threshold | None = Non
         return event
 
     logger: Logger = structlog.wrap_logger(
-        _Sender(send), processors=[drop, _to_lines], wrapper_class=_Levels, cache_logger_on_first_use=True
+        _Sender(send),
+        processors=[drop, partial(_to_lines, identifier)],
+        wrapper_class=_Levels,
+        cache_logger_on_first_use=True,
     )
     return logger
 
@@ -259,7 +266,9 @@ class _Levels(structlog.BoundLoggerBase):
         self._logger.send(*lines)
 
 
-def _to_lines(_logger: object, level: str, event: MutableMapping[str, Any]) -> tuple[list[str], dict[str, object]]:
+def _to_lines(
+    identifier: str, _logger: object, level: str, event: MutableMapping[str, Any]
+) -> tuple[list[str], dict[str, object]]:
     """Turn structlog's event into the arguments of `send`."""
     record = event.get("record")
     if not isinstance(record, Record):
@@ -268,7 +277,7 @@ def _to_lines(_logger: object, level: str, event: MutableMapping[str, Any]) -> t
         extra = {key.upper(): clean(str(value)) for key, value in event.items() if key not in own and value != ""}
         own.setdefault("message", name)
         record = Record(event=name, priority=_PRIORITIES.get(level, 6), extra=extra, **own)
-    return to_lines(record), {}
+    return to_lines(record, identifier), {}
 
 
 def _dropped(count: int) -> Record:

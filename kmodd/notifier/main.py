@@ -25,7 +25,7 @@ from kmodd.config.section import ConfigurationError
 from kmodd.core.audit.limit import RateLimitedAudit
 from kmodd.dbus.authorizer import Authority, InsecureSameUserAuthority
 from kmodd.dbus.interface_xml import installed
-from kmodd.dbus.peers import Delegation
+from kmodd.dbus.peers import GATEWAY, Delegation
 from kmodd.dbus.polkit import Polkit
 from kmodd.dbus.transport import BusLostError
 from kmodd.dbus.transport import Transport as Server
@@ -147,7 +147,7 @@ async def _serve(
     authority: Authority = (
         InsecureSameUserAuthority(os.getuid())
         if settings.address
-        else Polkit(server, speakers=Delegation(Path("/etc/passwd")))
+        else Polkit(server, speakers=Delegation(Path("/etc/passwd"), GATEWAY))
     )
     audit = RateLimitedAudit(JournalAudit(logger), machine.clock, loop.call_later)
     service = Service(

@@ -78,7 +78,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "kmodd.notifier",
     ),
     "kmodd.fleet": (*SHARED, "kmodd.fleet"),
-    "kmodd.agent": (*SHARED, "kmodd.client", "kmodd.fleet", "kmodd.journal.writer", "kmodd.startup", "kmodd.agent"),
+    "kmodd.agent": (
+        *SHARED,
+        "kmodd.client",
+        "kmodd.fleet",
+        "kmodd.journal.writer",
+        "kmodd.kernel.atomic_file",
+        "kmodd.startup",
+        "kmodd.agent",
+    ),
     "kmodd.coordinator": (*SHARED, "kmodd.fleet", "kmodd.journal.writer", "kmodd.startup", "kmodd.coordinator"),
     "kmodd": (),
 }

@@ -15,102 +15,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from kmodd.agent.leases import Leases
-from kmodd.agent.node import Look, Node
-from kmodd.agent.planning import Action, Seen, Step, Wanted
 from kmodd.agent.reconciler import Clock, Reconciler
 from kmodd.agent.record import StateFolder
-from kmodd.errors import Conflict, InitFailed, KmoddError
 from kmodd.fleet.kubernetes import NODE_MODULES, Access, Api, Listing
 from kmodd.fleet.resources import parse_node_modules
 from kmodd.journal.writer import Terminal, make_logger
 from tests.fleet.cluster import ROOT, Cluster, cluster
+from tests.fleet.simulated_node import BAD, SimulatedClient, SimulatedNode
 
 if TYPE_CHECKING:
+    from kmodd.agent.node import Node
     from kmodd.client import Client
 
-LOAD = 0.02
-"""Seconds that a load or unload takes."""
 GROUP = "/apis/kmodd.org/v1alpha1"
 SYSTEM = "kmodd-system"
-BAD = "9"
-"""The value of max_loop with which the init function of loop fails on nodes that are bad."""
 OUTAGE = 20.0
 CHURN_SECONDS, CHURN_RATE = 20.0, 20.0
 MERGE = "application/merge-patch+json"
 
 
 # --- an agent ---------------------------------------------------------------------------------------------------------
-
-
-class SimulatedNode:
-    """A node as the agent sees it through kmodd, without either."""
-
-    def __init__(self, *, bad: bool) -> None:
-        self._bad = bad
-        self._loaded: dict[str, dict[str, str]] = {}
-        self._loaded_at: dict[str, int] = {}
-        self.leases = Leases(cast("Client", SimulatedClient()))
-
-    async def look(self, wanted: Mapping[str, Wanted], owned: Collection[str]) -> Look:
-        """What is loaded, and what a load would do."""
-        seen = {name: self._seen(name, wanted.get(name)) for name in dict.fromkeys((*wanted, *owned))}
-        return Look(seen, frozenset(self._loaded), "6.1.0-simulated", "0.1.0", "")
-
-    def _seen(self, name: str, wanted: Wanted | None) -> Seen:
-        have = self._loaded.get(name)
-        if have is None:
-            return Seen(load_steps=True)
-        parameters = dict(wanted.module.parameters) if wanted is not None else {}
-        differs = any(have.get(key) != value for key, value in parameters.items())
-        error = Conflict(f"{name} is loaded with other parameters", module=name) if differs else None
-        return Seen(loaded=True, load_error=error, loaded_at=self._loaded_at[name])
-
-    async def hold(self, wanted: Wanted) -> None:
-        """Nothing else unloads modules here."""
-        del wanted
-
-    async def check(self, step: Step) -> KmoddError | None:
-        """Nothing is known beforehand."""
-        del step
-        return None
-
-    async def take(self, step: Step) -> tuple[str, ...]:
-        """Do it."""
-        await asyncio.sleep(LOAD)
-        if step.action is Action.UNLOAD:
-            self._loaded.pop(step.module, None)
-            return (step.module,)
-        if self._bad and dict(step.parameters).get("max_loop") == BAD:
-            raise InitFailed(f"init of {step.module} failed", module=step.module)
-        self._loaded[step.module] = dict(step.parameters)
-        self._loaded_at[step.module] = time.time_ns() // 1000
-        return (step.module,)
-
-
-class SimulatedClient:
-    """A bus on which nothing happens."""
-
-    transport = SimpleNamespace(connected=True)
-
-    @asynccontextmanager
-    async def signals(self, *rules: str) -> AsyncIterator[AsyncIterator[Any]]:
-        """Signals that never come."""
-        del rules
-
-        async def never() -> AsyncIterator[Any]:
-            await asyncio.get_running_loop().create_future()
-            yield None
-
-        yield never()
 
 
 async def agents(folder: Path, names: list[str]) -> None:

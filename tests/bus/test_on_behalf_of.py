@@ -72,7 +72,7 @@ async def test_on_behalf_of_is_recorded_and_announced(
 
 
 @pytest.mark.parametrize(("interface", "member", "signature", "body", "event"), SPEAKING)
-async def test_on_behalf_of_is_the_gateways_alone(
+async def test_on_behalf_of_is_not_for_everyone(
     service: Bench, interface: str, member: str, signature: str, body: tuple[Any, ...], event: str
 ) -> None:
     """Another user could put a colleague's name beside what it did."""
@@ -86,9 +86,9 @@ async def test_on_behalf_of_is_the_gateways_alone(
     assert not service.deeds.done
 
 
-def test_only_root_and_the_machines_own_user_of_that_name_speak(tmp_path: Path) -> None:
+def test_only_root_and_the_machines_own_users_of_these_names_speak(tmp_path: Path) -> None:
     passwd = tmp_path / "passwd"
-    speakers = Delegation(passwd)
+    speakers = Delegation(passwd, "kmodd-gateway", "kmodd-agent")
     assert speakers(0), "root needs no entry"
     assert not speakers(997), "there is no file"
     passwd.write_text("root:x:0:0::/:/bin/sh\nkmodd-gateway-x:x:996:996::/:/x\nkmodd-gateway:x:997:997::/:/x\n")
@@ -98,6 +98,10 @@ def test_only_root_and_the_machines_own_user_of_that_name_speak(tmp_path: Path) 
     passwd.with_name("new").replace(passwd)
     assert speakers(995)
     assert not speakers(997), "the first entry counts, as for getpwnam(3)"
+    passwd.with_name("new").write_text("kmodd-agent:x:60964:60964::/:/x\nkmodd-gateway:x:995:995::/:/x\n")
+    passwd.with_name("new").replace(passwd)
+    assert [uid for uid in (None, 0, 1, 995, 997, 60964) if speakers(uid)] == [0, 995, 60964]
+    assert not Delegation(passwd, "kmodd-gateway")(60964), "the notifier has no business with the agent"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_only_root_and_the_machines_own_user_of_that_name_speak(tmp_path: Path) 
 )
 def test_an_invalid_entry_names_no_user(tmp_path: Path, entry: str) -> None:
     (tmp_path / "passwd").write_bytes(entry.encode() + b"\n\xff:x:997:\n")
-    speakers = Delegation(tmp_path / "passwd")
+    speakers = Delegation(tmp_path / "passwd", "kmodd-gateway", "kmodd-agent")
     assert [uid for uid in (None, 0, 997, -1) if speakers(uid)] == [0]
 
 
@@ -119,7 +123,7 @@ def test_no_name_service_is_queried(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for function in ("getpwuid", "getpwnam", "getpwall"):
         monkeypatch.setattr(pwd, function, directory)
     (tmp_path / "passwd").write_text("root:x:0:0::/:/bin/sh\n")
-    assert not Delegation(tmp_path / "passwd")(1000)
+    assert not Delegation(tmp_path / "passwd", "kmodd-gateway", "kmodd-agent")(1000)
 
 
 @pytest.mark.parametrize("text", ["two\nlines", "\x1b[1m", "x" * 257])

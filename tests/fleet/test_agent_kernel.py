@@ -10,7 +10,7 @@ import pytest
 
 from kmodd.client import Client
 from kmodd.errors import InUse, LimitsExceeded
-from kmodd.model import Explanation, User
+from kmodd.model import Explanation, HistoryEntry, User
 from tests.fleet.cluster import Cluster
 from tests.fleet.other_kernel import other_daemon
 from tests.fleet.running import Node, module, new_node, one_set
@@ -74,6 +74,35 @@ def test_nothing_is_begun_where_too_much_is_stuck(node: Node) -> None:
             status = node.reaches("loop", "Failed", "LimitsExceeded")
             assert status.next_try
             assert {states(node.read())[name] for name in hanging[:3]} == {("Failed", "TimedOut")}
+
+
+# --- for whom ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "named"),
+    [
+        (("storage",), "ModuleSet/storage"),
+        (("network", "storage"), "ModuleSet/network ModuleSet/storage"),
+        # As many as there is room for: 256 bytes.
+        (tuple(letter * 63 for letter in "abcdef"), " ".join(f"ModuleSet/{letter * 63}" for letter in "abc")),
+    ],
+    ids=["one", "two", "many"],
+)
+def test_kmodd_is_given_the_sets_that_a_step_is_for(node: Node, sets: tuple[str, ...], named: str) -> None:
+    async def history(client: Client) -> tuple[HistoryEntry, ...]:
+        return await client.history("loop")
+
+    with other_daemon(node.address), node.agent():
+        node.want(*(one_set(name, "loop") for name in sets))
+        node.reaches("loop", "Ready")
+        node.want()
+        node.until_gone("loop")
+        records = [entry.record for entry in node.call(history)]
+    loaded, unloaded = records
+    assert (loaded.event, loaded.on_behalf_of) == ("module.loaded", named)
+    assert loaded.reason == f"ModuleSet {', '.join(sets)}"
+    assert (unloaded.event, unloaded.on_behalf_of) == ("module.unloaded", "")
 
 
 # --- another boot -----------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ async def test_for_whom_and_why_is_written_down(desk: Desk) -> None:
     done = [record for record in desk.journal.records if record.event == "notifier.managed"]
     assert [(record.reason, record.on_behalf_of) for record in done] == [("the pager", "token ops")] * 3
     async with desk.client(1000) as user:
-        with pytest.raises(Reply, match="AccessDenied: only root and the gateway may use on-behalf-of"):
+        with pytest.raises(Reply, match="AccessDenied: this user may not use on-behalf-of"):
             await call(user, "AddWebhook", "ssa{sv}", "hook", "https://there.example/", said)
     assert not desk.polkit.asked
 

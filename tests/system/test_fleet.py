@@ -18,7 +18,7 @@ import yaml
 from tests.fleet.cluster import ROOT, Cluster, cluster
 from tests.fleet.coordinating import GROUP, MERGE, Fleet
 from tests.fleet.running import PATH, Node, module, new_node, one_set
-from tests.system.client import Client, Kmodctl, loaded, soon
+from tests.system.client import Client, Kmodctl, loaded, record, soon
 from tests.system.service import show
 from tests.vm import agent
 
@@ -34,12 +34,15 @@ UNIT = "kmodd-agent.service"
 PATIENCE = 180.0
 """Seconds; the agent waits up to 40 between attempts, and an emulated machine that is shared is slow."""
 RULE = "/etc/polkit-1/rules.d/50-kmodd-agent.rules"
+EARLIER_RULE = "/etc/polkit-1/rules.d/40-kmodd-agent.rules"
 LISTED: dict[str, list[str]] = {
     f"{T}params": ["an_int=41", "a_bool=Y"],
     f"{T}dep_a": [],
     f"{T}dep_b": [],
     f"{T}slow": ["ms=15000"],
     f"{T}good": [],
+    f"{T}init_wait": [],
+    f"{T}exit_wait": [],
     "loop": [],
     "dummy": [],
     "veth": [],
@@ -192,6 +195,21 @@ def test_a_set_appears_and_its_modules_come(vm: Machine, node: Node, client: Cli
     assert (properties["BootId"], properties["Version"]) == (found.boot_id, found.kmodd_version)
     by = client.explain(f"{T}dep_b")["loaded-by"]
     assert (by["uid"], by["reason"]) == (uid(vm), "ModuleSet base")
+    assert record(vm, "KMODD_EVENT=module.loaded", f"KMODD_MODULE={T}dep_b")["KMODD_ON_BEHALF_OF"] == "ModuleSet/base"
+    node.want()
+    is_gone(vm)
+
+
+def test_a_rule_reads_the_set_that_a_step_is_for(vm: Machine, node: Node) -> None:
+    text = """polkit.addRule(function (action, subject) {
+        if (subject.user === "kmodd-agent" && action.lookup("on-behalf-of") === "ModuleSet/other") { return polkit.Result.NO; }
+    });"""
+    vm.write_file(EARLIER_RULE, text)
+    node.want(one_set("other", f"{T}dep_a"), one_set("base", f"{T}good"))
+    node.reaches(f"{T}dep_a", "Failed", "AccessDenied", PATIENCE)
+    node.reaches(f"{T}good", "Ready", seconds=PATIENCE)
+    assert loaded(vm) == {"good"}
+    vm.check(["rm", EARLIER_RULE])
     node.want()
     is_gone(vm)
 
@@ -337,6 +355,65 @@ def test_a_reboot_is_noticed(vm: Machine, node: Node, fleet: Fleet, kubernetes: 
     assert loaded(vm) == {"dep_a", "dep_b"}
     fleet.delete(f"{GROUP}/modulesets/base")
     is_gone(vm)
+
+
+@pytest.fixture
+def listed(vm: Machine, node: Node, fleet: Fleet) -> None:
+    """The agent runs and may use what is listed, and the specification is the test's alone."""
+    fleet.stop()
+    rule(vm, LISTED)
+    if show(vm, "ActiveState", UNIT) != "active":
+        start(vm)
+    node.want()
+    is_gone(vm)
+
+
+def release(vm: Machine, name: str) -> None:
+    """Let the init or exit function of the module return."""
+    vm.check(f"echo 1 > /sys/kernel/{name}/release")
+
+
+@pytest.mark.usefixtures("listed")
+def test_a_module_that_another_process_loads_is_busy(vm: Machine, node: Node) -> None:
+    name = f"{T}init_wait"
+    vm.check(f"systemd-run -q modprobe {name}; until test -e /sys/kernel/{name}/release; do sleep .1; done")
+    node.want(one_set("base", name))
+    assert "another process" in node.reaches(name, "Failed", "Busy", PATIENCE).message
+    release(vm, name)
+    assert not node.reaches(name, "Ready", seconds=PATIENCE).owned_by_agent
+    node.want()
+    node.wait(lambda found: not found.status.modules, PATIENCE)
+    assert loaded(vm) == {"init_wait"}, "it is of another process"
+    vm.check(["rmmod", name])
+
+
+@pytest.mark.usefixtures("listed")
+def test_calls_that_do_not_return_are_reasons(vm: Machine, node: Node) -> None:
+    """`TimedOut` for the step itself, `Stuck` for an agent that does not know of it, `LimitsExceeded` for one too many."""
+    vm.write_file("/etc/kmodd/kmodd.toml", "[operations]\ntimeout = 8\nstuck-max = 2\n")
+    vm.check("kmodctl config reload")
+    hanging, leaving = f"{T}init_wait", f"{T}exit_wait"
+    node.want(one_set("hangs", hanging))
+    status = node.reaches(hanging, "Failed", "TimedOut", PATIENCE)
+    assert not status.next_try
+    assert "/stack" in status.hint
+    vm.check(["systemctl", "stop", UNIT], timeout=PATIENCE)
+    vm.check(["rm", "/var/lib/kmodd-agent/record.json"])
+    start(vm)
+    assert not node.reaches(hanging, "Failed", "Stuck", PATIENCE).next_try
+    node.want(one_set("hangs", hanging), one_set("leaves", leaving))
+    node.reaches(leaving, "Ready", seconds=PATIENCE)
+    node.want(one_set("hangs", hanging))
+    node.reaches(leaving, "Failed", "TimedOut", PATIENCE)
+    node.want(one_set("hangs", hanging), one_set("base", f"{T}dep_a"))
+    assert node.reaches(f"{T}dep_a", "Failed", "LimitsExceeded", PATIENCE).next_try
+    release(vm, leaving)
+    release(vm, hanging)
+    assert node.reaches(f"{T}dep_a", "Ready", seconds=PATIENCE).owned_by_agent
+    node.reaches(hanging, "Ready", seconds=PATIENCE)
+    node.want()
+    is_gone(vm, left=frozenset({"init_wait"}))
+    vm.check(f"rmmod {hanging}; rm /etc/kmodd/kmodd.toml; kmodctl config reload")
 
 
 def test_a_kernel_that_is_locked_down_is_a_reason(vm: Machine, node: Node, fleet: Fleet) -> None:

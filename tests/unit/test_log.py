@@ -75,6 +75,12 @@ def test_a_record_has_every_field_of_the_contract() -> None:
     }
 
 
+def test_each_program_has_an_identifier_of_its_own() -> None:
+    sent = Sent()
+    make_logger(sent, identifier="kmodd-agent").info("agent.started", message="it runs")
+    assert sent.field("SYSLOG_IDENTIFIER") == ["kmodd-agent"]
+
+
 def test_what_is_not_known_is_left_out_and_root_is_known() -> None:
     lines = to_lines(Record("module.appeared", "m"))
     assert {line.partition("=")[0] for line in lines} == {
