@@ -158,6 +158,7 @@ APPARMOR = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/apparmor.d/k
 DEPMODDIR = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/depmod.d
 INSTALLED_PAGES = $(foreach page,$(1),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page).gz)
 INSTALLED = $(APPARMOR) $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
+	$(PKGDIR)/surface.d/base.toml $(PKGDIR)/surface.d/cis-debian12.toml \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
 	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
@@ -219,6 +220,7 @@ install: install-check man ## install into PREFIX (below DESTDIR) and notify sys
 	@install -D -m 0644 systemd/kmodd-notifier.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-notifier.conf
 	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
+	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/surface.d install/surface.d/base.toml install/surface.d/cis-debian12.toml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces dbus/org.kmodd1.Notifier.xml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system.d dbus/org.kmodd1.Notifier.conf
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system-services dbus/org.kmodd1.Notifier.service
