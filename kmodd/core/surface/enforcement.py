@@ -89,7 +89,7 @@ class Enforcement:
 
     async def needs(self, kernel: str) -> Needs:
         """What this system needs in a kernel, or in every installed one; ModuleTreeMissing."""
-        return await self._in_thread(lambda: self._needs(self._releases(kernel), ()))
+        return await self._in_thread(lambda: self._needs(self._releases(kernel), (), initramfs=True))
 
     async def plan(self) -> SurfacePlan:
         """What the policy blocks, and why; Conflict for a file of surface.d that is not valid."""
@@ -128,7 +128,7 @@ class Enforcement:
             )
         return (kernel,) if kernel else releases
 
-    def _needs(self, releases: Sequence[str], allowed: Iterable[tuple[ModuleName, str]]) -> Needs:
+    def _needs(self, releases: Sequence[str], allowed: Iterable[tuple[ModuleName, str]], *, initramfs: bool) -> Needs:
         learning = Learning()
         blocked = self._blocked()
         readings = (
@@ -138,7 +138,8 @@ class Enforcement:
         )
         for release in releases:
             with self._installed.index(release, surface=b"") as index:
-                learning.kernel(release, index, (*readings, self._sources.initramfs(release)))
+                images = (self._sources.initramfs(release),) if initramfs else ()
+                learning.kernel(release, index, (*readings, *images))
         return learning.needs()
 
     def _own_readings(self, blocked: Collection[ModuleName]) -> tuple[Reading, ...]:
@@ -190,7 +191,9 @@ class Enforcement:
         policy = read_policy(self._documents.read())
         releases = releases or self._releases("")
         today = self._today()
-        needs = self._needs(releases, ((name, rule.place) for name, rule in policy.allow.items()))
+        allowed = [(name, rule.place) for name, rule in policy.allow.items()]
+        # What an image has decides about drivers only, and takes seconds to read.
+        needs = self._needs(releases, allowed, initramfs=Reach.HARDWARE in policy.scope)
         loaded = frozenset(self._loaded.snapshot())
         spellings = Spellings()
         reaches: dict[ModuleName, Reach] = {}
