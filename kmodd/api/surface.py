@@ -83,9 +83,7 @@ class SurfaceInterface:
 
         return Call(run, cancellable=True)
 
-    def plan(self, values: options.Values) -> Call:
-        del values
-
+    def plan(self) -> Call:
         async def run(_: Caller) -> Body:
             plan = await self._enforcement.plan()
             modules: rows.Row = {"modules": ("aa{sv}", list(map(_decision, plan.decisions)))}

@@ -17,6 +17,7 @@ __all__ = ["_traced"]
 POLICY = "/etc/kmodd/surface.d/10.toml"
 FILE = "/etc/modprobe.d/00-kmodd-surface.conf"
 EARLIER = "/etc/modprobe.d/00-a.conf"
+HOOK = "/etc/kernel/postinst.d/zz-kmodd-surface"
 SECONDS = 600.0
 FLOOR = ("ext4", "vfat", "virtio_net", "virtio_blk", "virtio_pci")
 """What the machine boots and is reached by, where it is a module."""
@@ -77,9 +78,14 @@ def test_what_undoes_a_rule_is_named_with_its_line(vm: Machine, kmodctl: Kmodctl
         done = kmodctl("surface", "check", seconds=SECONDS)
         assert done.code == 14
         assert f"{EARLIER}, line 2" in done.out
+        # The same before a new kernel is booted, which must not fail the installation of that kernel.
+        hook = vm.run(f'{HOOK} "$(uname -r)" /boot/vmlinuz', timeout=SECONDS)
+        assert (hook.code, f"{EARLIER}, line 2" in hook.stderr) == (0, True)
         assert vm.run(["modprobe", "btrfs"]).code == 0
     finally:
         vm.check(f"rm {EARLIER}; modprobe -r btrfs")
+    hook = vm.run(f'{HOOK} "$(uname -r)" /boot/vmlinuz', timeout=SECONDS)
+    assert (hook.code, hook.stdout, hook.stderr) == (0, "", "")
 
 
 def test_nothing_is_allowed_again_unless_that_is_said(vm: Machine, kmodctl: Kmodctl) -> None:
