@@ -55,7 +55,7 @@ def inserted(stock: Stock, requests: Iterable[str]) -> set[str]:
         "-a",
         "--",
     ]
-    modules = set()
+    modules: set[str] = set()
     for start in range(0, len(asked), AT_ONCE):
         done = subprocess.run(
             [*command, *asked[start : start + AT_ONCE]], env=stock._environment, capture_output=True, text=True

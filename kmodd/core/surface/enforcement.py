@@ -85,7 +85,7 @@ class Enforcement:
         self._forgotten = forgotten
         self._lock = asyncio.Lock()
 
-    # --- what is asked ------------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     async def needs(self, kernel: str) -> Needs:
         """What this system needs in a kernel, or in every installed one; ModuleTreeMissing."""

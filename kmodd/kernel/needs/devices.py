@@ -42,7 +42,7 @@ class BlockDevices:
         self._block = root / "sys/class/block"
 
     def name_of(self, number: str, source: str) -> str:
-        """The device of a mount by its number `MAJOR:MINOR`, or by its path where the file system has a number of its own."""
+        """The device of a mount by its number `MAJOR:MINOR`, or by its path where the file system has a separate number."""
         link = readlink(self._root / "sys/dev/block" / number)
         if link:
             return link.rpartition("/")[2]
@@ -90,7 +90,7 @@ class BlockDevices:
 
 
 def _algorithms(root: Path) -> Iterator[str]:
-    """Modules of the algorithms that the kernel has now: which of them a volume uses is not told to everyone."""
+    """Modules of the algorithms that the kernel has now: which of them a volume uses only root can read."""
     text = read_text(root / "proc/crypto", 1 << 20) or ""
     modules = (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("module"))
     yield from dict.fromkeys(module for module in modules if module != "kernel")
