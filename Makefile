@@ -160,8 +160,12 @@ LIVE = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]
 APPARMOR = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/apparmor.d/kmodd
 # Debian 12 has none, and the daemon, which may write one file in it, may not make it.
 DEPMODDIR = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/depmod.d
+# Both run it after a kernel is installed: Debian's packages of kernels, and kernel-install(8).
+KERNELHOOK = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/kernel/postinst.d/zz-kmodd-surface
+KERNELPLUGIN = $(PREFIX)/lib/kernel/install.d/95-kmodd-surface.install
 INSTALLED_PAGES = $(foreach page,$(1),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page).gz)
 INSTALLED = $(APPARMOR) $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
+	$(PKGDIR)/surface.d/base.toml $(PKGDIR)/surface.d/cis-debian12.toml $(KERNELHOOK) $(KERNELPLUGIN) \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
 	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
@@ -223,6 +227,9 @@ install: install-check man ## install into PREFIX (below DESTDIR) and notify sys
 	@install -D -m 0644 systemd/kmodd-notifier.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-notifier.conf
 	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
+	@install -D -m 0755 install/kernel-hook $(DESTDIR)$(KERNELHOOK)
+	@install -D -m 0755 install/kernel-hook $(DESTDIR)$(KERNELPLUGIN)
+	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/surface.d install/surface.d/base.toml install/surface.d/cis-debian12.toml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces dbus/org.kmodd1.Notifier.xml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system.d dbus/org.kmodd1.Notifier.conf
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system-services dbus/org.kmodd1.Notifier.service

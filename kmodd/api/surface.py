@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from kmodd.api import options
+from kmodd.api import polkit_details as asked
 from kmodd.api import replies as rows
 from kmodd.api.services import Services
 from kmodd.core.surface.service import exposure_of
@@ -12,9 +13,13 @@ from kmodd.dbus.call import Body, Call
 from kmodd.dbus.marshal import encode
 from kmodd.errors import InvalidArgs
 from kmodd.model import Caller
+from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Exposure, Guard, Reach, Route, Surface
-from kmodd.names import parse_glob, parse_module, parse_release
+from kmodd.model.surface_policy import Decision, Fault, Reason, SurfacePlan
+from kmodd.names import ModuleName, parse_glob, parse_module, parse_reason, parse_release
 from kmodd.patterns import matches
+
+ALLOW = "org.kmodd1.surface-allow"
 
 
 class SurfaceInterface:
@@ -24,6 +29,7 @@ class SurfaceInterface:
 
     def __init__(self, services: Services) -> None:
         self._surfaces = services.surfaces
+        self._enforcement = services.enforcement
 
     def get_summary(self, values: options.Values) -> Call:
         def summary(surface: Surface) -> Body:
@@ -65,13 +71,108 @@ class SurfaceInterface:
 
         return self._call(values, routes)
 
+    def get_needed(self, values: options.Values) -> Call:
+        kernel = _kernel(values)
+
+        async def run(_: Caller) -> Body:
+            needs = await self._enforcement.needs(kernel)
+            faults: list[rows.Row] = [
+                {"source": ("s", source), "fault": ("s", fault)} for source, fault in needs.faults.items()
+            ]
+            return Body(encode("aa{sv}", ([*faults, *(_needed(name, each) for name, each in needs.reasons.items())],)))
+
+        return Call(run, cancellable=True)
+
+    def plan(self) -> Call:
+        async def run(_: Caller) -> Body:
+            plan = await self._enforcement.plan()
+            modules: rows.Row = {"modules": ("aa{sv}", list(map(_decision, plan.decisions)))}
+            return Body(encode("a{sv}", (_plan(plan) | modules,)))
+
+        return Call(run, cancellable=True)
+
+    def apply(self, values: options.Values) -> Call:
+        weaken, dry_run = values.get("weaken", False), values.get("dry-run", False)
+        reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
+
+        async def run(caller: Caller) -> rows.Row:
+            return _plan(await self._enforcement.apply(caller, weaken=weaken, dry_run=dry_run, reason=reason))
+
+        details = {"action": "surface-weaken" if weaken else "surface-apply", **behalf}
+        return Call(run, details, actions=(ALLOW,) if weaken else (), dry_run=dry_run)
+
+    def check(self, values: options.Values) -> Call:
+        kernel = _kernel(values)
+
+        async def run(_: Caller) -> list[rows.Row]:
+            return [_fault(fault) for fault in await self._enforcement.check(kernel)]
+
+        return Call(run, cancellable=True)
+
     def _call(self, values: options.Values, make: Callable[[Surface], Body]) -> Call:
-        kernel = parse_release(values["kernel"]) if values.get("kernel") else ""
+        kernel = _kernel(values)
 
         async def run(caller: Caller) -> Body:
             return await self._surfaces.answer(kernel, caller.uid, make)
 
         return Call(run, cancellable=True)
+
+
+def _kernel(values: options.Values) -> str:
+    return parse_release(values["kernel"]) if values.get("kernel") else ""
+
+
+def _needed(module: ModuleName, reasons: tuple[Reason, ...]) -> rows.Row:
+    return {
+        "module": ("s", module),
+        "source": ("s", reasons[0].source),
+        "evidence": ("s", reasons[0].evidence),
+        "floor": ("b", reasons[0].floor),
+        "reasons": ("aa{sv}", list(map(_reason, reasons))),
+    }
+
+
+def _reason(reason: Reason) -> rows.Row:
+    return {
+        "source": ("s", reason.source),
+        "evidence": ("s", reason.evidence),
+        "floor": ("b", reason.floor),
+        "kernels": ("as", list(reason.kernels)),
+    }
+
+
+def _plan(plan: SurfacePlan) -> rows.Row:
+    return {
+        "mode": ("s", plan.mode.value),
+        "kernels": ("as", list(plan.kernels)),
+        "file": ("s", ManagedFile.SURFACE.value),
+        "block": ("as", list(plan.block)),
+        "release": ("as", list(plan.release)),
+        "remarks": ("aa{sv}", list(map(_fault, plan.remarks))),
+    }
+
+
+def _decision(decision: Decision) -> rows.Row:
+    row: rows.Row = {
+        "module": ("s", decision.module),
+        "blocked": ("b", decision.blocked),
+        "because": ("s", decision.because.value),
+        "detail": ("s", decision.detail),
+        "reach": ("s", decision.reach.value),
+        "loaded": ("b", decision.loaded),
+        "breaks": ("as", list(decision.breaks)),
+    }
+    if decision.rule is not None:
+        rule = decision.rule
+        row |= {"ids": ("as", list(rule.ids)), "file": ("s", rule.file), "line": ("u", rule.line)}
+    return row
+
+
+def _fault(fault: Fault) -> rows.Row:
+    row: rows.Row = {"kind": ("s", fault.kind), "message": ("s", fault.message)}
+    texts = {"module": fault.module or "", "kernel": fault.kernel, "file": fault.file, "hint": fault.hint}
+    row |= {name: ("s", text) for name, text in texts.items() if text}
+    return row | ({"line": ("u", fault.line)} if fault.line else {})
 
 
 def _reach(values: options.Values) -> Reach | None:

@@ -29,6 +29,8 @@ class ExitCode(IntEnum):
     FORBIDDEN_BY_KERNEL = 11
     LOST_IN_KERNEL = 12
     UNAVAILABLE = 13
+    DIFFERS = 14
+    """`surface check`: something is not as the policy says."""
     INTERRUPTED = 130
     """As a shell reports SIGINT."""
     BROKEN_PIPE = 141
@@ -156,6 +158,20 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return (arguments[:end], arguments[end + 1 :]) if "hold" in arguments[:end] else (arguments, ())
 
 
+SURFACE_VERBS = ("show", "learn", "plan", "apply", "check")
+
+
+def _with_verb(arguments: Sequence[str]) -> Sequence[str]:
+    """`surface` alone and `surface MODULE` are `surface show`."""
+    words = [number for number, word in enumerate(arguments) if not word.startswith("-")]
+    if not words or arguments[words[0]] != "surface":
+        return arguments
+    after = words[0] + 1
+    if arguments[after : after + 1] and arguments[after] in (*SURFACE_VERBS, "-h", "--help"):
+        return arguments
+    return [*arguments[:after], "show", *arguments[after:]]
+
+
 def make_parser() -> Parser:
     """The parser of the whole command line; the completion of shells is generated from it."""
     common = _common()
@@ -177,6 +193,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; bad usage and --help leave by SystemExit, as argparse does."""
     parser = make_parser()
     own, command = _split(arguments)
+    own = _with_verb(own)
     parsed = parser.parse_args(own)
     parsed.command = command
     for name, value in {
@@ -264,9 +281,14 @@ class _Grammar:
         )
 
     def _surface(self) -> None:
-        surface = self._add(
-            self._commands, "surface", "surface", "show which modules can be loaded by whom, and by which route"
+        group = self._add(
+            self._commands,
+            "surface",
+            "surface",
+            "show and restrict which modules can be loaded by whom, and by which route",
         )
+        verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        surface = self._add(verbs, "show", "surface", "show the surface (the default), or the routes to a module")
         surface.add_argument(
             "module",
             metavar="MODULE|GLOB",
@@ -280,10 +302,20 @@ class _Grammar:
             default="",
             help="only modules with this reach",
         )
-        surface.add_argument(
-            "--kernel", metavar="RELEASE", default="", help="an installed kernel; default: the running one"
-        )
         surface.add_argument("--limit", metavar="N", type=int, default=0, help="only the first N modules")
+        learn = self._add(verbs, "learn", "surface_policy:run_learn", "show which modules this system needs, and why")
+        plan = self._add(verbs, "plan", "surface_policy:run_plan", "show what the policy in surface.d blocks, and why")
+        apply = self._add(verbs, "apply", "surface_policy:run_apply", "write the rules of the policy in surface.d")
+        apply.add_argument("--weaken", action="store_true", help="also allow modules again that are blocked now")
+        apply.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
+        self._reason(apply)
+        check = self._add(
+            verbs, "check", "surface_policy:run_check", "check that the rules act and are as the policy says"
+        )
+        for reader in (learn, plan):
+            reader.add_argument("module", metavar="GLOB", nargs="?", default="", help="only modules that match")
+        for reader in (surface, learn, check):
+            reader.add_argument("--kernel", metavar="RELEASE", default="", help="an installed kernel")
         respond = self._add(
             self._commands,
             "respond",

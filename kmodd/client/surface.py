@@ -79,6 +79,58 @@ class RouteRow:
     command: bool
 
 
+@dataclass(frozen=True, slots=True)
+class NeededModule:
+    """A module that something needs, or a source that cannot be read."""
+
+    module: str
+    """Empty for a source that cannot be read."""
+    source: str
+    evidence: str
+    floor: bool
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedModule:
+    """What the policy says about one module."""
+
+    module: ModuleName
+    blocked: bool
+    because: str
+    detail: str
+    reach: str
+    loaded: bool
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceFault:
+    """Something that is not as the policy says."""
+
+    kind: str
+    message: str
+    module: str
+    kernel: str
+    file: str
+    line: int
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlan:
+    """The policy, applied to this system."""
+
+    mode: str
+    kernels: tuple[str, ...]
+    file: str
+    block: tuple[str, ...]
+    release: tuple[str, ...]
+    modules: tuple[DecidedModule, ...]
+    """Empty in the reply of `Apply`."""
+    remarks: tuple[SurfaceFault, ...]
+
+
 class AttackSurface:
     """Which modules can be loaded by whom."""
 
@@ -103,6 +155,75 @@ class AttackSurface:
     async def routes(self, module: str, *, kernel: str = "") -> tuple[RouteRow, ...]:
         """The routes to one module, the open ones first; `NoSuchModule` for an unknown name."""
         return tuple(map(route_row, await self.data("GetRoutes", module, options=_given(kernel=kernel))))
+
+    async def needed(self, *, kernel: str = "") -> tuple[NeededModule, ...]:
+        """The modules that this system needs, and why."""
+        return tuple(map(needed_module, await self.data("GetNeeded", options=_given(kernel=kernel))))
+
+    async def plan(self) -> PolicyPlan:
+        """What the policy blocks, and why; `Conflict` for an invalid file."""
+        return policy_plan(await self.data("Plan"))
+
+    async def apply(self, *, weaken: bool = False, dry_run: bool = False, reason: str = "") -> PolicyPlan:
+        """Write the rules of the policy; `Conflict` where another file undoes one, or modules would be allowed without `weaken`."""
+        options = _given(weaken=weaken, reason=reason) | {"dry-run": dry_run}
+        return policy_plan(await self.data("Apply", options=options))
+
+    async def check(self, *, kernel: str = "") -> tuple[SurfaceFault, ...]:
+        """What is not as the policy says; empty if everything is."""
+        return tuple(map(surface_fault, await self.data("Check", options=_given(kernel=kernel))))
+
+
+def needed_module(data: Mapping[str, Any]) -> NeededModule:
+    """A row of `GetNeeded`."""
+    fields = Fields(data)
+    return NeededModule(
+        fields.text("module"),
+        fields.text("source"),
+        fields.text("evidence"),
+        fields.flag("floor"),
+        fields.text("fault"),
+    )
+
+
+def policy_plan(data: Mapping[str, Any]) -> PolicyPlan:
+    """The reply of `Plan` and `Apply`."""
+    fields = Fields(data)
+    return PolicyPlan(
+        mode=fields.text("mode"),
+        kernels=fields.texts("kernels"),
+        file=fields.text("file"),
+        block=fields.texts("block"),
+        release=fields.texts("release"),
+        modules=tuple(_decided(Fields(row)) for row in fields.get("modules", list, [])),
+        remarks=tuple(surface_fault(row) for row in fields.get("remarks", list, [])),
+    )
+
+
+def surface_fault(data: Mapping[str, Any]) -> SurfaceFault:
+    """A row of `Check`."""
+    fields = Fields(data)
+    return SurfaceFault(
+        kind=fields.text("kind"),
+        message=fields.text("message"),
+        module=fields.text("module"),
+        kernel=fields.text("kernel"),
+        file=fields.text("file"),
+        line=fields.number("line"),
+        hint=fields.text("hint"),
+    )
+
+
+def _decided(fields: Fields) -> DecidedModule:
+    return DecidedModule(
+        module=fields.module("module"),
+        blocked=fields.flag("blocked"),
+        because=fields.text("because"),
+        detail=fields.text("detail"),
+        reach=fields.text("reach"),
+        loaded=fields.flag("loaded"),
+        ids=fields.texts("ids"),
+    )
 
 
 def summary(data: Mapping[str, Any]) -> Summary:

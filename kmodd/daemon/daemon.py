@@ -35,7 +35,7 @@ from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.service import Surfaces
-from kmodd.daemon.desired import DesiredParts, desired_state
+from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
 from kmodd.daemon.store import CustomModules
 from kmodd.dbus.admission import Quota
@@ -207,6 +207,9 @@ class Daemon:
         )
         kernel.uevents.on_announced = requests.announced
         self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
+        policies = enforcement(
+            root, kernel, desired, history=reader, audit=self._audit, clock=clock, forgotten=trim_heap
+        )
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(
             self._operations,
@@ -272,6 +275,7 @@ class Daemon:
             machine_id=machine_id,
             boot_id=kernel.boot_id,
             surfaces=self._surfaces,
+            enforcement=policies,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,
             trim_heap=lambda: trim_heap(kernel.index.forget),

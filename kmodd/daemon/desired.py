@@ -10,7 +10,7 @@ from kmodd.core.desired.apply import DesiredStateService, Versions
 from kmodd.core.desired.drift import Comparison
 from kmodd.core.desired.reconciler import CALLER, Reconciler
 from kmodd.core.desired.state import DesiredState
-from kmodd.core.events import Audit, Events
+from kmodd.core.events import Audit, Clock, Events, HistoryReader
 from kmodd.core.health.checks import BootHealth, FilesHealth
 from kmodd.core.health.monitor import HealthMonitor
 from kmodd.core.health.rules import DesiredHealth, RulesHealth
@@ -19,6 +19,7 @@ from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
 from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.rules.configuration import Configuration
+from kmodd.core.surface.enforcement import Enforcement
 from kmodd.daemon.state_files import DesiredCache
 from kmodd.errors import Conflict
 from kmodd.kernel.file_watch import FileWatch
@@ -28,6 +29,7 @@ from kmodd.kernel.modules.trees import ModuleTrees
 from kmodd.kernel.ports import Kernel
 from kmodd.kernel.proc.facts import present_aliases
 from kmodd.model import Record
+from kmodd.model.rules import Presence
 from kmodd.model.settings import Document
 from kmodd.names import ModuleName
 
@@ -65,6 +67,39 @@ def desired_state(root: Path | None, kernel: Kernel, audit: Audit, on_reload: Ca
         audit=audit,
         on_reload=on_reload,
         modules_of=modules_of,
+    )
+
+
+def enforcement(
+    root: Path | None,
+    kernel: Kernel,
+    desired: DesiredState,
+    *,
+    history: HistoryReader,
+    audit: Audit,
+    clock: Clock,
+    forgotten: Callable[[], None],
+) -> Enforcement:
+    """The policy for the attack surface, from the files below `root`; None is a simulated machine, which has none."""
+
+    def modules() -> Iterator[tuple[ModuleName, str]]:
+        for name, entry in desired.desired_modules.items():
+            if entry.state is Presence.LOADED:
+                yield name, f"{entry.file}, line {entry.line}"
+
+    return Enforcement(
+        kernel.installed,
+        kernel.needs,
+        kernel.configuration,
+        NoFiles() if root is None else DropIns(root, "surface.d", reload="kmodctl surface plan"),
+        loaded=kernel.loaded,
+        facts=kernel.facts,
+        index=kernel.index,
+        history=history,
+        desired=modules,
+        audit=audit,
+        clock=clock,
+        forgotten=forgotten,
     )
 
 

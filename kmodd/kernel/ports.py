@@ -27,6 +27,7 @@ from kmodd.model import (
 from kmodd.model.rules import ManagedFile, RuleFiles
 from kmodd.model.store import Examination, StoredModule
 from kmodd.model.surface import Guard, Tables
+from kmodd.model.surface_policy import Reading
 from kmodd.names import Alias, ModuleName
 
 
@@ -326,8 +327,22 @@ class InstalledKernels(Protocol):
     def tables(self, release: str) -> Tables:
         """Settings and device nodes as they are now; OSError where a table of the kernel cannot be read."""
 
-    def index(self, release: str) -> AbstractContextManager[ModuleIndex]:
-        """An index of one's own, for this thread; a release that is not there has an empty one."""
+    def index(self, release: str, *, surface: bytes | None = None) -> AbstractContextManager[ModuleIndex]:
+        """An index of one's own, for this thread; a release that is not there has an empty one.
+
+        `surface` is read in the place of kmodd's own rules about the attack surface (empty: without any). OSError where that
+        takes a file that cannot be written.
+        """
+
+
+class NeedSources(Protocol):
+    """What of this system needs modules. Blocking: call it in a thread."""
+
+    def read(self) -> tuple[Reading, ...]:
+        """Every source but the initramfs; one that cannot be read says so."""
+
+    def initramfs(self, release: str) -> Reading:
+        """The modules in the initramfs of a kernel; may take seconds."""
 
 
 class Kernel(Protocol):
@@ -349,6 +364,8 @@ class Kernel(Protocol):
     def facts(self) -> Facts: ...
     @property
     def installed(self) -> InstalledKernels: ...
+    @property
+    def needs(self) -> NeedSources: ...
     @property
     def uevents(self) -> UeventSource: ...
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modules.installed import InstalledIndexes
+from kmodd.kernel.needs.sources import SystemNeeds
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg, is_kernel_log
@@ -30,6 +31,7 @@ class RealKernel:
     inspection: Inspector
     facts: ProcFacts
     installed: InstalledIndexes
+    needs: SystemNeeds
     uevents: KernelUevents
     requests: Watcher
     boot_id: str
@@ -75,8 +77,12 @@ def real_kernel(
         inspection=Inspector(unit_socket=inspector_socket, netns_socket=netns_socket),
         facts=facts,
         installed=InstalledIndexes(
-            root, command_line=facts.read().command_line, devices=Path(devices) if devices else None
+            root,
+            command_line=facts.read().command_line,
+            devices=Path(devices) if devices else None,
+            scratch=Path(state_directory) if state_directory else None,
         ),
+        needs=SystemNeeds(root),
         uevents=KernelUevents(),
         requests=Watcher(watcher_socket, lambda: time.time_ns() // 1000),
         boot_id=read_text(root / "proc/sys/kernel/random/boot_id") or "",

@@ -93,6 +93,8 @@ class ManagedFile(StrEnum):
     AUTOLOAD = "/etc/modules-load.d/kmodd.conf"
     OPTIONS = "/etc/modprobe.d/kmodd-options.conf"
     BLACKLIST = "/etc/modprobe.d/kmodd-blacklist.conf"
+    SURFACE = "/etc/modprobe.d/00-kmodd-surface.conf"
+    """Of the policy for the attack surface. It is read before other files: of several `install` lines the first acts."""
 
 
 def way_out(file: str) -> str:

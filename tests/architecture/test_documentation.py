@@ -13,6 +13,7 @@ import pytest
 from kmodd.cli import arguments
 from kmodd.config.toml_file import parse_document
 from kmodd.core.desired.state import read_desired_modules
+from kmodd.core.surface.policy_files import read_policy
 from kmodd.gateway import settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +124,9 @@ def code(path: Path) -> str:
 def test_examples_of_the_configuration_are_valid(tmp_path: Path) -> None:
     (desired,) = blocks(ROOT / "docs/desired-state.md", "toml")
     assert len(read_desired_modules([parse_document(desired, "example")])) == 2
+    (policy,) = blocks(ROOT / "docs/attack-surface.md", "toml")
+    shipped = [parse_document(path.read_text(), path.name) for path in (ROOT / "install/surface.d").glob("*.toml")]
+    assert len(read_policy([*shipped, parse_document(policy, "example")]).profiles) == 2
     (issuer,) = blocks(ROOT / "docs/gateway.md", "toml")
     (tmp_path / "gateway.toml").write_text(issuer)
     assert len(settings.read(tmp_path / "gateway.toml").issuers) == 1

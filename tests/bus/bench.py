@@ -30,12 +30,13 @@ from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.service import Surfaces
-from kmodd.daemon.desired import DesiredParts, desired_state
+from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
 from kmodd.daemon.store import CustomModules
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.interface_xml import Contract
 from kmodd.dbus.polkit import Polkit
 from kmodd.dbus.transport import Transport
+from kmodd.journal.reader import MemoryJournal
 from kmodd.kernel.ports import Kernel
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.simulated.kernel import SimulatedKernel
@@ -234,6 +235,10 @@ async def bench(
             store=custom.store,
             activation=custom.activation,
             surfaces=Surfaces(kernel.installed, kernel.loaded, kernel.facts),
+            enforcement=enforcement(
+                None, kernel, desired_state(None, kernel, journal, lambda: None),
+                history=MemoryJournal(Ticks()), audit=journal, clock=Ticks(), forgotten=lambda: None,
+            ),
             health=health,
             health_status=lambda: HealthStatus.OK,
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],

@@ -47,9 +47,9 @@ class Bench:
 
         class Counted(SimulatedInstalled):
             @contextmanager
-            def index(self, release: str) -> Iterator[ModuleIndex]:
+            def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:
                 bench.computed += 1
-                with super().index(release) as index:
+                with super().index(release, surface=surface) as index:
                     yield index
 
         self.installed = Counted(self.kernel.machine, self.kernel.index)

@@ -13,10 +13,12 @@ from kmodd.model.arguments import Arguments, spell
 from kmodd.model.rules import ManagedFile, RuleAction, RuleChange
 from kmodd.names import ModuleName, is_module_name
 
-MARK = "# Written by kmodd, which rewrites the whole file: do not edit it, use kmodctl(1) config.\n"
+_MARK = "# Written by kmodd, which rewrites the whole file: do not edit it, use kmodctl(1) "
+MARK = f"{_MARK}config.\n"
+SURFACE_MARK = f"{_MARK}surface.\n"
 _ADVICE = "# Put other lines into another file in this directory. After an edit kmodd no longer changes this file.\n"
 _SUM = "# Checksum: sha256:"
-_REASON = "# Reason: "
+REASON = "# Reason: "
 
 REFUSAL = "/bin/false"
 """What a hard blacklisting has modprobe run in place of loading, and the only thing an `install` line of ours ever runs.
@@ -47,20 +49,26 @@ def render(file: ManagedFile, entries: Entries) -> bytes | None:
     """The whole text; None when nothing is left to say, and so no file."""
     if not entries:
         return None
-    body = "".join(f"\n{_block(file, module, entry)}" for module, entry in entries.items()).encode()
-    return f"{MARK}{_ADVICE}{_SUM}{_checksum(body)}\n".encode() + body
+    return framed("".join(f"\n{_block(file, module, entry)}" for module, entry in entries.items()), MARK)
+
+
+def framed(text: str, mark: str) -> bytes:
+    """A body below the header of a file of ours."""
+    body = text.encode()
+    return f"{mark}{_ADVICE}{_SUM}{_checksum(body)}\n".encode() + body
 
 
 def is_ours(text: bytes) -> bool:
     """Tell whether kmodd wrote the file, edited or not."""
-    return text.startswith(MARK.encode())
+    return text.startswith((MARK.encode(), SURFACE_MARK.encode()))
 
 
 def is_intact(text: bytes) -> bool:
     """Tell whether the file is as kmodd wrote it."""
-    head = f"{MARK}{_ADVICE}{_SUM}".encode()
-    checksum, _, body = text[len(head) :].partition(b"\n")
-    return text.startswith(head) and checksum == _checksum(body).encode()
+    mark, _, rest = text.partition(b"\n")
+    head = f"{_ADVICE}{_SUM}".encode()
+    checksum, _, body = rest[len(head) :].partition(b"\n")
+    return is_ours(mark + b"\n") and rest.startswith(head) and checksum == _checksum(body).encode()
 
 
 def is_harmless(rules: Iterable[Rule]) -> bool:
@@ -113,18 +121,18 @@ def _block(file: ManagedFile, module: ModuleName, entry: Entry) -> str:
     # A tab and not a space: for all readers it is the same, but Ansible's community.general.modprobe comments out every
     # `options NAME PARAMETER=VALUE` and every line with a module's name in all files of these folders when it is to forget
     # that module, and by its patterns only spaces stand there. Its own files decide for it, and ours for us.
-    reason = f"{_REASON}{_escaped(entry.reason)}\n" if entry.reason else ""
+    reason = f"{REASON}{escaped(entry.reason)}\n" if entry.reason else ""
     match file:
         case ManagedFile.AUTOLOAD:
             return f"{reason}\t{module}\n"
         case ManagedFile.OPTIONS:
-            return f"{reason}options\t{module} {_escaped(spell(entry.parameters))}\n"
-        case ManagedFile.BLACKLIST:
+            return f"{reason}options\t{module} {escaped(spell(entry.parameters))}\n"
+        case ManagedFile.BLACKLIST | ManagedFile.SURFACE:
             hard = f"softdep {module} {NO_SOFTDEPS}\ninstall {module} {REFUSAL}\n" if entry.hard else ""
             return f"{reason}blacklist {module}\n{hard}"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     # A backslash joins lines and vanishes anywhere else in modprobe.d, in comments too.
     return text.replace("\\", "\\\\")
 
@@ -133,9 +141,9 @@ def _reasons(text: str) -> dict[int, str]:
     """The reason above each line, by the line's number."""
     lines = text.split("\n")
     return {
-        number + 1: line.removeprefix(_REASON).replace("\\\\", "\\")
+        number + 1: line.removeprefix(REASON).replace("\\\\", "\\")
         for number, line in enumerate(lines, 1)
-        if line.startswith(_REASON)
+        if line.startswith(REASON)
     }
 
 

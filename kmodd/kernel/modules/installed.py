@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The module indexes of all installed kernels, each opened for one look, and the settings of the system they share."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from kmodd.kernel.atomic_file import write_whole
 from kmodd.kernel.files import listdir
 from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
 from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.kernel.modules.module_file import file_stamp
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.guards import device_nodes, read_guards
+from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Guard, Tables
 from kmodd.names import is_release
 from kmodd.releases import by_age
@@ -28,11 +31,16 @@ class InstalledIndexes:
         command_line: str = "",
         devices: Path | None = None,
         config_dirs: Sequence[Path] | None = None,
+        scratch: Path | None = None,
     ) -> None:
-        """`devices` is where the system's /dev can be seen, `config_dirs` as of LibkmodIndex."""
+        """`devices` is where the system's /dev can be seen, `config_dirs` as of LibkmodIndex.
+
+        `scratch` is a folder of kmodd's own for rules that are tried before they are written.
+        """
         self._root = root
         self._command_line = command_line
         self._devices = devices
+        self._scratch = scratch
         self._directories = [root / name for name in DIRECTORIES] if config_dirs is None else list(config_dirs)
 
     def releases(self) -> tuple[str, ...]:
@@ -58,9 +66,18 @@ class InstalledIndexes:
         return Tables(self.guards(), device_nodes(self._root, release, devices))
 
     @contextmanager
-    def index(self, release: str) -> Iterator[ModuleIndex]:
-        """An index that nothing else uses."""
-        index = LibkmodIndex(self._root, release, config_dirs=self._directories, command_line=self._command_line)
+    def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:
+        """An index that nothing else uses; `surface` stands in the place of kmodd's own rules."""
+        directories = self._directories
+        if surface is not None:
+            if self._scratch is None:
+                raise OSError(errno.ENOENT, "no folder to try rules in")
+            folder = self._scratch / "surface"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_whole(folder / PurePosixPath(ManagedFile.SURFACE).name, surface, 0o600)
+            # A file masks those of the same name in the folders after its own.
+            directories = [folder, *directories]
+        index = LibkmodIndex(self._root, release, config_dirs=directories, command_line=self._command_line)
         try:
             yield index
         finally:

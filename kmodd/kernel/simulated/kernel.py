@@ -23,6 +23,7 @@ from kmodd.kernel.simulated.reads import (
     SimulatedInstalled,
     SimulatedKernelLog,
     SimulatedLoadedModules,
+    SimulatedNeeds,
     SimulatedRequests,
     SimulatedUevents,
 )
@@ -255,6 +256,7 @@ class SimulatedKernel:
         self.inspection = SimulatedInspection(self.machine)
         self.facts = SimulatedFacts(self.machine)
         self.installed = SimulatedInstalled(self.machine, self.index)
+        self.needs = SimulatedNeeds()
         self.uevents = SimulatedUevents(self.machine)
         for name in loaded or ():
             self.modprobe(name)

@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import contextmanager
 
 from kmodd.kernel.files import readlink
+from kmodd.kernel.modprobe.modprobe_d import parse_rules
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.kmsg import without_addresses
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.simulated.index import SimulatedIndex, source_version
 from kmodd.kernel.simulated.machine import TAINT_BITS, SimulatedMachine
 from kmodd.model import Consequence, KernelFacts, LoadedModule, ModuleLoad, ModuleRequest, ParameterValue, Uevent, Usage
+from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import DeviceNode, Gate, Guard, Tables
+from kmodd.model.surface_policy import Reading
 from kmodd.names import ModuleName
 
 _LINES = 200
@@ -284,6 +287,30 @@ class SimulatedInstalled:
         return Tables(self.guards(), self.nodes)
 
     @contextmanager
-    def index(self, release: str) -> Iterator[ModuleIndex]:
+    def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:
         """The one index; an empty one for another release."""
-        yield self._index if release == self._machine.facts.release else SimulatedIndex({}, ())
+        if release != self._machine.facts.release:
+            yield SimulatedIndex({}, ())
+        elif surface is None:
+            yield self._index
+        else:
+            others = [rule for rule in self._index.all_rules() if rule.file != ManagedFile.SURFACE]
+            rules = [*parse_rules(surface, ManagedFile.SURFACE), *others]
+            yield SimulatedIndex(self._machine.modules, sorted(rules, key=lambda rule: rule.file.rpartition("/")[2]))
+
+
+class SimulatedNeeds:
+    """`ports.NeedSources`: what a test sets."""
+
+    def __init__(self) -> None:
+        self.readings: tuple[Reading, ...] = ()
+        self.image = Reading("initramfs")
+
+    def read(self) -> tuple[Reading, ...]:
+        """What a test set."""
+        return self.readings
+
+    def initramfs(self, release: str) -> Reading:
+        """What a test set, for any kernel."""
+        del release
+        return self.image

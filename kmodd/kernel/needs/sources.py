@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All sources of what this system needs, each read on its own: one that cannot be read does not hide the others."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from kmodd.kernel.initramfs import members
+from kmodd.kernel.modules.compression import Damaged, Unsupported
+from kmodd.kernel.needs import machine, storage, units
+from kmodd.kernel.users.rtnetlink import link_kinds
+from kmodd.model.surface_policy import Reading, Want
+from kmodd.names import canonical
+
+WANTS_MAX = 65536
+"""Of one source."""
+_IMAGES = ("boot/initrd.img-{}", "boot/initramfs-{}.img")
+
+
+class SystemNeeds:
+    """`kmodd.kernel.ports.NeedSources` below a root folder. Reads hundreds of files: call it in a thread."""
+
+    def __init__(self, root: Path, *, kinds: Callable[[], Mapping[str, str]] = link_kinds) -> None:
+        """`kinds` are those of the network interfaces, by name."""
+        self._root = root
+        self._kinds = kinds
+
+    def read(self) -> tuple[Reading, ...]:
+        """Every source but the initramfs."""
+        root = self._root
+        sources: dict[str, Callable[[], Iterator[Want]]] = {
+            "mounts": lambda: storage.mounts(root),
+            "swap": lambda: storage.swaps(root),
+            "fstab": lambda: storage.fstab(root),
+            "crypttab": lambda: storage.crypttab(root),
+            "console": lambda: machine.consoles(root),
+            "network": lambda: machine.interfaces(root, self._kinds),
+            "devices": lambda: machine.devices(root),
+            "units": lambda: units.units(root),
+            "containers": lambda: units.containers(root),
+        }
+        return tuple(_reading(source, wants) for source, wants in sources.items())
+
+    def initramfs(self, release: str) -> Reading:
+        """The modules in the initramfs of a kernel; some hundred milliseconds, and seconds where it is packed by xz."""
+        return _reading("initramfs", lambda: self._image(release))
+
+    def _image(self, release: str) -> Iterator[Want]:
+        for name in _IMAGES:
+            path = self._root / name.format(release)
+            if path.is_file():
+                for member, _, _ in members(path, lambda _: False):
+                    module = member.rpartition("/")[2]
+                    if ".ko" in module:
+                        yield Want(canonical(module.partition(".")[0]), f"in /{name.format(release)}")
+                return
+
+
+def _reading(source: str, read: Callable[[], Iterator[Want]]) -> Reading:
+    wants: dict[Want, None] = {}
+    try:
+        for want in read():
+            wants[want] = None
+            if len(wants) > WANTS_MAX:
+                return Reading(source, tuple(wants), f"names more than {WANTS_MAX} modules")
+    except OSError as error:
+        return Reading(source, tuple(wants), f"cannot be read ({error.strerror or error})")
+    except (Damaged, Unsupported) as error:
+        return Reading(source, tuple(wants), f"cannot be read ({error})")
+    return Reading(source, tuple(wants))

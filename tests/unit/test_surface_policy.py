@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The policy for the attack surface: its files, what decides, and what is written, on a simulated kernel."""
+
+import errno
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from kmodd.config.toml_file import parse_document
+from kmodd.core.rules.managed_files import is_intact
+from kmodd.core.surface.enforcement import FILE, Enforcement
+from kmodd.core.surface.policy_files import read_policy
+from kmodd.errors import Conflict, ModuleTreeMissing, NotPermitted
+from kmodd.journal.reader import MemoryJournal
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.kernel.simulated.modules import SimulatedModule
+from kmodd.model import Caller, HistoryEntry, HistoryQuery, Record, Rule
+from kmodd.model.settings import Document
+from kmodd.model.surface_policy import Because, Decision, Mode, Reading, SurfacePlan, Want
+from kmodd.names import ModuleName
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW = int(datetime(2026, 11, 30, tzinfo=UTC).timestamp() * 1_000_000)
+MODULES = (
+    SimulatedModule("vfat", depends=("fat",), aliases=("fs-vfat",)),
+    SimulatedModule("fat"),
+    SimulatedModule("btrfs", aliases=("fs-btrfs",), softdep_pre=("crc32c",)),
+    SimulatedModule("crc32c"),
+    SimulatedModule("rxrpc", aliases=("net-pf-33",)),
+    SimulatedModule("kafs", depends=("rxrpc",), aliases=("fs-afs",)),
+    SimulatedModule("usb-storage", aliases=("usb:v0781p5406d*",)),
+    SimulatedModule("softdog"),
+)
+ENFORCE = '[surface]\nmode = "enforce"\n'
+ROOT_USER = Caller(":1.1", 0)
+
+
+class Folder:
+    """The files of surface.d, in memory."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def changed(self) -> bool:
+        return True
+
+    def read(self) -> Sequence[Document]:
+        return [parse_document(text, name) for name, text in sorted(self.texts.items())]
+
+
+class Journal(MemoryJournal):
+    """Can fail to be read."""
+
+    fault: OSError | None = None
+
+    def read(self, query: HistoryQuery) -> list[HistoryEntry]:
+        if self.fault is not None:
+            raise self.fault
+        return super().read(query)
+
+
+class Bench:
+    """A kernel and its policy."""
+
+    def __init__(self, text: str = ENFORCE, *rules: Rule, loaded: tuple[str, ...] = ()) -> None:
+        self.kernel = SimulatedKernel(MODULES, rules_in_force=rules, loaded=loaded, pace=0)
+        self.journal = Journal(lambda: NOW)
+        self.folder = Folder()
+        self.folder.texts["10.toml"] = text
+        self.desired: list[tuple[ModuleName, str]] = []
+        self.enforcement = Enforcement(
+            self.kernel.installed,
+            self.kernel.needs,
+            self.kernel.configuration,
+            self.folder,
+            loaded=self.kernel.loaded,
+            facts=self.kernel.facts,
+            index=self.kernel.index,
+            history=self.journal,
+            desired=lambda: self.desired,
+            audit=self.journal,
+            clock=lambda: NOW,
+        )
+
+    def want(self, *wants: Want, source: str = "mounts", fault: str = "") -> None:
+        self.kernel.needs.readings = (Reading(source, wants, fault),)
+
+    async def decision(self, module: str) -> Decision:
+        plan = await self.enforcement.plan()
+        return next(decision for decision in plan.decisions if decision.module == module)
+
+    async def apply(self, *, weaken: bool = False, dry_run: bool = False) -> SurfacePlan:
+        return await self.enforcement.apply(ROOT_USER, weaken=weaken, dry_run=dry_run, reason="")
+
+    async def kinds(self) -> list[tuple[str, str]]:
+        return [(fault.kind, fault.module or "") for fault in await self.enforcement.check("")]
+
+    @property
+    def text(self) -> str:
+        return (self.kernel.configuration.read(FILE) or b"").decode()
+
+
+def rule(kind: str, module: str, value: str, file: str) -> Rule:
+    return Rule(kind, module, value, file, 1, f"{kind} {module} {value}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[surfac]\nmode = "off"', "line 1: unknown setting surfac; did you mean surface?"),
+        (
+            '[surface]\nmode = "enforced"',
+            "line 2: surface.mode must be one of off, audit, enforce; did you mean enforce?",
+        ),
+        (
+            '[surface]\nscope = ["usrns"]',
+            "line 2: scope must be a list of unprivileged, userns, device, hardware; did you mean",
+        ),
+        ('[surface]\nprofile = ["bas"]\n[profile.base.block.x]', "line 2: no profile bas; did you mean base?"),
+        ("[allow.x]\nids = []", "line 2: unknown setting allow.x.ids; expected: reason, until, when"),
+        ('[allow.x]\nuntil = "2027-01-01"', "line 2: until must be a date such as 2027-03-31, without quotes"),
+        ('[block.x]\nwhen.kernel = ">="', "line 2: kernel must be a comparison"),
+        ('[block."a/b"]', "line 1: a/b is not a module name"),
+        ("[block.usb-storage]\n[block.usb_storage]", "line 2: usb_storage is already described in x.toml, line 1"),
+    ],
+)
+def test_an_invalid_file_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(Conflict) as caught:
+        read_policy([parse_document(text, "x.toml")])
+    assert message in caught.value.message
+
+
+def test_a_file_says_what_it_says() -> None:
+    policy = read_policy(
+        [
+            parse_document('[surface]\nmode = "audit"\nscope = ["device"]\nprofile = ["p"]', "a.toml"),
+            parse_document(
+                '[allow.sctp]\nreason = "SIGTRAN"\nuntil = 2027-03-31\n[profile.p.block.usb-storage]\nids = ["CIS 1.1.1.9"]',
+                "b.toml",
+            ),
+        ]
+    )
+    assert (policy.mode, policy.scope, policy.profiles) == (Mode.AUDIT, ("device",), ("p",))
+    assert policy.allow[ModuleName("sctp")].until == date(2027, 3, 31)
+    storage = policy.profiled[ModuleName("usb_storage")]
+    assert (storage.written, storage.ids, storage.place) == ("usb-storage", ("CIS 1.1.1.9",), "b.toml, line 4")
+
+
+def test_shipped_profiles_are_valid_and_only_block() -> None:
+    files = sorted((ROOT / "install/surface.d").glob("*.toml"))
+    documents = [parse_document(path.read_text(), path.name) for path in files]
+    names = ["base", "cis-debian12-l1", "cis-debian12-l2"]
+    policy = read_policy([*documents, parse_document(f"[surface]\nprofile = {names}", "own.toml")])
+    assert policy.profiles == tuple(names)
+    assert (policy.allow, policy.block) == ({}, {})
+    cis = {name: rule for name, rule in policy.profiled.items() if rule.profile.startswith("cis")}
+    assert cis[ModuleName("usb_storage")].ids == ("CIS 1.1.1.9", "kernel_module_usb-storage_disabled")
+    assert {"sctp", "squashfs"} <= set(cis)
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_nothing_needs_is_blocked_within_the_scope_only() -> None:
+    plan = await Bench().enforcement.plan()
+    assert {decision.module for decision in plan.decisions} == {"vfat", "fat", "btrfs", "crc32c", "rxrpc", "kafs"}
+    assert all(decision.because is Because.DEFAULT for decision in plan.decisions)
+
+
+async def test_a_need_is_closed_over_dependencies_and_soft_dependencies() -> None:
+    bench = Bench()
+    bench.want(Want("fs-vfat", "mounted at /mnt"), Want("btrfs", "mounted at /srv"))
+    needs = await bench.enforcement.needs("")
+    assert needs.reasons[ModuleName("fat")][0].evidence == "vfat depends on it"
+    assert needs.reasons[ModuleName("crc32c")][0].source == "soft-dependency"
+    assert (await bench.decision("fat")).because is Because.NEEDED
+    assert not (await bench.decision("crc32c")).blocked
+
+
+async def test_a_floor_is_blocked_by_nothing() -> None:
+    bench = Bench(f"{ENFORCE}[block.fat]\n")
+    bench.want(Want("fs-vfat", "mounted at /boot/efi", floor=True))
+    decision = await bench.decision("fat")
+    assert (decision.blocked, decision.because) == (False, Because.FLOOR)
+    (remark,) = (await bench.enforcement.plan()).remarks
+    assert (remark.kind, remark.module, remark.file, remark.line) == ("floor", "fat", "10.toml", 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "because", "blocked"),
+    [
+        ("[block.rxrpc]\n[allow.rxrpc]", Because.BLOCK, True),
+        ("[allow.rxrpc]", Because.ALLOW, False),
+        ("", Because.NEEDED, False),
+        ("[block.rxrpc]\nuntil = 2026-11-29", Because.NEEDED, False),
+        ("[block.rxrpc]\nuntil = 2026-11-30", Because.BLOCK, True),
+        ('[block.rxrpc]\nwhen.kernel = "<1"', Because.NEEDED, False),
+    ],
+)
+async def test_the_stronger_one_decides(text: str, because: Because, blocked: bool) -> None:
+    bench = Bench(ENFORCE + text)
+    bench.want(Want("rxrpc", "a test"))
+    decision = await bench.decision("rxrpc")
+    assert (decision.because, decision.blocked) == (because, blocked)
+
+
+async def test_a_profile_blocks_what_is_not_needed_in_any_reach() -> None:
+    text = '[surface]\nmode = "enforce"\nprofile = ["p"]\n[profile.p.block.usb-storage]\nids = ["CIS 1.1.1.9"]\n'
+    bench = Bench(text)
+    assert (await bench.decision("usb_storage")).because is Because.PROFILE
+    # An initramfs for any machine has the driver, which says nothing of this one.
+    bench.kernel.needs.image = Reading("initramfs", (Want("usb_storage", "in /boot/initrd.img"),))
+    assert (await bench.decision("usb_storage")).because is Because.PROFILE
+    bench.want(Want("usb:v0781p5406d0", "device"), source="devices")
+    assert (await bench.decision("usb_storage")).because is Because.NEEDED
+
+
+async def test_what_breaks_is_named() -> None:
+    bench = Bench(f"{ENFORCE}[block.rxrpc]\n[allow.kafs]\n")
+    assert (await bench.decision("rxrpc")).breaks == ("kafs",)
+
+
+async def test_history_desired_state_and_what_is_loaded_count() -> None:
+    bench = Bench(loaded=("vfat",))
+    bench.journal.record(Record("module.loaded", "x", module="btrfs", exe="/usr/bin/x"))
+    bench.desired.append((ModuleName("rxrpc"), "a.toml, line 2"))
+    needs = await bench.enforcement.needs("")
+    assert needs.reasons[ModuleName("vfat")][0].source == "loaded"
+    assert needs.reasons[ModuleName("btrfs")][0].evidence == "loaded on 2026-11-30 by /usr/bin/x"
+    assert needs.reasons[ModuleName("rxrpc")][0].evidence == "a.toml, line 2"
+    with pytest.raises(ModuleTreeMissing):
+        await bench.enforcement.needs("9.9")
+
+
+@pytest.mark.parametrize("source", ["journal", "units"])
+async def test_nothing_counts_as_not_needed_where_a_source_cannot_be_read(source: str) -> None:
+    bench = Bench(f"{ENFORCE}[block.kafs]\n")
+    if source == "journal":
+        bench.journal.fault = OSError(errno.EIO, "x")
+    else:
+        bench.want(source="units", fault="cannot be read (EACCES)")
+    assert (await bench.decision("vfat")).because is Because.UNKNOWN
+    assert (await bench.decision("kafs")).blocked
+    assert ("unreadable", "") in await bench.kinds()
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+async def test_rules_are_written_as_scanners_and_libkmod_want_them() -> None:
+    bench = Bench('[surface]\nmode = "enforce"\nscope = []\n[block.usb-storage]\nreason = "policy 12"\n[block.btrfs]\n')
+    await bench.apply()
+    assert is_intact(bench.text.encode())
+    assert "\n# Reason: policy 12\nblacklist usb-storage\ninstall usb-storage /bin/false\n" in bench.text
+    assert "\nsoftdep btrfs pre:\nblacklist btrfs\ninstall btrfs /bin/false\n" in bench.text
+    before = bench.text
+    # Our own line hides the soft dependency from modprobe, and must not be lost for that.
+    assert (await bench.apply()).block == ()
+    assert bench.text == before
+    assert await bench.kinds() == []
+    assert [entry.record.event for entry in bench.journal.read(HistoryQuery())] == [
+        "surface.changed",
+        "operation.unchanged",
+    ]
+
+
+async def test_audit_and_dry_run_write_nothing() -> None:
+    bench = Bench('[surface]\nmode = "audit"\n')
+    plan = await bench.apply()
+    assert any(decision.blocked for decision in plan.decisions)
+    bench.folder.texts["10.toml"] = ENFORCE
+    assert len((await bench.apply(dry_run=True)).block) == 6
+    assert bench.text == ""
+
+
+async def test_nothing_is_allowed_again_without_being_told_to() -> None:
+    bench = Bench()
+    await bench.apply()
+    bench.folder.texts["20.toml"] = "[allow.kafs]\n"
+    before = bench.text
+    with pytest.raises(Conflict, match=r"2 modules would be allowed again: kafs, rxrpc"):
+        await bench.apply()
+    assert bench.text == before
+    plan = await bench.apply(weaken=True)
+    assert plan.release == ("kafs", "rxrpc")
+    assert "rxrpc" not in bench.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("install", "/sbin/modprobe -i btrfs"), ("softdep", "pre: crc32c"), ("install", "logger x")]
+)
+async def test_a_line_that_is_read_first_and_undoes_a_rule_is_named(kind: str, value: str) -> None:
+    bench = Bench(ENFORCE, rule(kind, "btrfs", value, "/etc/modprobe.d/00-a.conf"))
+    with pytest.raises(Conflict) as caught:
+        await bench.apply()
+    assert (caught.value.evidence.file, caught.value.evidence.line) == ("/etc/modprobe.d/00-a.conf", 1)
+    assert bench.text == ""
+
+
+async def test_a_line_that_comes_later_is_named_by_the_check() -> None:
+    bench = Bench()
+    await bench.apply()
+    others = [rule for rule in bench.kernel.index.all_rules() if rule.file == FILE]
+    bench.kernel.change_rules(rule("install", "btrfs", "/sbin/modprobe -i btrfs", "/etc/modprobe.d/00-a.conf"), *others)
+    assert await bench.kinds() == [("undone", "btrfs")]
+
+
+async def test_an_edited_file_is_not_touched() -> None:
+    bench = Bench()
+    await bench.apply()
+    edited = bench.text.replace("install fat /bin/false\n", "").encode()
+    bench.kernel.configuration.edit(FILE, edited)
+    with pytest.raises(Conflict, match="was edited since kmodd wrote it"):
+        await bench.apply()
+    assert await bench.kinds() == [("edited", "")]
+    bench.kernel.configuration.edit(FILE, b"install fat /bin/false\n")
+    with pytest.raises(Conflict, match="was not written by kmodd"):
+        await bench.apply()
+
+
+async def test_a_fault_of_the_disk_is_reported() -> None:
+    bench = Bench()
+    bench.kernel.configuration.fault = OSError(errno.EROFS, "x")
+    with pytest.raises(NotPermitted, match="read-only file system"):
+        await bench.apply()
+    assert bench.text == ""
+
+
+async def test_a_blocked_module_that_is_loaded_is_no_need() -> None:
+    bench = Bench()
+    await bench.apply()
+    bench.kernel.insmod("btrfs")
+    assert await bench.kinds() == [("loaded", "btrfs")]
+
+
+async def test_a_module_that_a_new_kernel_needs_is_named() -> None:
+    bench = Bench()
+    await bench.apply()
+    bench.want(Want("fat", "interface eth0, which is up", floor=True), source="network")
+    assert await bench.kinds() == [("needed", "fat")]
+    bench.folder.texts["10.toml"] = '[surface]\nmode = "off"\n'
+    assert ("superfluous", "vfat") in await bench.kinds()
