@@ -105,7 +105,7 @@ def _of_parents(proc: Path, process: int) -> Iterator[str]:
 
 def _cuts(step: Mapping[str, object], local: str) -> bool:
     """A row of `Plan` takes the address away; link-local addresses are distinguished by their interface."""
-    from ipaddress import ip_address, ip_interface  # only where it is asked
+    from ipaddress import ip_address, ip_interface  # only where it is needed
 
     name, _, zone = local.partition("%")
     if zone:

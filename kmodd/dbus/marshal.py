@@ -331,31 +331,31 @@ class ReplyCache:
         self._bytes = 0
         self._kept: OrderedDict[Hashable, tuple[Any, Body]] = OrderedDict()
 
-    def kept(self, asked: Hashable, made_of: object) -> Body | None:
-        """The answer kept for `asked` if it was made of an equal thing."""
+    def kept(self, request: Hashable, made_of: object) -> Body | None:
+        """The answer kept for `request` if it was made of an equal thing."""
         self._asked = True
-        kept = self._kept.get(asked)
+        kept = self._kept.get(request)
         if kept is None or not (kept[0] is made_of or kept[0] == made_of):
             return None
-        self._kept.move_to_end(asked)
+        self._kept.move_to_end(request)
         return kept[1]
 
-    def get(self, asked: Hashable, made_of: object, make: Callable[[], Any]) -> Body:
-        """The answer kept for `asked` if it was made of an equal thing, otherwise a new one from `make`.
+    def get(self, request: Hashable, made_of: object, make: Callable[[], Any]) -> Body:
+        """The answer kept for `request` if it was made of an equal thing, otherwise a new one from `make`.
 
         `make` answers the value, or a `Body` that it marshalled itself.
         """
-        known = self.kept(asked, made_of)
-        if known is not None:
-            return known
-        kept = self._kept.get(asked)
+        reply = self.kept(request, made_of)
+        if reply is not None:
+            return reply
+        kept = self._kept.get(request)
         made = make()
         body = made if isinstance(made, Body) else Body(encode(self._signature, (made,)))
         if kept is not None:
             self._bytes -= len(kept[1].data)
         self._bytes += len(body.data)
-        self._kept[asked] = made_of, body
-        self._kept.move_to_end(asked)
+        self._kept[request] = made_of, body
+        self._kept.move_to_end(request)
         while len(self._kept) > self._size or self._bytes > self._size_bytes:
             _, (_, old) = self._kept.popitem(last=False)
             self._bytes -= len(old.data)

@@ -64,7 +64,7 @@ def snake_case(name: str) -> str:
 
 def bind(contract: Contract, implementations: Iterable[Members]) -> Mapping[str, BoundInterface]:
     """Tie them together; ContractError names the member without handler, or the handler without member."""
-    by_name = {one.interface: one for one in implementations}
+    by_name = {each.interface: each for each in implementations}
     missing = set(contract.interfaces) ^ set(by_name)
     if missing:
         raise ContractError(f"interfaces only in the XML or only in the code: {', '.join(sorted(missing))}")
@@ -94,9 +94,9 @@ def _bind(interface: Interface, members: Members) -> BoundInterface:
     )
 
 
-def read(one: BoundProperty, target: object) -> tuple[str, Any]:
+def read(bound: BoundProperty, target: object) -> tuple[str, Any]:
     """A property's value as a variant."""
-    return one.row.signature, one.read(target) if one.targeted else one.read()
+    return bound.row.signature, bound.read(target) if bound.targeted else bound.read()
 
 
 @dataclass(frozen=True, slots=True)

@@ -366,7 +366,9 @@ def check_root(user: Callable[[], int] = os.geteuid) -> None:
 def refresh_initramfs(command: Sequence[str], *, path: str = _REFRESH_PATH) -> None:
     """Run it and wait; what it says goes to standard error. Conflict when it fails or is not one of those we know."""
     # It runs as root: no other word may be among them.
-    if not any(len(known) == len(command) and all(map(re.fullmatch, known, command)) for known in _REFRESH_COMMANDS):
+    if not any(
+        len(allowed) == len(command) and all(map(re.fullmatch, allowed, command)) for allowed in _REFRESH_COMMANDS
+    ):
         raise Conflict("kmodd names an unknown command for the initramfs")
     _run_refresh(command, {"PATH": path, "LANG": os.environ.get("LANG", "C.UTF-8")})
 
