@@ -12,7 +12,7 @@ BUS = ET.parse(ROOT / "dbus/org.kmodd1.conf").getroot()  # noqa: S314 - our own 
 ACTION = "org.kmodd1.Action"
 # Named by the contract, asked for by parts that are no method of this API: options of public methods and of Load, and
 # other programs.
-WITHOUT_METHOD = {"inspect", "override-policy", "manage-notifications"}
+WITHOUT_METHOD = {"inspect", "override-policy", "surface-allow", "manage-notifications"}
 STANDARD = {f"org.freedesktop.DBus.{name}" for name in ("ObjectManager", "Properties", "Introspectable", "Peer")}
 
 
