@@ -18,6 +18,7 @@ from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.store.activation import Activation
 from kmodd.core.store.store import Store
+from kmodd.core.surface.responses import Responses
 from kmodd.core.surface.service import Surfaces
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Health, HealthStatus, HistoryEntry, HistoryQuery, Metric
@@ -51,6 +52,7 @@ class Services:
     history: Callable[[HistoryQuery, Caller], Awaitable[Sequence[HistoryEntry]]]
     machine_id: Callable[[], str]
     surfaces: Surfaces
+    responses: Responses
     slices: Slices
     """Long reads, in turns."""
     boot_id: str = ""

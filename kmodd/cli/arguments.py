@@ -29,6 +29,8 @@ class ExitCode(IntEnum):
     FORBIDDEN_BY_KERNEL = 11
     LOST_IN_KERNEL = 12
     UNAVAILABLE = 13
+    DEVIATES = 14
+    """The system is not as it should be: no error of a call, but what a check found."""
     INTERRUPTED = 130
     """As a shell reports SIGINT."""
     BROKEN_PIPE = 141
@@ -269,10 +271,10 @@ class _Grammar:
         )
         surface.add_argument(
             "module",
-            metavar="MODULE|GLOB",
+            metavar="MODULE|GLOB|refused",
             nargs="?",
             default="",
-            help="the routes to a module, or only modules that match",
+            help="the routes to a module, only modules that match, or the attempts that rules refused",
         )
         surface.add_argument(
             "--reach",
@@ -284,14 +286,31 @@ class _Grammar:
             "--kernel", metavar="RELEASE", default="", help="an installed kernel; default: the running one"
         )
         surface.add_argument("--limit", metavar="N", type=int, default=0, help="only the first N modules")
+        surface.add_argument(
+            "--since", metavar="TIME", default="", help="of refused: only attempts since then, such as '1h'"
+        )
+        surface.add_argument("-f", "--follow", action="store_true", help="of refused: continue with new attempts")
         respond = self._add(
             self._commands,
             "respond",
             "respond",
-            "report what there is to know about modules with a bug, changing nothing",
+            "answer a vulnerability: keep its modules out by every route, and prove it",
         )
-        respond.add_argument("--module", metavar="MODULE", nargs="+", required=True, help="the modules")
-        respond.add_argument("--dry-run", action="store_true", required=True, help="required: nothing is changed yet")
+        respond.add_argument(
+            "target",
+            metavar="CVE|FILE|list|status|end",
+            nargs="?",
+            default="",
+            help="the vulnerability, a record of the kernel's CNA, or what to do with responses",
+        )
+        respond.add_argument("id", metavar="ID", nargs="?", default="", help="of status and end: the response")
+        respond.add_argument("--module", metavar="MODULE", dest="modules", nargs="+", default=[], help="the modules")
+        respond.add_argument("--force-in-use", action="store_true", help="even if something uses them")
+        respond.add_argument(
+            "--probe", action="store_true", help="then try to have them loaded as a user without any right"
+        )
+        respond.add_argument("--dry-run", action="store_true", help="report what is known, change nothing")
+        self._reason(respond)
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
         load = self._add(commands, "load", "load_unload", "load a module and its dependencies", "module or alias")

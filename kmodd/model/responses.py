@@ -109,7 +109,7 @@ class ModuleUse:
     loaded: bool = False
     builtin: bool = False
     in_use: bool = False
-    """Something uses it, or it is not known what the references are."""
+    """Something uses it, the kernel counts references to it, or something live goes with it."""
     references: int = 0
     holders: tuple[ModuleName, ...] = ()
     users: tuple[str, ...] = ()

@@ -147,4 +147,26 @@ def test_respond_reports_use_and_routes_and_changes_nothing(run: Runner) -> None
     assert "config blacklist --hard dccp" not in ended.out
     (row,) = run("respond", "--dry-run", "--module", "ext4", "--json").document
     assert (row["state"], row["kernels"][0]["reach"]) == ("live", "userns")
-    assert run("respond", "--module", "ext4").status == ExitCode.USAGE
+    assert run("respond").status == ExitCode.USAGE
+    assert run("respond", "end").status == ExitCode.USAGE
+    assert run("respond", "list", "--probe").status == ExitCode.USAGE
+    assert run("respond", "CVE-2026-99999").status == ExitCode.NOT_FOUND
+
+
+def test_respond_keeps_modules_out_and_ends(run: Runner) -> None:
+    done = run("respond", "--module", "overlay")
+    assert done.status == ExitCode.OK
+    assert "proven:" in done.out
+    (row,) = run("respond", "list", "--json").document
+    assert (row["id"], row["rules"]) == ("module:overlay", ["overlay"])
+    assert run("load", "overlay").status == ExitCode.POLICY
+    assert run("respond", "status").status == ExitCode.OK
+    assert run("respond", "end", "module:overlay").status == ExitCode.OK
+    assert run("respond", "end", "module:overlay").status == ExitCode.NOT_FOUND
+    assert run("load", "overlay").status == ExitCode.OK
+    run("unload", "overlay")
+    run("load", "vfat")
+    stopped = run("respond", "--module", "fat")
+    run("unload", "vfat", "--unused-dependencies")
+    assert stopped.status == ExitCode.IN_THE_WAY
+    assert "nothing was changed" in stopped.out

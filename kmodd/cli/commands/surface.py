@@ -4,15 +4,18 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
+from kmodd.cli.commands import refused
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
 from kmodd.cli.output.text import clean, counted
 from kmodd.cli.session import Session
 from kmodd.client.surface import AttackSurface, ExposedModule, RouteRow, Summary, exposed_module, route_row, summary
+from kmodd.errors import InvalidArgs
 from kmodd.model.surface import Reach
 from kmodd.names import parse_module
 from kmodd.patterns import is_pattern
 
+REFUSED = "refused"
 TOP = 20
 """Modules that are listed below the numbers."""
 WHO = {
@@ -26,7 +29,11 @@ WHO = {
 
 
 async def run(session: Session, arguments: Namespace) -> int:
-    """Report the surface: in numbers, as a list, or of one module."""
+    """Report the surface: in numbers, as a list, or of one module; or what was refused."""
+    if arguments.module == REFUSED:
+        return await refused.run(session, arguments)
+    if arguments.since or arguments.follow:
+        raise InvalidArgs("--since and --follow belong to surface refused", argument="options")
     surface = AttackSurface(session.client)
     kernel = {"kernel": arguments.kernel} if arguments.kernel else {}
     text = arguments.module

@@ -14,6 +14,7 @@ from kmodd.kernel.initramfs.cpio import members
 from kmodd.kernel.modprobe.modprobe_d import ModprobeFolders
 from kmodd.kernel.modules.compression import Damaged, Unsupported
 from kmodd.model.modules import BootImage
+from kmodd.names import ModuleName, canonical
 
 _RULES = (
     "etc/modprobe.d",
@@ -59,6 +60,18 @@ class Initramfs:
         if self._known is None or self._known[0] != stamp:
             self._known = stamp, self._look()
         return self._known[1]
+
+    def modules(self) -> frozenset[ModuleName] | None:
+        """The modules that the image has; None where there is none, or it cannot be read. Reads the image: use a thread."""
+        path = next((path for path in self._images() if _time(path)), None)
+        if path is None:
+            return None
+        try:
+            names = self._contents(path)
+        except (OSError, Damaged, Unsupported):
+            return None
+        files = (_plain(name).rpartition("/")[2] for name in names if name.endswith(_MODULES))
+        return frozenset(canonical(file.removesuffix(".ko")) for file in files)
 
     def _images(self) -> list[Path]:
         return [self._root / name.format(self._release) for name in _NAMES]
