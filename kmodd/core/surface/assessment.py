@@ -36,7 +36,7 @@ def _report(
         verdict, because = judge(record, version, placements)
         files = tuple(name for name, place in placements.items() if place is Placement.FILE)
         dependents = {name: _dependents(index, name) for name in files}
-        requests = {name: _requests(index, name, record.routes, dependents[name]) for name in files}
+        requests = {name: requests_of(index, name, (*record.routes, *dependents[name])) for name in files}
         resolver = Resolver(index, command_line)
         loading = {name: _loading(resolver, name, asked) for name, asked in requests.items()}
     images = installed.initramfs_modules(release) if verdict.concerns else None
@@ -66,13 +66,11 @@ def _dependents(index: ModuleIndex, module: ModuleName) -> tuple[ModuleName, ...
     return tuple(name for name in index.available() if module in index.dependencies(name))
 
 
-def _requests(
-    index: ModuleIndex, module: ModuleName, routes: Iterable[str], dependents: Iterable[ModuleName]
-) -> tuple[str, ...]:
-    """Every request that leads to a module: its name, its aliases, those of the record, and what cannot do without it."""
+def requests_of(index: ModuleIndex, module: ModuleName, further: Iterable[str]) -> tuple[str, ...]:
+    """Every request that leads to a module: its name, its aliases, and further ones, such as the names of what needs it."""
     aliases = (example(alias) for alias in index.aliases(module))
     # The kernel spells its requests with `-`, to which libkmod gives the same answer.
-    return tuple(dict.fromkeys((module, module.replace("_", "-"), *aliases, *routes, *dependents)))
+    return tuple(dict.fromkeys((module, module.replace("_", "-"), *aliases, *further)))
 
 
 def _loading(resolver: Resolver, module: ModuleName, requests: Iterable[str]) -> tuple[str, ...]:
