@@ -29,7 +29,7 @@ class ExitCode(IntEnum):
     FORBIDDEN_BY_KERNEL = 11
     LOST_IN_KERNEL = 12
     UNAVAILABLE = 13
-    DEVIATES = 14
+    DIFFERS = 14
     """The system is not as it should be: no error of a call, but what a check found."""
     INTERRUPTED = 130
     """As a shell reports SIGINT."""
@@ -271,10 +271,10 @@ class _Grammar:
         )
         surface.add_argument(
             "module",
-            metavar="MODULE|GLOB|refused",
+            metavar="MODULE|GLOB|refused|report",
             nargs="?",
             default="",
-            help="the routes to a module, only modules that match, or the attempts that rules refused",
+            help="the routes to a module, only modules that match, refused attempts, or a report on a benchmark",
         )
         surface.add_argument(
             "--reach",
@@ -290,6 +290,10 @@ class _Grammar:
             "--since", metavar="TIME", default="", help="of refused: only attempts since then, such as '1h'"
         )
         surface.add_argument("-f", "--follow", action="store_true", help="of refused: continue with new attempts")
+        surface.add_argument(
+            "--benchmark", metavar="PROFILE|FILE", default="", help="of report: modules that are not to be available"
+        )
+        surface.add_argument("--format", choices=("text", "json", "sarif"), default="text", help="of report")
         respond = self._add(
             self._commands,
             "respond",

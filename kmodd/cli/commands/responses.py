@@ -61,11 +61,11 @@ def _request(arguments: Namespace) -> tuple[str, dict[str, object]]:
 
 def _status(result: Outcome, attempts: list[probe.Attempt]) -> int:
     if any(attempt.loaded for attempt in attempts):
-        return ExitCode.DEVIATES
+        return ExitCode.DIFFERS
     if result.stage == "in-use":
         return ExitCode.IN_THE_WAY
     concerned = any(kernel.verdict in _CONCERNED for kernel in result.kernels)
-    return ExitCode.DEVIATES if concerned and not result.proven else ExitCode.OK
+    return ExitCode.DIFFERS if concerned and not result.proven else ExitCode.OK
 
 
 async def _probed(surface: AttackSurface, result: Outcome) -> list[probe.Attempt]:

@@ -4,7 +4,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from kmodd.cli.commands import refused
+from kmodd.cli.commands import refused, surface_report
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
 from kmodd.cli.output.text import clean, counted
@@ -15,7 +15,7 @@ from kmodd.model.surface import Reach
 from kmodd.names import parse_module
 from kmodd.patterns import is_pattern
 
-REFUSED = "refused"
+REFUSED, REPORT = "refused", "report"
 TOP = 20
 """Modules that are listed below the numbers."""
 WHO = {
@@ -32,6 +32,10 @@ async def run(session: Session, arguments: Namespace) -> int:
     """Report the surface: in numbers, as a list, or of one module; or what was refused."""
     if arguments.module == REFUSED:
         return await refused.run(session, arguments)
+    if arguments.module == REPORT:
+        return await surface_report.run(session, arguments)
+    if arguments.benchmark:
+        raise InvalidArgs("--benchmark belongs to surface report", argument="options")
     if arguments.since or arguments.follow:
         raise InvalidArgs("--since and --follow belong to surface refused", argument="options")
     surface = AttackSurface(session.client)
