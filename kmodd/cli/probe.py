@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Tries to have modules loaded as a user without any right, where an attempt that changes nothing else is known.
 
-A child process gives up every right of its own, makes the system calls that the kernel asks for a module in, and ends. What counts
+A child process gives up every right, makes the system calls that the kernel asks for a module in, and ends. What counts
 is not what the calls answer, but whether the module is loaded afterwards.
 """
 

@@ -127,7 +127,7 @@ class ModuleUse:
 
 @dataclass(frozen=True, slots=True)
 class OwnedRule:
-    """A rule that a response wrote, and what kmodd's file said about the module before."""
+    """A rule that a response wrote, and the rule about the module that was there before."""
 
     module: ModuleName
     before: str = ""

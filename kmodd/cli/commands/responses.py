@@ -177,9 +177,9 @@ def attempt_lines(attempts: list[probe.Attempt], screen: Screen) -> list[str]:
         return ["tried: nothing, for no safe attempt is known"]
     paint = screen.paint
     return [
-        paint.bad(f"tried: {clean(each.request)} as nobody loaded {clean(each.module)}")
+        paint.bad(f"tried without any right: {clean(each.request)} loaded {clean(each.module)}")
         if each.loaded
-        else paint.good(f"tried: {clean(each.request)} as nobody, refused")
+        else paint.good(f"tried without any right: {clean(each.request)}, refused")
         for each in attempts
     ]
 

@@ -57,7 +57,7 @@ def spelled(version: Version) -> str:
 
 
 def kernel_version(release: str, text: str) -> KernelVersion:
-    """The upstream version of a kernel from what `uname -rv` prints for it; unknown for kernels with corrections of their own.
+    """The upstream version of a kernel from what `uname -rv` prints for it; unknown for kernels with further corrections.
 
     Known of Debian's own kernels, which follow the stable series, and of those of kernel.org, whose release is the version.
     """

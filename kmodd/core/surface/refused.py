@@ -88,7 +88,7 @@ def _attempts(entry: HistoryEntry) -> RefusedAttempts:
 
 
 def _count(record: Record) -> int:
-    """A record of a period counts those that came after the first, which has a record of its own."""
+    """A record of a period counts those that came after the first, which has another record."""
     text = record.extra.get("COUNT", "")
     return int(text) if text.isdecimal() and int(text) else 1
 

@@ -111,24 +111,24 @@ class Responses:
             raise NoSuchResponse(f"there is no response {key}", evidence=Evidence(hint="kmodctl respond list"))
         return response
 
-    async def record(self, given: Vulnerability, uid: User) -> Vulnerability:
+    async def record(self, requested: Vulnerability, uid: User) -> Vulnerability:
         """The record of a request: the shipped one of that id if the request names nothing itself; NoSuchResponse, InvalidArgs."""
-        return await self._slots.in_thread(uid, self._record, given)
+        return await self._slots.in_thread(uid, self._record, requested)
 
-    def _record(self, given: Vulnerability) -> Vulnerability:
-        if given.image_files:
-            modules = modules_of(given.image_files, self._installed)
-            names = tuple(dict.fromkeys((*given.modules, *modules.values())))
+    def _record(self, requested: Vulnerability) -> Vulnerability:
+        if requested.image_files:
+            modules = modules_of(requested.image_files, self._installed)
+            names = tuple(dict.fromkeys((*requested.modules, *modules.values())))
             if not names:
-                raise without_modules(given)
-            unknown = tuple(file for file in given.image_files if file not in modules)
-            return replace(given, modules=names, image_files=unknown)
-        if given.modules:
-            return given
-        record = self._records().get(given.id)
+                raise without_modules(requested)
+            unknown = tuple(file for file in requested.image_files if file not in modules)
+            return replace(requested, modules=names, image_files=unknown)
+        if requested.modules:
+            return requested
+        record = self._records().get(requested.id)
         if record is None:
             raise NoSuchResponse(
-                f"there is no record of {given.id}",
+                f"there is no record of {requested.id}",
                 evidence=Evidence(
                     hint="give the record of the kernel's CNA as a file, or name the modules with --module"
                 ),
@@ -290,19 +290,19 @@ class Responses:
 
     async def _uses(self, record: Vulnerability, caller: Caller) -> tuple[tuple[ModuleUse, ...], bool]:
         lines = await asyncio.to_thread(self._autoload)
-        uses, known = [], True
+        uses, readable = [], True
         for name in record.modules:
             explanation = redact(await self._explainer.explain(name), View(caller.uid))
             try:
                 query = HistoryQuery(name, _LOADS, max(0, self._clock() - _PAST_USEC), limit=_LOADS_MAX)
                 loads = await self._history(query, caller)
             except KmoddError:
-                loads, known = (), False
+                loads, readable = (), False
             use = _use(name, explanation)
             autoload = tuple(f"{rule.file}:{rule.line}" for rule in lines if rule.module == name)
             last = max((entry.time for entry in loads), default=0)
             uses.append(replace(use, loads=len(loads), last_load=last, autoload=autoload))
-        return tuple(uses), known
+        return tuple(uses), readable
 
     def _tell(
         self, event: str, record: Vulnerability, message: str, caller: Caller, *, proven: bool | None = None
