@@ -149,6 +149,8 @@ AGENTDOCS = deploy/kubernetes/node/50-kmodd-agent.rules
 UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS) $(AGENTUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
 # The API's XML among them, which its server and its clients read.
 MODULES := $(shell find kmodd -type f \( -name '*.py' -o -name py.typed -o -path 'kmodd/gateway/static/*' \)) $(wildcard dbus/*.xml)
+# Records of vulnerabilities, which `kmodctl respond` reads; /etc/kmodd/responses.d masks and adds to them.
+RESPONSES := $(wildcard install/responses.d/*.toml)
 # Bytecode for this machine's interpreter; Debian's packages are compiled where they are installed.
 BYTECODE ?= yes
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g" \
@@ -166,6 +168,7 @@ KERNELPLUGIN = $(PREFIX)/lib/kernel/install.d/95-kmodd-surface.install
 INSTALLED_PAGES = $(foreach page,$(1),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page).gz)
 INSTALLED = $(APPARMOR) $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
 	$(PKGDIR)/surface.d/base.toml $(PKGDIR)/surface.d/cis-debian12.toml $(KERNELHOOK) $(KERNELPLUGIN) \
+	$(addprefix $(PKGDIR)/responses.d/,$(notdir $(RESPONSES))) \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
 	$(addprefix $(USERUNITDIR)/,$(USERUNITS)) $(SYSUSERSDIR)/kmodd-notifier.conf \
@@ -224,6 +227,7 @@ install: install-check man ## install into PREFIX (below DESTDIR) and notify sys
 	@mkdir -p $(DESTDIR)$(dir $(APPARMOR)) $(DESTDIR)$(DEPMODDIR)
 	@$(FILL_IN) install/apparmor/kmodd.in > $(DESTDIR)$(APPARMOR)
 	@chmod 0644 $(DESTDIR)$(APPARMOR)
+	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/responses.d $(RESPONSES)
 	@install -D -m 0644 systemd/kmodd-notifier.sysusers $(DESTDIR)$(SYSUSERSDIR)/kmodd-notifier.conf
 	@install -D -m 0644 systemd/kmodd.catalog $(DESTDIR)$(CATALOGDIR)/kmodd.catalog
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml

@@ -138,6 +138,10 @@ class NoSuchEndpoint(_NotFound):
     title = "no such endpoint for notifications"
 
 
+class NoSuchResponse(_NotFound):
+    title = "no such vulnerability or response"
+
+
 class NotLoaded(_NotFound):
     title = "module is not loaded"
 

@@ -19,6 +19,7 @@ from kmodd.core.rules.configuration import Configuration
 from kmodd.core.store.activation import Activation
 from kmodd.core.store.store import Store
 from kmodd.core.surface.enforcement import Enforcement
+from kmodd.core.surface.responses import Responses
 from kmodd.core.surface.service import Surfaces
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Health, HealthStatus, HistoryEntry, HistoryQuery, Metric
@@ -53,6 +54,7 @@ class Services:
     machine_id: Callable[[], str]
     surfaces: Surfaces
     enforcement: Enforcement
+    responses: Responses
     slices: Slices
     """Long reads, in turns."""
     boot_id: str = ""

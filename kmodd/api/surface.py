@@ -7,12 +7,15 @@ from collections.abc import Callable
 from kmodd.api import options
 from kmodd.api import polkit_details as asked
 from kmodd.api import replies as rows
+from kmodd.api import responses as replies
 from kmodd.api.services import Services
+from kmodd.core.surface import refused
 from kmodd.core.surface.service import exposure_of
-from kmodd.dbus.call import Body, Call
+from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
 from kmodd.errors import InvalidArgs
 from kmodd.model import Caller
+from kmodd.model.responses import Vulnerability
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Exposure, Guard, Reach, Route, Surface
 from kmodd.model.surface_policy import Decision, Fault, Reason, SurfacePlan
@@ -28,6 +31,7 @@ class SurfaceInterface:
     interface = "org.kmodd1.Surface"
 
     def __init__(self, services: Services) -> None:
+        self._services = services
         self._surfaces = services.surfaces
         self._enforcement = services.enforcement
 
@@ -109,6 +113,58 @@ class SurfaceInterface:
 
         return Call(run, cancellable=True)
 
+    # --- vulnerabilities ----------------------------------------------------------------------------------------------
+
+    def respond(self, key: str, values: options.Values) -> Call:
+        named = replies.requested(key, values)
+        reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
+        dry_run, force = values.get("dry-run", False), values.get("force-in-use", False)
+
+        async def prepare(caller: Caller) -> Call:
+            record = await self._services.responses.record(named, caller.uid)
+
+            async def run(caller: Caller) -> rows.Row:
+                return replies.outcome(
+                    await self._services.responses.respond(
+                        record, caller, dry_run=dry_run, force=force, reason=reason, on_behalf_of=behalf
+                    )
+                )
+
+            return Call(run, _details(record, "respond", behalf), dry_run=dry_run)
+
+        return Call(unprepared, asked.behalf(behalf), prepare=prepare)
+
+    def get_responses(self) -> Call:
+        async def run(_: Caller) -> list[rows.Row]:
+            return [replies.response(each) for each in await self._services.responses.all()]
+
+        return Call(run, cancellable=True)
+
+    def end_response(self, key: str, values: options.Values) -> Call:
+        name = replies.parse_response_id(key)
+        reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
+
+        async def prepare(_: Caller) -> Call:
+            response = await self._services.responses.find(name)
+
+            async def run(caller: Caller) -> list[str]:
+                return list(await self._services.responses.end(name, caller, reason=reason, on_behalf_of=behalf))
+
+            return Call(run, _details(response.vulnerability, "end-response", behalf))
+
+        return Call(unprepared, asked.behalf(behalf), prepare=prepare)
+
+    def get_refused(self, values: options.Values) -> Call:
+        highest = self._services.daemon_settings().history_limit_max
+        query = refused.query(values.get("since", 0), options.number(values, "limit", highest, highest))
+
+        async def run(caller: Caller) -> list[rows.Row]:
+            entries = await self._services.history(query, caller)
+            return [replies.refused(each) for each in refused.aggregate(entries, await self._services.responses.all())]
+
+        behalf = asked.behalf(options.on_behalf_of(values))
+        return Call(run, {"action": "read-history", **behalf}, cancellable=True)
+
     def _call(self, values: options.Values, make: Callable[[Surface], Body]) -> Call:
         kernel = _kernel(values)
 
@@ -173,6 +229,12 @@ def _fault(fault: Fault) -> rows.Row:
     texts = {"module": fault.module or "", "kernel": fault.kernel, "file": fault.file, "hint": fault.hint}
     row |= {name: ("s", text) for name, text in texts.items() if text}
     return row | ({"line": ("u", fault.line)} if fault.line else {})
+
+
+def _details(record: Vulnerability, action: str, behalf: str) -> dict[str, str]:
+    single = {"module": record.modules[0]} if len(record.modules) == 1 else {}
+    modules = {"modules": " ".join(record.modules), "response": record.id, "action": action}
+    return single | modules | asked.behalf(behalf)
 
 
 def _reach(values: options.Values) -> Reach | None:

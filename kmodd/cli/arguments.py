@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     LOST_IN_KERNEL = 12
     UNAVAILABLE = 13
     DIFFERS = 14
-    """`surface check`: something is not as the policy says."""
+    """The system is not as it should be: no error of a call, but what a check found."""
     INTERRUPTED = 130
     """As a shell reports SIGINT."""
     BROKEN_PIPE = 141
@@ -158,7 +158,7 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return (arguments[:end], arguments[end + 1 :]) if "hold" in arguments[:end] else (arguments, ())
 
 
-SURFACE_VERBS = ("show", "learn", "plan", "apply", "check")
+SURFACE_VERBS = ("show", "learn", "plan", "apply", "check", "refused", "report")
 
 
 def _with_verb(arguments: Sequence[str]) -> Sequence[str]:
@@ -316,14 +316,35 @@ class _Grammar:
             reader.add_argument("module", metavar="GLOB", nargs="?", default="", help="only modules that match")
         for reader in (surface, learn, check):
             reader.add_argument("--kernel", metavar="RELEASE", default="", help="an installed kernel")
+        tried = self._add(verbs, "refused", "refused", "show attempts to have a module loaded that a rule refused")
+        tried.add_argument("--since", metavar="TIME", default="", help="only attempts since then, such as '1h'")
+        tried.add_argument("-f", "--follow", action="store_true", help="continue with new attempts")
+        report = self._add(verbs, "report", "surface_report", "compare modules with what a benchmark wants")
+        report.add_argument(
+            "--benchmark", metavar="PROFILE|FILE", required=True, help="modules that are not to be available"
+        )
+        report.add_argument("--format", choices=("text", "json", "sarif"), default="text")
         respond = self._add(
             self._commands,
             "respond",
             "respond",
-            "report what there is to know about modules with a bug, changing nothing",
+            "answer a vulnerability: keep its modules out by every route, and prove it",
         )
-        respond.add_argument("--module", metavar="MODULE", nargs="+", required=True, help="the modules")
-        respond.add_argument("--dry-run", action="store_true", required=True, help="required: nothing is changed yet")
+        respond.add_argument(
+            "target",
+            metavar="CVE|FILE|list|status|end",
+            nargs="?",
+            default="",
+            help="the vulnerability, a record of the kernel's CNA, or what to do with responses",
+        )
+        respond.add_argument("id", metavar="ID", nargs="?", default="", help="of status and end: the response")
+        respond.add_argument("--module", metavar="MODULE", dest="modules", nargs="+", default=[], help="the modules")
+        respond.add_argument("--force-in-use", action="store_true", help="even if something uses them")
+        respond.add_argument(
+            "--probe", action="store_true", help="then try to have them loaded as a user without any right"
+        )
+        respond.add_argument("--dry-run", action="store_true", help="report what is known, change nothing")
+        self._reason(respond)
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
         load = self._add(commands, "load", "module", "load a module and its dependencies", "module or alias")

@@ -6,11 +6,12 @@ for row in await surface.modules(reach="unprivileged"):
     print(row.module, row.request)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from kmodd.client.replies import Fields
+from kmodd.client.responses import Outcome, RefusedRow, ResponseRow, outcome, refused_row, response_row
 from kmodd.model.surface import Reach
 from kmodd.names import ModuleName
 
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
     from kmodd.client import Client
 
 INTERFACE = "org.kmodd1.Surface"
+
+
+class EndOptions(TypedDict, total=False):
+    """Options of `EndResponse`."""
+
+    reason: str
+    on_behalf_of: str
+
+
+class RespondOptions(EndOptions, total=False):
+    """Options of `Respond`."""
+
+    modules: Sequence[str]
+    files: Sequence[str]
+    fixed: Sequence[str]
+    unaffected_from: str
+    unaffected_before: str
+    force_in_use: bool
+    dry_run: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +192,22 @@ class AttackSurface:
     async def check(self, *, kernel: str = "") -> tuple[SurfaceFault, ...]:
         """What is not as the policy says; empty if everything is."""
         return tuple(map(surface_fault, await self.data("Check", options=_given(kernel=kernel))))
+
+    async def respond(self, key: str = "", **options: Unpack[RespondOptions]) -> Outcome:
+        """Keep the modules of a vulnerability out; `NoSuchResponse` where there is no record of it."""
+        return outcome(await self.data("Respond", key, options={**options}))
+
+    async def responses(self) -> tuple[ResponseRow, ...]:
+        """The responses that have not ended."""
+        return tuple(map(response_row, await self.data("GetResponses")))
+
+    async def end_response(self, key: str, **options: Unpack[EndOptions]) -> tuple[str, ...]:
+        """Remove the rules that a response wrote; their modules."""
+        return tuple(await self.data("EndResponse", key, options={**options}))
+
+    async def refused(self, *, since: int = 0) -> tuple[RefusedRow, ...]:
+        """Attempts that a rule refused, those that came last first."""
+        return tuple(map(refused_row, await self.data("GetRefused", options=_given(since=since))))
 
 
 def needed_module(data: Mapping[str, Any]) -> NeededModule:

@@ -34,8 +34,10 @@ from kmodd.core.planning.planner import IndexRefresher, Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
+from kmodd.core.surface.responses import Responses
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
+from kmodd.daemon.responses import KeptResponses, shipped_records
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
 from kmodd.daemon.store import CustomModules
 from kmodd.dbus.admission import Quota
@@ -234,29 +236,49 @@ class Daemon:
             requests.health,
             self._surfaces.health,
         )
+        explainer = Explainer(
+            loaded=kernel.loaded,
+            index=kernel.index,
+            inspection=kernel.inspection,
+            facts=kernel.facts,
+            policy=policy,
+            registry=registry,
+            failure=failures.get,
+            load=requests.load_of,
+            held=self._leases.holders,
+            refresh=IndexRefresher(kernel.index, lambda: transport.arrivals),
+            boot=BootLoads(
+                kernel.index,
+                lambda: {} if root is None else boot_loads(open_system_reader, root),
+                kernel.configuration.autoload,
+            ),
+        )
+        history = History(reader, limit_max=lambda: desired.daemon_settings.history_limit_max, settled=origins.settled)
+        kept_responses = KeptResponses(
+            Path(settings.state_directory) / "responses.json" if settings.state_directory else None
+        )
+        self._responses = Responses(
+            installed=kernel.installed,
+            facts=kernel.facts,
+            rules=rules,
+            operations=self._operations,
+            explainer=explainer,
+            history=history.read,
+            autoload=kernel.configuration.autoload,
+            audit=self._audit,
+            clock=clock,
+            records=lambda: shipped_records(root),
+            read=kept_responses.read,
+            write=kept_responses.write,
+        )
+        health.further += (self._responses.health,)
         parts = Services(
             operations=self._operations,
             refusals=Refusals(kernel, self._audit, self._events),
             parameters=parameters,
             leases=self._leases,
             values=values,
-            explainer=Explainer(
-                loaded=kernel.loaded,
-                index=kernel.index,
-                inspection=kernel.inspection,
-                facts=kernel.facts,
-                policy=policy,
-                registry=registry,
-                failure=failures.get,
-                load=requests.load_of,
-                held=self._leases.holders,
-                refresh=IndexRefresher(kernel.index, lambda: transport.arrivals),
-                boot=BootLoads(
-                    kernel.index,
-                    lambda: {} if root is None else boot_loads(open_system_reader, root),
-                    kernel.configuration.autoload,
-                ),
-            ),
+            explainer=explainer,
             listing=listing,
             registry=registry,
             jobs=jobs,
@@ -269,13 +291,12 @@ class Daemon:
             health=health.now,
             health_status=lambda: health.status,
             metrics=metrics.read,
-            history=History(
-                reader, limit_max=lambda: desired.daemon_settings.history_limit_max, settled=origins.settled
-            ).read,
+            history=history.read,
             machine_id=machine_id,
             boot_id=kernel.boot_id,
             surfaces=self._surfaces,
             enforcement=policies,
+            responses=self._responses,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,
             trim_heap=lambda: trim_heap(kernel.index.forget),
@@ -331,6 +352,7 @@ class Daemon:
         await self._service.start()
         self._desired_parts.start()
         stop_following.append(self._desired_parts.stop)
+        expiring = loop.create_task(self._responses.expire())
         self._manager.notify("READY=1", self._status())
         self._logger.info("daemon.started", message=self._greeting())
         gc.collect()
@@ -352,6 +374,8 @@ class Daemon:
         self._origins.flush()
         for stop in stop_following:
             stop()
+        expiring.cancel()
+        await asyncio.gather(expiring, return_exceptions=True)
         for task in tasks:
             task.remove_done_callback(self._on_task_end)
             task.cancel()

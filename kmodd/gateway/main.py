@@ -98,7 +98,7 @@ async def run(
         [
             routes_changes.router(changes),
             routes_reading.router(reading, changes, link),
-            routes_surface.router(reading),
+            routes_surface.router(reading, changes),
             routes_events.router(hub, counts, authentication, settings.limits),
             routes_config.router(changes, link),
             routes_store.router(changes, link),

@@ -271,6 +271,18 @@ class Routes(BaseModel):
     routes: list[dict[str, Any]]
 
 
+class RefusedAttempts(BaseModel):
+    """Attempts that a rule refused, those that came last first; alike ones are counted together."""
+
+    attempts: list[dict[str, Any]]
+
+
+class Responses(BaseModel):
+    """Vulnerabilities whose modules are kept out, each with its record."""
+
+    responses: list[dict[str, Any]]
+
+
 class Described(BaseModel):
     """A module's static facts, and while it is loaded its live ones under `live`."""
 

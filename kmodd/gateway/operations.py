@@ -10,6 +10,7 @@ from typing import Any
 
 from kmodd.client import FULL, PUBLIC, Client
 from kmodd.client.replies import Fields, failed, hint_for
+from kmodd.client.surface import AttackSurface
 from kmodd.errors import KmoddError, LimitsExceeded
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import snake
@@ -219,6 +220,14 @@ class Changes:
             options["requests"] = True
         async with self._turns.turn(principal.name):
             return [snake(row) for row in await self._link.client.data("GetHistory", options=options)]
+
+    async def refused(self, principal: Principal, since: int) -> list[dict[str, Any]]:
+        """`GetRefused` of `org.kmodd1.Surface`."""
+        options: dict[str, object] = {"on-behalf-of": principal.label}
+        if since:
+            options["since"] = since
+        async with self._turns.turn(principal.name):
+            return [snake(row) for row in await AttackSurface(self._link.client).data("GetRefused", options=options)]
 
     @staticmethod
     def _options(

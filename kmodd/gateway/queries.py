@@ -141,6 +141,11 @@ class Reading:
         rows = await AttackSurface(self._link.client).data("GetRoutes", parse_module(module), options=options)
         return {"routes": [snake(row) for row in rows]}
 
+    async def responses(self) -> dict[str, Any]:
+        """`GetResponses` of `org.kmodd1.Surface`."""
+        rows = await AttackSurface(self._link.client).data("GetResponses")
+        return {"responses": [snake(row) for row in rows]}
+
     async def health(self) -> bytes:
         """`GetHealth` as JSON."""
 

@@ -25,6 +25,7 @@ from kmodd.kernel.files import listdir, read_bytes
 from kmodd.kernel.modprobe.modprobe_d import ModprobeFolders
 from kmodd.kernel.modules.compression import GZIP, XZ, ZSTD, Damaged, Read, Unsupported, bounded, unpack
 from kmodd.model.modules import BootImage
+from kmodd.names import ModuleName, canonical
 
 BZIP2, LZMA, LZ4, LZO = b"BZh", b"\x5d\x00\x00", b"\x02\x21\x4c\x18", b"\x89LZO\x00\r"
 _PIECE = 1 << 17
@@ -348,6 +349,18 @@ class Initramfs:
         if self._known is None or self._known[0] != stamp:
             self._known = stamp, self._look()
         return self._known[1]
+
+    def modules(self) -> frozenset[ModuleName] | None:
+        """The modules that the image has; None where there is none, or it cannot be read. Reads the image: use a thread."""
+        path = next((path for path in self._images() if _time(path)), None)
+        if path is None:
+            return None
+        try:
+            names = self._contents(path)
+        except (OSError, Damaged, Unsupported):
+            return None
+        files = (_plain(name).rpartition("/")[2] for name in names if name.endswith(_MODULES))
+        return frozenset(canonical(file.removesuffix(".ko")) for file in files)
 
     def _images(self) -> list[Path]:
         return [self._root / name.format(self._release) for name in _NAMES]

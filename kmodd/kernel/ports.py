@@ -327,6 +327,12 @@ class InstalledKernels(Protocol):
     def tables(self, release: str) -> Tables:
         """Settings and device nodes as they are now; OSError where a table of the kernel cannot be read."""
 
+    def version_text(self, release: str) -> str:
+        """What `uname -rv` prints for a kernel: of the running one as it says, of others as their image does; empty when unknown."""
+
+    def initramfs_modules(self, release: str) -> frozenset[ModuleName] | None:
+        """The modules in the initramfs of a kernel; None where there is none, or it cannot be read. Some hundred milliseconds."""
+
     def index(self, release: str, *, surface: bytes | None = None) -> AbstractContextManager[ModuleIndex]:
         """An index of one's own, for this thread; a release that is not there has an empty one.
 

@@ -29,6 +29,7 @@ KINDS = (
     "store",
     "denied",
     "refused",
+    "response",
     "test",
 )
 """What a rule may name under `events`; `test` is sent by hand."""
@@ -49,6 +50,9 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "authorization.denied": ("denied", "warning"),
     "module.refused": ("refused", "notice"),
     "refusals.collapsed": ("denied", "warning"),
+    "response.begun": ("response", "notice"),
+    "response.stopped": ("response", "warning"),
+    "response.ended": ("response", "notice"),
 }
 """Kind and severity by the event's name in the journal."""
 _HEALTH = {"ok": "notice", "degraded": "warning", "failing": "error"}

@@ -29,8 +29,10 @@ from kmodd.core.planning.planner import Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
+from kmodd.core.surface.responses import Responses
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
+from kmodd.daemon.responses import KeptResponses
 from kmodd.daemon.store import CustomModules
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.interface_xml import Contract
@@ -52,6 +54,7 @@ from kmodd.model import (
     Plan,
     Record,
 )
+from kmodd.model.responses import Vulnerability
 from kmodd.model.rules import DesiredModule
 from kmodd.model.settings import DaemonSettings
 from kmodd.names import ModuleName
@@ -124,6 +127,8 @@ class Bench:
 
 GATEWAY = 998
 """The gateway's user."""
+RECORDS = {"CVE-2026-31431": Vulnerability("CVE-2026-31431", (ModuleName("overlay"),), fixed=((6, 1, 170),))}
+"""What stands in responses.d."""
 HEALTH = HealthCheck("signatures", HealthStatus.OK, "every module is signed")
 
 
@@ -214,17 +219,24 @@ async def bench(
             operations=deeds, parameters=parameters, values=values, rules=rules, health=monitor, events=hub,
             audit=journal, runtime_directory="", given=GivenValues(),
         )  # fmt: skip
+        explainer = Explainer(
+            loaded=kernel.loaded,
+            index=kernel.index,
+            inspection=kernel.inspection,
+            facts=kernel.facts,
+            policy=policy,
+            registry=registry,
+            failure=failures.get,
+            held=leases.holders,
+        )
+        kept_responses = KeptResponses(None)
         parts = Services(
             operations=deeds,
             refusals=Refusals(kernel, journal, hub),
             parameters=parameters,
             leases=leases,
             values=values,
-            explainer=Explainer(
-                loaded=kernel.loaded, index=kernel.index, inspection=kernel.inspection, facts=kernel.facts,
-                policy=policy, registry=registry, failure=failures.get,
-                held=leases.holders,
-            ),
+            explainer=explainer,
             listing=listing,
             registry=registry,
             jobs=jobs,
@@ -238,6 +250,11 @@ async def bench(
             enforcement=enforcement(
                 None, kernel, desired_state(None, kernel, journal, lambda: None),
                 history=MemoryJournal(Ticks()), audit=journal, clock=Ticks(), forgotten=lambda: None,
+            ),
+            responses=Responses(
+                installed=kernel.installed, facts=kernel.facts, rules=rules, operations=deeds, explainer=explainer,
+                history=history, autoload=kernel.configuration.autoload, audit=journal, clock=Ticks(),
+                records=lambda: RECORDS, read=kept_responses.read, write=kept_responses.write,
             ),
             health=health,
             health_status=lambda: HealthStatus.OK,

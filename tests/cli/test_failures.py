@@ -15,7 +15,15 @@ from tests.cli.runner import Runner
 CONTRACT = {
     1: ["Failed"],
     2: ["InvalidArgs"],
-    3: ["NoSuchModule", "NoSuchParameter", "NoSuchVersion", "NoSuchEndpoint", "NotLoaded", "ModuleTreeMissing"],
+    3: [
+        "NoSuchModule",
+        "NoSuchParameter",
+        "NoSuchVersion",
+        "NoSuchEndpoint",
+        "NoSuchResponse",
+        "NotLoaded",
+        "ModuleTreeMissing",
+    ],
     4: ["AccessDenied", "InteractiveAuthorizationRequired"],
     5: ["InUse", "Builtin", "NotRemovable", "Conflict", "Busy"],
     6: ["DisabledByPolicy"],

@@ -147,4 +147,51 @@ def test_respond_reports_use_and_routes_and_changes_nothing(run: Runner) -> None
     assert "config blacklist --hard dccp" not in ended.out
     (row,) = run("respond", "--dry-run", "--module", "ext4", "--json").document
     assert (row["state"], row["kernels"][0]["reach"]) == ("live", "userns")
-    assert run("respond", "--module", "ext4").status == ExitCode.USAGE
+    assert run("respond").status == ExitCode.USAGE
+    assert run("respond", "end").status == ExitCode.USAGE
+    assert run("respond", "list", "--probe").status == ExitCode.USAGE
+    assert run("respond", "CVE-2026-99999").status == ExitCode.NOT_FOUND
+
+
+def test_report_judges_by_effect(run: Runner, tmp_path: Path) -> None:
+    profile = tmp_path / "site.toml"
+    profile.write_text(
+        '[profile.site.block.dccp]\nids = ["CIS 3.2.1"]\n[profile.site.block.nosuch]\n[profile.site.block.overlay]\n'
+    )
+    report = run("surface", "report", "--benchmark", str(profile), "--json")
+    assert report.status == ExitCode.DIFFERS
+    states = {row["module"]: row["state"] for row in report.document}
+    assert states == {"dccp": "blocked", "nosuch": "absent", "overlay": "open"}
+    sarif = run("surface", "report", "--benchmark", str(profile), "--format", "sarif").document
+    kinds = {row["ruleId"]: row["kind"] for row in sarif["runs"][0]["results"]}
+    assert kinds == {"CIS 3.2.1": "pass", "module-nosuch": "pass", "module-overlay": "fail"}
+    profile.write_text("[profile.site.block.dccp]")
+    passed = run("surface", "report", "--benchmark", str(profile))
+    assert passed.status == ExitCode.OK
+    assert "1 of 1 module as the benchmark wants" in passed.out
+    profile.write_text("[profile.site.block.ext4]")
+    assert run("surface", "report", "--benchmark", str(profile)).status == ExitCode.DIFFERS, "it is loaded"
+    for wrong in ("", "[profile]", "profile = 1", '[profile.x.block."a b"]', "[profile.x]\nblock = 2", "not TOML"):
+        profile.write_text(wrong)
+        assert run("surface", "report", "--benchmark", str(profile)).status == ExitCode.USAGE
+    assert run("surface", "report", "--benchmark", "no-such-profile").status == ExitCode.USAGE
+    assert run("surface", "report").status == ExitCode.USAGE
+
+
+def test_respond_keeps_modules_out_and_ends(run: Runner) -> None:
+    done = run("respond", "--module", "overlay")
+    assert done.status == ExitCode.OK
+    assert "proven:" in done.out
+    (row,) = run("respond", "list", "--json").document
+    assert (row["id"], row["rules"]) == ("module:overlay", ["overlay"])
+    assert run("load", "overlay").status == ExitCode.POLICY
+    assert run("respond", "status").status == ExitCode.OK
+    assert run("respond", "end", "module:overlay").status == ExitCode.OK
+    assert run("respond", "end", "module:overlay").status == ExitCode.NOT_FOUND
+    assert run("load", "overlay").status == ExitCode.OK
+    run("unload", "overlay")
+    run("load", "vfat")
+    stopped = run("respond", "--module", "fat")
+    run("unload", "vfat", "--unused-dependencies")
+    assert stopped.status == ExitCode.IN_THE_WAY
+    assert "nothing was changed" in stopped.out

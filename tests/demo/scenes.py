@@ -51,6 +51,11 @@ notify = ["chat"]
 
 NOTIFIER = "busctl call org.kmodd1.Notifier /org/kmodd1/Notifier org.kmodd1.Notifier"
 
+BIND = (
+    """python3 -c "import socket; socket.socket(38, 5).bind(('aead', 'gcm(aes)')); print('bound')" 2>&1 | tail -n 1"""
+)
+"""Has the kernel load algif_aead, by name."""
+
 TOUR = (
     Scene(
         "A system service like any other",
@@ -117,6 +122,17 @@ TOUR = (
             "truncate -s 8M /srv/stick && mkfs.vfat /srv/stick >/dev/null",
             "systemctl add-wants kmodd.service kmodd-watcher.socket && systemctl restart kmodd",
             "until pgrep -f '[w]atcher/watcher.py$' >/dev/null; do sleep 0.3; done",
+        ),
+    ),
+    Scene(
+        "A vulnerability in a module that any user can have loaded, answered",
+        (
+            Line(BIND, user="alice"),
+            Line("kmodctl respond CVE-2026-31431"),
+            Line("kmodctl respond --module algif_aead --probe --reason 'in case it is not'"),
+            Line(BIND, user="alice"),
+            Line("sleep 4; kmodctl surface refused"),
+            Line("kmodctl respond end module:algif_aead"),
         ),
     ),
     Scene(

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "NoSuchParameter": "parameters alone",
     "ReadOnlyParameter": "parameters alone",
     "NoSuchEndpoint": "the notifier",
+    "NoSuchResponse": "responses",
     "Shadows": "the store's import",
 }
 

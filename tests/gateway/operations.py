@@ -12,7 +12,7 @@ _ABSENT = cast("Any", None)
 ROUTERS = (
     changes.router(_ABSENT),
     reading.router(_ABSENT, _ABSENT, _ABSENT),
-    surface.router(_ABSENT),
+    surface.router(_ABSENT, _ABSENT),
     webhooks.router(_ABSENT, _ABSENT),
     config.router(_ABSENT, _ABSENT),
     store.router(_ABSENT, _ABSENT),

@@ -354,6 +354,12 @@ async def test_a_bug_is_a_problem_document_too() -> None:
     assert b"secret" not in sent[1]["body"]
 
 
+def test_responses_and_refused_attempts_are_listed(served: Gateway) -> None:
+    assert served.ask("GET", "/v1/responses").document == {"responses": []}
+    assert served.ask("GET", "/v1/surface/refused").document == {"attempts": []}
+    assert served.ask("GET", "/v1/surface/refused?since=-1").status in (400, 422)
+
+
 def test_the_attack_surface_is_reported_with_its_routes(served: Gateway) -> None:
     report = served.ask("GET", "/v1/surface?reach=userns&limit=3")
     assert report.status == 200

@@ -143,6 +143,8 @@ def test_records_out_of_order_are_found(bench: Bench) -> None:
         ("authorization.denied", "", "denied", "warning"),
         ("module.refused", "refused", "refused", "notice"),
         ("refusals.collapsed", "", "denied", "warning"),
+        ("response.begun", "changed", "response", "notice"),
+        ("response.stopped", "unchanged", "response", "warning"),
     ],
 )
 def test_what_a_record_is_worth(event: str, result: str, kind: str, severity: str) -> None:

@@ -11,7 +11,7 @@ from kmodd.errors import ERRORS, KmoddError, errno_name
 TABLE = [
     ("Failed", 1, 500),
     ("InvalidArgs", 2, 400),
-    ("NoSuchModule NoSuchParameter NoSuchVersion NoSuchEndpoint NotLoaded ModuleTreeMissing", 3, 404),
+    ("NoSuchModule NoSuchParameter NoSuchVersion NoSuchEndpoint NoSuchResponse NotLoaded ModuleTreeMissing", 3, 404),
     ("AccessDenied", 4, 403),
     ("InteractiveAuthorizationRequired", 4, 401),
     ("InUse Builtin NotRemovable Conflict Busy", 5, 409),

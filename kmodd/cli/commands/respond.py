@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kmodctl respond --module M --dry-run`: what there is to know about modules with a bug before they are kept out."""
+"""`kmodctl respond`: answers a vulnerability; with --module and --dry-run, reports what every user may know about modules."""
 
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
+from kmodd.cli.commands import responses
 from kmodd.cli.commands.surface import WHO
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.text import clean, counted
 from kmodd.cli.session import Session
 from kmodd.client.replies import explanation
 from kmodd.client.surface import AttackSurface, RouteRow, route_row
-from kmodd.errors import NoSuchModule
+from kmodd.errors import Evidence, InvalidArgs, NoSuchModule
 from kmodd.model import Explanation, State
 from kmodd.model.surface import Reach
 from kmodd.names import ModuleName, parse_module
 
 USERS_MAX = 8
+_COMMANDS = {"list": responses.run_list, "status": responses.run_status, "end": responses.run_end}
 _STATES = {
     State.LIVE: "loaded",
     State.COMING: "being loaded",
@@ -37,10 +39,32 @@ class Assessment:
 
 
 async def run(session: Session, arguments: Namespace) -> int:
+    """Answer a vulnerability, or list, assess or end responses."""
+    target = arguments.target
+    if target in _COMMANDS:
+        if arguments.modules or arguments.dry_run or arguments.force_in_use or arguments.probe:
+            raise InvalidArgs(f"respond {target} takes no options but --reason", argument="options")
+        if target == "list" and arguments.id:
+            raise InvalidArgs("respond list takes no ID", argument="id")
+        if target == "end" and not arguments.id:
+            raise InvalidArgs(
+                "respond end needs the ID of a response", argument="id", evidence=Evidence(hint="kmodctl respond list")
+            )
+        return await _COMMANDS[target](session, arguments)
+    if arguments.id:
+        raise InvalidArgs("only respond status and respond end take an ID", argument="id")
+    if not target and not arguments.modules:
+        raise InvalidArgs("name a CVE, a file, or modules with --module", argument="id")
+    if target or not arguments.dry_run:
+        return await responses.run_respond(session, arguments)
+    return await _run_assessment(session, arguments)
+
+
+async def _run_assessment(session: Session, arguments: Namespace) -> int:
     """Assess each module, and change nothing."""
     surface = AttackSurface(session.client)
     kernels = (await surface.summary()).kernels
-    assessments = [await _assess(session, surface, parse_module(name), kernels) for name in arguments.module]
+    assessments = [await _assess(session, surface, parse_module(name), kernels) for name in arguments.modules]
     if session.json:
         session.document([_document(each) for each in assessments])
         return 0

@@ -106,6 +106,19 @@ class Configuration:
         """
         return await run_to_completion(asyncio.get_running_loop().create_task(self._locked(changes, caller)))
 
+    async def blacklisted(self) -> Mapping[ModuleName, own_files.Entry]:
+        """What kmodd's own file blacklists.
+
+        Conflict for one that was edited or that another program wrote, NotPermitted for one that cannot be read.
+        """
+        file = ManagedFile.BLACKLIST
+
+        def read() -> Mapping[ModuleName, own_files.Entry]:
+            text = self._read(file)
+            return {} if text is None else own_files.parse(file, text, self._folders.parse(file, text))
+
+        return await asyncio.to_thread(read)
+
     async def _locked(self, changes: Sequence[RuleChange], caller: Caller) -> Mapping[int, KmoddError]:
         async with self._lock:
             begun = self._clock()

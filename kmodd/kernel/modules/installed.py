@@ -8,14 +8,16 @@ from pathlib import Path, PurePosixPath
 
 from kmodd.kernel.atomic_file import write_whole
 from kmodd.kernel.files import listdir
+from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
+from kmodd.kernel.modules.image import image_version, running_version
 from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.kernel.modules.module_file import file_stamp
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.guards import device_nodes, read_guards
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Guard, Tables
-from kmodd.names import is_release
+from kmodd.names import ModuleName, is_release
 from kmodd.releases import by_age
 
 _FILES = ("modules.dep.bin", "modules.alias.bin", "modules.alias", "modules.builtin.bin", "modules.devname")
@@ -64,6 +66,15 @@ class InstalledIndexes:
         """Settings and device nodes as they are now."""
         devices = self._devices if self._devices is not None and self._devices.is_dir() else None
         return Tables(self.guards(), device_nodes(self._root, release, devices))
+
+    def version_text(self, release: str) -> str:
+        """Of the running kernel as it says, of others as their image does."""
+        text = running_version(self._root)
+        return text if text.partition(" ")[0] == release else image_version(self._root, release)
+
+    def initramfs_modules(self, release: str) -> frozenset[ModuleName] | None:
+        """The modules in the initramfs of a kernel."""
+        return Initramfs(self._root, release).modules()
 
     @contextmanager
     def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:

@@ -259,6 +259,8 @@ class SimulatedInstalled:
         self.settings = dict.fromkeys(Gate, "") | _GUARDS
         """The value of each setting; empty for one that this kernel does not have."""
         self.nodes = _NODES
+        self.versions: dict[str, str] = {}
+        """What each kernel's image says of its version."""
 
     def releases(self) -> tuple[str, ...]:
         """Its own."""
@@ -285,6 +287,15 @@ class SimulatedInstalled:
         """The same for any release."""
         del release
         return Tables(self.guards(), self.nodes)
+
+    def version_text(self, release: str) -> str:
+        """What a test set."""
+        return self.versions.get(release, "")
+
+    def initramfs_modules(self, release: str) -> frozenset[ModuleName] | None:
+        """There is none."""
+        del release
+        return None
 
     @contextmanager
     def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:

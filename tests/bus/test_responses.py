@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""org.kmodd1.Surface: answering a vulnerability, ending the response, and what was refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbus_next import Variant
+
+from kmodd.model import Record
+from kmodd.model.rules import ManagedFile
+from kmodd.names import ModuleName
+from tests.bus.bench import Bench, bench
+from tests.bus.buses import Client, Reply
+
+SURFACE = "org.kmodd1.Surface"
+
+
+def plain(value: Any) -> Any:
+    """A reply without variants."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+async def call(client: Client, member: str, *arguments: Any, **options: Variant) -> Any:
+    values = {key.replace("_", "-"): value for key, value in options.items()}
+    signature = "s" * len(arguments) + "a{sv}"
+    return plain(await client.call(member, signature, *arguments, values, interface=SURFACE))
+
+
+def blacklist(service: Bench) -> str:
+    """What kmodd's file says."""
+    text = service.kernel.configuration.read(ManagedFile.BLACKLIST)
+    return "" if text is None else text.decode().replace("\t", " ")
+
+
+async def set_blacklisted(client: Client, module: str, *, hard: bool, reason: str) -> None:
+    values = {"hard": Variant("b", hard), "reason": Variant("s", reason)}
+    await client.call("SetBlacklisted", "sba{sv}", module, True, values, interface="org.kmodd1.Configuration")
+
+
+async def test_a_response_writes_rules_proves_them_and_ends_them(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        before = await call(client, "Respond", "CVE-2026-31431", dry_run=Variant("b", True))
+        assert (before["stage"], before["proven"], before["modules"]) == ("assessed", False, ["overlay"])
+        (kernel,) = before["kernels"]
+        assert kernel["verdict"] == "unknown"
+        assert "overlay" in kernel["open-requests"]["overlay"]
+        assert await call(client, "GetResponses") == []
+        done = await call(client, "Respond", "CVE-2026-31431", reason=Variant("s", "ticket 1"))
+        assert (done["stage"], done["proven"], done["still-loaded"]) == ("responded", True, {})
+        (kernel,) = done["kernels"]
+        assert (kernel["blocked"], kernel["open-requests"]) == (True, {})
+        assert kernel["requests"] > 1
+        assert "install overlay /bin/false" in blacklist(service)
+        (kept,) = await call(client, "GetResponses")
+        assert (kept["id"], kept["rules"], kept["fixed"]) == ("CVE-2026-31431", ["overlay"], ["6.1.170"])
+        assert await call(client, "EndResponse", "CVE-2026-31431") == ["overlay"]
+        assert blacklist(service) == ""
+        assert await call(client, "GetResponses") == []
+    events = [record.event for record in service.journal.records if record.event.startswith("response.")]
+    assert events == ["response.begun", "response.ended"]
+
+
+async def test_what_is_in_use_stops_it_and_nothing_is_written(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        options = {"modules": Variant("as", ["fat"])}
+        await client.call("Load", "sa{ss}a{sv}", "vfat", {}, {})
+        stopped = await call(client, "Respond", "", **options)
+        assert stopped["stage"] == "in-use"
+        (use,) = stopped["uses"]
+        assert (use["in-use"], use["holders"]) == (True, ["vfat"])
+        assert (blacklist(service), await call(client, "GetResponses")) == ("", [])
+        done = await call(client, "Respond", "", force_in_use=Variant("b", True), **options)
+        assert (done["stage"], done["proven"]) == ("responded", False), "it is still loaded"
+        assert list(done["still-loaded"]) == ["fat"]
+        assert all(kernel["blocked"] for kernel in done["kernels"])
+
+
+async def test_an_unused_module_is_unloaded(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        await client.call("Load", "sa{ss}a{sv}", "overlay", {}, {})
+        done = await call(client, "Respond", "CVE-2026-31431")
+        assert (done["unloaded"], done["proven"]) == (["overlay"], True)
+        assert service.kernel.loaded.read(ModuleName("overlay")) is None
+
+
+@pytest.mark.parametrize("hard", [True, False])
+async def test_the_end_leaves_the_rules_of_others(tmp_path: Path, *, hard: bool) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        await set_blacklisted(client, "overlay", hard=hard, reason="policy 12")
+        before = blacklist(service)
+        await call(client, "Respond", "CVE-2026-31431")
+        (kept,) = await call(client, "GetResponses")
+        assert kept["rules"] == ([] if hard else ["overlay"])
+        await call(client, "EndResponse", "CVE-2026-31431")
+        assert blacklist(service) == before
+
+
+async def test_a_rule_that_was_changed_since_stays(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        await call(client, "Respond", "CVE-2026-31431")
+        await set_blacklisted(client, "overlay", hard=True, reason="for good")
+        assert await call(client, "EndResponse", "CVE-2026-31431") == []
+        assert "# Reason: for good\nblacklist overlay" in blacklist(service)
+
+
+async def test_a_rule_that_another_response_needs_becomes_its_own(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        await call(client, "Respond", "CVE-2026-31431")
+        await call(client, "Respond", "", modules=Variant("as", ["overlay", "vfat"]))
+        assert await call(client, "EndResponse", "CVE-2026-31431") == []
+        (kept,) = await call(client, "GetResponses")
+        assert (kept["id"], sorted(kept["rules"])) == ("module:overlay,vfat", ["overlay", "vfat"])
+        assert "install overlay /bin/false" in blacklist(service)
+        assert sorted(await call(client, "EndResponse", "module:overlay,vfat")) == ["overlay", "vfat"]
+        assert blacklist(service) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "options", "error"),
+    [
+        ("CVE-2026-99999", {}, "NoSuchResponse"),
+        ("", {}, "InvalidArgs"),
+        ("copy-fail", {"modules": Variant("as", ["overlay"])}, "InvalidArgs"),
+        ("", {"modules": Variant("as", ["../x"])}, "InvalidArgs"),
+        ("", {"modules": Variant("as", ["x"] * 65)}, "InvalidArgs"),
+        ("CVE-2026-31431", {"fixed": Variant("as", ["6.1.x"]), "modules": Variant("as", ["overlay"])}, "InvalidArgs"),
+        ("CVE-2026-31431", {"files": Variant("as", ["net/core/skbuff.c"])}, "InvalidArgs"),
+    ],
+)
+async def test_bad_requests(tmp_path: Path, key: str, options: dict[str, Variant], error: str) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        with pytest.raises(Reply) as raised:
+            await call(client, "Respond", key, **options)
+        assert raised.value.name.endswith(error)
+        assert blacklist(service) == ""
+
+
+async def test_versions_decide_and_a_fixed_kernel_is_left_alone(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        release = service.kernel.facts.read().release
+        builder = "(debian-kernel@lists.debian.org)"
+        text = f"{release} {builder} #1 SMP Debian 6.1.170-1 (2026-05-01)"
+        service.kernel.installed.versions[release] = text
+        done = await call(client, "Respond", "CVE-2026-31431")
+        assert (done["stage"], done["kernels"][0]["verdict"]) == ("assessed", "fixed")
+        assert (blacklist(service), await call(client, "GetResponses")) == ("", [])
+        service.kernel.installed.versions[release] = text.replace("170", "169")
+        done = await call(client, "Respond", "CVE-2026-31431")
+        assert (done["stage"], done["kernels"][0]["verdict"]) == ("responded", "affected")
+
+
+async def test_polkit_is_asked_with_the_response_and_its_modules(tmp_path: Path) -> None:
+    async with bench(tmp_path, polkit_timeout=20.0) as service, service.client(1000) as user:
+        service.polkit.mode = "allow"
+        await call(user, "Respond", "CVE-2026-31431")
+        await call(user, "EndResponse", "CVE-2026-31431")
+        (first, second) = [(action, details) for _, action, details, _ in service.polkit.asked]
+        assert first[0] == "org.kmodd1.surface"
+        assert (first[1]["response"], first[1]["modules"]) == ("CVE-2026-31431", "overlay")
+        assert second[0] == "org.kmodd1.surface-allow"
+        service.polkit.mode = "deny"
+        with pytest.raises(Reply):
+            await call(user, "Respond", "CVE-2026-31431")
+        assert blacklist(service) == ""
+
+
+async def test_refused_attempts_are_counted_with_the_command_that_allows_them(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        await call(client, "Respond", "CVE-2026-31431")
+        extra = {
+            "ALIAS": "net-pf-33",
+            "COMM": "try",
+            "UNIT": "evil.service",
+            "FILE": ManagedFile.BLACKLIST,
+            "LINE": "6",
+        }
+        record = Record("module.refused", "refused", module="overlay", uid=1000, exe="/usr/bin/try", extra=extra)
+        service.journal.records[:] = [record]
+        service.journal.record(Record("module.refused", "", module="overlay", uid=1000, exe="/usr/bin/try",
+                                      extra={**extra, "COUNT": "41"}))  # fmt: skip
+        service.journal.record(
+            Record("module.refused", "", module="x", uid=1, extra={"FILE": "/etc/modprobe.d/a.conf"})
+        )
+        rows = await call(client, "GetRefused")
+        mine = next(row for row in rows if row["alias"] == "net-pf-33")
+        assert (mine["count"], mine["uid"], mine["unit"], mine["exe"]) == (42, 1000, "evil.service", "/usr/bin/try")
+        assert (mine["response"], mine["allow"]) == ("CVE-2026-31431", "kmodctl respond end CVE-2026-31431")
+        other = next(row for row in rows if row["modules"] == ["x"])
+        assert other["allow"] == "change or remove it in /etc/modprobe.d/a.conf"
