@@ -23,6 +23,7 @@ from kmodd.names import ModuleName, parse_glob, parse_module, parse_reason, pars
 from kmodd.patterns import matches
 
 ALLOW = "org.kmodd1.surface-allow"
+UNLOAD = "org.kmodd1.unload"
 
 
 class SurfaceInterface:
@@ -130,7 +131,8 @@ class SurfaceInterface:
                     )
                 )
 
-            return Call(run, _details(record, "respond", behalf), dry_run=dry_run)
+            unload = () if dry_run else (UNLOAD,)
+            return Call(run, _details(record, "respond", behalf), actions=unload, dry_run=dry_run)
 
         return Call(unprepared, asked.behalf(behalf), prepare=prepare)
 

@@ -45,6 +45,18 @@ _ACTIONS = {
         "org.kmodd1.activate-module",
         "deactivate",
     ): "take the active version of the custom kernel module $(module) out of use",
+    ("org.kmodd1.surface", "respond"): "keep kernel modules from being loaded, in response to $(response): $(modules)",
+    ("org.kmodd1.unload", "respond"): "unload kernel modules, in response to $(response): $(modules)",
+    (
+        "org.kmodd1.surface-allow",
+        "end-response",
+    ): "let kernel modules be loaded again that the response to $(response) keeps out: $(modules)",
+    ("org.kmodd1.surface", "surface-apply"): "keep kernel modules from being loaded by the policy in surface.d",
+    ("org.kmodd1.surface", "surface-weaken"): "keep kernel modules from being loaded by the policy in surface.d",
+    (
+        "org.kmodd1.surface-allow",
+        "surface-weaken",
+    ): "let kernel modules be loaded again that the policy in surface.d no longer keeps out",
     ("org.kmodd1.manage-notifications", "add-webhook"): "send notifications about kernel modules to a new webhook, "
     "$(endpoint), at $(target)",
     ("org.kmodd1.manage-notifications", "add-email"): "send notifications about kernel modules to new recipients, "

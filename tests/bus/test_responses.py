@@ -159,10 +159,12 @@ async def test_polkit_is_asked_with_the_response_and_its_modules(tmp_path: Path)
         service.polkit.mode = "allow"
         await call(user, "Respond", "CVE-2026-31431")
         await call(user, "EndResponse", "CVE-2026-31431")
-        (first, second) = [(action, details) for _, action, details, _ in service.polkit.asked]
-        assert first[0] == "org.kmodd1.surface"
-        assert (first[1]["response"], first[1]["modules"]) == ("CVE-2026-31431", "overlay")
-        assert second[0] == "org.kmodd1.surface-allow"
+        asked = [(action, details["response"], details["modules"]) for _, action, details, _ in service.polkit.asked]
+        assert asked == [
+            ("org.kmodd1.surface", "CVE-2026-31431", "overlay"),
+            ("org.kmodd1.unload", "CVE-2026-31431", "overlay"),
+            ("org.kmodd1.surface-allow", "CVE-2026-31431", "overlay"),
+        ]
         service.polkit.mode = "deny"
         with pytest.raises(Reply):
             await call(user, "Respond", "CVE-2026-31431")
