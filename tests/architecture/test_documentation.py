@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from kmodd.cli import arguments
+from kmodd.cli.commands.surface_report import read_controls
 from kmodd.config.toml_file import parse_document
 from kmodd.core.desired.state import read_desired_modules
 from kmodd.core.surface.policy_files import read_policy
+from kmodd.core.surface.records import read_records
 from kmodd.gateway import settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +126,10 @@ def code(path: Path) -> str:
 def test_examples_of_the_configuration_are_valid(tmp_path: Path) -> None:
     (desired,) = blocks(ROOT / "docs/desired-state.md", "toml")
     assert len(read_desired_modules([parse_document(desired, "example")])) == 2
-    (policy,) = blocks(ROOT / "docs/attack-surface.md", "toml")
+    policy, record, benchmark = blocks(ROOT / "docs/attack-surface.md", "toml")
+    assert list(read_records([parse_document(record, "example")])) == ["CVE-2026-31431"]
+    (tmp_path / "site.toml").write_text(benchmark)
+    assert [control.module for control in read_controls(str(tmp_path / "site.toml"))] == ["dccp"]
     shipped = [parse_document(path.read_text(), path.name) for path in (ROOT / "install/surface.d").glob("*.toml")]
     assert len(read_policy([*shipped, parse_document(policy, "example")]).profiles) == 2
     (issuer,) = blocks(ROOT / "docs/gateway.md", "toml")

@@ -33,10 +33,10 @@ class Here(Facts):
         return KernelFacts(release=RELEASE, command_line=self._command_line)
 
     def taint_flags(self, taint: int) -> tuple[str, ...]:
-        raise NotImplementedError
+        raise AssertionError("a root has no taint")
 
     def trusted_keys(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        raise AssertionError("a root has no keys")
 
 
 def rules(module: ModuleName) -> tuple[str, ...]:

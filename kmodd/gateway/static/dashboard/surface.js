@@ -19,7 +19,7 @@ const WHO = Object.fromEntries(REACHES);
 const ROWS_MAX = 200;
 const TYPING = 300;
 
-/** Kinds of events after which routes may have changed. The daemon computes all of them anew, so not for each load. */
+/** Kinds of events after which routes may have changed. The daemon computes all of them again, so not for each load. */
 export const concerns = ["configuration-", "store-", "daemon"];
 
 const request = (row) => [
