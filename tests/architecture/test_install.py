@@ -27,6 +27,7 @@ BELOW_PREFIX = {
     "bin/kmodctl",
     "bin/kmodd",
     "bin/kmodd-notifier",
+    "lib/kernel/install.d/95-kmodd-surface.install",
     "lib/systemd/catalog/kmodd.catalog",
     "lib/systemd/system/kmodd-inspector.socket",
     "lib/systemd/system/kmodd-watcher.socket",
@@ -97,8 +98,9 @@ def outside_the_package(found: set[str], prefix: str) -> set[str]:
 def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     make("install", tmp_path, PREFIX=prefix)
     # AppArmor looks in one place; where systemd would not look either, nothing outside the prefix is touched.
-    profiles = f"{'' if prefix in {'/usr', '/usr/local'} else prefix}/etc/apparmor.d/kmodd"
-    wanted = INTEGRATION | {f"{prefix}/{name}" for name in BELOW_PREFIX} | {profiles}
+    etc = f"{'' if prefix in {'/usr', '/usr/local'} else prefix}/etc"
+    outside = {f"{etc}/apparmor.d/kmodd", f"{etc}/kernel/postinst.d/zz-kmodd-surface"}
+    wanted = INTEGRATION | {f"{prefix}/{name}" for name in BELOW_PREFIX} | outside
     assert outside_the_package(files(tmp_path), prefix) == wanted
     texts = [(tmp_path / name[1:]).read_bytes() for name in wanted if not name.endswith(".gz")]
     assert not [text for text in texts if b"@PKGDIR@" in text or b"@BINDIR@" in text or b"@PYTHON@" in text]
@@ -180,6 +182,8 @@ def test_only_the_owner_may_write(installed: Path) -> None:
         "kmodd-agent",
         "kmodd-gateway",
         "kmodd-notifier",
+        "zz-kmodd-surface",
+        "95-kmodd-surface.install",
     }
 
 
