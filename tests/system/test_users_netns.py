@@ -67,7 +67,7 @@ def in_namespace(vm: Machine, script: str, *unshare: str, user: str = "root") ->
 @pytest.mark.usefixtures("_blue")
 def test_what_is_set_up_in_a_named_namespace(vm: Machine, client: Client) -> None:
     vm.check(f"{BLUE} {RULE}; {BLUE} tc qdisc add dev lo root fq; {BLUE} ipset create hosts hash:ip")
-    explained = freed(vm, client, "nft_ct", "ip netns exec blue nft delete rule inet t c handle 2")
+    explained = freed(vm, client, "nft_ct", f"{BLUE} nft delete rule inet t c handle 2")
     assert kinds(explained) == [("rule", "inet t c handle 2")]
     assert explained["users"][0]["netns"] == "blue"
     freed(vm, client, "sch_fq", f"{BLUE} tc qdisc del dev lo root")
