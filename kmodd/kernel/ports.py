@@ -215,7 +215,7 @@ class KernelLog(Protocol):
 
 
 class Inspection(Protocol):
-    """Finds out what only a process with more privileges can see. Takes three seconds at most, and is cheap for many callers."""
+    """Finds out what only a process with more privileges can see. Takes two seconds at most, and is cheap for many callers."""
 
     async def users(self, name: ModuleName) -> Usage:
         """Mounts, loop devices, processes, interfaces, block and bound devices; no holder modules, no `kernel` entry.

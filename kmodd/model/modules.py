@@ -77,8 +77,6 @@ class User:
     """What that command is about, where it takes several words: a table, a chain, a handle."""
     pids: tuple[int, ...] = ()
     """The processes that have to end for it, where the remedy is to end them."""
-    within: str = ""
-    """The name of the network namespace (ip-netns(8)) in which that command has to run; only of one that root made."""
     count: int = 0
     """How many users of this kind the row stands for, where the caller may not see them; 0 for a user that is shown."""
 

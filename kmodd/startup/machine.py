@@ -26,7 +26,6 @@ def real_kernel(settings: Settings) -> Kernel:
         index,
         worker_socket=settings.worker_socket,
         inspector_socket=settings.inspector_socket,
-        netns_socket=settings.netns_socket,
         watcher_socket=settings.watcher_socket,
         log_descriptor=0,
         state_directory=settings.state_directory,

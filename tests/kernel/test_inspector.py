@@ -39,19 +39,18 @@ USER: dict[str, Any] = {
     "target": "/m",
     "words": [],
     "pids": [],
-    "within": "",
 }
 READ = User("mount", "/m", "type overlay, source x", pid=7, owner=1000, remedy=Remedy.UNMOUNT, target="/m")
 
 
-def scripted(tmp_path: Path, body: str, name: str = "program") -> tuple[str, ...]:
+def scripted(tmp_path: Path, body: str) -> tuple[str, ...]:
     """A program in place of the inspector: `order` is what it was asked, `send` answers, `log` writes down."""
-    program = tmp_path / f"{name}.py"
+    program = tmp_path / "program.py"
     program.write_text(
         "import json, os, socket, sys, time\n"
         f"USER = {USER!r}\n"
         f"FORESEEN = {json.loads(json.dumps(FORESEEN))!r}\n"
-        f"log = open({str(tmp_path / ('log' if name == 'program' else name))!r}, 'a', buffering=1)\n"
+        f"log = open({str(tmp_path / 'log')!r}, 'a', buffering=1)\n"
         "channel = socket.socket(fileno=3)\n"
         "channel.send(b'ready 0')\n"
         "def send(value):\n    channel.send(value if isinstance(value, bytes) else json.dumps(value).encode())\n"
@@ -78,9 +77,8 @@ elif "search" in order:
 else:
     for pid in order["executables"]:
         send({"pid": pid, "executable": f"/bin/{pid}"})
-send({"end": True, "partial": "", "crowded": ["loop"], "elsewhere": ["nft_ct"]})
+send({"end": True, "partial": "", "crowded": ["loop"]})
 """
-END = {"end": True, "partial": "", "crowded": [], "elsewhere": []}
 
 
 async def test_looks_at_what_goes_are_of_after_the_question(tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ async def test_no_answer_about_what_goes_is_not_taken_for_nothing(tmp_path: Path
 
 def test_an_order_about_what_is_no_module_is_about_nothing(tmp_path: Path) -> None:
     order = {"consequences": ["../../etc", "", 7, None, "a/b", "x" * 100]}
-    assert list(answers(order, tmp_path)) == [END]
+    assert list(answers(order, tmp_path)) == [{"end": True, "partial": "", "crowded": []}]
 
 
 async def test_one_search_answers_everybody(tmp_path: Path) -> None:
@@ -133,42 +131,6 @@ async def test_one_search_answers_everybody(tmp_path: Path) -> None:
     await asyncio.sleep(inspector_client.KEPT + 0.05)
     await made.users(M("overlay"))
     assert len(orders(tmp_path)) == 2, "what is older is looked at again"
-    await made.close()
-
-
-ENTERED = USER | {"kind": "rule", "name": "r", "owner": 0, "netns": "blue", "within": "blue", "remedy": "delete-rule"}
-CRYPTO = USER | {"kind": "crypto", "name": "cbc(aes)", "owner": None, "remedy": ""}
-
-
-async def test_network_namespaces_are_entered_for_modules_that_they_may_hold_alone(tmp_path: Path) -> None:
-    """The process that may enter them is not started for others, and one search of its answers all who wait."""
-    answer = "send({'modules': ['nft_ct'], 'user': " + repr(ENTERED) + "})\n"
-    answer += "send({'end': True, 'partial': 'p', 'crowded': ['nft_ct'], 'elsewhere': ['loop']})"
-    made = Inspector(program=scripted(tmp_path, ANSWERS), netns_program=scripted(tmp_path, answer, "netns"))
-    assert (await made.users(M("overlay"))).users == (READ,)
-    assert not (tmp_path / "netns").exists(), "it was not started"
-    usages = await asyncio.gather(*(made.users(M("nft_ct")) for _ in range(3)))
-    assert usages == [Usage((read_user(ENTERED),), "p, it has more users than are listed", crowded=True)] * 3
-    assert (tmp_path / "netns").read_text().splitlines() == ['{"search": true}']
-    await made.close()
-
-
-@pytest.mark.parametrize("body", ["sys.exit(1)", "send({'modules': ['nft_ct'], 'user': USER | {'within': 7}})"])
-async def test_namespaces_that_could_not_be_entered_are_said_to_be_missing(tmp_path: Path, body: str) -> None:
-    made = Inspector(program=scripted(tmp_path, ANSWERS), netns_program=scripted(tmp_path, body, "netns"))
-    assert await made.users(M("nft_ct")) == Usage((), "the inspector of network namespaces did not answer")
-    assert (await made.users(M("overlay"))).partial == ""
-    await made.close()
-
-
-async def test_use_of_an_algorithm_ends_with_what_uses_it_in_a_namespace(tmp_path: Path) -> None:
-    search = f"send({{'modules': ['nft_ct'], 'user': {CRYPTO!r}}})\n"
-    search += "send({'end': True, 'partial': '', 'crowded': [], 'elsewhere': ['nft_ct']})"
-    state = f"send({{'modules': ['nft_ct'], 'user': {ENTERED!r}}})\n"
-    state += "send({'end': True, 'partial': '', 'crowded': [], 'elsewhere': []})"
-    made = Inspector(program=scripted(tmp_path, search), netns_program=scripted(tmp_path, state, "netns"))
-    crypto, rule = (await made.users(M("nft_ct"))).users
-    assert (crypto.remedy, rule.remedy) == (Remedy.NOT_NEEDED, Remedy.DELETE_RULE)
     await made.close()
 
 
@@ -204,11 +166,8 @@ async def test_executables_are_looked_up_together_beside_a_search(tmp_path: Path
         "send({})",
         "send({'end': True})",
         "send({'end': True, 'partial': ''})",
-        "send({'end': True, 'partial': 7, 'crowded': [], 'elsewhere': []})",
-        "send({'end': True, 'partial': 'a\\x1b[2J', 'crowded': [], 'elsewhere': []})",
-        "send({'end': True, 'partial': '', 'crowded': []})",
-        "send({'end': True, 'partial': '', 'crowded': [], 'elsewhere': ['x'] * 513})",
-        "send({'end': True, 'partial': '', 'crowded': [], 'elsewhere': ['\\x1b']})",
+        "send({'end': True, 'partial': 7, 'crowded': []})",
+        "send({'end': True, 'partial': 'a\\x1b[2J', 'crowded': []})",
         "send({'modules': ['loop'] * 65, 'user': USER})",
         "send({'modules': ['loop'], 'user': USER | {'name': 'a\\u202eb'}})",
         "send({'modules': ['loop'], 'user': USER | {'pid': -1}})",
@@ -279,7 +238,7 @@ def test_an_order_names_processes_and_nothing_else(tmp_path: Path) -> None:
     assert found == [
         {"pid": 5, "executable": "/usr/bin/a\\x0ab"},
         {"pid": 6, "executable": ""},
-        END,
+        {"end": True, "partial": "", "crowded": []},
     ]
     orders: tuple[Any, ...] = ({}, [], {"search": 1.5}, {"executables": 7}, {"path": "/etc/shadow"})
     for order in orders:

@@ -52,6 +52,18 @@ def test_services_of_ipvs(root: FakeRoot) -> None:
     assert len(root.found("ip_vs")) == 3, "each service holds IPVS itself"
 
 
+def test_services_in_another_namespace_end_with_its_processes(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init")
+    root.process(7, "/usr/bin/sleep")
+    root.link("proc/1/ns/net", "net:[1]")
+    root.link("proc/self", "1")
+    root.link("proc/7/ns/net", "net:[2]")
+    root.put("proc/7/net/ip_vs", IPVS)
+    (user,) = root.found("ip_vs_wrr")
+    assert (user.kind, user.pid, user.remedy, user.pids) == ("service", 7, Remedy.KILL, (7,))
+    assert user.detail == "scheduler wrr, in network namespace pid 7"
+
+
 # --- IPsec ------------------------------------------------------------------------------------------------------------
 
 STATE = (
@@ -279,7 +291,7 @@ def test_upper_layer_of_tcp(root: FakeRoot) -> None:
 # --- other network namespaces -----------------------------------------------------------------------------------------
 
 
-def other_namespace(root: FakeRoot) -> None:
+def elsewhere(root: FakeRoot) -> None:
     root.process(1, "/sbin/init")
     root.process(7, "/usr/bin/sleep")
     root.link("proc/1/ns/net", "net:[1]")
@@ -288,39 +300,18 @@ def other_namespace(root: FakeRoot) -> None:
     root.put("run/netns/blue")
 
 
-@pytest.mark.parametrize(
-    ("modules", "elsewhere"),
-    [
-        ({"nft_ct": 1, "loop": 1, "sch_fq": 0, "tcp_bbr": 2}, {"nft_ct", "tcp_bbr"}),
-        ({"cbc": 1, "loop": 1}, set()),
-        ({"cbc": 1, "esp4": 1}, {"cbc", "esp4"}),
-    ],
-)
-def test_what_other_namespaces_may_hold(root: FakeRoot, modules: dict[str, int], elsewhere: set[str]) -> None:
-    root.put("proc/modules", "".join(f"{name} 1 {count} - Live 0x0\n" for name, count in modules.items()))
-    root.put("proc/crypto", "name : cbc(aes)\ndriver : cbc-aes\nmodule : cbc\nrefcnt : 3\n")
-    budget = Budget()
-    root.search(budget)
-    assert budget.elsewhere == set(), "there is none"
-    other_namespace(root)
-    budget = Budget()
-    root.search(budget)
-    assert budget.elsewhere == elsewhere
-
-
-def test_rules_of_iptables_legacy_are_read_by_another_process(root: FakeRoot) -> None:
-    root.put("proc/modules", "xt_owner 1 1 - Live 0x0\nsch_fq 1 1 - Live 0x0\n")
-    root.put("proc/net/ip_tables_names", "")
-    budget = Budget()
-    root.search(budget)
-    assert budget.elsewhere == set()
-    root.put("proc/net/ip6_tables_names", "filter\n")
-    root.search(budget)
-    assert budget.elsewhere == {"xt_owner"}, "this one makes no socket of their family"
+def test_what_is_unexplained_may_be_set_up_in_another_namespace(root: FakeRoot) -> None:
+    elsewhere(root)
+    users = root.found("nft_ct")
+    assert [(user.kind, user.name, user.pid, user.remedy) for user in users] == [
+        ("namespace", "pid 7", 7, Remedy.NONE),
+        ("namespace", "blue", None, Remedy.NONE),
+    ]
+    assert root.found("loop") == [], "nothing of it is set up in one namespace"
 
 
 def test_netlink_socket_in_another_namespace(root: FakeRoot) -> None:
-    other_namespace(root)
+    elsewhere(root)
     root.put("proc/7/net/netlink", NETLINK.replace("0 6  ", "0 12 ").replace("2 0 7", "2 0 4711"))
     root.process(8, "/usr/bin/ulogd", ("socket:[4711]",))
     root.link("proc/8/ns/net", "net:[2]")

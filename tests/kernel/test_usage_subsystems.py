@@ -8,7 +8,6 @@ import pytest
 
 from kmodd.kernel.users.netfilter import Expression, Firewall, Item, Rule
 from kmodd.kernel.users.netlink import TcpUse, read_socket
-from kmodd.kernel.users.network_setup import Queries
 from kmodd.kernel.users.process import SocketModules, SocketUse
 from kmodd.kernel.users.rtnetlink import Action, Filter, Qdisc, Traffic
 from kmodd.kernel.users.tasks import Budget, Limits
@@ -93,8 +92,7 @@ def test_what_the_kernel_does_not_answer_is_said_to_be_missing(root: FakeRoot) -
 
     root.put("proc/modules", "sch_fq 1 1 - Live 0x0\nnf_tables 1 1 - Live 0x0\nip_set 1 1 - Live 0x0\n")
     budget = Budget()
-    queries = Queries(traffic=refused, netfilter=refused, sets=refused)  # type: ignore[arg-type]
-    search = ProcUsage(root.path, lambda _: (), queries=queries)
+    search = ProcUsage(root.path, lambda _: (), traffic=refused, netfilter=refused, sets=refused)  # type: ignore[arg-type]
     assert list(search.search(budget)) == []
     assert budget.partial == (
         "traffic control cannot be read, the rules of nf_tables cannot be read, the sets of ipset cannot be read"
@@ -106,8 +104,7 @@ def test_no_request_would_load_a_module(root: FakeRoot) -> None:
         raise AssertionError("a question that no loaded module answers")
 
     root.put("proc/modules", "loop 1 1 - Live 0x0\n")
-    queries = Queries(traffic=asked, netfilter=asked, sets=asked)  # type: ignore[arg-type]
-    search = ProcUsage(root.path, lambda _: (), queries=queries)
+    search = ProcUsage(root.path, lambda _: (), traffic=asked, netfilter=asked, sets=asked)  # type: ignore[arg-type]
     assert list(search.search(Budget())) == []
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.xtables import KINDS, Kind, LegacyRule, legacy_users, rules_of
-from kmodd.model import Remedy, User
-from tests.kernel.usage_root import ALIASES, FakeRoot
+from kmodd.kernel.users.xtables import KINDS, Kind, LegacyRule, rules_of
+from kmodd.model import Remedy
+from tests.kernel.usage_root import FakeRoot
 
 RECORDED: dict[str, list[str]] = json.loads(Path(__file__).with_name("xtables.json").read_text())
 """Of `iptables-legacy -A INPUT -p tcp --dport 80 -m comment --comment hi -j ACCEPT; iptables-legacy -N user; iptables-legacy -A
@@ -73,60 +73,39 @@ def test_whatever_stands_there_is_read_or_refused(
 def root(tmp_path: Path) -> FakeRoot:
     root = FakeRoot(tmp_path)
     root.put("proc/net/ip_tables_names", "filter\n")
+    root.tables = {("iptables-legacy", "filter"): recorded(PROGRAMS["iptables-legacy"])}
     return root
 
 
-TABLES = {("iptables-legacy", "filter"): recorded(PROGRAMS["iptables-legacy"])}
-
-
-def users(
-    root: FakeRoot,
-    module: str,
-    tables: dict[tuple[str, str], tuple[bytes, bytes]] = TABLES,
-    budget: Budget | None = None,
-) -> list[User]:
-    def read(kind: Kind, name: str) -> tuple[bytes, bytes]:
-        return tables[kind.program, name]
-
-    sightings = legacy_users(root.path, {module}, lambda alias: ALIASES.get(alias, ()), read, budget or Budget())
-    return [user for _, user in sightings]
-
-
 def test_the_last_rule_of_a_chain_is_deleted_first(root: FakeRoot) -> None:
-    assert [(user.remedy, user.words) for user in users(root, "xt_comment")] == [
+    assert [(user.remedy, user.words) for user in root.found("xt_comment")] == [
         (Remedy.DELETE_LEGACY_RULE, ("iptables-legacy", "filter", "user", "2")),
         (Remedy.DELETE_LEGACY_RULE, ("iptables-legacy", "filter", "INPUT", "1")),
     ]
-    assert [user.detail for user in users(root, "xt_conntrack")] == ["conntrack"]
+    assert [user.detail for user in root.found("xt_conntrack")] == ["conntrack"]
 
 
 def test_a_table_with_rules_holds_its_module(root: FakeRoot) -> None:
-    held = users(root, "iptable_filter")
-    assert [(user.remedy, user.words) for user in held] == [
+    users = root.found("iptable_filter")
+    assert [(user.remedy, user.words) for user in users] == [
         (Remedy.FLUSH_LEGACY_TABLE, ("iptables-legacy", "filter")),
         (Remedy.DELETE_LEGACY_CHAIN, ("iptables-legacy", "filter", "user")),
     ]
-    assert held[0].detail == "5 rules, which go with it"
+    assert users[0].detail == "5 rules, which go with it"
 
 
 def test_a_table_that_is_not_in_use_is_not_asked_for(root: FakeRoot) -> None:
     """The question would make one."""
     root.put("proc/net/ip_tables_names", "")
-    assert users(root, "xt_comment", {}) == []
+    root.tables = {}
+    assert root.found("xt_comment") == []
 
 
 def test_a_table_that_cannot_be_read_is_said_to_be_missing(root: FakeRoot) -> None:
+    root.tables = {("iptables-legacy", "filter"): (b"", b"")}
     budget = Budget()
-    assert users(root, "xt_comment", {("iptables-legacy", "filter"): (b"", b"")}, budget) == []
+    assert root.found("xt_comment", budget) == []
     assert budget.partial == "the rules of iptables-legacy cannot be read"
-
-
-def test_tables_that_cannot_be_listed_are_not_taken_for_none(root: FakeRoot) -> None:
-    """As without CAP_DAC_READ_SEARCH."""
-    (root.path / "proc/net/ip6_tables_names").mkdir()
-    budget = Budget()
-    assert users(root, "xt_comment", budget=budget)
-    assert budget.partial == "the tables of ip6tables-legacy cannot be read"
 
 
 def test_this_kernel_is_understood() -> None:

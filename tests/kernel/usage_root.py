@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from kmodd.kernel.files import readlink
 from kmodd.kernel.users.netfilter import Firewall
-from kmodd.kernel.users.network_setup import Queries
 from kmodd.kernel.users.rtnetlink import Traffic
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.usage import ProcUsage
@@ -57,6 +56,7 @@ class FakeRoot:
         self.sets: tuple[tuple[str, str], ...] = ()
         self.tcp: tuple[TcpUse, ...] = ()
         self.states: tuple[State, ...] = ()
+        self.tables: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
     def put(self, path: str, text: str = "") -> None:
         file = self.path / path
@@ -119,21 +119,15 @@ class FakeRoot:
             self.path,
             lambda alias: ALIASES.get(alias, ()),
             kinds=self._kinds,
-            tcp=lambda: self.tcp,
-            queries=self.queries,
-            owner=self._owner,
-        )
-        return list(search.search(budget or Budget()))
-
-    @property
-    def queries(self) -> Queries:
-        """What the kernel answers in the system's own network namespace."""
-        return Queries(
             traffic=lambda *_: self.traffic,
             netfilter=lambda _: self.firewall,
             sets=lambda: self.sets,
+            tcp=lambda: self.tcp,
             states=lambda: self.states,
+            tables=lambda kind, table: self.tables[kind.program, table],
+            owner=self._owner,
         )
+        return list(search.search(budget or Budget()))
 
     def _owner(self, link: Path) -> str:
         """The user namespace that owns a mount namespace, where the test says so."""

@@ -20,7 +20,6 @@ PROFILES = (
     "kmodd-worker",
     "kmodd-parser",
     "kmodd-inspector",
-    "kmodd-netns",
     "kmodd-watcher",
     "kmodd-gateway",
     "kmodd-notifier",
@@ -51,7 +50,6 @@ def test_every_process_is_confined(vm: Machine) -> None:
     for name, program in (
         ("parser", "modules/[p]arser"),
         ("inspector", "users/[i]nspector"),
-        ("netns", "users/[n]etns"),
         ("watcher", "watcher/[w]atcher"),
     ):
         script = (
@@ -149,7 +147,6 @@ MAY = {
     "kmodd-worker": {"a parameter"},
     "kmodd-parser": set[str](),
     "kmodd-inspector": set[str](),
-    "kmodd-netns": set[str](),
     "kmodd-watcher": set[str](),
     "kmodd-gateway": {"the network"},
     "kmodd-notifier": {"the network"},

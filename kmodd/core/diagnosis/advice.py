@@ -80,7 +80,6 @@ _SERVICES = {"--tcp-service", "--udp-service", "--sctp-service", "--fwmark-servi
 _STATE_WORDS = ("src", "dst", "proto", "spi", "mark", "mask")
 _STATE_VALUE = re.compile(r"[0-9a-f:.]{2,45}|esp|ah|comp|0x[0-9a-f]{1,8}")
 _FURTHER = {"tc": _TC_WORD, "nft": _NFT_WORD}
-_NETNS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@+-]{0,254}")
 _LINK_PROGRAMS = {
     Remedy.DELETE_LINK: "ip link delete dev {}",
     Remedy.SET_LINK_DOWN: "ip link set dev {} down",
@@ -116,16 +115,6 @@ last goes first."""
 
 def command(user: User) -> str:
     """The command that ends this use; empty where none is known, or none that is safe to print."""
-    line = _command(user)
-    if not line or not user.within:
-        return line
-    # The host's program, in a network namespace of root's: there is no file in one that could be run.
-    if user.remedy not in _OF_THE_NETWORK or not _NETNS.fullmatch(user.within):
-        return ""
-    return f"ip netns exec {shlex.quote(user.within)} {line}"
-
-
-def _command(user: User) -> str:
     target, remedy = user.target, user.remedy
     if remedy is Remedy.KILL:
         pids = user.pids or ((user.pid,) if user.pid is not None else ())
@@ -251,15 +240,6 @@ _WORDED = {
 }
 
 
-_OF_THE_NETWORK = {
-    *(Remedy.SET_SYSCTL, Remedy.DELETE_FILTER, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC, Remedy.DELETE_ACTION),
-    *(Remedy.DELETE_RULE, Remedy.DELETE_SET, Remedy.DELETE_OBJECT, Remedy.DELETE_FLOWTABLE, Remedy.DELETE_CHAIN),
-    *(Remedy.DELETE_TABLE, Remedy.DESTROY_SET, Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE),
-    *(Remedy.DELETE_LEGACY_CHAIN, Remedy.DELETE_SERVICE, Remedy.DELETE_STATE),
-}
-"""What is set up in one network namespace, by commands that can run in another one."""
-
-
 def _is_watchdog(words: tuple[str, ...]) -> bool:
     return len(words) == 1 and _WATCHDOG.fullmatch(words[0]) is not None
 
@@ -329,6 +309,8 @@ def _sentence(user: User) -> str:
             return f"{user.kind.capitalize()} {user.name} of netfilter uses it ({user.detail})."
         case "configfs":
             return f"{user.name} in configfs uses it ({user.detail})."
+        case "namespace":
+            return f"Network namespace {user.name} may use it ({user.detail})."
         case "sysctl":
             return f"The setting {user.name} is {user.detail}."
         case "watchdog":

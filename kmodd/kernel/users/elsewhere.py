@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Network namespaces beside this process's own, and which modules something in one of them may hold.
+"""Network namespaces beside this process's own, and what /proc shows of them.
 
-To query the kernel for the rules, filters and states of one takes a socket in it: see `kmodd.kernel.users.netns`.
+To ask the kernel for the rules, filters and states of one takes a socket in it, which requires CAP_SYS_ADMIN. /proc/PID/net shows
+some tables of the namespace that the process is in.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, note, readlink
+from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.tasks import Budget, Task, Tasks
-from kmodd.kernel.users.xtables import KINDS, tables_in_use
+from kmodd.model import User
 from kmodd.text import shown
 
 _NAMED = "run/netns"
-_LEGACY = ("xt_", "ipt_", "ip6t_", "arpt_", "iptable_", "ip6table_", "arptable_", "nf_")
-_IPSEC = ("esp4", "esp6", "ah4", "ah6", "ipcomp")
-_SET_UP = ("sch_", "cls_", "act_", "nft_", "ip_set", "ip_vs", "tcp_", *_IPSEC, *_LEGACY)
+_MAX = 64
+"""Namespaces that are named for one module."""
+_SET_UP = (
+    *("sch_", "cls_", "act_", "nft_", "nf_tables", "xt_", "ipt_", "ip6t_", "arpt_", "ip_set"),
+    *("esp4", "esp6", "ah4", "ah6", "ipcomp"),
+)
 """Beginnings of the names of modules that something may hold which is set up in one network namespace."""
 
 
@@ -38,31 +43,21 @@ class NetNamespace:
 
 
 class NetNamespaces:
-    """The other network namespaces, listed once."""
+    """The other network namespaces, found once."""
 
     def __init__(self, root: Path, tasks: Tasks, budget: Budget) -> None:
         self._root = root
         self._tasks = tasks
         self._budget = budget
-        self.closed = 0
-        """Processes whose network namespace may not be known, once they are listed."""
 
     @cached_property
     def all(self) -> tuple[NetNamespace, ...]:
-        """Those that have a name alone, which only root can make, then those of processes, in the order of a search."""
+        """Those of processes, in the order of a search, then those that have a name alone."""
         own = readlink(self._root / "proc/self/ns/net") or readlink(self._root / "proc/1/ns/net")
         members: dict[str, list[Task]] = {}
         for task in self._tasks.all:
-            try:
-                link = os.readlink(f"{self._root}/proc/{task.pid}/ns/net")  # noqa: PTH115 - the plain text, thousands of times
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended
-            except OSError as error:
-                note(error)
-                # The first process is in this one's, and not every root may look at it.
-                self.closed += task.pid != 1
-                continue
-            if link != own:
+            link = readlink(f"{self._root}/proc/{task.pid}/ns/net")
+            if link and link != own:
                 members.setdefault(link, []).append(task)
         names: dict[str, str] = {}
         for name in listdir(self._root / _NAMED):
@@ -71,7 +66,7 @@ class NetNamespaces:
             except OSError as error:
                 note(error)
         alone = (NetNamespace(link, (), name) for link, name in names.items() if link not in members and link != own)
-        return (*alone, *(NetNamespace(link, tuple(tasks), names.get(link, "")) for link, tasks in members.items()))
+        return (*(NetNamespace(link, tuple(tasks), names.get(link, "")) for link, tasks in members.items()), *alone)
 
     @property
     def folders(self) -> Iterator[Path]:
@@ -85,32 +80,38 @@ class NetNamespaces:
         """The label of each, by what its link reads."""
         return {each.link: each.label for each in self.all}
 
-    def path(self, namespace: NetNamespace) -> Path:
-        """What leads to it: its name, or the link of one of its processes."""
-        if namespace.tasks:
-            return self._tasks.folder(namespace.tasks[0]) / "ns/net"
-        return self._root / _NAMED / namespace.name
+    def users(self, loaded: Collection[str]) -> Iterator[tuple[frozenset[str], User]]:
+        """What is seen of them: services of IPVS, which end with the processes of their namespace."""
+        for each in self.all if any(name.startswith("ip_vs") for name in loaded) else ():
+            if not each.tasks or not self._budget.in_time():
+                continue
+            for modules, user in ipvs_users(self._tasks.folder(each.tasks[0]) / "net/ip_vs", loaded, self._budget):
+                yield modules, self._of(each, user)
 
+    def candidates(self, loaded: dict[str, int], explained: Collection[str]) -> Iterator[tuple[frozenset[str], User]]:
+        """The namespaces that may hold the modules of which no user was found."""
+        modules = frozenset(
+            name for name, count in loaded.items() if count > 0 and name.startswith(_SET_UP) and name not in explained
+        )
+        for each in self.all[:_MAX] if modules else ():
+            task = each.tasks[0] if each.tasks else None
+            detail = "what is set up in it cannot be seen from outside"
+            owner = 0 if task is None or each.name else task.uid
+            pid = task.pid if task is not None else None
+            yield modules, User("namespace", each.label, detail, pid=pid, netns=each.label, owner=owner)
 
-def held_elsewhere(
-    root: Path, loaded: Mapping[str, int], namespaces: NetNamespaces, algorithms: Collection[str]
-) -> frozenset[str]:
-    """The modules that something may hold which is set up in another network namespace, or in a table of iptables-legacy.
-
-    `loaded` are the modules with their references, `algorithms` those of the crypto API whose user is not known.
-    """
-    others = bool(namespaces.all or namespaces.closed)
-    if not others and not _has_tables(root):
-        return frozenset()
-    beginnings = _SET_UP if others else _LEGACY
-    held = frozenset(name for name, count in loaded.items() if count > 0 and name.startswith(beginnings))
-    return held | frozenset(algorithms) if any(name.startswith(_IPSEC) for name in held) else held
-
-
-def _has_tables(root: Path) -> bool:
-    """A table of iptables-legacy is in use, or it is not known whether one is."""
-    try:
-        return any(tables_in_use(root, kind) for kind in KINDS)
-    except OSError as error:
-        note(error)
-        return True
+    def _of(self, namespace: NetNamespace, user: User) -> User:
+        """This use of a module, in that namespace; what it consists of is ended from outside."""
+        task = namespace.tasks[0]
+        remedy, target, pids = self._tasks.ending(task, namespace.tasks)
+        return replace(
+            user,
+            detail=shown(f"{user.detail}, in network namespace {namespace.label}"),
+            pid=task.pid,
+            netns=namespace.label,
+            owner=task.uid,
+            remedy=remedy,
+            target=target,
+            words=(),
+            pids=pids,
+        )

@@ -9,14 +9,13 @@ Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then for e
 
     {"search": true}            users of modules
       {"modules": […], "user": {…}}          one for each user, with the fields of `kmodd.model.User`
-      {"end": true, "partial": "…", "crowded": [MODULE, …], "elsewhere": [MODULE, …]}
-                                             modules that the inspector of network namespaces may say more about
+      {"end": true, "partial": "…", "crowded": [MODULE, …]}
     {"consequences": [MODULE, …]}   what goes with these modules when they are removed
       {"modules": [MODULE], "consequence": {…}}   one for each thing, with the fields of `kmodd.model.Consequence`
-      {"end": true, …}
+      {"end": true, "partial": "", "crowded": []}
     {"executables": [PID, …]}   the programs of these processes
       {"pid": PID, "executable": "…"}
-      {"end": true, …}
+      {"end": true, "partial": "", "crowded": []}
 
 It exits on end of file.
 
@@ -29,7 +28,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,8 +50,6 @@ EXECUTABLES_MAX = 64
 CONSEQUENCES_MAX = 2048
 """Modules of one order: as many as a plan has steps. Their names fit into ORDER_MAX."""
 CROWDED_MAX = 64
-ELSEWHERE_MAX = 512
-_END = {"end": True, "partial": "", "crowded": [], "elsewhere": []}
 _MEMORY = 384 << 20
 _PATH_MAX = 1024
 
@@ -68,7 +65,7 @@ def answers(order: Any, root: Path) -> Iterator[dict[str, Any]]:
             for pid in pids[:EXECUTABLES_MAX]:
                 if type(pid) is int and pid > 0:
                     yield {"pid": pid, "executable": shown(readlink(root / f"proc/{pid}/exe"), _PATH_MAX)}
-            yield _END
+            yield {"end": True, "partial": "", "crowded": []}
         case _:
             raise ValueError("no such order")
 
@@ -80,18 +77,13 @@ def _search(root: Path) -> Iterator[dict[str, Any]]:
     from kmodd.kernel.users.tasks import Budget
     from kmodd.kernel.users.usage import ProcUsage
 
-    aliases = alias_text(root)
+    aliases = _aliases(root)
     search = ProcUsage(root, aliases)
     aliases("")  # The index is root's own and read once: it takes nothing of a search's time.
     budget = Budget()
     for modules, user in search.search(budget):
         yield {"modules": sorted(modules), "user": asdict(user)}
-    yield {
-        "end": True,
-        "partial": budget.partial,
-        "crowded": list(budget.crowded)[:CROWDED_MAX],
-        "elsewhere": sorted(budget.elsewhere)[:ELSEWHERE_MAX],
-    }
+    yield {"end": True, "partial": budget.partial, "crowded": list(budget.crowded)[:CROWDED_MAX]}
 
 
 def _consequences(root: Path, names: list[Any]) -> Iterator[dict[str, Any]]:
@@ -102,25 +94,25 @@ def _consequences(root: Path, names: list[Any]) -> Iterator[dict[str, Any]]:
     from kmodd.names import is_module_name
 
     modules = [name for name in names if isinstance(name, str) and is_module_name(name)]
-    for module, row in Consequences(root, modules, alias_text(root), Budget(LIMITS)).search():
+    for module, row in Consequences(root, modules, _aliases(root), Budget(LIMITS)).search():
         yield {"modules": [module], "consequence": asdict(row)}
-    yield _END
+    yield {"end": True, "partial": "", "crowded": []}
 
 
 @cache
-def alias_text(root: Path) -> "AliasText":
+def _aliases(root: Path) -> "AliasText":
     """Read for the first order that needs it, and again when depmod has changed it."""
     from kmodd.kernel.modules.alias_text import AliasText
 
     return AliasText(root, os.uname().release)
 
 
-def serve(name: str, answers: Callable[[Any, Path], Iterator[dict[str, Any]]]) -> None:
-    """Serve orders until the daemon has no more, as a process of this name."""
+def main() -> None:
+    """Serve orders until the daemon has no more."""
     # For where nothing else limits this process.
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(15, ctypes.c_char_p(name.encode()), *[ctypes.c_ulong(0)] * 3)  # PR_SET_NAME
+    ctypes.CDLL(None).prctl(15, ctypes.c_char_p(b"kmodd-inspector"), *[ctypes.c_ulong(0)] * 3)  # PR_SET_NAME
     with socket.socket(fileno=SOCKET) as channel:
         try:
             channel.send(READY)
@@ -132,11 +124,6 @@ def serve(name: str, answers: Callable[[Any, Path], Iterator[dict[str, Any]]]) -
                         channel.send(data)
         except (BrokenPipeError, ConnectionResetError):
             return  # the daemon does not wait any more
-
-
-def main() -> None:
-    """The inspector of processes."""
-    serve("kmodd-inspector", answers)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The daemon's side of the inspectors: one search shared by concurrent requests; their answers are treated as untrusted."""
+"""The daemon's side of the inspector: one search shared by concurrent requests; its answers are treated as untrusted."""
 
 import asyncio
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kmodd.kernel.users.inspector import ANSWER_MAX, CONSEQUENCES_MAX, ELSEWHERE_MAX, EXECUTABLES_MAX
+from kmodd.kernel.users.inspector import ANSWER_MAX, CONSEQUENCES_MAX, EXECUTABLES_MAX
 from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import Consequence, ConsequenceKind, Remedy, Usage, User
 from kmodd.names import ModuleName
@@ -34,7 +34,6 @@ _ENDING = 1.0
 _TEXT_MAX = 4096
 _LIST_MAX = 64
 _UNANSWERED = "the inspector did not answer"
-_NETNS_UNANSWERED = "the inspector of network namespaces did not answer"
 
 
 @dataclass(slots=True)
@@ -44,91 +43,35 @@ class _Search:
     users: dict[str, list[User]] = field(default_factory=dict)
     partial: str = ""
     crowded: frozenset[str] = frozenset()
-    elsewhere: frozenset[str] = frozenset()
-
-
-class _SharedSearch:
-    """A search whose result all requests share that arrive before it ends, or shortly after."""
-
-    def __init__(self, conversation: "_Conversation") -> None:
-        self._conversation = conversation
-        self._task: asyncio.Task[_Search] | None = None
-
-    async def result(self) -> _Search:
-        """The one that is under way or has just ended, or else a new one."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-            self._task.add_done_callback(self._keep)
-        # A caller that leaves must not end the search for the others who wait for it.
-        return await asyncio.shield(self._task)
-
-    async def close(self) -> None:
-        """End the process; who waits gets what is known, which is nothing."""
-        tasks = [self._task] if self._task is not None else []
-        await asyncio.gather(self._conversation.close(), *tasks, return_exceptions=True)
-
-    def _keep(self, search: "asyncio.Task[_Search]") -> None:
-        def forget() -> None:
-            if self._task is search:
-                self._task = None
-
-        if search.cancelled() or search.exception() is not None:
-            forget()
-        else:
-            asyncio.get_running_loop().call_later(KEPT, forget)
-
-    async def _run(self) -> _Search:
-        reply = await self._conversation.ask({"search": True})
-        search = _Search(partial=reply.partial, crowded=frozenset(reply.crowded), elsewhere=frozenset(reply.elsewhere))
-        for modules, user in reply.users:
-            for module in modules:
-                search.users.setdefault(module, []).append(user)
-        return search
 
 
 class Inspector:
-    """`ports.Inspection` by separate processes, one for each kind of order, started when needed.
+    """`ports.Inspection` by separate processes, one for each kind of order, started when needed."""
 
-    That which enters network namespaces is needed for a module that something in one may hold, as the inspector answers.
-    """
-
-    def __init__(
-        self,
-        *,
-        unit_socket: str = "",
-        netns_socket: str = "",
-        program: Sequence[str] = (),
-        netns_program: Sequence[str] = (),
-        timeout: float = TIMEOUT,
-    ) -> None:
-        """`unit_socket` is where systemd starts inspectors, `netns_socket` those of network namespaces; without, they are children."""
-        command = tuple(program) or _program("inspector.py")
-        netns_command = tuple(netns_program) or _program("netns.py")
-        self._searching = _SharedSearch(_Conversation(unit_socket, command, timeout))
-        self._entering = _SharedSearch(_Conversation(netns_socket, netns_command, timeout, _NETNS_UNANSWERED))
+    def __init__(self, *, unit_socket: str = "", program: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
+        """`unit_socket` is where systemd starts inspectors; without it they are children."""
+        command = tuple(program) or (sys.executable, "-I", "-S", str(Path(__file__).with_name("inspector.py")))
+        self._searching = _Conversation(unit_socket, command, timeout)
         self._naming = _Conversation(unit_socket, command, min(timeout, NAMING_TIMEOUT))
         self._foreseeing = _Conversation(unit_socket, command, timeout)
         self._turn = asyncio.Lock()
         self._next: tuple[set[ModuleName], asyncio.Task[_Reply]] | None = None
         """The look at what goes with modules that has not begun yet, and the modules it is about."""
+        self._search: asyncio.Task[_Search] | None = None
         self._wanted: dict[int, asyncio.Future[str]] = {}
         self._lookup: asyncio.Task[None] | None = None
 
     async def users(self, name: ModuleName) -> Usage:
         """See `ports.Inspection`."""
-        search = await self._searching.result()
-        users, partial, crowded = list(search.users.get(name, ())), [search.partial], name in search.crowded
-        if name in search.elsewhere:
-            entered = await self._entering.result()
-            more = entered.users.get(name, ())
-            if any(user.remedy is not Remedy.NONE for user in more):
-                users = [_ends_with_others(user) for user in users]
-            users += more
-            partial.append(entered.partial)
-            crowded = crowded or name in entered.crowded
-        if crowded:
-            partial.append("it has more users than are listed")
-        return Usage(tuple(users), ", ".join(filter(None, partial)), crowded)
+        if self._search is None:
+            self._search = asyncio.get_running_loop().create_task(self._run_search())
+            self._search.add_done_callback(self._keep)
+        # A caller that leaves must not end the search for the others who wait for it.
+        search = await asyncio.shield(self._search)
+        crowded = name in search.crowded
+        left_out = ["it has more users than are listed"] if crowded else []
+        partial = ", ".join([search.partial] * bool(search.partial) + left_out)
+        return Usage(tuple(search.users.get(name, ())), partial, crowded)
 
     async def consequences(self, names: Collection[ModuleName]) -> Mapping[ModuleName, tuple[Consequence, ...]]:
         """See `ports.Inspection`. Requests that arrive while an order is in progress share the next one."""
@@ -161,10 +104,28 @@ class Inspector:
 
     async def close(self) -> None:
         """End the processes; who waits gets what is known, which is nothing."""
-        tasks: list[asyncio.Task[Any]] = [task for task in (self._lookup,) if task is not None]
+        tasks: list[asyncio.Task[Any]] = [task for task in (self._search, self._lookup) if task is not None]
         tasks += [self._next[1]] if self._next is not None else []
-        conversations = (self._searching, self._entering, self._naming, self._foreseeing)
+        conversations = (self._searching, self._naming, self._foreseeing)
         await asyncio.gather(*(each.close() for each in conversations), *tasks, return_exceptions=True)
+
+    def _keep(self, search: "asyncio.Task[_Search]") -> None:
+        def forget() -> None:
+            if self._search is search:
+                self._search = None
+
+        if search.cancelled() or search.exception() is not None:
+            forget()
+        else:
+            asyncio.get_running_loop().call_later(KEPT, forget)
+
+    async def _run_search(self) -> _Search:
+        reply = await self._searching.ask({"search": True})
+        search = _Search(partial=reply.partial, crowded=frozenset(reply.crowded))
+        for modules, user in reply.users:
+            for module in modules:
+                search.users.setdefault(module, []).append(user)
+        return search
 
     async def _run_foresight(self, names: set[ModuleName]) -> "_Reply":
         async with self._turn:
@@ -194,7 +155,6 @@ class _Reply:
     consequences: list[tuple[str, Consequence]] = field(default_factory=list)
     partial: str = _UNANSWERED
     crowded: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
     size: int = 0
     ended: bool = False
 
@@ -207,8 +167,7 @@ class _Reply:
         if not isinstance(answer, dict):
             raise TypeError("not an object")
         if "end" in answer:
-            elsewhere = tuple(map(_text, _list(answer["elsewhere"], ELSEWHERE_MAX)))
-            self.partial, self.crowded, self.elsewhere = _text(answer["partial"]), _texts(answer["crowded"]), elsewhere
+            self.partial, self.crowded = _text(answer["partial"]), _texts(answer["crowded"])
             self.ended = True
         elif "consequence" in answer:
             row = read_consequence(answer["consequence"])
@@ -222,9 +181,7 @@ class _Reply:
 class _Conversation:
     """One process with orders one after the other; it is started for an order, and let go when it is idle."""
 
-    def __init__(self, unit_socket: str, program: Sequence[str], timeout: float, unanswered: str = _UNANSWERED) -> None:
-        """`unanswered` says what is missing where no answer comes."""
-        self._unanswered = unanswered
+    def __init__(self, unit_socket: str, program: Sequence[str], timeout: float) -> None:
         self._unit_socket = unit_socket
         self._program = program
         self._timeout = timeout
@@ -232,7 +189,7 @@ class _Conversation:
         self._process: WorkerProcess | None = None
         self._leaving: set[WorkerProcess] = set()
         self._replaced_at = 0.0
-        self._reply = _Reply(partial=unanswered)
+        self._reply = _Reply()
         self._done: asyncio.Future[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._closed = False
@@ -241,7 +198,7 @@ class _Conversation:
         """All answers until the process exited, sent an invalid one or took too long; never raises."""
         if self._idle is not None:
             self._idle.cancel()
-        reply = self._reply = _Reply(partial=self._unanswered)
+        reply = self._reply = _Reply()
         self._done = done = self._loop.create_future()
         try:
             if not self._closed and self._hand_over(json.dumps(order).encode()):
@@ -325,15 +282,6 @@ class _InspectorUnit(WorkerUnit):
     answer_max = ANSWER_MAX
 
 
-def _program(name: str) -> tuple[str, ...]:
-    return sys.executable, "-I", "-S", str(Path(__file__).with_name(name))
-
-
-def _ends_with_others(user: User) -> User:
-    """An algorithm of the crypto API is used by something that was found after it: its use ends with that."""
-    return replace(user, remedy=Remedy.NOT_NEEDED) if user.kind == "crypto" else user
-
-
 def read_user(values: Any) -> User:
     """A user as the inspector describes it; ValueError, KeyError or TypeError where a field is not what it has to be.
 
@@ -355,7 +303,6 @@ def read_user(values: Any) -> User:
         target=_any_text(values["target"]),
         words=tuple(map(_any_text, _list(values["words"]))),
         pids=tuple(map(_number, _list(values["pids"]))),
-        within=_any_text(values["within"]),
     )
 
 
@@ -379,8 +326,8 @@ def read_consequence(values: Any) -> Consequence:
     )
 
 
-def _list(value: Any, most: int = _LIST_MAX) -> list[Any]:
-    if not isinstance(value, list) or len(value) > most:
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _LIST_MAX:
         raise ValueError("not a short list")
     return value
 

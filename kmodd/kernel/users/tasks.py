@@ -4,16 +4,15 @@
 import fcntl
 import os
 import re
-import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kmodd.kernel.files import FAULTS, note, read_text, readlink
-from kmodd.model import Remedy, User
+from kmodd.kernel.files import note, read_text, readlink
+from kmodd.model import Remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +55,8 @@ class Budget:
         self._met: dict[str, None] = {}
         self.crowded: dict[str, None] = {}
         """Modules with more users than are named."""
-        self.elsewhere: frozenset[str] = frozenset()
-        """Modules that something may hold which only the inspector of network namespaces can read."""
         self._mount_bytes: Counter[int] = Counter()
         self._descriptors: Counter[int] = Counter()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the search began."""
-        return self._clock() - self._begin
 
     @property
     def partial(self) -> str:
@@ -77,7 +69,7 @@ class Budget:
 
     def in_time(self) -> bool:
         """There is time left."""
-        if self.elapsed < self.limits.seconds:
+        if self._clock() - self._begin < self.limits.seconds:
             return True
         self.met(f"the search was ended after {self.limits.seconds:g} s")
         return False
@@ -85,7 +77,7 @@ class Budget:
     def in_time_for_mounts(self) -> bool:
         """There is time left for mount tables."""
         most = self.limits.seconds * self.limits.mount_share
-        if self.elapsed < most:
+        if self._clock() - self._begin < most:
             return True
         self.met(f"the mount tables took more than {most:g} s")
         return False
@@ -93,7 +85,7 @@ class Budget:
     def in_time_for_rules(self) -> bool:
         """There is time left for rules of netfilter."""
         most = self.limits.seconds * self.limits.rule_share
-        if self.elapsed < most:
+        if self._clock() - self._begin < most:
             return True
         self.met(f"the rules of netfilter were not examined after {most:g} s")
         return False
@@ -122,60 +114,8 @@ class Budget:
         return True
 
 
-_MODULES_MAX = 1 << 20
-
-
-def loaded_modules(root: Path) -> dict[str, int]:
-    """Each loaded module with the references to it that other modules do not hold."""
-    lines = (read_text(root / "proc/modules", _MODULES_MAX) or "").splitlines()
-    # Name, size, references, the modules that hold some of them (`-` for none).
-    rows = [fields for fields in map(str.split, lines) if len(fields) > 3]
-    # References are `-` on a kernel that cannot unload.
-    return {name: (int(count) if count.isdecimal() else 0) - holders.count(",") for name, _, count, holders, *_ in rows}
-
-
-Sighting = tuple[frozenset[str], User]
-"""A user, with the loaded modules that it keeps busy."""
-
-
-def bounded(sightings: Iterable[Sighting], budget: Budget, reported: set[tuple[str, User]]) -> Iterator[Sighting]:
-    """Each user once for each module, up to the limits; `reported` gets module and user of each.
-
-    What could not be read because of a fault of the machine, the budget says afterwards.
-    """
-    faults: set[str] = set()
-    FAULTS.set(faults)
-    try:
-        yield from _bounded(sightings, budget, reported)
-    finally:
-        FAULTS.set(None)
-        if faults:
-            budget.met(f"something could not be read ({', '.join(sorted(faults))})")
-
-
-def _bounded(sightings: Iterable[Sighting], budget: Budget, reported: set[tuple[str, User]]) -> Iterator[Sighting]:
-    counts: Counter[str] = Counter()
-    answers = 0
-    for modules, user in sightings:
-        fresh = frozenset(module for module in modules if (module, user) not in reported)
-        for module in fresh:
-            counts[module] += 1
-            if counts[module] > budget.limits.users:
-                fresh -= {module}
-                budget.crowded[module] = None
-        if not fresh:
-            continue
-        if answers == budget.limits.answers:
-            budget.met(f"there are more than {answers} users of modules")
-            return
-        answers += 1
-        reported.update((module, user) for module in fresh)
-        yield fresh, user
-
-
-_NS_GET_USERNS, _NS_GET_OWNER_UID = 0xB701, 0xB704
-"""linux/nsfs.h: a descriptor of the user namespace that owns a namespace; the user who made a user namespace."""
-_UID = struct.Struct("=I")
+_NS_GET_USERNS = 0xB701
+"""linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
 _CGROUP_MAX = 1 << 14
 _PROCESSES_MAX = 1 << 16
 _SERVICE = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
@@ -195,19 +135,13 @@ def namespace_owner(link: Path) -> str:
     """Ask the kernel (ioctl_ns(2)); the namespace is opened and not entered."""
     namespace = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return user_namespace(namespace)[0]
+        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        try:
+            return f"user:[{os.fstat(owner).st_ino}]"
+        finally:
+            os.close(owner)
     finally:
         os.close(namespace)
-
-
-def user_namespace(namespace: int) -> tuple[str, int]:
-    """The user namespace that owns the namespace of this descriptor, as its link reads, and the user who made it; OSError."""
-    owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
-    try:
-        (uid,) = _UID.unpack(fcntl.ioctl(owner, _NS_GET_OWNER_UID, bytes(_UID.size)))
-        return f"user:[{os.fstat(owner).st_ino}]", uid
-    finally:
-        os.close(owner)
 
 
 @dataclass(frozen=True, slots=True)

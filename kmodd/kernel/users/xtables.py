@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmodd.kernel.files import value_if_there
+from kmodd.kernel.files import read_text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -122,11 +122,8 @@ def legacy_users(
     `loaded` are the modules that are looked for, `resolve` answers the modules with an alias.
     """
     for kind in KINDS:
-        try:
-            tables = tables_in_use(root, kind)
-        except OSError:
-            budget.met(f"the tables of {kind.program} cannot be read")
-            continue
+        # Built in, it has rules whose extensions may be modules.
+        tables = (read_text(root / "proc/net" / kind.names) or "").split()[:_TABLES_MAX]
         known: dict[str, frozenset[str]] = {}
         for table in tables:
             try:
@@ -147,12 +144,6 @@ def legacy_users(
                 yield from ((own, user) for user in _contents(kind, table, rules))
             if not budget.in_time_for_rules():
                 return
-
-
-def tables_in_use(root: Path, kind: Kind) -> list[str]:
-    """The tables that the kernel lists for this network namespace, to root or with CAP_DAC_READ_SEARCH; OSError without."""
-    # Built in, iptables has rules whose extensions may be modules.
-    return (value_if_there(root / "proc/net" / kind.names) or "").split()[:_TABLES_MAX]
 
 
 def rules_of(kind: Kind, table: str, info: bytes, entries: bytes) -> Iterator[LegacyRule]:
