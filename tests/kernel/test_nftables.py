@@ -148,3 +148,18 @@ def test_a_dump_that_was_interrupted_is_not_taken_for_whole(monkeypatch: pytest.
     read = nftables.firewall(lambda: True)
     assert [table.name for table in read.tables] == ["t"]
     assert read.changed == bool(flags)
+
+
+def test_a_message_that_is_not_the_kernels_ends_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who administers a network namespace may send to each socket in it, without an end."""
+
+    class Channel(socket.socket):
+        def sendto(self, *_: Any) -> int:
+            return 0
+
+        def recvfrom(self, *_: Any) -> tuple[bytes, Any]:
+            return b"", (4711, 0)
+
+    monkeypatch.setattr(socket, "socket", Channel)
+    with pytest.raises(OSError, match="not the kernel's"):
+        nftables.firewall(lambda: True)

@@ -46,8 +46,9 @@ def dump(protocol: int, kind: int, request: bytes, *, limit: int = BYTES_MAX) ->
         size, interrupted = 0, False
         while True:
             data, (sender, _) = channel.recvfrom(RECEIVE_MAX)
-            if sender != 0:
-                continue  # 0 is the kernel; anyone may send to a netlink socket.
+            if sender != 0:  # 0 is the kernel.
+                # Who administers a namespace may send to every socket in it, and would keep this one busy.
+                raise OSError(errno.EBADMSG, "a netlink message is not the kernel's")
             size += len(data)
             if size > limit:
                 raise OSError(errno.EFBIG, "a netlink dump is too long")
