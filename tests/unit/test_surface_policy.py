@@ -264,7 +264,7 @@ async def test_rules_are_written_as_scanners_and_libkmod_want_them() -> None:
     assert bench.text == before
     assert await bench.kinds() == []
     assert [entry.record.event for entry in bench.journal.read(HistoryQuery())] == [
-        "surface.changed",
+        "policy.applied",
         "operation.unchanged",
     ]
 

@@ -337,7 +337,7 @@ class Enforcement:
         event, message, result = "operation.failed", "" if error is None else error.message, "failed"
         if plan is not None:
             changed = plan.text != plan.old
-            event = "surface.changed" if changed else "operation.unchanged"
+            event = "policy.applied" if changed else "operation.unchanged"
             result = "changed" if changed else "unchanged"
             message = f"{_counted(plan.block)} blocked, {_counted(plan.release)} allowed again"
             extra = {
