@@ -49,6 +49,8 @@ _LONGEST = (
     "system/test_store.py",
     "system/test_machine.py",
     "system/test_install.py",
+    "system/test_surface_policy.py",
+    "system/test_respond.py",
     "system/test_surface.py",
     "system/test_fleet.py",
     "system/test_users_kinds.py",
