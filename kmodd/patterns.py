@@ -90,3 +90,11 @@ def _member(data: bytes, position: int) -> tuple[int, int]:
     if data[position] == ord("\\") and position + 1 < len(data):
         position += 1
     return data[position], position + 1
+
+
+_BRACKET = re.compile(r"\[!?\^?(.)[^]]*\]")
+
+
+def example(pattern: str) -> str:
+    """A name that the pattern matches, without its wildcards."""
+    return _BRACKET.sub(r"\1", pattern).replace("*", "0").replace("?", "0")

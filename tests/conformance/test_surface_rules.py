@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
-from kmodd.core.surface.kinds import example
 from kmodd.core.surface.rule_file import Spellings, blocked_by, ineffective
 from kmodd.kernel.modprobe.modprobe_d import parse_rules
 from kmodd.kernel.modules.installed import InstalledIndexes
@@ -14,6 +13,7 @@ from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Reach
 from kmodd.model.surface_policy import Because, Decision
 from kmodd.names import canonical
+from kmodd.patterns import example
 from tests.conformance import generate
 from tests.conformance.oracle import Modprobe
 from tests.conformance.run import MEMORY

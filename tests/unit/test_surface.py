@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kmodd.core.planning.policy import succeeds
-from kmodd.core.surface.kinds import example, is_hardware, kind_of
+from kmodd.core.surface.kinds import is_hardware, kind_of
 from kmodd.core.surface.sentences import closing, going
 from kmodd.core.surface.service import Surfaces, exposure_of
 from kmodd.errors import ModuleTreeMissing, NoSuchModule
@@ -19,6 +19,7 @@ from kmodd.kernel.simulated.reads import SimulatedInstalled
 from kmodd.model import HealthStatus, Rule
 from kmodd.model.surface import Exposure, Gate, Reach, Route, Surface, Tables
 from kmodd.names import ModuleName
+from kmodd.patterns import example
 
 MODULES = (
     SimulatedModule("af_alg", aliases=("net-pf-38",)),

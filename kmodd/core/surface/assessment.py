@@ -3,13 +3,13 @@
 
 from collections.abc import Iterable, Mapping
 
-from kmodd.core.surface.kinds import example
 from kmodd.core.surface.records import judge, kernel_version
 from kmodd.core.surface.resolution import Resolver
 from kmodd.errors import Evidence, InvalidArgs, ModuleTreeMissing
 from kmodd.kernel.ports import Facts, InstalledKernels, ModuleIndex
 from kmodd.model.responses import KernelReport, Placement, Vulnerability
 from kmodd.names import ModuleName, canonical
+from kmodd.patterns import example
 
 REQUESTS_SHOWN = 16
 """Names and aliases of one module that are listed where modprobe would load it."""

@@ -325,11 +325,3 @@ def how(kind: str, request: str) -> str:
     """What a user does on this route, as a clause."""
     text = spelled(request)
     return next((each.how for each in KINDS if each.name == kind and each.form.fullmatch(text)), "")
-
-
-_BRACKET = re.compile(r"\[!?\^?(.)[^]]*\]")
-
-
-def example(pattern: str) -> str:
-    """A name that the pattern matches, without its wildcards."""
-    return _BRACKET.sub(r"\1", pattern).replace("*", "0").replace("?", "0")

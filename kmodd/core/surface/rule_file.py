@@ -7,13 +7,13 @@ from pathlib import PurePosixPath
 from kmodd.core.planning.planned_state import has_soft_targets
 from kmodd.core.planning.policy import is_denial
 from kmodd.core.rules.managed_files import NO_SOFTDEPS, REASON, REFUSAL, SURFACE_MARK, escaped, framed, is_ours
-from kmodd.core.surface.kinds import example
 from kmodd.core.surface.resolution import Resolver
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Rule, Target
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface_policy import Decision, Fault
 from kmodd.names import ModuleName
+from kmodd.patterns import example
 
 
 class Spellings:

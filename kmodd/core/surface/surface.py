@@ -15,7 +15,6 @@ from kmodd.core.surface.kinds import (
     NODE,
     Kind,
     Needs,
-    example,
     is_hardware,
     kind_of,
     spelled,
@@ -25,7 +24,7 @@ from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import KernelFacts, Target
 from kmodd.model.surface import DeviceNode, Exposure, Gate, Reach, Route, Surface, Tables
 from kmodd.names import ModuleName
-from kmodd.patterns import is_pattern
+from kmodd.patterns import example, is_pattern
 
 ROUTES_MAX = 64
 """Routes of one module that are listed; those of one kind beyond the first are counted."""
