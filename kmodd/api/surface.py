@@ -77,7 +77,7 @@ class SurfaceInterface:
         return self._call(values, routes)
 
     def get_needed(self, values: options.Values) -> Call:
-        kernel = _kernel(values)
+        kernel, behalf = _kernel(values), asked.behalf(options.on_behalf_of(values))
 
         async def run(_: Caller) -> Body:
             needs = await self._enforcement.needs(kernel)
@@ -86,15 +86,17 @@ class SurfaceInterface:
             ]
             return Body(encode("aa{sv}", ([*faults, *(_needed(name, each) for name, each in needs.reasons.items())],)))
 
-        return Call(run, cancellable=True)
+        return Call(run, behalf, cancellable=True)
 
-    def plan(self) -> Call:
+    def plan(self, values: options.Values) -> Call:
+        behalf = asked.behalf(options.on_behalf_of(values))
+
         async def run(_: Caller) -> Body:
             plan = await self._enforcement.plan()
             modules: rows.Row = {"modules": ("aa{sv}", list(map(_decision, plan.decisions)))}
             return Body(encode("a{sv}", (_plan(plan) | modules,)))
 
-        return Call(run, cancellable=True)
+        return Call(run, behalf, cancellable=True)
 
     def apply(self, values: options.Values) -> Call:
         weaken, dry_run = values.get("weaken", False), values.get("dry-run", False)
@@ -107,12 +109,12 @@ class SurfaceInterface:
         return Call(run, details, actions=(ALLOW,) if weaken else (), dry_run=dry_run)
 
     def check(self, values: options.Values) -> Call:
-        kernel = _kernel(values)
+        kernel, behalf = _kernel(values), asked.behalf(options.on_behalf_of(values))
 
         async def run(_: Caller) -> list[rows.Row]:
             return [_fault(fault) for fault in await self._enforcement.check(kernel)]
 
-        return Call(run, cancellable=True)
+        return Call(run, behalf, cancellable=True)
 
     # --- vulnerabilities ----------------------------------------------------------------------------------------------
 

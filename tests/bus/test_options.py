@@ -37,7 +37,9 @@ BY_NAME = {
     "enabled": True,
     "blacklisted": True,
     "version": "1",
+    "id": "CVE-2026-31431",
 }
+READING = {"org.kmodd1.inspect", "org.kmodd1.read-history"}
 VALUES: dict[str, Any] = {"b": True, "s": "x", "u": 1, "t": 1, "as": ["overlay"], "au": [0]}
 IDS = [f"{method.interface.rpartition('.')[2]}.{method.name}" for method in METHODS]
 
@@ -120,7 +122,7 @@ async def test_an_unknown_option_or_another_type_is_refused(service: Bench, meth
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 def test_what_changes_something_takes_a_reason_and_what_reads_does_not(method: Method) -> None:
     assert method.options is not None
-    reads = method.public or method.name == "GetHistory"
+    reads = method.public or (bool(method.actions) and set(method.actions) <= READING)
     assert ("reason" in method.options) is not reads
     assert "on-behalf-of" in method.options or method.public
     assert set(method.errors) <= {error.name() for error in ERRORS.values()}
