@@ -35,13 +35,13 @@ ALLOWED = set(ERRORS) | {f"org.freedesktop.DBus.Error.{name}" for name in STANDA
 
 NAMES = ["overlay", "overlay", "loop", "dummy", "vfat", "fat", "ext4", "nosuch", "pci:v00008086d00001237sv*", "module"]
 WORDS = [
-    *NAMES, "", "..", "../x", "a\nb", "load", "unload", "reload", "org.kmodd1.Manager", "org.kmodd1.Module",
+    *NAMES, "CVE-2026-31431", "CVE-2026-31431", "", "..", "../x", "a\nb", "load", "unload", "reload", "org.kmodd1.Manager", "org.kmodd1.Module",
     "Version", "State", "redirect_max", "redirect_max", "metacopy", "numdummies", "64", "1", "x" * 56,
     "x" * 4097, 'a"b', "$(id)", "%s%n", "*", "all", "loaded", "full", "public", "[", "[!",
 ]  # fmt: skip
 OPTIONS = [
     "dry-run", "evidence", "reason", "timeout", "override-policy", "dependents", "unused-dependencies", "atomic", "state", "match",
-    "module", "since", "limit", "hard", "only-modules", "public", "on-behalf-of", "nonsense",
+    "module", "since", "limit", "hard", "only-modules", "public", "on-behalf-of", "nonsense", "modules", "force-in-use",
 ]  # fmt: skip
 PATHS = [PATH, f"{PATH}/module/loop", f"{PATH}/module/ext4", f"{PATH}/job/1", f"{PATH}/module", "/", "/org", "/nowhere"]
 
@@ -184,8 +184,12 @@ def test_anything_is_answered(
         loop.run_until_complete(service.settled())
         assert answered >= 1000
         # Root gets through to the end of everything that can be done without an operation waiting.
-        # A store without versions has nothing for the other three, and no descriptor comes along here.
-        assert succeeded or uid != 0 or member in {"Set", "Cancel", "Import", "Activate", "Deactivate", "Remove"}
+        # A store without versions has nothing for three of the others, there is no response to end, and no descriptor comes along.
+        assert (
+            succeeded
+            or uid != 0
+            or member in {"Set", "Cancel", "Import", "Activate", "Deactivate", "Remove", "EndResponse"}
+        )
         assert service.quota.idle
         assert service.counts["failed"] == 0, service.bugs
         loop.run_until_complete(connection.__aexit__(None, None, None))
