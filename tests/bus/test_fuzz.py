@@ -35,7 +35,8 @@ ALLOWED = set(ERRORS) | {f"org.freedesktop.DBus.Error.{name}" for name in STANDA
 
 NAMES = ["overlay", "overlay", "loop", "dummy", "vfat", "fat", "ext4", "nosuch", "pci:v00008086d00001237sv*", "module"]
 WORDS = [
-    *NAMES, "CVE-2026-31431", "CVE-2026-31431", "", "..", "../x", "a\nb", "load", "unload", "reload", "org.kmodd1.Manager", "org.kmodd1.Module",
+    *NAMES, "CVE-2026-31431", "CVE-2026-31431",
+    "", "..", "../x", "a\nb", "load", "unload", "reload", "org.kmodd1.Manager", "org.kmodd1.Module",
     "Version", "State", "redirect_max", "redirect_max", "metacopy", "numdummies", "64", "1", "x" * 56,
     "x" * 4097, 'a"b', "$(id)", "%s%n", "*", "all", "loaded", "full", "public", "[", "[!",
 ]  # fmt: skip

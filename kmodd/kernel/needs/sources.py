@@ -4,10 +4,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from kmodd.kernel.initramfs import members
 from kmodd.kernel.modules.compression import Damaged, Unsupported
-from kmodd.kernel.needs import machine, storage, units
-from kmodd.kernel.users.rtnetlink import link_kinds
 from kmodd.model.surface_policy import Reading, Want
 from kmodd.names import canonical
 
@@ -19,21 +16,25 @@ _IMAGES = ("boot/initrd.img-{}", "boot/initramfs-{}.img")
 class SystemNeeds:
     """`kmodd.kernel.ports.NeedSources` below a root folder. Reads hundreds of files: call it in a thread."""
 
-    def __init__(self, root: Path, *, kinds: Callable[[], Mapping[str, str]] = link_kinds) -> None:
-        """`kinds` are those of the network interfaces, by name."""
+    def __init__(self, root: Path, *, kinds: Callable[[], Mapping[str, str]] | None = None) -> None:
+        """`kinds` are those of the network interfaces, by name; None for the running kernel's."""
         self._root = root
         self._kinds = kinds
 
     def read(self) -> tuple[Reading, ...]:
         """Every source but the initramfs."""
-        root = self._root
+        # A megabyte that an idle daemon has no use for.
+        from kmodd.kernel.needs import machine, storage, units
+        from kmodd.kernel.users.rtnetlink import link_kinds
+
+        root, kinds = self._root, self._kinds or link_kinds
         sources: dict[str, Callable[[], Iterator[Want]]] = {
             "mounts": lambda: storage.mounts(root),
             "swap": lambda: storage.swaps(root),
             "fstab": lambda: storage.fstab(root),
             "crypttab": lambda: storage.crypttab(root),
             "console": lambda: machine.consoles(root),
-            "network": lambda: machine.interfaces(root, self._kinds),
+            "network": lambda: machine.interfaces(root, kinds),
             "devices": lambda: machine.devices(root),
             "units": lambda: units.units(root),
             "containers": lambda: units.containers(root),
@@ -45,6 +46,8 @@ class SystemNeeds:
         return _reading("initramfs", lambda: self._image(release))
 
     def _image(self, release: str) -> Iterator[Want]:
+        from kmodd.kernel.initramfs import members
+
         for name in _IMAGES:
             path = self._root / name.format(release)
             if path.is_file():
