@@ -323,6 +323,18 @@ async def test_an_edited_file_is_not_touched() -> None:
         await bench.apply()
 
 
+@pytest.mark.parametrize("public", [True, False])
+async def test_an_edit_is_shown_only_where_everyone_may_read_it(monkeypatch: pytest.MonkeyPatch, public: bool) -> None:
+    """The sentence goes to the journal, to health and to whoever may ask for a check."""
+    bench = Bench()
+    await bench.apply()
+    bench.kernel.configuration.edit(FILE, bench.text.encode() + b"options fat secret=1\n")
+    monkeypatch.setattr(type(bench.kernel.configuration), "is_public", lambda *_: public)
+    with pytest.raises(Conflict) as error:
+        await bench.apply()
+    assert ("secret=1" in f"{error.value} {error.value.evidence}") is public
+
+
 async def test_a_fault_of_the_disk_is_reported() -> None:
     bench = Bench()
     bench.kernel.configuration.fault = OSError(errno.EROFS, "x")

@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from kmodd.core.audit.records import failed_record
@@ -17,8 +16,8 @@ from kmodd.core.rules import managed_files as own_files
 from kmodd.core.rules.managed_files import Amendment, amend, edited, files_of, foreign, refusal
 from kmodd.core.rules.rules import ManagedFileState, judge
 from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
-from kmodd.kernel.ports import ChangedMeanwhileError, Facts, ModuleIndex
 from kmodd.kernel.ports import Configuration as Folders
+from kmodd.kernel.ports import Facts, ModuleIndex
 from kmodd.model import Caller, Record, Result, Rule
 from kmodd.model.arguments import displayed
 from kmodd.model.rules import ManagedFile, RuleAction, RuleChange, RuleFiles, ShownRule, way_out
@@ -162,7 +161,7 @@ class Configuration:
         done: list[Amendment] = []
         for amendment in texts.values():
             try:
-                self._replace(amendment.file, amendment.new, amendment.old)
+                own_files.replace_file(self._folders, amendment.file, amendment.new, amendment.old)
             except KmoddError as error:
                 # The last step of a write may fail, which is telling the disk, with the new text in place.
                 fault = self._take_back([*done, amendment] if self._is_written(amendment) else done, error)
@@ -181,7 +180,7 @@ class Configuration:
         stay = []
         for amendment in reversed(done):
             try:
-                self._replace(amendment.file, amendment.old, amendment.new)
+                own_files.replace_file(self._folders, amendment.file, amendment.old, amendment.new)
             except KmoddError:
                 stay.append(f"; {amendment.file} stays changed")
         return replace(error, message=error.message + "".join(stay))
@@ -214,28 +213,8 @@ class Configuration:
         if text is not None and not own_files.is_ours(text):
             raise foreign(file)
         if text is not None and not own_files.is_intact(text):
-            raise edited(file, self._difference(file, text))
+            raise edited(file, own_files.edit_of(self._folders, file, text))
         return text
-
-    def _difference(self, file: ManagedFile, text: bytes) -> tuple[str, ...]:
-        written = self._folders.remembered(file)
-        # Checked after the read: of a file that was made private first and edited then, nothing may be shown.
-        public = self._folders.is_public(file)
-        return () if written is None or not public else own_files.difference(written, text)
-
-    def _replace(self, file: ManagedFile, new: bytes | None, old: bytes | None) -> None:
-        try:
-            self._folders.write(file, new, expected=old)
-        except ChangedMeanwhileError as error:
-            raise Conflict(
-                f"{file} was changed by another program at the same time",
-                evidence=Evidence(file=file, hint="check the file, then try again"),
-            ) from error
-        except OSError as error:
-            raise refusal(file, error) from error
-        # The copy only serves to show an edit: the change stands without it.
-        with suppress(OSError):
-            self._folders.remember(file, new)
 
     def _check_exists(self, name: ModuleName) -> None:
         if self._index.exists(name):
@@ -348,7 +327,9 @@ class Configuration:
             return ManagedFileState(present=text is not None)
         if own_files.is_intact(text):
             return ManagedFileState(present=True, ours=True)
-        return ManagedFileState(present=True, ours=True, edited=True, difference=self._difference(file, text))
+        return ManagedFileState(
+            present=True, ours=True, edited=True, difference=own_files.edit_of(self._folders, file, text)
+        )
 
 
 def _about(rule: Rule) -> Evidence:

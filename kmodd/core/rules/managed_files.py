@@ -3,11 +3,13 @@
 
 import errno as codes
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from kmodd.core.planning.parameters import read_options
 from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted, errno_name
+from kmodd.kernel.ports import ChangedMeanwhileError, Configuration
 from kmodd.model import Rule
 from kmodd.model.arguments import Arguments, spell
 from kmodd.model.rules import ManagedFile, RuleAction, RuleChange
@@ -259,3 +261,26 @@ def edited(file: ManagedFile, difference: Sequence[str]) -> Conflict:
 
 def _conflict(file: ManagedFile, number: int, sentence: str) -> Conflict:
     return Conflict(sentence, evidence=Evidence(errno=number, file=file, hint=f"ls -l {file}"))
+
+
+def edit_of(folders: Configuration, file: ManagedFile, text: bytes) -> tuple[str, ...]:
+    """How the file differs from what kmodd wrote, as far as everyone may read it."""
+    written = folders.remembered(file)
+    # Checked after the read: of a file that was made private first and edited then, nothing may be shown.
+    return () if written is None or not folders.is_public(file) else difference(written, text)
+
+
+def replace_file(folders: Configuration, file: ManagedFile, new: bytes | None, old: bytes | None) -> None:
+    """Write the file where it still has the old text; Conflict where it has not, else `refusal`."""
+    try:
+        folders.write(file, new, expected=old)
+    except ChangedMeanwhileError as error:
+        raise Conflict(
+            f"{file} was changed by another program at the same time",
+            evidence=Evidence(file=file, hint="check the file, then try again"),
+        ) from error
+    except OSError as error:
+        raise refusal(file, error) from error
+    # The copy only serves to show an edit: the change stands without it.
+    with suppress(OSError):
+        folders.remember(file, new)

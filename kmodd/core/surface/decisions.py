@@ -2,6 +2,7 @@
 """Decides about each module: floor > block > allow > needed > profile > initramfs > default of its reach."""
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from datetime import date
 
 from kmodd.core.desired.state import kernel_fits
@@ -124,8 +125,6 @@ def _with_breaks(
     breaks = tuple(wanted)
     if not breaks:
         return decision
-    from dataclasses import replace
-
     return replace(decision, breaks=breaks)
 
 

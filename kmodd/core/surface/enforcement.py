@@ -19,7 +19,6 @@ from kmodd.core.surface.policy_files import read_policy
 from kmodd.core.surface.rule_file import Spellings, blocked_by, ineffective, is_surface_file
 from kmodd.errors import Conflict, Evidence, Failed, KmoddError, LimitsExceeded, ModuleTreeMissing, errno_name
 from kmodd.kernel.ports import (
-    ChangedMeanwhileError,
     Configuration,
     Facts,
     InstalledKernels,
@@ -247,8 +246,7 @@ class Enforcement:
         if text is not None and not is_surface_file(text):
             raise own_files.foreign(FILE)
         if text is not None and not own_files.is_intact(text):
-            written = self._folders.remembered(FILE)
-            raise own_files.edited(FILE, () if written is None else own_files.difference(written, text))
+            raise own_files.edited(FILE, own_files.edit_of(self._folders, FILE, text))
         return text
 
     def _today(self) -> date:
@@ -281,7 +279,7 @@ class Enforcement:
             self._try(plan, plan.text)
         if dry_run:
             return plan
-        self._replace(plan.text, plan.old)
+        own_files.replace_file(self._folders, FILE, plan.text, plan.old)
         if plan.text is not None:
             self._prove(plan, plan.text)
         return plan
@@ -303,7 +301,7 @@ class Enforcement:
         for fault in self._ineffective(plan.kernels, blocked, None):
             error = _error(fault)
             try:
-                self._replace(plan.old, text)
+                own_files.replace_file(self._folders, FILE, plan.old, text)
             except KmoddError:
                 error = replace(error, message=f"{error.message}; {FILE} stays changed")
             raise error
@@ -315,20 +313,6 @@ class Enforcement:
         for release in kernels:
             with self._installed.index(release, surface=text) as index:
                 yield from (fault for fault in ineffective(index, release, modules) if fault.kind != "builtin")
-
-    def _replace(self, new: bytes | None, old: bytes | None) -> None:
-        try:
-            self._folders.write(FILE, new, expected=old)
-        except ChangedMeanwhileError as error:
-            raise Conflict(
-                f"{FILE} was changed by another program at the same time",
-                evidence=Evidence(file=FILE, hint="check the file, then try again"),
-            ) from error
-        except OSError as error:
-            raise own_files.refusal(FILE, error) from error
-        # The copy only serves to show an edit: the change stands without it.
-        with suppress(OSError):
-            self._folders.remember(FILE, new)
 
     def _record(
         self, caller: Caller, reason: str, begun: int, plan: SurfacePlan | None, error: KmoddError | None
