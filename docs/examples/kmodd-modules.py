@@ -97,7 +97,7 @@ class Modules(Gtk.ApplicationWindow):
             self.explain()
 
     def remove(self, thing: Gio.DBusObject) -> None:
-        """A module is gone, whoever unloaded it."""
+        """A module was unloaded."""
         for row in [row for row in self.rows.values() if row.path == thing.get_object_path()]:
             self.list.remove(self.rows.pop(row.module))
             if row.module == self.shown:

@@ -246,7 +246,7 @@ class Watcher:
         """What is loaded has to be compared with what was known: no record tells what came while kmodd was away."""
         self._limit = LIMIT
         self.trouble = ""
-        """Why nothing is heard of the daemon, one sentence; empty when all is well."""
+        """Why no records are received from the daemon, as a sentence; empty while they are."""
 
     async def run(self) -> None:
         """Follow until cancelled; Unavailable when the bus is lost."""
