@@ -15,11 +15,10 @@ SERVICES = [
     "kmodd-worker@.service",
     "kmodd-parser@.service",
     "kmodd-inspector@.service",
+    "kmodd-inspector-tables@.service",
     "kmodd-watcher@.service",
 ]
 HIGHEST_EXPOSURE = 20  # tenths
-# The inspector reads the rules of iptables-legacy, which are options of an internet socket: 3 tenths, although it reaches no address.
-HIGHEST_OF_THE_INSPECTOR = 23
 UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service", "kmodd-agent.service"]
 HIGHEST_UNPRIVILEGED = 15
 
@@ -45,8 +44,7 @@ def test_units_are_valid(units: Path) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_exposure_is_at_most_two(units: Path, service: str) -> None:
-    highest = HIGHEST_OF_THE_INSPECTOR if "inspector" in service else HIGHEST_EXPOSURE
-    done = analyze("security", "--offline=true", f"--threshold={highest}", str(units / service))
+    done = analyze("security", "--offline=true", f"--threshold={HIGHEST_EXPOSURE}", str(units / service))
     assert done.returncode == 0, done.stdout
 
 
@@ -87,6 +85,7 @@ def test_the_journal_drops_no_unit_for_the_flood_of_another(units: Path) -> None
         ("kmodd-worker@.service", "CAP_SYS_MODULE"),
         ("kmodd-parser@.service", ""),
         ("kmodd-inspector@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"),
+        ("kmodd-inspector-tables@.service", "CAP_NET_ADMIN"),
         ("kmodd-watcher@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"),
     ],
 )
@@ -94,12 +93,16 @@ def test_each_process_has_the_capabilities_of_its_task_alone(units: Path, servic
     assert read(units, service)["CapabilityBoundingSet"] == capabilities
 
 
-def test_the_inspector_reaches_nothing_but_its_socket(units: Path) -> None:
-    settings = read(units, "kmodd-inspector@.service")
+@pytest.mark.parametrize(
+    ("service", "families"),
+    [("kmodd-inspector@.service", "AF_NETLINK"), ("kmodd-inspector-tables@.service", "AF_INET AF_INET6")],
+)
+def test_the_inspector_reaches_nothing_but_its_socket(units: Path, service: str, families: str) -> None:
+    settings = read(units, service)
     assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
     assert settings["ProtectSystem"] == "strict"
     assert settings["IPAddressDeny"] == settings["SocketBindDeny"] == "any"
-    assert "AF_UNIX" not in settings["RestrictAddressFamilies"]
+    assert settings["RestrictAddressFamilies"] == families
     assert settings["AmbientCapabilities"] == settings["CapabilityBoundingSet"]
     assert not {"ReadWritePaths", "StateDirectory", "RuntimeDirectory", "BusName"} & settings.keys()
     assert {"MemoryMax", "TasksMax", "RuntimeMaxSec", "CPUWeight", "IOWeight"} <= settings.keys()
@@ -131,7 +134,14 @@ def test_no_number_of_crashes_ends_a_service_for_good(units: Path, service: str)
 
 
 @pytest.mark.parametrize(
-    "socket", ["kmodd-worker.socket", "kmodd-parser.socket", "kmodd-inspector.socket", "kmodd-watcher.socket"]
+    "socket",
+    [
+        "kmodd-worker.socket",
+        "kmodd-parser.socket",
+        "kmodd-inspector.socket",
+        "kmodd-inspector-tables.socket",
+        "kmodd-watcher.socket",
+    ],
 )
 def test_no_number_of_requests_closes_a_socket_of_the_daemon_for_good(units: Path, socket: str) -> None:
     assert read(units, socket, "Socket")["TriggerLimitIntervalSec"] == "0"

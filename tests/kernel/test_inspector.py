@@ -83,7 +83,7 @@ send({"end": True, "partial": "", "crowded": ["loop"]})
 
 async def test_looks_at_what_goes_are_of_after_the_question(tmp_path: Path) -> None:
     """One that is under way answers nobody who asks later; all who wait are answered by the next, together."""
-    made = Inspector(program=scripted(tmp_path, ANSWERS))
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, ANSWERS))
     first = asyncio.create_task(made.consequences([M("dummy")]))
     await asyncio.sleep(0.05)
     others = await asyncio.gather(*(made.consequences([M(f"m{n}")]) for n in range(3)), first)
@@ -106,7 +106,7 @@ async def test_looks_at_what_goes_are_of_after_the_question(tmp_path: Path) -> N
     ],
 )
 async def test_no_answer_about_what_goes_is_not_taken_for_nothing(tmp_path: Path, body: str) -> None:
-    made = Inspector(program=scripted(tmp_path, body), timeout=0.3 if "sleep" in body else 20.0)
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, body), timeout=0.3 if "sleep" in body else 20.0)
     found = await made.consequences([M("dummy"), M("loop")])
     assert all(rows[-1].kind is ConsequenceKind.UNKNOWN and rows[-1].live for rows in found.values())
     assert set(found) == {"dummy", "loop"}
@@ -120,7 +120,7 @@ def test_an_order_about_what_is_no_module_is_about_nothing(tmp_path: Path) -> No
 
 async def test_one_search_answers_everybody(tmp_path: Path) -> None:
     """Two users with eight names each, and again at once: nobody is refused, and nobody waits for the other's names."""
-    made = Inspector(program=scripted(tmp_path, ANSWERS))
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, ANSWERS))
     names = ["overlay", "loop", *(f"m{n}" for n in range(6))]
     first = await asyncio.gather(*(made.users(M(name)) for name in names * 2))
     again = [await made.users(M(name)) for name in names]
@@ -134,8 +134,49 @@ async def test_one_search_answers_everybody(tmp_path: Path) -> None:
     await made.close()
 
 
+TABLES = """\
+if "tables" in order:
+    send({"modules": ["xt_owner"], "user": {**USER, "kind": "rule", "name": "OUTPUT 1"}})
+    send({"end": True, "partial": "", "crowded": []})
+    continue
+for number in 1, 2:
+    send({"modules": ["xt_owner", "xt_mark"], "user": {**USER, "kind": "namespace", "name": f"n{number}"}})
+send({"end": True, "partial": "", "crowded": []})
+"""
+
+
+@pytest.mark.parametrize("names", ["ip_tables_names", "ip6_tables_names", "arp_tables_names"])
+async def test_tables_are_read_by_a_process_of_its_own_while_there_are_any(tmp_path: Path, names: str) -> None:
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, TABLES))
+    assert [user.name for user in (await made.users(M("xt_owner"))).users] == ["n1", "n2"]
+    assert orders(tmp_path) == [{"search": True}]
+    (tmp_path / names).touch()
+    await asyncio.sleep(inspector_client.KEPT + 0.05)
+    # The namespaces that may use it, of which nothing can be seen, are listed where nothing else is known.
+    assert [user.name for user in (await made.users(M("xt_owner"))).users] == ["OUTPUT 1"]
+    assert [user.name for user in (await made.users(M("xt_mark"))).users] == ["n1", "n2"]
+    assert sorted(map(str, orders(tmp_path)[1:])) == ["{'search': True}", "{'tables': True}"]
+    await made.close()
+
+
+async def test_tables_that_nobody_reads_are_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "ip_tables_names").touch()
+    unit = SocketUnit(tmp_path / "socket")
+    unit.program = scripted(tmp_path, ANSWERS)
+    made = Inspector(network=tmp_path, unit_socket=unit.path, tables_socket=str(tmp_path / "nobody"))
+    assert await made.users(M("overlay")) == Usage((READ,), "the inspector did not answer")
+    await made.close()
+    unit.close()
+
+
+def test_an_order_about_tables_is_answered_for_loaded_modules(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/modules").write_text("xt_owner 16384 1 - Live 0x0\n")
+    assert list(answers({"tables": True}, tmp_path)) == [{"end": True, "partial": "", "crowded": []}]
+
+
 async def test_a_caller_that_leaves_ends_no_search(tmp_path: Path) -> None:
-    made = Inspector(program=scripted(tmp_path, ANSWERS))
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, ANSWERS))
     leaving, staying = asyncio.ensure_future(made.users(M("loop"))), asyncio.ensure_future(made.users(M("loop")))
     await asyncio.sleep(0.02)
     leaving.cancel()
@@ -144,7 +185,7 @@ async def test_a_caller_that_leaves_ends_no_search(tmp_path: Path) -> None:
 
 
 async def test_executables_are_looked_up_together_beside_a_search(tmp_path: Path) -> None:
-    made = Inspector(program=scripted(tmp_path, ANSWERS))
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, ANSWERS))
     search = asyncio.ensure_future(made.users(M("loop")))
     found = await asyncio.gather(*(made.executable(pid) for pid in (5, 6, 7, 5)))
     assert found == ["/bin/5", "/bin/6", "/bin/7", "/bin/5"]
@@ -181,7 +222,7 @@ async def test_executables_are_looked_up_together_beside_a_search(tmp_path: Path
     ],
 )
 async def test_an_answer_that_is_none_is_said_to_be_missing(tmp_path: Path, body: str) -> None:
-    made = Inspector(program=scripted(tmp_path, body), timeout=0.3 if "sleep" in body else 20.0)
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, body), timeout=0.3 if "sleep" in body else 20.0)
     usage = await made.users(M("fuse"))
     assert usage == Usage((), "the inspector did not answer")
     assert await made.executable(5) == ""
@@ -190,13 +231,13 @@ async def test_an_answer_that_is_none_is_said_to_be_missing(tmp_path: Path, body
 
 async def test_what_was_answered_before_the_end_is_kept_and_said_to_be_partial(tmp_path: Path) -> None:
     body = "send({'modules': ['loop'], 'user': USER})\nsys.exit(1)"
-    made = Inspector(program=scripted(tmp_path, body))
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, body))
     assert await made.users(M("loop")) == Usage((READ,), "the inspector did not answer")
     await made.close()
 
 
 async def test_one_that_has_ended_is_started_again(tmp_path: Path) -> None:
-    made = Inspector(program=scripted(tmp_path, ANSWERS + "sys.exit(0)"))
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, ANSWERS + "sys.exit(0)"))
     assert await made.executable(5) == "/bin/5"
     await asyncio.sleep(0.2)
     assert await made.executable(6) == "/bin/6"
@@ -205,7 +246,9 @@ async def test_one_that_has_ended_is_started_again(tmp_path: Path) -> None:
 
 async def test_what_is_idle_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspector_client, "IDLE", 0.1)
-    made = Inspector(program=scripted(tmp_path, "log.write(json.dumps({'pid': os.getpid()}) + '\\n')\n" + ANSWERS))
+    made = Inspector(
+        network=tmp_path, program=scripted(tmp_path, "log.write(json.dumps({'pid': os.getpid()}) + '\\n')\n" + ANSWERS)
+    )
     await made.executable(5)
     pid = orders(tmp_path)[1]["pid"]
     await asyncio.sleep(0.5)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.xtables import KINDS, Kind, LegacyRule, rules_of
-from kmodd.model import Remedy
-from tests.kernel.usage_root import FakeRoot
+from kmodd.kernel.users.xtables import KINDS, Kind, LegacyRule, legacy_users, rules_of
+from kmodd.model import Remedy, User
+from tests.kernel.usage_root import ALIASES
 
 RECORDED: dict[str, list[str]] = json.loads(Path(__file__).with_name("xtables.json").read_text())
 """Of `iptables-legacy -A INPUT -p tcp --dport 80 -m comment --comment hi -j ACCEPT; iptables-legacy -N user; iptables-legacy -A
@@ -69,24 +69,44 @@ def test_whatever_stands_there_is_read_or_refused(
     assert count <= len(entries) // kind.matches
 
 
+FILTER = ("iptables-legacy", "filter")
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> FakeRoot:
-    root = FakeRoot(tmp_path)
-    root.put("proc/net/ip_tables_names", "filter\n")
-    root.tables = {("iptables-legacy", "filter"): recorded(PROGRAMS["iptables-legacy"])}
-    return root
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "proc/net").mkdir(parents=True)
+    (tmp_path / "proc/net/ip_tables_names").write_text("filter\n")
+    return tmp_path
 
 
-def test_the_last_rule_of_a_chain_is_deleted_first(root: FakeRoot) -> None:
-    assert [(user.remedy, user.words) for user in root.found("xt_comment")] == [
+def found(
+    root: Path,
+    module: str,
+    answers: dict[tuple[str, str], tuple[bytes, bytes]] | None = None,
+    budget: Budget | None = None,
+) -> list[User]:
+    """The users of a module that is loaded, where the kernel answers this about tables: the recorded one, unless told."""
+    tables = {FILTER: recorded(PROGRAMS["iptables-legacy"])} if answers is None else answers
+    users = legacy_users(
+        root,
+        {module},
+        lambda alias: ALIASES.get(alias, ()),
+        lambda kind, table: tables[kind.program, table],
+        budget or Budget(),
+    )
+    return [user for modules, user in users if module in modules]
+
+
+def test_the_last_rule_of_a_chain_is_deleted_first(root: Path) -> None:
+    assert [(user.remedy, user.words) for user in found(root, "xt_comment")] == [
         (Remedy.DELETE_LEGACY_RULE, ("iptables-legacy", "filter", "user", "2")),
         (Remedy.DELETE_LEGACY_RULE, ("iptables-legacy", "filter", "INPUT", "1")),
     ]
-    assert [user.detail for user in root.found("xt_conntrack")] == ["conntrack"]
+    assert [user.detail for user in found(root, "xt_conntrack")] == ["conntrack"]
 
 
-def test_a_table_with_rules_holds_its_module(root: FakeRoot) -> None:
-    users = root.found("iptable_filter")
+def test_a_table_with_rules_holds_its_module(root: Path) -> None:
+    users = found(root, "iptable_filter")
     assert [(user.remedy, user.words) for user in users] == [
         (Remedy.FLUSH_LEGACY_TABLE, ("iptables-legacy", "filter")),
         (Remedy.DELETE_LEGACY_CHAIN, ("iptables-legacy", "filter", "user")),
@@ -94,17 +114,15 @@ def test_a_table_with_rules_holds_its_module(root: FakeRoot) -> None:
     assert users[0].detail == "5 rules, which go with it"
 
 
-def test_a_table_that_is_not_in_use_is_not_asked_for(root: FakeRoot) -> None:
+def test_a_table_that_is_not_in_use_is_not_asked_for(root: Path) -> None:
     """The question would make one."""
-    root.put("proc/net/ip_tables_names", "")
-    root.tables = {}
-    assert root.found("xt_comment") == []
+    (root / "proc/net/ip_tables_names").write_text("")
+    assert found(root, "xt_comment", {}) == []
 
 
-def test_a_table_that_cannot_be_read_is_said_to_be_missing(root: FakeRoot) -> None:
-    root.tables = {("iptables-legacy", "filter"): (b"", b"")}
+def test_a_table_that_cannot_be_read_is_said_to_be_missing(root: Path) -> None:
     budget = Budget()
-    assert root.found("xt_comment", budget) == []
+    assert found(root, "xt_comment", {FILTER: (b"", b"")}, budget) == []
     assert budget.partial == "the rules of iptables-legacy cannot be read"
 
 

@@ -56,7 +56,6 @@ class FakeRoot:
         self.sets: tuple[tuple[str, str], ...] = ()
         self.tcp: tuple[TcpUse, ...] = ()
         self.states: tuple[State, ...] = ()
-        self.tables: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
     def put(self, path: str, text: str = "") -> None:
         file = self.path / path
@@ -124,7 +123,6 @@ class FakeRoot:
             sets=lambda: self.sets,
             tcp=lambda: self.tcp,
             states=lambda: self.states,
-            tables=lambda kind, table: self.tables[kind.program, table],
             owner=self._owner,
         )
         return list(search.search(budget or Budget()))

@@ -209,7 +209,7 @@ if "search" in order:
 
 async def test_an_answer_that_comes_too_late_answers_nothing_else(tmp_path: Path) -> None:
     """The next order goes to another process, which the first one's words cannot reach."""
-    made = Inspector(program=scripted(tmp_path, LATE), timeout=0.5)
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, LATE), timeout=0.5)
     missing = Usage((), "the inspector did not answer")
     assert await made.users(LOOP) == missing
     assert await made.users(LOOP) == missing
@@ -232,7 +232,7 @@ async def test_an_answer_that_comes_too_late_answers_nothing_else(tmp_path: Path
 )
 async def test_after_odd_words_nothing_more_of_that_process_counts(tmp_path: Path, first: str) -> None:
     more = "\nsend({'modules': ['loop'], 'user': USER})\nsend({'end': True, 'partial': '', 'crowded': []})\n"
-    made = Inspector(program=scripted(tmp_path, first + more), timeout=2.0)
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, first + more), timeout=2.0)
     usage = await made.users(LOOP)
     assert usage.partial == "the inspector did not answer"
     assert set(usage.users) <= {READ}
@@ -242,7 +242,7 @@ async def test_after_odd_words_nothing_more_of_that_process_counts(tmp_path: Pat
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EACCES])
 async def test_without_a_process_the_answer_is_missing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    made = Inspector(program=("/bin/false",))
+    made = Inspector(network=Path("/nonexistent"), program=("/bin/false",))
 
     def refused(*_: object, **__: object) -> object:
         raise OSError(code, os.strerror(code))

@@ -20,6 +20,7 @@ PROFILES = (
     "kmodd-worker",
     "kmodd-parser",
     "kmodd-inspector",
+    "kmodd-inspector-tables",
     "kmodd-watcher",
     "kmodd-gateway",
     "kmodd-notifier",
@@ -49,6 +50,7 @@ def test_every_process_is_confined(vm: Machine) -> None:
     assert {confinement(vm, pid) for pid in workers(vm)} == {"kmodd-worker (enforce)"}
     for name, program in (
         ("parser", "modules/[p]arser"),
+        ("inspector-tables", "users/[i]nspector"),
         ("inspector", "users/[i]nspector"),
         ("watcher", "watcher/[w]atcher"),
     ):
@@ -57,9 +59,11 @@ def test_every_process_is_confined(vm: Machine) -> None:
             "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
             f"s.connect('/run/kmodd-{name}.socket'); s.recv(64)\n"
             f"pids = subprocess.run(['pgrep', '-f', '{program}'], capture_output=True, text=True).stdout.split()\n"
-            "print(open(f'/proc/{pids[0]}/attr/current').read().strip())\n"
+            "print(*(open(f'/proc/{pid}/attr/current').read().strip() for pid in pids), sep='\\n')\n"
         )
-        assert vm.check(["python3", "-c", script]).strip() == f"kmodd-{name} (enforce)"
+        # Where others of the program are running, they are confined as well.
+        assert f"kmodd-{name} (enforce)" in (lines := vm.check(["python3", "-c", script]).splitlines())
+        assert all(line.startswith("kmodd-") for line in lines)
     vm.check(["make", "-C", "/usr/src/kmodd", "install-gateway"], timeout=300)
     for unit in ("kmodd-notifier", "kmodd-gateway"):
         vm.check("kmodctl token create tour --scope read > /tmp/token; true")
@@ -147,6 +151,7 @@ MAY = {
     "kmodd-worker": {"a parameter"},
     "kmodd-parser": set[str](),
     "kmodd-inspector": set[str](),
+    "kmodd-inspector-tables": set[str](),
     "kmodd-watcher": set[str](),
     "kmodd-gateway": {"the network"},
     "kmodd-notifier": {"the network"},

@@ -3,13 +3,14 @@
 
 CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH would allow it to write into any process. Without CAP_NET_ADMIN the kernel lists the
 interfaces of no other network namespace; with it, any could be changed. So it is a separate process that only the daemon can
-reach, it takes three kinds of orders with process ids and module names only, and the daemon treats its answers as untrusted.
+reach, it takes four kinds of orders with process ids and module names only, and the daemon treats its answers as untrusted.
 
 Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then for each order any number of answers and a last one.
 
     {"search": true}            users of modules
       {"modules": […], "user": {…}}          one for each user, with the fields of `kmodd.model.User`
       {"end": true, "partial": "…", "crowded": [MODULE, …]}
+    {"tables": true}            users of modules that iptables-legacy and its like know of; the same answers
     {"consequences": [MODULE, …]}   what goes with these modules when they are removed
       {"modules": [MODULE], "consequence": {…}}   one for each thing, with the fields of `kmodd.model.Consequence`
       {"end": true, "partial": "", "crowded": []}
@@ -17,7 +18,7 @@ Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then for e
       {"pid": PID, "executable": "…"}
       {"end": true, "partial": "", "crowded": []}
 
-It exits on end of file.
+It exits on end of file. Orders about tables go to a unit of their own, for these need an internet socket and no other process.
 
 Run as `python3 -I -S /path/of/this/file`: it finds the package by its own path.
 """
@@ -59,6 +60,8 @@ def answers(order: Any, root: Path) -> Iterator[dict[str, Any]]:
     match order:
         case {"search": True}:
             yield from _search(root)
+        case {"tables": True}:
+            yield from _tables(root)
         case {"consequences": [*names]}:
             yield from _consequences(root, names[:CONSEQUENCES_MAX])
         case {"executables": [*pids]}:
@@ -82,6 +85,20 @@ def _search(root: Path) -> Iterator[dict[str, Any]]:
     aliases("")  # The index is root's own and read once: it takes nothing of a search's time.
     budget = Budget()
     for modules, user in search.search(budget):
+        yield {"modules": sorted(modules), "user": asdict(user)}
+    yield {"end": True, "partial": budget.partial, "crowded": list(budget.crowded)[:CROWDED_MAX]}
+
+
+def _tables(root: Path) -> Iterator[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from kmodd.kernel.users.tasks import Budget, bounded, references
+    from kmodd.kernel.users.xtables import legacy_users, read_table
+
+    aliases = _aliases(root)
+    aliases("")
+    budget = Budget()
+    for modules, user in bounded(legacy_users(root, references(root), aliases, read_table, budget), budget, set()):
         yield {"modules": sorted(modules), "user": asdict(user)}
     yield {"end": True, "partial": budget.partial, "crowded": list(budget.crowded)[:CROWDED_MAX]}
 

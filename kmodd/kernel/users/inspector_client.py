@@ -34,6 +34,8 @@ _ENDING = 1.0
 _TEXT_MAX = 4096
 _LIST_MAX = 64
 _UNANSWERED = "the inspector did not answer"
+_TABLE_NAMES = ("ip_tables_names", "ip6_tables_names", "arp_tables_names")
+"""Files in /proc/net, each there while the kernel has such tables, and readable to root alone."""
 
 
 @dataclass(slots=True)
@@ -48,9 +50,22 @@ class _Search:
 class Inspector:
     """`ports.Inspection` by separate processes, one for each kind of order, started when needed."""
 
-    def __init__(self, *, unit_socket: str = "", program: Sequence[str] = (), timeout: float = TIMEOUT) -> None:
-        """`unit_socket` is where systemd starts inspectors; without it they are children."""
+    def __init__(
+        self,
+        *,
+        unit_socket: str = "",
+        tables_socket: str = "",
+        network: Path = Path("/proc/net"),
+        program: Sequence[str] = (),
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """`unit_socket` is where systemd starts inspectors, and `tables_socket` those for tables; without them they are children.
+
+        `network` is the folder that shows whether there are tables of iptables-legacy and its like.
+        """
         command = tuple(program) or (sys.executable, "-I", "-S", str(Path(__file__).with_name("inspector.py")))
+        self._network = network
+        self._tables = _Conversation(tables_socket, command, timeout)
         self._searching = _Conversation(unit_socket, command, timeout)
         self._naming = _Conversation(unit_socket, command, min(timeout, NAMING_TIMEOUT))
         self._foreseeing = _Conversation(unit_socket, command, timeout)
@@ -106,7 +121,7 @@ class Inspector:
         """End the processes; who waits gets what is known, which is nothing."""
         tasks: list[asyncio.Task[Any]] = [task for task in (self._search, self._lookup) if task is not None]
         tasks += [self._next[1]] if self._next is not None else []
-        conversations = (self._searching, self._naming, self._foreseeing)
+        conversations = (self._searching, self._tables, self._naming, self._foreseeing)
         await asyncio.gather(*(each.close() for each in conversations), *tasks, return_exceptions=True)
 
     def _keep(self, search: "asyncio.Task[_Search]") -> None:
@@ -120,11 +135,21 @@ class Inspector:
             asyncio.get_running_loop().call_later(KEPT, forget)
 
     async def _run_search(self) -> _Search:
-        reply = await self._searching.ask({"search": True})
-        search = _Search(partial=reply.partial, crowded=frozenset(reply.crowded))
-        for modules, user in reply.users:
-            for module in modules:
-                search.users.setdefault(module, []).append(user)
+        orders = [self._searching.ask({"search": True})]
+        if any((self._network / name).exists() for name in _TABLE_NAMES):
+            orders.append(self._tables.ask({"tables": True}))
+        rest, *tables = await asyncio.gather(*orders)
+        search = _Search()
+        known: frozenset[str] = frozenset()
+        for reply in (*tables, rest):
+            search.partial = ", ".join(filter(None, (search.partial, reply.partial)))
+            search.crowded |= frozenset(reply.crowded)
+            for modules, user in reply.users:
+                for module in modules:
+                    # Namespaces that cannot be seen are listed for a module of which no other user is known.
+                    if user.kind != "namespace" or module not in known:
+                        search.users.setdefault(module, []).append(user)
+            known = frozenset(search.users)
         return search
 
     async def _run_foresight(self, names: set[ModuleName]) -> "_Reply":

@@ -6,13 +6,17 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kmodd.kernel.files import note, read_text, readlink
-from kmodd.model import Remedy
+from kmodd.kernel.files import FAULTS, note, read_text, readlink
+from kmodd.model import Remedy, User
+
+Sighting = tuple[frozenset[str], User]
+"""A user, with the loaded modules that it keeps busy."""
+_MODULES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,46 @@ class Budget:
             self.met(f"a user has more than {most} open files")
             return False
         return True
+
+
+def bounded(sightings: Iterable[Sighting], budget: Budget, reported: set[tuple[str, User]]) -> Iterator[Sighting]:
+    """Each user once for each module, up to the bounds; `reported` gets what was answered, and the budget what was left out."""
+    faults: set[str] = set()
+    FAULTS.set(faults)
+    counts: Counter[str] = Counter()
+    answers = 0
+    try:
+        for modules, user in sightings:
+            fresh = frozenset(module for module in modules if (module, user) not in reported)
+            for module in fresh:
+                counts[module] += 1
+                if counts[module] > budget.limits.users:
+                    fresh -= {module}
+                    budget.crowded[module] = None
+            if not fresh:
+                continue
+            if answers == budget.limits.answers:
+                budget.met(f"there are more than {answers} users of modules")
+                return
+            answers += 1
+            reported.update((module, user) for module in fresh)
+            yield fresh, user
+    finally:
+        FAULTS.set(None)
+        if faults:
+            budget.met(f"something could not be read ({', '.join(sorted(faults))})")
+
+
+def references(root: Path) -> dict[str, int]:
+    """The loaded modules, with the number of references of each that no other module holds."""
+    lines = (read_text(root / "proc/modules", _MODULES_MAX) or "").splitlines()
+    # Name, size, references, the modules that hold some of them (`-` for none).
+    rows = [fields for fields in map(str.split, lines) if len(fields) > 3]
+    return {name: _number(count) - holders.count(",") for name, _, count, holders, *_ in rows}
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0  # `-` on a kernel that cannot unload
 
 
 _NS_GET_USERNS = 0xB701

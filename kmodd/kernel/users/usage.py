@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The search for users of modules in user space, bounded, including algorithms of the crypto API."""
 
-from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from pathlib import Path
 
-from kmodd.kernel.files import FAULTS, read_text
+from kmodd.kernel.files import read_text
 from kmodd.kernel.users.block import block_users
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, watchdogs
@@ -19,8 +18,7 @@ from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind,
 from kmodd.kernel.users.process import OpenFiles, SocketModules, Unmounted, processes
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
 from kmodd.kernel.users.settings import setting_users
-from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Tasks, namespace_owner
-from kmodd.kernel.users.xtables import ReadTable, legacy_users, read_table
+from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Sighting, Tasks, bounded, namespace_owner, references
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
@@ -48,21 +46,17 @@ def algorithms(
             yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used), remedy=remedy)
 
 
-_MODULES_MAX = 1 << 20
 _SCTP = "sctp"
 _STAYING = "one in each network namespace, made with the module: it stays until the next boot"
 """sctp_ctl_sock_init in net/sctp/protocol.c: the module holds itself by it."""
-
-Sighting = tuple[frozenset[str], User]
-"""A user, with the loaded modules that it keeps busy."""
 
 
 class ProcUsage:
     """A search in the /proc and /sys below `root`.
 
     `resolve_alias` answers canonical module names for an alias such as `fs-iso9660`. `kinds` answers interface → link kind
-    from the kernel; `traffic`, `netfilter`, `sets`, `tcp`, `states` and `tables` are the questions to it of `rtnetlink`,
-    `netfilter`, `netlink`, `ipsec` and `xtables` (an OSError means: not to be had).
+    from the kernel; `traffic`, `netfilter`, `sets`, `tcp` and `states` are the questions to it of `rtnetlink`, `netfilter`,
+    `netlink` and `ipsec` (an OSError means: not to be had).
 
     Nothing is opened but small files of /proc and /sys and mount tables: no device, and nothing that a process has open. What
     vanishes or may not be read is passed over. Of other network namespaces only what /proc shows is seen.
@@ -79,7 +73,6 @@ class ProcUsage:
         sets: Callable[[], Iterable[tuple[str, str]]] = ip_sets,
         tcp: Callable[[], Iterable[TcpUse]] = tcp_uses,
         states: Callable[[], Iterable[State]] = ipsec_states,
-        tables: ReadTable = read_table,
         owner: NamespaceOwner = namespace_owner,
     ) -> None:
         self._root = root
@@ -90,7 +83,6 @@ class ProcUsage:
         self._sets = sets
         self._tcp = tcp
         self._states = states
-        self._tables = tables
         self._owner = owner
 
     def search(self, budget: Budget) -> Iterator[Sighting]:
@@ -98,40 +90,11 @@ class ProcUsage:
 
         Takes as long as the budget allows; what it left out, and what could not be read, the budget says afterwards.
         """
-        faults: set[str] = set()
-        FAULTS.set(faults)
-        try:
-            yield from self._search(budget)
-        finally:
-            FAULTS.set(None)
-            if faults:
-                budget.met(f"something could not be read ({', '.join(sorted(faults))})")
-
-    def _search(self, budget: Budget) -> Iterator[Sighting]:
         reported: set[tuple[str, User]] = set()
-        counts: Counter[str] = Counter()
-        answers = 0
-        for modules, user in self._all(budget, reported):
-            fresh = frozenset(module for module in modules if (module, user) not in reported)
-            for module in fresh:
-                counts[module] += 1
-                if counts[module] > budget.limits.users:
-                    fresh -= {module}
-                    budget.crowded[module] = None
-            if not fresh:
-                continue
-            if answers == budget.limits.answers:
-                budget.met(f"there are more than {answers} users of modules")
-                return
-            answers += 1
-            reported.update((module, user) for module in fresh)
-            yield fresh, user
+        yield from bounded(self._all(budget, reported), budget, reported)
 
     def _all(self, budget: Budget, reported: Collection[tuple[str, User]]) -> Iterator[Sighting]:
-        lines = (read_text(self._root / "proc/modules", _MODULES_MAX) or "").splitlines()
-        # Name, size, references, the modules that hold some of them (`-` for none).
-        rows = [fields for fields in map(str.split, lines) if len(fields) > 3]
-        loaded = {name: _number(count) - holders.count(",") for name, _, count, holders, *_ in rows}
+        loaded = references(self._root)
 
         def known(names: Iterable[str]) -> frozenset[str]:
             return frozenset(name for name in names if name in loaded)
@@ -148,7 +111,6 @@ class ProcUsage:
         yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds)
         yield from traffic_users(self._root, loaded, self._resolve, self._traffic, budget)
         yield from NetfilterUsers(loaded, self._resolve, self._netfilter, self._sets).users(budget)
-        yield from legacy_users(self._root, loaded, self._resolve, self._tables, budget)
         yield from ipvs_users(self._root / "proc/net/ip_vs", loaded, budget)
         yield from ipsec_users(self._root, loaded, self._resolve, self._states, budget)
         yield from configfs_users(self._root, loaded, budget)
@@ -164,7 +126,3 @@ class ProcUsage:
         yield from algorithms(self._root, loaded, explained.__contains__, budget)
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
         yield from bound_devices(self._root, loaded)
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0  # `-` on a kernel that cannot unload
