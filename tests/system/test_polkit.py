@@ -30,6 +30,8 @@ ACTIONS = {
         "override-policy",
         "read-history",
         "set-parameter",
+        "surface",
+        "surface-allow",
         "unload",
     )
 }
@@ -139,6 +141,17 @@ CLOSED = {
         f"Deactivate sa{{sv}} {GOOD} 0",
         f"Remove ss {GOOD} 2",
     ],
+    "Surface": [
+        "GetNeeded a{sv} 0",
+        "Plan a{sv} 0",
+        "Apply a{sv} 0",
+        "Confirm a{sv} 0",
+        "Revert a{sv} 0",
+        "Check a{sv} 0",
+        "Respond sa{sv} CVE-2026-31431 0",
+        "EndResponse sa{sv} module:algif_rng 0",
+        "GetRefused a{sv} 0",
+    ],
 }
 
 
@@ -175,6 +188,7 @@ def _everything_at_hand(vm: Machine, kmodctl: Kmodctl) -> Iterator[None]:
         ("activate", GOOD, "1"),
     ):
         assert kmodctl("store", *words, seconds=180).code == 0, words
+    assert kmodctl("respond", "--module", "algif_rng", seconds=180).code == 0
     # A load that waits is cancelled when busctl hangs up.
     patient = CALL.replace("--timeout=120", "--timeout=600")
     loading = vm.start(f"{patient} Load 'sa{{ss}}a{{sv}}' kmodd_test_init_wait 0 1 timeout u 600")
@@ -185,6 +199,7 @@ def _everything_at_hand(vm: Machine, kmodctl: Kmodctl) -> Iterator[None]:
     vm.check("echo 1 > /sys/kernel/kmodd_test_init_wait/release")
     waiting.wait(120)
     loading.wait(120)
+    assert kmodctl("respond", "end", "module:algif_rng", seconds=180).code == 0
     for ending in (("deactivate", GOOD), ("remove", GOOD, "1"), ("remove", GOOD, "2")):
         assert kmodctl("store", *ending, seconds=180).code == 0, ending
     vm.check(
