@@ -10,7 +10,9 @@ from kmodd.api import replies as rows
 from kmodd.api import responses as replies
 from kmodd.api.services import Services
 from kmodd.core.surface import refused
+from kmodd.core.surface.enforcement import APPLY, CONFIRM, REVERT
 from kmodd.core.surface.service import exposure_of
+from kmodd.core.surface.trial import check_seconds
 from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
 from kmodd.errors import InvalidArgs
@@ -101,12 +103,31 @@ class SurfaceInterface:
     def apply(self, values: options.Values) -> Call:
         weaken, dry_run = values.get("weaken", False), values.get("dry-run", False)
         reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
+        trial = check_seconds(values["try-seconds"]) if "try-seconds" in values else 0
 
         async def run(caller: Caller) -> rows.Row:
-            return _plan(await self._enforcement.apply(caller, weaken=weaken, dry_run=dry_run, reason=reason))
+            return _plan(
+                await self._enforcement.apply(caller, weaken=weaken, dry_run=dry_run, reason=reason, trial=trial)
+            )
 
-        details = {"action": "surface-weaken" if weaken else "surface-apply", **behalf}
+        details = {"action": "surface-weaken" if weaken else APPLY, **behalf}
         return Call(run, details, actions=(ALLOW,) if weaken else (), dry_run=dry_run)
+
+    def confirm(self, values: options.Values) -> Call:
+        reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
+
+        async def run(caller: Caller) -> list[str]:
+            return list((await self._enforcement.confirm(caller, reason)).block)
+
+        return Call(run, {"action": CONFIRM, **behalf})
+
+    def revert(self, values: options.Values) -> Call:
+        reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
+
+        async def run(caller: Caller) -> list[str]:
+            return list((await self._enforcement.revert(caller, reason)).release)
+
+        return Call(run, {"action": REVERT, **behalf})
 
     def check(self, values: options.Values) -> Call:
         kernel, behalf = _kernel(values), asked.behalf(options.on_behalf_of(values))
@@ -209,6 +230,7 @@ def _plan(plan: SurfacePlan) -> rows.Row:
         "block": ("as", list(plan.block)),
         "release": ("as", list(plan.release)),
         "remarks": ("aa{sv}", list(map(_fault, plan.remarks))),
+        **({"until": ("t", plan.until)} if plan.until else {}),
     }
 
 

@@ -158,7 +158,7 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return (arguments[:end], arguments[end + 1 :]) if "hold" in arguments[:end] else (arguments, ())
 
 
-SURFACE_VERBS = ("show", "learn", "plan", "apply", "check", "refused", "report")
+SURFACE_VERBS = ("show", "learn", "plan", "apply", "confirm", "revert", "check", "refused", "report")
 
 
 def _with_verb(arguments: Sequence[str]) -> Sequence[str]:
@@ -308,7 +308,18 @@ class _Grammar:
         apply = self._add(verbs, "apply", "surface_policy:run_apply", "write the rules of the policy in surface.d")
         apply.add_argument("--weaken", action="store_true", help="also allow modules again that are blocked now")
         apply.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
+        apply.add_argument(
+            "--try",
+            metavar="TIME",
+            dest="trial",
+            default="",
+            help="take the rules back after TIME, such as '10m', unless confirmed",
+        )
         self._reason(apply)
+        confirm = self._add(verbs, "confirm", "surface_policy:run_confirm", "keep the rules that are on trial")
+        revert = self._add(verbs, "revert", "surface_policy:run_revert", "take the rules back that are on trial")
+        for ending in (confirm, revert):
+            self._reason(ending)
         check = self._add(
             verbs, "check", "surface_policy:run_check", "check that the rules act and are as the policy says"
         )

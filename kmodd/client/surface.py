@@ -149,6 +149,8 @@ class PolicyPlan:
     modules: tuple[DecidedModule, ...]
     """Empty in the reply of `Apply`."""
     remarks: tuple[SurfaceFault, ...]
+    until: int = 0
+    """When rules on trial end, in microseconds since the epoch; 0 without a trial."""
 
 
 class AttackSurface:
@@ -184,10 +186,25 @@ class AttackSurface:
         """What the policy blocks, and why; `Conflict` for an invalid file."""
         return policy_plan(await self.data("Plan"))
 
-    async def apply(self, *, weaken: bool = False, dry_run: bool = False, reason: str = "") -> PolicyPlan:
-        """Write the rules of the policy; `Conflict` where another file undoes one, or modules would be allowed without `weaken`."""
+    async def apply(
+        self, *, weaken: bool = False, dry_run: bool = False, reason: str = "", try_seconds: int = 0
+    ) -> PolicyPlan:
+        """Write the rules of the policy; `Conflict` where another file undoes one, or modules would be allowed without `weaken`.
+
+        With `try_seconds` they are taken back after so many seconds, unless `confirm` is called before.
+        """
         options = _given(weaken=weaken, reason=reason) | {"dry-run": dry_run}
+        if try_seconds:
+            options["try-seconds"] = try_seconds
         return policy_plan(await self.data("Apply", options=options))
+
+    async def confirm(self, *, reason: str = "") -> tuple[str, ...]:
+        """Keep the rules that are on trial; the modules that they block. `Conflict` where there are none."""
+        return tuple(await self.data("Confirm", options=_given(reason=reason)))
+
+    async def revert(self, *, reason: str = "") -> tuple[str, ...]:
+        """Take the rules back that are on trial; the modules that are allowed again. `Conflict` where there are none."""
+        return tuple(await self.data("Revert", options=_given(reason=reason)))
 
     async def check(self, *, kernel: str = "") -> tuple[SurfaceFault, ...]:
         """What is not as the policy says; empty if everything is."""
@@ -233,6 +250,7 @@ def policy_plan(data: Mapping[str, Any]) -> PolicyPlan:
         release=fields.texts("release"),
         modules=tuple(_decided(Fields(row)) for row in fields.get("modules", list, [])),
         remarks=tuple(surface_fault(row) for row in fields.get("remarks", list, [])),
+        until=fields.number("until"),
     )
 
 

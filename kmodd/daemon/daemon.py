@@ -209,7 +209,7 @@ class Daemon:
         )
         kernel.uevents.on_announced = requests.announced
         self._surfaces = Surfaces(kernel.installed, kernel.loaded, kernel.facts, forgotten=trim_heap)
-        policies = enforcement(
+        self._policies = policies = enforcement(
             root, kernel, desired, history=reader, audit=self._audit, clock=clock, forgotten=trim_heap
         )
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
@@ -330,6 +330,7 @@ class Daemon:
         self._desired_parts.read()
         self._custom.start(self._health)
         self._leases.start(self._stored)
+        self._policies.start()
         stop_following += [
             self._values.follow(self._events),
             self._health.start(),
@@ -367,6 +368,7 @@ class Daemon:
             self._desired_parts.close(),
             self._custom.close(),
             self._leases.close(),
+            self._policies.close(),
         )
         self._parameters.flush()
         self._requests.flush()

@@ -53,6 +53,8 @@ _ACTIONS = {
     ): "let kernel modules be loaded again that the response to $(response) keeps out: $(modules)",
     ("org.kmodd1.surface", "surface-apply"): "keep kernel modules from being loaded by the policy in surface.d",
     ("org.kmodd1.surface", "surface-weaken"): "keep kernel modules from being loaded by the policy in surface.d",
+    ("org.kmodd1.surface", "surface-confirm"): "keep the rules about kernel modules that are on trial",
+    ("org.kmodd1.surface", "surface-revert"): "take back the rules about kernel modules that are on trial",
     (
         "org.kmodd1.surface-allow",
         "surface-weaken",

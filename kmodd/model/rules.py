@@ -95,6 +95,8 @@ class ManagedFile(StrEnum):
     BLACKLIST = "/etc/modprobe.d/kmodd-blacklist.conf"
     SURFACE = "/etc/modprobe.d/00-kmodd-surface.conf"
     """Of the policy for the attack surface. It is read before other files: of several `install` lines the first acts."""
+    SURFACE_TRIAL = "/run/modprobe.d/00-kmodd-surface-trial.conf"
+    """The same on trial; a reboot removes it."""
 
 
 def way_out(file: str) -> str:

@@ -168,3 +168,5 @@ class SurfacePlan:
     """Modules that no rule keeps out any more."""
     remarks: tuple[Fault, ...] = ()
     """Expired tables, sources that cannot be read."""
+    until: int = 0
+    """When rules on trial end, in microseconds since the epoch; 0 without a trial."""

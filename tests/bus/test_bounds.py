@@ -80,6 +80,8 @@ QUESTIONS = [
     Question("org.kmodd1.Surface", "GetNeeded"),
     Question("org.kmodd1.Surface", "Plan"),
     Question("org.kmodd1.Surface", "Apply", "a{sv}", ({},)),
+    Question("org.kmodd1.Surface", "Confirm"),
+    Question("org.kmodd1.Surface", "Revert"),
     Question("org.kmodd1.Surface", "Check"),
     Question("org.kmodd1.Surface", "Respond", "sa{sv}", ("", {"modules": Variant("as", [f"m{n}" for n in range(64)])})),
     Question("org.kmodd1.Surface", "GetResponses"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.system.service import serves, wait_until
 from tests.system.test_surface import _traced, attempt, ranked, report, tries
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["_traced"]
 POLICY = "/etc/kmodd/surface.d/10.toml"
 FILE = "/etc/modprobe.d/00-kmodd-surface.conf"
+TRIAL = "/run/modprobe.d/00-kmodd-surface-trial.conf"
 EARLIER = "/etc/modprobe.d/00-a.conf"
 HOOK = "/etc/kernel/postinst.d/zz-kmodd-surface"
 SECONDS = 600.0
@@ -104,3 +106,42 @@ def test_nothing_is_allowed_again_unless_that_is_said(vm: Machine, kmodctl: Kmod
     assert vm.run(["test", "-e", FILE]).code != 0
     assert vm.run(["modprobe", "btrfs"]).code == 0
     assert vm.run(["modprobe", "algif_rng"]).code == 0
+
+
+def test_a_trial_takes_itself_back(vm: Machine, kmodctl: Kmodctl) -> None:
+    """After silence, in spite of a crash; with kmodd's end; and by a reboot, at which nothing of it is obeyed."""
+
+    def kept_out(module: str = "dummy") -> bool:
+        return vm.run(f"modprobe {module} && modprobe -r {module}").code != 0
+
+    def begin(span: str) -> None:
+        done = kmodctl("surface", "apply", "--try", span, seconds=SECONDS)
+        assert done.code == 0, done.err
+        assert "kmodctl surface confirm" in done.out
+        assert kept_out()
+
+    vm.check("modprobe -r dummy")
+    vm.write_file(POLICY, '[surface]\nmode = "enforce"\nscope = []\n[block.dummy]\n')
+    assert not kept_out()
+    begin("30s")
+    vm.check("systemctl kill --signal=KILL kmodd.service")
+    wait_until(lambda: serves(vm), "another daemon", 60)
+    wait_until(lambda: not kept_out(), "the rules are taken back", 90)
+    assert "the trial was not confirmed in time" in vm.journal("KMODD_ACTION=surface-revert", "-o", "verbose")
+
+    begin("1h")
+    vm.reboot(force=True)
+    assert not kept_out()
+
+    begin("10m")
+    vm.check(["systemctl", "stop", "kmodd.service"], timeout=90)
+    assert not kept_out()
+    vm.check(["systemctl", "start", "kmodd.service"], timeout=90)
+
+    begin("10m")
+    done = kmodctl("surface", "confirm", seconds=SECONDS)
+    assert (done.code, "dummy" in done.out) == (0, True), done.err
+    vm.check(["systemctl", "restart", "kmodd.service"], timeout=90)
+    assert kept_out()
+    assert vm.run(["test", "-e", TRIAL]).code != 0
+    assert kmodctl("surface", "check", seconds=SECONDS).code == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The policy for the attack surface: its files, what decides, and what is written, on a simulated kernel."""
 
+import asyncio
 import errno
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -12,7 +13,9 @@ from kmodd.config.toml_file import parse_document
 from kmodd.core.rules.managed_files import is_intact
 from kmodd.core.surface.enforcement import FILE, Enforcement
 from kmodd.core.surface.policy_files import read_policy
-from kmodd.errors import Conflict, ModuleTreeMissing, NotPermitted
+from kmodd.core.surface.trial import FILE as TRIAL
+from kmodd.core.surface.trial import SECONDS_MAX, SECONDS_MIN, check_seconds, end_of
+from kmodd.errors import Conflict, InvalidArgs, ModuleTreeMissing, NotPermitted
 from kmodd.journal.reader import MemoryJournal
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import SimulatedModule
@@ -70,7 +73,12 @@ class Bench:
         self.folder = Folder()
         self.folder.texts["10.toml"] = text
         self.desired: list[tuple[ModuleName, str]] = []
-        self.enforcement = Enforcement(
+        self.now = NOW
+        self.enforcement = self.daemon()
+
+    def daemon(self) -> Enforcement:
+        """What a daemon that was just started has."""
+        return Enforcement(
             self.kernel.installed,
             self.kernel.needs,
             self.kernel.configuration,
@@ -81,7 +89,7 @@ class Bench:
             history=self.journal,
             desired=lambda: self.desired,
             audit=self.journal,
-            clock=lambda: NOW,
+            clock=lambda: self.now,
         )
 
     def want(self, *wants: Want, source: str = "mounts", fault: str = "") -> None:
@@ -91,8 +99,8 @@ class Bench:
         plan = await self.enforcement.plan()
         return next(decision for decision in plan.decisions if decision.module == module)
 
-    async def apply(self, *, weaken: bool = False, dry_run: bool = False) -> SurfacePlan:
-        return await self.enforcement.apply(ROOT_USER, weaken=weaken, dry_run=dry_run, reason="")
+    async def apply(self, *, weaken: bool = False, dry_run: bool = False, trial: int = 0) -> SurfacePlan:
+        return await self.enforcement.apply(ROOT_USER, weaken=weaken, dry_run=dry_run, reason="", trial=trial)
 
     async def kinds(self) -> list[tuple[str, str]]:
         return [(fault.kind, fault.module or "") for fault in await self.enforcement.check("")]
@@ -100,6 +108,10 @@ class Bench:
     @property
     def text(self) -> str:
         return (self.kernel.configuration.read(FILE) or b"").decode()
+
+    @property
+    def tried(self) -> str:
+        return (self.kernel.configuration.read(TRIAL) or b"").decode()
 
 
 def rule(kind: str, module: str, value: str, file: str) -> Rule:
@@ -357,3 +369,133 @@ async def test_a_module_that_a_new_kernel_needs_is_named() -> None:
     assert await bench.kinds() == [("needed", "fat")]
     bench.folder.texts["10.toml"] = '[surface]\nmode = "off"\n'
     assert ("superfluous", "vfat") in await bench.kinds()
+
+
+# --- trial ------------------------------------------------------------------------------------------------------------
+
+
+def last(bench: Bench) -> Record:
+    return bench.journal.read(HistoryQuery(limit=1))[0].record
+
+
+async def ended(bench: Bench) -> None:
+    for _ in range(2000):
+        if not bench.tried:
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("the trial goes on")
+
+
+async def test_confirmed_rules_are_those_that_were_tried() -> None:
+    bench, straight = Bench(), Bench()
+    plan = await bench.apply(trial=60)
+    assert plan.until == NOW + 60_000_000
+    assert bench.text == ""
+    assert "# On trial until 2026-11-30 00:01:00 UTC (" in bench.tried
+    assert "install rxrpc /bin/false" in bench.tried
+    assert ("trial", "") in await bench.kinds()
+    confirmed = await bench.enforcement.confirm(ROOT_USER, "")
+    assert confirmed.block == plan.block
+    assert bench.tried == ""
+    await straight.apply()
+    assert bench.text == straight.text
+    assert await bench.kinds() == []
+    await bench.enforcement.close()
+    assert bench.text == straight.text, "what was confirmed does not end with kmodd"
+
+
+async def test_a_trial_that_nobody_confirms_ends() -> None:
+    bench = Bench()
+    bench.now = NOW - 60_000_000
+    await bench.apply(trial=60)
+    bench.now = NOW
+    # Another process, after a crash: the time is over.
+    after = bench.daemon()
+    after.start()
+    await ended(bench)
+    await after.close()
+    record = last(bench)
+    assert (record.action, record.reason) == ("surface-revert", "the trial was not confirmed in time")
+    assert "rxrpc" in record.extra["ALLOWED"].split()
+    with pytest.raises(Conflict, match="no rules are on trial"):
+        await bench.enforcement.confirm(ROOT_USER, "")
+    await bench.enforcement.close()
+
+
+async def test_a_trial_goes_on_over_a_crash_and_ends_with_an_orderly_stop() -> None:
+    bench = Bench()
+    await bench.apply(trial=60)
+    after = bench.daemon()
+    after.start()
+    await asyncio.sleep(0.02)
+    assert bench.tried
+    await after.close()
+    assert not bench.tried
+    assert last(bench).reason == "kmodd was stopped"
+    await bench.enforcement.close()
+
+
+async def test_while_rules_are_on_trial_no_others_are_applied() -> None:
+    bench = Bench()
+    await bench.apply(trial=60)
+    for trial in (0, 60):
+        with pytest.raises(Conflict, match="on trial until 2026-11-30 00:01:00 UTC"):
+            await bench.apply(trial=trial)
+    assert "rxrpc" in (await bench.enforcement.revert(ROOT_USER, "")).release
+    assert not bench.tried
+    await bench.apply()
+    assert bench.text
+    await bench.enforcement.close()
+
+
+async def test_a_trial_allows_nothing() -> None:
+    bench = Bench()
+    await bench.apply()
+    bench.want(Want(ModuleName("rxrpc"), "it is mounted"))
+    with pytest.raises(Conflict, match="would be allowed again: rxrpc"):
+        await bench.apply(weaken=True, trial=60)
+    assert not bench.tried
+    await bench.enforcement.close()
+
+
+async def test_a_rule_that_does_not_act_begins_no_trial() -> None:
+    bench = Bench(ENFORCE, rule("install", "rxrpc", "/sbin/modprobe -i rxrpc", "/etc/modprobe.d/00-a.conf"))
+    with pytest.raises(Conflict, match=r"00-a\.conf"):
+        await bench.apply(trial=60)
+    assert not bench.tried
+    await bench.enforcement.close()
+
+
+async def test_an_edited_trial_is_not_kept_and_does_not_outlive_the_daemon() -> None:
+    bench = Bench()
+    await bench.apply(trial=60)
+    edited = bench.tried.replace("install rxrpc /bin/false", "install rxrpc /bin/sh")
+    bench.kernel.configuration.edit(TRIAL, edited.encode())
+    with pytest.raises(Conflict, match="edited"):
+        await bench.enforcement.confirm(ROOT_USER, "")
+    assert bench.text == ""
+    assert end_of(edited.encode()) == 0
+    after = bench.daemon()
+    after.start()
+    await ended(bench)
+    await after.close()
+    await bench.enforcement.close()
+
+
+async def test_nothing_that_was_allowed_since_is_blocked_by_confirming() -> None:
+    bench = Bench()
+    await bench.apply(trial=60)
+    tried = bench.tried
+    other = Bench(ENFORCE + '[block.softdog]\nreason = "x"\n')
+    await other.apply()
+    bench.kernel.configuration.edit(FILE, other.text.encode())
+    with pytest.raises(Conflict, match="was changed since the trial began"):
+        await bench.enforcement.confirm(ROOT_USER, "")
+    assert (bench.text, bench.tried) == (other.text, tried)
+    await bench.enforcement.close()
+
+
+@pytest.mark.parametrize("seconds", [0, SECONDS_MIN - 1, SECONDS_MAX + 1])
+def test_a_trial_takes_seconds_to_a_day(seconds: int) -> None:
+    with pytest.raises(InvalidArgs):
+        check_seconds(seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kmodctl surface learn|plan|apply|check`: the policy for the attack surface."""
+"""`kmodctl surface learn|plan|apply|confirm|revert|check`: the policy for the attack surface."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from kmodd.cli.arguments import ExitCode
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
-from kmodd.cli.output.text import clean, counted
+from kmodd.cli.output.text import clean, counted, moment, parse_span
 from kmodd.cli.session import Session
 from kmodd.client.surface import (
     AttackSurface,
@@ -56,6 +56,8 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
     """Write the rules."""
     session.authorize()
     options = {"weaken": arguments.weaken, "dry-run": arguments.dry_run, "reason": arguments.reason}
+    if arguments.trial:
+        options["try-seconds"] = parse_span(arguments.trial)
     data = await AttackSurface(session.client).data(
         "Apply", options={name: value for name, value in options.items() if value}
     )
@@ -63,6 +65,27 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
         session.document(data)
     else:
         session.screen.show(plan_lines(policy_plan(data), session.screen, applied=not arguments.dry_run))
+    return ExitCode.OK
+
+
+async def run_confirm(session: Session, arguments: Namespace) -> int:
+    """Keep what is on trial."""
+    return await _end_trial(session, arguments, "Confirm", "blocked")
+
+
+async def run_revert(session: Session, arguments: Namespace) -> int:
+    """Take it back."""
+    return await _end_trial(session, arguments, "Revert", "allowed again")
+
+
+async def _end_trial(session: Session, arguments: Namespace, member: str, what: str) -> int:
+    session.authorize()
+    options = {"reason": arguments.reason} if arguments.reason else {}
+    modules = await AttackSurface(session.client).data(member, options=options)
+    if session.json:
+        session.document(modules)
+    else:
+        session.screen.show([f"{counted(len(modules), 'module')} {what}" + (f": {_named(modules)}" if modules else "")])
     return ExitCode.OK
 
 
@@ -136,6 +159,8 @@ def plan_lines(plan: PolicyPlan, screen: Screen, *, applied: bool = False) -> li
         text.append(
             "nothing to change" if plan.mode == "enforce" else f"no rules are written: mode is {clean(plan.mode)}"
         )
+    if plan.until:
+        text.append(f"on trial until {moment(plan.until)}, unless you run: {paint.bold('kmodctl surface confirm')}")
     return [*text, *(fault_lines(plan.remarks, screen) if plan.remarks else [])]
 
 

@@ -7,7 +7,6 @@ has no access to it.
 
 import grp
 import pwd
-import re
 from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +15,12 @@ from typing import TYPE_CHECKING
 from kmodd import tokens
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
-from kmodd.cli.output.text import clean
+from kmodd.cli.output.text import clean, parse_span
 from kmodd.errors import AccessDenied, Conflict, Evidence, InvalidArgs, NotPermitted
 from kmodd.tokens import Token, TokenFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_SPAN = re.compile(r"(\d{1,5})\s*([smhdwy])")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 365 * 86_400}
 
 
 def run_local(screen: Screen, arguments: Namespace) -> int:
@@ -48,7 +44,7 @@ def run_local(screen: Screen, arguments: Namespace) -> int:
 def create(screen: Screen, file: TokenFile, arguments: Namespace) -> None:
     """Make a token and print it, once."""
     scopes = _words(arguments.scope)
-    now, span = screen.now() // 1_000_000, lifetime(arguments.expires)
+    now, span = screen.now() // 1_000_000, parse_span(arguments.expires)
     uid = _uid(arguments.user) if arguments.user else None
     made, text = tokens.make(arguments.name, scopes, _words(arguments.module), now, span, uid)
     with file.changing() as stored:
@@ -104,14 +100,6 @@ def revoke(screen: Screen, file: TokenFile, arguments: Namespace) -> None:
         _document(screen, [_row(token) for token in revoked])
     else:
         screen.tell("\n".join(f"{token.name} ({token.id}) was revoked" for token in revoked))
-
-
-def lifetime(text: str) -> int:
-    """Seconds of `12h`, `30d`, `1y`; InvalidArgs otherwise."""
-    span = _SPAN.fullmatch(text.strip().lower())
-    if span is None:
-        raise InvalidArgs(f"'{clean(text)}' is not a time span", evidence=Evidence(hint="try '12h', '30d' or '1y'"))
-    return int(span[1]) * _SECONDS[span[2]]
 
 
 def _uid(name: str) -> int:

@@ -12,7 +12,8 @@ from kmodd.text import escape
 _UNITS = ("B", "KiB", "MiB", "GiB")
 _AGO = ((86_400, "day"), (3_600, "hour"), (60, "minute"))
 _SPAN = re.compile(r"-?\s*(\d{1,6})\s*(s|sec|m|min|h|hour|hours|d|day|days|w|week|weeks)(?:\s+ago)?")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_LENGTH = re.compile(r"(\d{1,5})\s*([smhdwy])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 365 * 86_400}
 
 
 def clean(text: str) -> str:
@@ -117,6 +118,14 @@ def parse_since(text: str, now: int) -> int:
             f"'{clean(text)}' is not a time",
             evidence=Evidence(hint="try '1h', '2 days ago', 'today', '2024-05-01' or '2024-05-01 12:00'"),
         ) from None
+
+
+def parse_span(text: str) -> int:
+    """Seconds of `10m`, `12h`, `30d`, `1y`; InvalidArgs otherwise."""
+    span = _LENGTH.fullmatch(text.strip().lower())
+    if span is None:
+        raise InvalidArgs(f"'{clean(text)}' is not a time span", evidence=Evidence(hint="try '10m', '12h' or '30d'"))
+    return int(span[1]) * _SECONDS[span[2]]
 
 
 def user_name(uid: int | None) -> str:

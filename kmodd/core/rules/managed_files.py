@@ -85,6 +85,11 @@ def is_harmless(rules: Iterable[Rule]) -> bool:
     )
 
 
+def body_of(text: bytes) -> bytes:
+    """An intact file without its header."""
+    return text.split(b"\n", 3)[3]
+
+
 def parse(file: ManagedFile, text: bytes, rules: Iterable[Rule]) -> dict[ModuleName, Entry]:
     """Read an intact file back; `rules` is the text as its readers understand it."""
     reasons = _reasons(text.decode("utf-8", "replace"))
@@ -129,7 +134,7 @@ def _block(file: ManagedFile, module: ModuleName, entry: Entry) -> str:
             return f"{reason}\t{module}\n"
         case ManagedFile.OPTIONS:
             return f"{reason}options\t{module} {escaped(spell(entry.parameters))}\n"
-        case ManagedFile.BLACKLIST | ManagedFile.SURFACE:
+        case ManagedFile.BLACKLIST | ManagedFile.SURFACE | ManagedFile.SURFACE_TRIAL:
             hard = f"softdep {module} {NO_SOFTDEPS}\ninstall {module} {REFUSAL}\n" if entry.hard else ""
             return f"{reason}blacklist {module}\n{hard}"
 

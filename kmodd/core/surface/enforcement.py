@@ -13,6 +13,7 @@ from kmodd.core.desired.state import Documents
 from kmodd.core.events import Audit, Clock, HistoryReader
 from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.rules import managed_files as own_files
+from kmodd.core.surface import trial as trials
 from kmodd.core.surface.decisions import decide, remarks
 from kmodd.core.surface.learning import Learning
 from kmodd.core.surface.policy_files import read_policy
@@ -40,7 +41,10 @@ HISTORY_MAX = 5000
 """Records that are read of that time."""
 NAMED_MAX = 8
 """Modules that a message names."""
-ACTION = "surface-apply"
+APPLY, CONFIRM, REVERT = "surface-apply", "surface-confirm", "surface-revert"
+UNCONFIRMED, STOPPED = "the trial was not confirmed in time", "kmodd was stopped"
+KMODD = Caller("", 0)
+"""Who ends a trial that is not confirmed."""
 _LOADS = ("module.loaded", "module.reloaded", "module.appeared")
 _DAY = 86_400_000_000
 
@@ -83,6 +87,7 @@ class Enforcement:
         self._clock = clock
         self._forgotten = forgotten
         self._lock = asyncio.Lock()
+        self._deadline = trials.Deadline(clock, lambda: self._take_back(KMODD, UNCONFIRMED))
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
@@ -98,15 +103,57 @@ class Enforcement:
         """What is not as the policy says in a kernel, or in every installed one; ModuleTreeMissing, Conflict."""
         return await self._in_thread(lambda: tuple(self._check(self._releases(kernel))))
 
-    async def apply(self, caller: Caller, *, weaken: bool, dry_run: bool, reason: str) -> SurfacePlan:
+    async def apply(self, caller: Caller, *, weaken: bool, dry_run: bool, reason: str, trial: int = 0) -> SurfacePlan:
         """Write the rules; nothing is unloaded. A change that was begun is finished, also when the caller leaves.
 
-        Conflict where another file undoes a rule, where ours was edited, and where modules would be allowed again
-        without `weaken`; LimitsExceeded, NotPermitted.
+        With `trial` they hold for so many seconds, unless they are confirmed. Conflict where another file undoes a rule, where
+        ours was edited, where modules would be allowed again without `weaken`, and while rules are on trial;
+        LimitsExceeded, NotPermitted.
         """
-        task = asyncio.get_running_loop().create_task(
-            self._recorded(caller, weaken=weaken, dry_run=dry_run, reason=reason)
+        return await self._to_the_end(
+            caller, APPLY, reason, lambda: self._apply(weaken=weaken, dry_run=dry_run, trial=trial), dry_run=dry_run
         )
+
+    async def confirm(self, caller: Caller, reason: str) -> SurfacePlan:
+        """Keep the rules that are on trial; Conflict where there are none, and as `apply`."""
+        plan = await self._to_the_end(caller, CONFIRM, reason, self._confirm)
+        self._deadline.cancel()
+        return plan
+
+    async def revert(self, caller: Caller, reason: str) -> SurfacePlan:
+        """Take the rules back that are on trial; Conflict where there are none, NotPermitted."""
+        plan = await self._take_back(caller, reason)
+        if plan is None:
+            raise _no_trial()
+        return plan
+
+    def start(self) -> None:
+        """Go on with a trial that an earlier process began, up to its end."""
+        try:
+            text = self._folders.read(trials.FILE)
+        except OSError:
+            text = b""
+        if text is not None:
+            self._deadline.set(trials.end_of(text))
+
+    async def close(self) -> None:
+        """End a trial: nothing would end it while kmodd is stopped."""
+        await self._deadline.close()
+        with suppress(KmoddError):
+            await self._take_back(KMODD, STOPPED)
+
+    async def _take_back(self, caller: Caller, reason: str) -> SurfacePlan | None:
+        """None without a trial."""
+        if await self._in_thread(self._on_trial) is None:
+            return None
+        plan = await self._to_the_end(caller, REVERT, reason, self._revert)
+        self._deadline.cancel()
+        return plan
+
+    async def _to_the_end(
+        self, caller: Caller, action: str, reason: str, work: Callable[[], SurfacePlan], *, dry_run: bool = False
+    ) -> SurfacePlan:
+        task = asyncio.get_running_loop().create_task(self._recorded(caller, action, reason, work, dry_run=dry_run))
         return await run_to_completion(task)
 
     async def _in_thread(self, work: Callable[[], Answer]) -> Answer:
@@ -178,11 +225,13 @@ class Enforcement:
 
     def _blocked(self) -> frozenset[ModuleName]:
         """The modules that our file keeps out now; none where it cannot be read, which `_old` reports."""
-        with suppress(OSError):
-            text = self._folders.read(FILE)
-            if text is not None and is_surface_file(text):
-                return blocked_by(self._folders.parse(FILE, text))
-        return frozenset()
+        blocked = frozenset[ModuleName]()
+        for file in (FILE, trials.FILE):
+            with suppress(OSError):
+                text = self._folders.read(file)
+                if text is not None and is_surface_file(text):
+                    blocked |= blocked_by(self._folders.parse(file, text))
+        return blocked
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
@@ -254,20 +303,35 @@ class Enforcement:
 
     # --- the application ----------------------------------------------------------------------------------------------
 
-    async def _recorded(self, caller: Caller, *, weaken: bool, dry_run: bool, reason: str) -> SurfacePlan:
+    async def _recorded(
+        self, caller: Caller, action: str, reason: str, work: Callable[[], SurfacePlan], *, dry_run: bool
+    ) -> SurfacePlan:
         begun = self._clock()
         try:
-            plan = await self._in_thread(lambda: self._apply(weaken=weaken, dry_run=dry_run))
+            plan = await self._in_thread(work)
         except KmoddError as error:
-            self._record(caller, reason, begun, None, error)
+            self._record(caller, action, reason, begun, None, error)
             raise
         if not dry_run:
             self._index.refresh()
-            self._record(caller, reason, begun, plan, None)
+            if plan.until:
+                self._deadline.set(plan.until)
+            self._record(caller, action, reason, begun, plan, None)
         return plan
 
-    def _apply(self, *, weaken: bool, dry_run: bool) -> SurfacePlan:
+    def _apply(self, *, weaken: bool, dry_run: bool, trial: int) -> SurfacePlan:
         plan = self._plan()
+        if (text := self._on_trial()) is not None:
+            raise Conflict(
+                f"rules are on trial until {trials.as_text(trials.end_of(text))}",
+                evidence=Evidence(file=trials.FILE, hint="kmodctl surface confirm, or kmodctl surface revert"),
+            )
+        if plan.release and trial:
+            raise Conflict(
+                f"a trial blocks modules and allows none, and {_counted(plan.release)} would be allowed again: "
+                f"{_named(plan.release)}",
+                evidence=Evidence(hint="kmodctl surface apply --weaken, without --try"),
+            )
         if plan.release and not weaken:
             raise Conflict(
                 f"{_counted(plan.release)} would be allowed again: {_named(plan.release)}",
@@ -279,10 +343,50 @@ class Enforcement:
             self._try(plan, plan.text)
         if dry_run:
             return plan
+        if trial and plan.text is not None:
+            until = self._clock() + trial * 1_000_000
+            written = trials.on_trial(plan.text, until)
+            own_files.replace_file(self._folders, trials.FILE, written, None)
+            self._prove(plan.kernels, trials.FILE, written, None)
+            return replace(plan, until=until)
         own_files.replace_file(self._folders, FILE, plan.text, plan.old)
         if plan.text is not None:
-            self._prove(plan, plan.text)
+            self._prove(plan.kernels, FILE, plan.text, plan.old)
         return plan
+
+    def _on_trial(self) -> bytes | None:
+        try:
+            return self._folders.read(trials.FILE)
+        except OSError as error:
+            raise own_files.refusal(trials.FILE, error) from error
+
+    def _confirm(self) -> SurfacePlan:
+        text = self._on_trial()
+        if text is None:
+            raise _no_trial()
+        if not trials.end_of(text):
+            raise own_files.edited(trials.FILE, own_files.edit_of(self._folders, trials.FILE, text))
+        old, new, kernels = self._old(), trials.settled(text), self._releases("")
+        before = frozenset[ModuleName]() if old is None else blocked_by(self._folders.parse(FILE, old))
+        after = blocked_by(self._folders.parse(FILE, new))
+        if not before <= after:
+            raise Conflict(
+                f"{FILE} was changed since the trial began",
+                evidence=Evidence(file=FILE, hint="kmodctl surface revert, then kmodctl surface apply"),
+            )
+        own_files.replace_file(self._folders, FILE, new, old)
+        self._prove(kernels, FILE, new, old)
+        own_files.replace_file(self._folders, trials.FILE, None, text)
+        return SurfacePlan(Mode.ENFORCE, kernels, (), new, old, block=tuple(sorted(after - before)), release=())
+
+    def _revert(self) -> SurfacePlan:
+        """Remove the file, edited or not: its name is kmodd's."""
+        text = self._on_trial()
+        if text is None:
+            raise _no_trial()
+        own_files.replace_file(self._folders, trials.FILE, None, text)
+        freed = blocked_by(self._folders.parse(trials.FILE, text)) - self._blocked()
+        return SurfacePlan(Mode.ENFORCE, (), (), None, text, block=(), release=tuple(sorted(freed)))
 
     def _try(self, plan: SurfacePlan, text: bytes) -> None:
         """Resolve everything with the new rules before they are written; Conflict names the line that undoes one."""
@@ -295,15 +399,15 @@ class Enforcement:
         for fault in self._ineffective(plan.kernels, blocked, text):
             raise _error(fault)
 
-    def _prove(self, plan: SurfacePlan, text: bytes) -> None:
+    def _prove(self, kernels: Sequence[str], file: ManagedFile, text: bytes, old: bytes | None) -> None:
         """Resolve everything with the files as they are now; what does not act is taken back."""
-        blocked = blocked_by(self._folders.parse(FILE, text))
-        for fault in self._ineffective(plan.kernels, blocked, None):
+        blocked = blocked_by(self._folders.parse(file, text))
+        for fault in self._ineffective(kernels, blocked, None):
             error = _error(fault)
             try:
-                own_files.replace_file(self._folders, FILE, plan.old, text)
+                own_files.replace_file(self._folders, file, old, text)
             except KmoddError:
-                error = replace(error, message=f"{error.message}; {FILE} stays changed")
+                error = replace(error, message=f"{error.message}; {file} stays changed")
             raise error
 
     def _ineffective(
@@ -315,7 +419,7 @@ class Enforcement:
                 yield from (fault for fault in ineffective(index, release, modules) if fault.kind != "builtin")
 
     def _record(
-        self, caller: Caller, reason: str, begun: int, plan: SurfacePlan | None, error: KmoddError | None
+        self, caller: Caller, action: str, reason: str, begun: int, plan: SurfacePlan | None, error: KmoddError | None
     ) -> None:
         extra: Mapping[str, str] = {} if error is None else evidence_fields(error)
         event, message, result = "operation.failed", "" if error is None else error.message, "failed"
@@ -324,16 +428,20 @@ class Enforcement:
             event = "policy.applied" if changed else "operation.unchanged"
             result = "changed" if changed else "unchanged"
             message = f"{_counted(plan.block)} blocked, {_counted(plan.release)} allowed again"
+            if plan.until:
+                message += f", on trial until {trials.as_text(plan.until)}"
+            file = trials.FILE if plan.until or action == REVERT else FILE
             extra = {
-                "FILE": FILE if changed else "",
+                "FILE": file if changed else "",
                 "MODE": plan.mode,
                 "BLOCKED": " ".join(plan.block),
                 "ALLOWED": " ".join(plan.release),
+                "UNTIL": str(plan.until or ""),
             }
         record = Record(
             event,
             message,
-            action=ACTION,
+            action=action,
             result=result,
             error=error.name() if error is not None else "",
             uid=caller.uid,
@@ -363,7 +471,18 @@ class Enforcement:
         yield from plan.remarks
         there = frozenset[ModuleName]() if plan.old is None else blocked_by(self._folders.parse(FILE, plan.old))
         decided = {decision.module: decision for decision in plan.decisions}
+        tried = frozenset[ModuleName]()
+        if (text := self._on_trial()) is not None:
+            tried = blocked_by(self._folders.parse(trials.FILE, text))
+            yield Fault(
+                "trial",
+                f"rules are on trial until {trials.as_text(trials.end_of(text))}",
+                file=trials.FILE,
+                hint="kmodctl surface confirm, or kmodctl surface revert",
+            )
         for module in plan.block:
+            if module in tried:
+                continue
             yield Fault(
                 "missing",
                 f"{module} is not blocked ({decided[module].detail})",
@@ -384,6 +503,10 @@ class Enforcement:
                     module=module,
                     hint=f"kmodctl why {module}; kmodctl unload {module}",
                 )
+
+
+def _no_trial() -> Conflict:
+    return Conflict("no rules are on trial", evidence=Evidence(hint="kmodctl surface apply --try 10m"))
 
 
 def _superfluous(module: ModuleName, decision: Decision | None, mode: Mode) -> Fault:

@@ -113,12 +113,12 @@ def _fault(index: ModuleIndex, kernel: str, module: ModuleName, request: str) ->
 
 def _culprit(index: ModuleIndex, module: ModuleName) -> Rule | None:
     """The line of another file that makes modprobe pass over ours."""
-    own = PurePosixPath(ManagedFile.SURFACE).name
+    own = {PurePosixPath(file).name for file in (ManagedFile.SURFACE, ManagedFile.SURFACE_TRIAL)}
     rules = index.rules(module)
     install = next((rule for rule in rules if rule.kind == "install"), None)
     softdep = next((rule for rule in rules if rule.kind == "softdep"), None)
-    if install is not None and not is_denial(install) and PurePosixPath(install.file).name != own:
+    if install is not None and not is_denial(install) and PurePosixPath(install.file).name not in own:
         return install
-    if has_soft_targets(index, module) and softdep is not None and PurePosixPath(softdep.file).name != own:
+    if has_soft_targets(index, module) and softdep is not None and PurePosixPath(softdep.file).name not in own:
         return softdep
     return None

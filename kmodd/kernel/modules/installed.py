@@ -85,7 +85,8 @@ class InstalledIndexes:
                 raise OSError(errno.ENOENT, "no folder to try rules in")
             folder = self._scratch / "surface"
             folder.mkdir(mode=0o700, exist_ok=True)
-            write_whole(folder / PurePosixPath(ManagedFile.SURFACE).name, surface, 0o600)
+            for file, text in ((ManagedFile.SURFACE, surface), (ManagedFile.SURFACE_TRIAL, b"")):
+                write_whole(folder / PurePosixPath(file).name, text, 0o600)
             # A file masks those of the same name in the folders after its own.
             directories = [folder, *directories]
         index = LibkmodIndex(self._root, release, config_dirs=directories, command_line=self._command_line)

@@ -305,7 +305,8 @@ class SimulatedInstalled:
         elif surface is None:
             yield self._index
         else:
-            others = [rule for rule in self._index.all_rules() if rule.file != ManagedFile.SURFACE]
+            own = {ManagedFile.SURFACE, ManagedFile.SURFACE_TRIAL}
+            others = [rule for rule in self._index.all_rules() if rule.file not in own]
             rules = [*parse_rules(surface, ManagedFile.SURFACE), *others]
             yield SimulatedIndex(self._machine.modules, sorted(rules, key=lambda rule: rule.file.rpartition("/")[2]))
 

@@ -18,7 +18,7 @@ Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then for e
       {"pid": PID, "executable": "…"}
       {"end": true, "partial": "", "crowded": []}
 
-It exits on end of file. Orders about tables go to a unit of their own, for these need an internet socket and no other process.
+It exits on end of file. Orders about tables go to another unit: they need an internet socket, and no access to processes.
 
 Run as `python3 -I -S /path/of/this/file`: it finds the package by its own path.
 """
