@@ -362,6 +362,14 @@ class _Grammar:
         self._parameters(load)
         self._change_options(load, dry_run=dry_run)
         self._override(load)
+        if dry_run:
+            load.add_argument(
+                "--try",
+                metavar="TIME",
+                dest="trial",
+                default="",
+                help="unload it after TIME, such as '10m', unless you keep it",
+            )
         unload = self._add(commands, "unload", "module", "unload a module that nothing uses", "name of the module")
         unload.add_argument("--dependents", action="store_true", help="first unload the modules that use it")
         unload.add_argument(

@@ -101,3 +101,72 @@ def test_when_the_module_goes_all_the_same_that_is_said(run: Runner, hold: Hold)
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.fixture
+def trial(run: Runner) -> Iterator[Hold]:
+    """Starts kmodctl load --try with an input that is open."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "kmodd.cli", "--bus", run.address, "load", "vfat", "--try", *arguments]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def leases(run: Runner) -> list[str]:
+    return [user["kind"] for user in run("why", "vfat", "--json").document["users"]]
+
+
+def test_what_is_confirmed_stays(run: Runner, trial: Hold) -> None:
+    process = trial("10m")
+    out, err = process.communicate("y\n", timeout=30)
+    assert (process.returncode, out) == (0, "vfat stays loaded\n")
+    assert err == "vfat is loaded, and goes again in 10m. Keep it? [y/N] "
+    assert leases(run) == []
+    # It was requested without a lease.
+    time.sleep(0.3)
+    again = run("load", "vfat", "--try", "10m")
+    assert (again.status, again.out) == (0, "vfat is loaded already\n")
+
+
+@pytest.mark.parametrize(("span", "answer"), [("10m", "n\n"), ("10m", ""), ("1s", None)], ids=["no", "end", "silence"])
+def test_what_is_not_confirmed_goes(run: Runner, trial: Hold, span: str, answer: str | None) -> None:
+    process = trial(span)
+    if answer is None:
+        assert process.wait(timeout=30) == 5
+        assert process.stderr is not None
+        err = process.stderr.read()
+    else:
+        err = process.communicate(answer, timeout=30)[1]
+    assert process.returncode == 5
+    assert "vfat was not confirmed, so it is unloaded again" in err
+    deadline = time.monotonic() + 30
+    while run("show", "vfat", "--json").document["module"] is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_session_that_is_lost_ends_the_trial(run: Runner, trial: Hold) -> None:
+    process = trial("10m")
+    deadline = time.monotonic() + 20
+    while leases(run) != ["lease"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    process.wait(timeout=20)
+    while leases(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("words", [("soon",), ("10m", "--override-policy")])
+def test_a_trial_that_makes_no_sense_is_refused(run: Runner, words: tuple[str, ...]) -> None:
+    assert run("load", "vfat", "--try", *words).status == 2

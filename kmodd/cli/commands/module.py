@@ -14,7 +14,7 @@ from typing import Any
 
 from kmodd.cli import failure
 from kmodd.cli.output.screen import Screen
-from kmodd.cli.output.text import clean, columns, counted, wrap
+from kmodd.cli.output.text import clean, columns, counted, parse_span, wrap
 from kmodd.cli.session import Session, confirm_disconnect
 from kmodd.client import Operation
 from kmodd.client.replies import step
@@ -150,6 +150,8 @@ async def run(session: Session, arguments: Namespace) -> int:
     }
     if arguments.dry_run:
         return await show_plan(session, [(verb.value, arguments.module, parameters)], switches)
+    if getattr(arguments, "trial", ""):
+        return await _try(session, arguments, parameters)
     options: dict[str, object] = dict(switches)
     if arguments.reason:
         options["reason"] = arguments.reason
@@ -173,6 +175,51 @@ async def run(session: Session, arguments: Namespace) -> int:
     else:
         session.screen.tell(_sentence(session, arguments.module, key, touched))
     return 0
+
+
+async def _try(session: Session, arguments: Namespace, parameters: Mapping[str, str]) -> int:
+    """Load it by a lease, which ends with this process, with its terminal and with the boot; and as usual once that is confirmed."""
+    if arguments.override_policy or arguments.timeout is not None:
+        raise InvalidArgs("--try takes neither --override-policy nor --timeout")
+    seconds, name = parse_span(arguments.trial), clean(arguments.module)
+    session.authorize()
+    steps = await session.client.plan([("load", arguments.module, parameters)])
+    if not steps:
+        session.screen.tell(f"{name} is loaded already")
+        return 0
+    lease = await session.client.hold(arguments.module, parameters, **session.asking(arguments))
+    try:
+        screen = session.screen
+        screen.stderr.write(f"{name} is loaded, and goes again in {clean(arguments.trial)}. Keep it? [y/N] ")
+        screen.stderr.flush()
+        answer = screen.stdin.readline() if await _readable(screen.stdin.fileno(), seconds) else "\n"
+        if answer.strip().lower() not in ("y", "yes"):
+            raise Conflict(f"{name} was not confirmed, so it is unloaded again")
+        # What is requested without a lease stays when the lease ends.
+        await session.client.load(arguments.module)
+    finally:
+        os.close(lease)
+    if session.json:
+        session.document({"module": arguments.module, "kept": True})
+    else:
+        screen.tell(f"{name} stays loaded")
+    return 0
+
+
+async def _readable(descriptor: int, seconds: float) -> bool:
+    """Wait for an answer; True as well where there is nothing to wait for: a file, or the end of the input."""
+    loop, there = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(descriptor, there.set)
+    except PermissionError:  # epoll(7) takes no regular files
+        return True
+    try:
+        await asyncio.wait_for(there.wait(), seconds)
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(descriptor)
+    return True
 
 
 def _no_file(path: str) -> InvalidArgs:
