@@ -137,6 +137,13 @@ def test_no_alias_writes_a_line_of_its_own(pieces: list[bytes], prefix: bytes) -
     assert all(message["request"]["alias"].isprintable() for message in told)
 
 
+def test_an_alias_that_has_what_a_line_ends_with_is_whole() -> None:
+    alias = b"c wait=1 call_site=y\nCPU:0 [LOST 9 EVENTS]"
+    lines, _ = split(REQUEST.replace(b"nls_ascii", alias) + b"\n" + REQUEST + b"\n")
+    told = [message["request"]["alias"] for line in lines for message in messages(line, Path("/nowhere"))]
+    assert told == ["c wait=1 call_site=y\\x0aCPU:0 [LOST 9 EVENTS]", "nls_ascii"]
+
+
 def test_a_line_that_has_not_come_whole_is_kept() -> None:
     line = REQUEST.replace(b"nls_ascii", b"crypto-a\nb") + b"\n"
     for cut in range(len(line)):

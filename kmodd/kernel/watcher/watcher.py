@@ -108,6 +108,10 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
     *parts, rest = data.split(b"\n")
     lines, begun = [], b""
     for part in parts:
+        # An alias may also contain what a line of a request ends with: then its last line does so too.
+        if lines and not begun and _is_request(lines[-1]) and not _LINE.fullmatch(part) and _REQUEST.fullmatch(part):
+            lines[-1] += b"\n" + part
+            continue
         line = begun + part
         found = _LINE.fullmatch(line)
         if (
@@ -121,6 +125,11 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
             lines.append(line)
             begun = b""
     return lines, begun + rest
+
+
+def _is_request(line: bytes) -> bool:
+    found = _LINE.fullmatch(line)
+    return found is not None and found["event"] == b"module_request"
 
 
 def overruns(root: Path) -> int:
