@@ -106,7 +106,8 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
     bind(2) of an AF_ALG socket. The kernel takes 55 bytes of it (MODULE_NAME_LEN), too few to end one line and begin another.
     """
     *parts, rest = data.split(b"\n")
-    lines, begun = [], b""
+    lines: list[bytes] = []
+    begun = b""
     for part in parts:
         # An alias may also contain what a line of a request ends with: then its last line does so too.
         if lines and not begun and _is_request(lines[-1]) and not _LINE.fullmatch(part) and _REQUEST.fullmatch(part):
