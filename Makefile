@@ -36,8 +36,8 @@ test-modules: ## build the test modules against the virtual machine's kernel
 # --- checking ------------------------------------------------------------------------------------------------------
 
 VENV ?= .venv
-# Files of tests that run at a time, in the order of tests/conftest.py; a file stays whole, for its tests share a machine. One more than
-# there are processors: a third of the time a file waits for a machine that waits itself.
+# Files of tests that run at a time, in the order of tests/conftest.py; a file stays whole, for its tests share a machine. An emulated
+# machine keeps a processor busy: more at a time than there are processors only makes each slower.
 WORKERS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest \
 	$(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
