@@ -24,7 +24,13 @@ from typing import Any
 from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_next._private.constants import BIG_ENDIAN, LITTLE_ENDIAN, PROTOCOL_VERSION, HeaderField
 from dbus_next._private.unmarshaller import Unmarshaller
-from dbus_next.errors import AuthError, DBusError, InvalidAddressError, InvalidMessageError
+from dbus_next.errors import (
+    AuthError,
+    DBusError,
+    InvalidAddressError,
+    InvalidMessageError,
+    SignatureBodyMismatchError,
+)
 from dbus_next.signature import SignatureTree
 
 from kmodd.client.replies import add_evidence
@@ -121,7 +127,8 @@ def variant(signature: str, value: object) -> object:
 def message_body(row: Method, arguments: Sequence[object], options: Mapping[str, object] | None = None) -> list[object]:
     """What a call of this method is sent with.
 
-    Options are named as on the bus, or with `_` for `-`; InvalidArgs for one that the method does not take.
+    Options are named as on the bus, or with `_` for `-`; InvalidArgs for one that the method does not take, and for a value that
+    is not of its type.
     """
     body = [_struct(argument) for argument in arguments]
     if row.options is None:
@@ -131,7 +138,10 @@ def message_body(row: Method, arguments: Sequence[object], options: Mapping[str,
         name = key.replace("_", "-")
         if name not in row.options:
             raise InvalidArgs(f"{row.name} has no option {name}", argument="options")
-        fields[name] = variant(row.options[name], _struct(value))
+        try:
+            fields[name] = variant(row.options[name], _struct(value))
+        except SignatureBodyMismatchError as error:
+            raise InvalidArgs(f"the option {name} cannot be {value!r}: {error}", argument="options") from None
     return [*body, fields]
 
 

@@ -124,6 +124,9 @@ async def test_options_are_sent_as_the_api_has_them(client: Client, fake: FakeDa
         await client.data("Load", "vfat", {}, options={"nonsense": True})
     with pytest.raises(InvalidArgs, match="GetHealth has no option reason"):
         await client.data("GetHealth", options={"reason": "x"})
+    for value in (1 << 32, -1, "5"):
+        with pytest.raises(InvalidArgs, match="the option timeout cannot be"):
+            await client.data("Load", "vfat", {}, options={"timeout": value})
 
 
 async def test_the_interactive_flag_is_only_on_what_may_ask(client: Client, fake: FakeDaemon) -> None:

@@ -323,7 +323,7 @@ class Enforcement:
         plan = self._plan()
         if (text := self._on_trial()) is not None:
             raise Conflict(
-                f"rules are on trial until {trials.as_text(trials.end_of(text))}",
+                _trial_message(text),
                 evidence=Evidence(file=trials.FILE, hint="kmodctl surface confirm, or kmodctl surface revert"),
             )
         if plan.release and trial:
@@ -476,7 +476,7 @@ class Enforcement:
             tried = blocked_by(self._folders.parse(trials.FILE, text))
             yield Fault(
                 "trial",
-                f"rules are on trial until {trials.as_text(trials.end_of(text))}",
+                _trial_message(text),
                 file=trials.FILE,
                 hint="kmodctl surface confirm, or kmodctl surface revert",
             )
@@ -503,6 +503,13 @@ class Enforcement:
                     module=module,
                     hint=f"kmodctl why {module}; kmodctl unload {module}",
                 )
+
+
+def _trial_message(text: bytes) -> str:
+    end = trials.end_of(text)
+    return (
+        f"rules are on trial until {trials.as_text(end)}" if end else f"{trials.FILE} has rules on trial and was edited"
+    )
 
 
 def _no_trial() -> Conflict:

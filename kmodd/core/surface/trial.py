@@ -23,7 +23,7 @@ _SECOND = 1_000_000
 def check_seconds(seconds: int) -> int:
     """The time of a trial; InvalidArgs."""
     if not SECONDS_MIN <= seconds <= SECONDS_MAX:
-        raise InvalidArgs(f"try-seconds must be from {SECONDS_MIN} to {SECONDS_MAX}")
+        raise InvalidArgs(f"a trial takes from {SECONDS_MIN} to {SECONDS_MAX} seconds", argument="options")
     return seconds
 
 
