@@ -186,7 +186,7 @@ def check_policy(vitals: Vitals) -> Iterator[HealthCheck]:
             _DEGRADED,
             f"{name} is loaded although {where(rule)} disables it.",
             name,
-            f"kmodctl unload {name}; if it is loaded again at boot: update-initramfs -u",
+            f"kmodctl why {name} tells who loaded it; kmodctl unload {name}; if it is loaded again at boot: update-initramfs -u",
         )
     if not vitals.forbidden:
         yield HealthCheck("forbidden-module", _OK, "No disabled module is loaded.")
