@@ -99,7 +99,6 @@ def measure(interpreter: str, name: str) -> None:
             rate(served, "/v1/modules/ext4", "none")
             rate(served, "/v1/modules/ext4/explain", "none")
             rate(served, "/metrics", "none")
-            rate(served, "/health", "none")
             followers(served)
 
 
