@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """systemd finds nothing wrong with the units, and little to attack."""
 
+import re
 import subprocess
 from configparser import RawConfigParser
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.daemon.desired import watched_folders
-from tests.architecture.installation import make
+from tests.architecture.installation import ROOT, make
 
 SERVICES = [
     "kmodd.service",
@@ -19,6 +20,7 @@ SERVICES = [
     "kmodd-watcher@.service",
 ]
 HIGHEST_EXPOSURE = 20  # tenths
+OTHER_SOCKETS = re.compile(r"socket\.(?:if_\w+|get\w*host\w*|getaddrinfo|getservby\w+|create_connection|AF_UNIX)\b")
 UNPRIVILEGED = ["kmodd-notifier.service", "kmodd-gateway.service", "kmodd-agent.service"]
 HIGHEST_UNPRIVILEGED = 15
 
@@ -106,6 +108,14 @@ def test_the_inspector_reaches_nothing_but_its_socket(units: Path, service: str,
     assert settings["AmbientCapabilities"] == settings["CapabilityBoundingSet"]
     assert not {"ReadWritePaths", "StateDirectory", "RuntimeDirectory", "BusName"} & settings.keys()
     assert {"MemoryMax", "TasksMax", "RuntimeMaxSec", "CPUWeight", "IOWeight"} <= settings.keys()
+
+
+def test_the_inspector_calls_no_function_that_makes_a_socket_of_another_family() -> None:
+    """if_indextoname(3) asks on a socket of AF_UNIX or AF_INET, and then knows no interface: nothing would be found on it."""
+    sources = sorted((ROOT / "kmodd/kernel/users").glob("*.py"))
+    assert sources
+    calls = {path.name: OTHER_SOCKETS.findall(path.read_text()) for path in sources}
+    assert {name: found for name, found in calls.items() if found} == {}
 
 
 def test_the_watcher_starts_with_the_daemon_which_needs_it_not(units: Path) -> None:

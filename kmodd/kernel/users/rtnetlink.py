@@ -298,9 +298,12 @@ def _index(value: bytes | None) -> int:
 
 def link_kinds() -> dict[str, str]:
     """Interface → kind, for those that have a kind, in this network namespace; OSError if the query fails."""
+    return {link.name: link.kind for link in _links() if link.name and link.kind}
+
+
+def _links() -> Iterator[Link]:
     links = dump(socket.NETLINK_ROUTE, _GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-    rows = (read_link(body) for message, body in links if message == _NEWLINK)
-    return {link.name: link.kind for link in rows if link.name and link.kind}
+    return (read_link(body) for message, body in links if message == _NEWLINK)
 
 
 def traffic_control(filters: bool, actions: Collection[str], in_time: Callable[[], bool]) -> Traffic:
@@ -308,14 +311,16 @@ def traffic_control(filters: bool, actions: Collection[str], in_time: Callable[[
 
     As much as there is time for. OSError when the kernel does not answer, or there is more than a dump may have.
     """
-    qdiscs: list[Qdisc] = []
-    for message, body in dump(socket.NETLINK_ROUTE, _GETQDISC, _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        if message == _NEWQDISC and len(qdiscs) < _QDISCS_MAX and (qdisc := read_qdisc(body, _name)):
-            qdiscs.append(qdisc)
+    listed = dump(socket.NETLINK_ROUTE, _GETQDISC, _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    bodies = [body for message, body in listed if message == _NEWQDISC][:_QDISCS_MAX]
+    # Not by if_indextoname(3): it makes a socket of another family, which the inspector may not. What has no name here is gone meanwhile.
+    names = {link.index: link.name for link in _links()}
+    indexes = {name: index for index, name in names.items()}
+    qdiscs = [qdisc for body in bodies if (qdisc := read_qdisc(body, lambda index: names.get(index, "")))]
     chosen: dict[Filter, None] = {}
     for qdisc in qdiscs if filters else ():
         for parent in _parents(qdisc) if in_time() else ():
-            request = _TCMSG.pack(socket.AF_UNSPEC, socket.if_nametoindex(qdisc.device), 0, parent, 0)
+            request = _TCMSG.pack(socket.AF_UNSPEC, indexes[qdisc.device], 0, parent, 0)
             for message, body in dump(socket.NETLINK_ROUTE, _GETFILTER, request):
                 if message == _NEWFILTER and len(chosen) < _FILTERS_MAX and (each := read_filter(body, qdisc.device)):
                     chosen[each] = None
@@ -394,10 +399,3 @@ def _merged(filters: Iterable[Filter]) -> Iterator[Filter]:
         merged[key] = merged.get(key, frozenset()) | each.actions
     for (device, kind, place, preference, chain), actions in merged.items():
         yield Filter(device, kind, place, preference, chain, actions)
-
-
-def _name(interface: int) -> str:
-    try:
-        return socket.if_indextoname(interface)
-    except OSError:
-        return ""  # it is gone meanwhile
