@@ -17,6 +17,7 @@ import pytest
 from kmodd.kernel.users import inspector_client
 from kmodd.kernel.users.inspector import answers
 from kmodd.kernel.users.inspector_client import Inspector, read_user
+from kmodd.kernel.users.xtables import KINDS
 from kmodd.model import Consequence, ConsequenceKind, Remedy, Usage, User
 from kmodd.names import ModuleName
 from tests.kernel.test_worker_unit import SocketUnit
@@ -145,7 +146,7 @@ send({"end": True, "partial": "", "crowded": []})
 """
 
 
-@pytest.mark.parametrize("names", ["ip_tables_names", "ip6_tables_names", "arp_tables_names"])
+@pytest.mark.parametrize("names", [kind.names for kind in KINDS])
 async def test_tables_are_read_by_a_process_of_its_own_while_there_are_any(tmp_path: Path, names: str) -> None:
     made = Inspector(network=tmp_path, program=scripted(tmp_path, TABLES))
     assert [user.name for user in (await made.users(M("xt_owner"))).users] == ["n1", "n2"]
@@ -163,16 +164,24 @@ async def test_tables_that_nobody_reads_are_said_to_be_missing(tmp_path: Path) -
     (tmp_path / "ip_tables_names").touch()
     unit = SocketUnit(tmp_path / "socket")
     unit.program = scripted(tmp_path, ANSWERS)
-    made = Inspector(network=tmp_path, unit_socket=unit.path, tables_socket=str(tmp_path / "nobody"))
+    nobody = str(tmp_path / "nobody")
+    made = Inspector(network=tmp_path, unit_socket=unit.path, tables_socket=nobody)
     assert await made.users(M("overlay")) == Usage((READ,), "the inspector did not answer")
     await made.close()
     unit.close()
+    made = Inspector(network=tmp_path, unit_socket=nobody, tables_socket=nobody)
+    assert await made.users(M("overlay")) == Usage((), "the inspector did not answer")
+    await made.close()
 
 
-def test_an_order_about_tables_is_answered_for_loaded_modules(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/modules").write_text("xt_owner 16384 1 - Live 0x0\n")
-    assert list(answers({"tables": True}, tmp_path)) == [{"end": True, "partial": "", "crowded": []}]
+@pytest.mark.parametrize(
+    ("names", "partial"), [("", ""), ("kmodd_none\n", "the rules of iptables-legacy cannot be read")]
+)
+def test_an_order_about_tables_asks_the_kernel_for_those_in_use(tmp_path: Path, names: str, partial: str) -> None:
+    """No kernel has a table of that name, and it says so."""
+    (tmp_path / "proc/net").mkdir(parents=True)
+    (tmp_path / "proc/net/ip_tables_names").write_text(names)
+    assert list(answers({"tables": True}, tmp_path)) == [{"end": True, "partial": partial, "crowded": []}]
 
 
 async def test_a_caller_that_leaves_ends_no_search(tmp_path: Path) -> None:

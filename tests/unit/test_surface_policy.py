@@ -14,7 +14,7 @@ from kmodd.core.rules.managed_files import is_intact
 from kmodd.core.surface.enforcement import FILE, Enforcement
 from kmodd.core.surface.policy_files import read_policy
 from kmodd.core.surface.trial import FILE as TRIAL
-from kmodd.core.surface.trial import SECONDS_MAX, SECONDS_MIN, check_seconds, end_of
+from kmodd.core.surface.trial import SECONDS_MAX, SECONDS_MIN, Deadline, check_seconds, end_of
 from kmodd.errors import Conflict, InvalidArgs, ModuleTreeMissing, NotPermitted
 from kmodd.journal.reader import MemoryJournal
 from kmodd.kernel.simulated.kernel import SimulatedKernel
@@ -499,3 +499,23 @@ async def test_nothing_that_was_allowed_since_is_blocked_by_confirming() -> None
 def test_a_trial_takes_seconds_to_a_day(seconds: int) -> None:
     with pytest.raises(InvalidArgs):
         check_seconds(seconds)
+
+
+async def test_a_trial_ends_though_the_system_fails_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread to be had, for example: the rules may not stay for that."""
+    attempts: list[int] = []
+
+    async def end() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("kmodd.core.surface.trial.RETRY", 0.01)
+    deadline = Deadline(lambda: NOW, end)
+    deadline.set(NOW)
+    for _ in range(1000):
+        if len(attempts) == 2:
+            break
+        await asyncio.sleep(0.005)
+    await deadline.close()
+    assert len(attempts) == 2

@@ -116,9 +116,7 @@ class Enforcement:
 
     async def confirm(self, caller: Caller, reason: str) -> SurfacePlan:
         """Keep the rules that are on trial; Conflict where there are none, and as `apply`."""
-        plan = await self._to_the_end(caller, CONFIRM, reason, self._confirm)
-        self._deadline.cancel()
-        return plan
+        return await self._to_the_end(caller, CONFIRM, reason, self._confirm)
 
     async def revert(self, caller: Caller, reason: str) -> SurfacePlan:
         """Take the rules back that are on trial; Conflict where there are none, NotPermitted."""
@@ -146,9 +144,7 @@ class Enforcement:
         """None without a trial."""
         if await self._in_thread(self._on_trial) is None:
             return None
-        plan = await self._to_the_end(caller, REVERT, reason, self._revert)
-        self._deadline.cancel()
-        return plan
+        return await self._to_the_end(caller, REVERT, reason, self._revert)
 
     async def _to_the_end(
         self, caller: Caller, action: str, reason: str, work: Callable[[], SurfacePlan], *, dry_run: bool = False
@@ -314,18 +310,22 @@ class Enforcement:
             raise
         if not dry_run:
             self._index.refresh()
+            # Here, and not where the caller waits, who may have left, or be overtaken by the next trial.
             if plan.until:
                 self._deadline.set(plan.until)
+            else:
+                self._deadline.cancel()
             self._record(caller, action, reason, begun, plan, None)
         return plan
 
     def _apply(self, *, weaken: bool, dry_run: bool, trial: int) -> SurfacePlan:
-        plan = self._plan()
+        # It takes no seconds, and the plan does.
         if (text := self._on_trial()) is not None:
             raise Conflict(
                 _trial_message(text),
                 evidence=Evidence(file=trials.FILE, hint="kmodctl surface confirm, or kmodctl surface revert"),
             )
+        plan = self._plan()
         if plan.release and trial:
             raise Conflict(
                 f"a trial blocks modules and allows none, and {_counted(plan.release)} would be allowed again: "

@@ -87,6 +87,7 @@ class Deadline:
     async def _run(self) -> None:
         try:
             await self._end()
-        except KmoddError:
-            # It is recorded; the rules may not stay for that.
+        except (KmoddError, OSError, RuntimeError):
+            # An error of kmodd's is in the journal; the others are of a system without descriptors or threads. The rules may not
+            # stay for that.
             self._after(RETRY)

@@ -29,13 +29,14 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kmodd.kernel.modules.alias_text import AliasText
+    from kmodd.kernel.users.tasks import Budget, Sighting
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -75,30 +76,30 @@ def answers(order: Any, root: Path) -> Iterator[dict[str, Any]]:
 
 def _search(root: Path) -> Iterator[dict[str, Any]]:
     # Imported here: who only asks for an executable need not wait for it.
-    from dataclasses import asdict
-
-    from kmodd.kernel.users.tasks import Budget
     from kmodd.kernel.users.usage import ProcUsage
 
-    aliases = _aliases(root)
-    search = ProcUsage(root, aliases)
-    aliases("")  # The index is root's own and read once: it takes nothing of a search's time.
-    budget = Budget()
-    for modules, user in search.search(budget):
-        yield {"modules": sorted(modules), "user": asdict(user)}
-    yield {"end": True, "partial": budget.partial, "crowded": list(budget.crowded)[:CROWDED_MAX]}
+    return _users(root, lambda aliases, budget: ProcUsage(root, aliases).search(budget))
 
 
 def _tables(root: Path) -> Iterator[dict[str, Any]]:
-    from dataclasses import asdict
-
-    from kmodd.kernel.users.tasks import Budget, bounded, references
+    from kmodd.kernel.users.tasks import bounded, references
     from kmodd.kernel.users.xtables import legacy_users, read_table
 
+    def search(aliases: "AliasText", budget: "Budget") -> "Iterator[Sighting]":
+        return bounded(legacy_users(root, references(root), aliases, read_table, budget), budget, set())
+
+    return _users(root, search)
+
+
+def _users(root: Path, search: "Callable[[AliasText, Budget], Iterator[Sighting]]") -> Iterator[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from kmodd.kernel.users.tasks import Budget
+
     aliases = _aliases(root)
-    aliases("")
+    aliases("")  # The index is root's own and read once: it takes nothing of a search's time.
     budget = Budget()
-    for modules, user in bounded(legacy_users(root, references(root), aliases, read_table, budget), budget, set()):
+    for modules, user in search(aliases, budget):
         yield {"modules": sorted(modules), "user": asdict(user)}
     yield {"end": True, "partial": budget.partial, "crowded": list(budget.crowded)[:CROWDED_MAX]}
 

@@ -35,7 +35,9 @@ _TEXT_MAX = 4096
 _LIST_MAX = 64
 _UNANSWERED = "the inspector did not answer"
 _TABLE_NAMES = ("ip_tables_names", "ip6_tables_names", "arp_tables_names")
-"""Files in /proc/net, each there while the kernel has such tables, and readable to root alone."""
+"""Files in /proc/net, each there while the kernel has such tables, and readable to root alone. As in `xtables`, which an idle
+daemon does not import.
+"""
 
 
 @dataclass(slots=True)
@@ -139,10 +141,10 @@ class Inspector:
         if any((self._network / name).exists() for name in _TABLE_NAMES):
             orders.append(self._tables.ask({"tables": True}))
         rest, *tables = await asyncio.gather(*orders)
-        search = _Search()
+        replies = (*tables, rest)
+        search = _Search(partial=", ".join(dict.fromkeys(reply.partial for reply in replies if reply.partial)))
         known: frozenset[str] = frozenset()
-        for reply in (*tables, rest):
-            search.partial = ", ".join(filter(None, (search.partial, reply.partial)))
+        for reply in replies:
             search.crowded |= frozenset(reply.crowded)
             for modules, user in reply.users:
                 for module in modules:
