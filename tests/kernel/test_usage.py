@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from kmodd.kernel.files import readlink
 from kmodd.kernel.users.process import SocketModules, SocketUse, inode
-from kmodd.kernel.users.tasks import Budget, Limits, namespace_owner
+from kmodd.kernel.users.tasks import Budget, Limits, Tasks, namespace_owner
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot, number
 
@@ -341,7 +342,6 @@ def test_service_with_processes_of_several_users_is_not_stopped(root: FakeRoot, 
     root.process(40, "/usr/sbin/cron", cgroup=cgroup, parent=1)
     root.process(44, "/home/alice/x", ("/dev/zero",), cgroup=cgroup, parent=1)
     os.chown(root.path / "proc/44", 1000, -1)
-    root.put("proc/44/status", "Uid:\t1000\t1000\t1000\t1000\n")
     if others == "root's":
         root.group(cgroup, 40, 44)
     (user,) = root.found("mem")
@@ -434,11 +434,11 @@ def test_users_take_turns(root: FakeRoot) -> None:
 
 
 def test_process_that_may_not_be_dumped_counts_as_its_users(root: FakeRoot) -> None:
-    """In /proc it is root's, and any user can make one: it is neither first nor without a limit for that."""
+    """What is in its folder in /proc is root's, and any user can make one: it is neither first nor without a limit for that."""
     root.put("proc/devices", "Character devices:\n  1 mem\n")
     for pid, user in ((10, 1000), (11, 1000), (12, 0)):
         root.process(pid, "/usr/bin/a", ("/dev/zero",) * 3)
-        root.put(f"proc/{pid}/status", f"Name:\ta\nUid:\t{user}\t{user}\t{user}\t{user}\n")
+        os.chown(root.path / f"proc/{pid}", user, -1)
     users = root.found("mem", limited(descriptors_per_user=4))
     assert [(user.pid, user.owner) for user in users] == [(12, 0), (10, 0), (11, 0)]
     budget = limited(descriptors_per_user=2)
@@ -540,3 +540,19 @@ def test_protocols_of_modules_that_are_not_loaded_are_not_looked_for(protocols: 
 def test_what_is_no_socket_has_no_protocol(protocols: SocketModules) -> None:
     assert protocols.uses(Path("/proc/self/exe"), "/usr/bin/python3") == []
     assert protocols.uses(Path("/proc/self/fd/999"), "socket:[1]") == []
+
+
+def test_owner_of_a_real_process_that_may_not_be_dumped_is_root_and_its_user_is_its_own() -> None:
+    """The kernel is the judge (task_dump_owner in fs/proc/base.c): a program of which its own user may see nothing in /proc."""
+    program = (
+        "import ctypes, os; os.setgid(65534); os.setuid(65534); "
+        "ctypes.CDLL(None).prctl(4, *[ctypes.c_ulong(0)] * 4); print(flush=True); input()"  # PR_SET_DUMPABLE
+    )
+    command = [sys.executable, "-I", "-S", "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        tasks = {task.pid: task for task in Tasks(Path("/"), Budget()).all}
+        process.communicate(b"\n")
+    assert (tasks[process.pid].user, tasks[process.pid].uid) == (65534, 0)
+    assert (tasks[os.getpid()].user, tasks[os.getpid()].uid) == (os.geteuid(), os.geteuid())

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from kmodd.kernel.files import listdir, read_text, readlink
+from kmodd.kernel.files import is_folder, listdir, read_text, readlink
 from kmodd.kernel.modules.alias_text import AliasText
-from kmodd.kernel.users.devices import DeviceOwners
+from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mount, Mounts
 from kmodd.kernel.users.rtnetlink import Link, Rtnetlink
 from kmodd.kernel.users.tasks import Budget, Limits, NamespaceOwner, Tasks, namespace_owner
@@ -81,7 +81,7 @@ class Consequences:
         self._budget = budget
         self._netlink = netlink
         self._tasks = Tasks(root, budget, owner)
-        self._mounts = Mounts(self._tasks, lambda type_: frozenset({type_} & {"nsfs"}), budget)
+        self._mounts = Mounts(self._tasks, lambda _: frozenset(), budget)
         self._closed = 0
         """Processes whose network namespace may not be known."""
         self._bound = {name: tuple(_bound_devices(root, name)) for name in self._modules}
@@ -201,16 +201,17 @@ class Consequences:
         """Every network namespace that a process is in or that is mounted, but the system's own."""
         own = readlink(self._root / "proc/self/ns/net")
         namespaces: dict[str, _Namespace] = {}
-        for mount in self._mounts.all:
+        for mount in self._mounts.of_type("nsfs"):
             link = mount.root
-            if mount.type == "nsfs" and link.startswith("net:[") and link not in namespaces:
+            if link.startswith("net:[") and link not in namespaces:
                 path = f"{self._root}/proc/{mount.task.pid}/root{mount.point}"
                 owner = 0 if mount.task.pid == 1 else mount.task.uid
                 namespaces[link] = _Namespace(link, path.replace("//", "/"), _label(mount), owner)
+        processes = f"{self._root}/proc"
         for task in self._tasks.all:
             if task.pid == 1:
                 continue  # the machine's own namespace is that of the first process, and this one's
-            path = f"{self._tasks.folder(task)}/ns/net"
+            path = f"{processes}/{task.pid}/ns/net"
             try:
                 link = os.readlink(path)  # noqa: PTH115 - the plain text, thousands of times
             except (FileNotFoundError, ProcessLookupError):
@@ -335,15 +336,12 @@ class Consequences:
 
     def _disks(self) -> Iterator[Sighting]:
         """Disks by their numbers: those without a device behind them (brd, zram, null_blk, nbd), and those of a SCSI host."""
-        block = self._root / "sys/block"
+        block = f"{self._root}/sys/block"
         owners = DeviceOwners(self._root, self._aliases, self._modules)
         for name in listdir(block):
-            place = (block / name).resolve()
-            major, _, minor = (read_text(place / "dev") or "").partition(":")
-            if not (major.isdecimal() and minor.isdecimal()):
-                continue
-            for module in owners.modules("block", int(major), int(minor)):
-                yield from ((module, row) for row in self._disk(name, place))
+            number = device_number(read_text(f"{block}/{name}/dev"))
+            for module in owners.modules("block", *number) if number is not None else ():
+                yield from ((module, row) for row in self._disk(name, Path(block, name).resolve()))
 
     @cached_property
     def _swaps(self) -> frozenset[str]:
@@ -371,19 +369,19 @@ class Consequences:
 
 def _bound_devices(root: Path, module: str) -> Iterator[tuple[str, Path]]:
     """(driver, device's folder) of each device that is bound to a driver of the module."""
-    drivers = root / "sys/module" / module / "drivers"
-    entries = [(entry.partition(":")[2], drivers / entry) for entry in listdir(drivers)]
+    drivers = f"{root}/sys/module/{module}/drivers"
+    entries = [(entry.partition(":")[2], f"{drivers}/{entry}") for entry in listdir(drivers)]
     # What registers a driver without saying whose it is (button, scsi_debug) is known by the driver's name.
-    for bus in listdir(root / "sys/bus"):
+    for bus in listdir(f"{root}/sys/bus"):
         for name in {module, module.replace("_", "-")}:
-            folder = root / "sys/bus" / bus / "drivers" / name
-            if folder.is_dir() and not readlink(folder / "module"):
+            folder = f"{root}/sys/bus/{bus}/drivers/{name}"
+            if is_folder(folder) and not readlink(f"{folder}/module"):
                 entries.append((name, folder))
     for driver, folder in entries:
         for device in listdir(folder):
             # Links to devices stand beside `module` and the attributes bind, unbind, uevent.
-            if device != "module" and readlink(folder / device):
-                yield driver, (folder / device).resolve()
+            if device != "module" and readlink(f"{folder}/{device}"):
+                yield driver, Path(folder, device).resolve()
 
 
 def _interface(link: Link, namespace: _Namespace | None = None) -> Consequence:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from kmodd.kernel.files import listdir, read_text, readlink
+from kmodd.kernel.files import listdir, read_text, readlink, status_if_there
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
@@ -71,14 +71,17 @@ class DeviceOwners:
     def _below(self, major: int, minor: int) -> tuple[tuple[int, int], ...]:
         key = (major, minor)
         if key not in self._lower:
-            folder = self._root / "sys/dev/block" / f"{major}:{minor}"
-            if (folder / "partition").exists():
-                folder = folder / ".."
-            texts = [read_text(folder / "slaves" / name / "dev") for name in listdir(folder / "slaves")]
-            if backing := _BACKING.fullmatch(read_text(folder / "loop/backing_file") or ""):
-                texts.append(read_text(self._root / "sys/class/block" / backing[1] / "dev"))
+            folder = self._disk(major, minor)
+            texts = [read_text(f"{folder}/slaves/{name}/dev") for name in listdir(f"{folder}/slaves")]
+            if backing := _BACKING.fullmatch(read_text(f"{folder}/loop/backing_file") or ""):
+                texts.append(read_text(f"{self._root}/sys/class/block/{backing[1]}/dev"))
             self._lower[key] = tuple(number for text in texts if (number := device_number(text)) is not None)
         return self._lower[key]
+
+    def _disk(self, major: int, minor: int) -> str:
+        """The folder of a block device in /sys; of a partition, that of its disk."""
+        folder = f"{self._root}/sys/dev/block/{major}:{minor}"
+        return f"{folder}/.." if status_if_there(f"{folder}/partition") is not None else folder
 
     def _own(self, kind: str, major: int, minor: int) -> frozenset[str]:
         key = (kind, major, minor)
@@ -88,7 +91,7 @@ class DeviceOwners:
         return self._known[key]
 
     def _of_char(self, major: int, minor: int) -> Iterator[str]:
-        folder = self._root / "sys/dev/char" / f"{major}:{minor}"
+        folder = f"{self._root}/sys/dev/char/{major}:{minor}"
         yield from _drivers(folder)
         if major == MISC_MAJOR:
             # All of misc's devices share one driver; only /proc/misc knows them apart.
@@ -98,7 +101,7 @@ class DeviceOwners:
                 yield from watchdog_drivers(self._root / "sys/class/watchdog/watchdog0")
         elif name := self._majors["char"].get(major):
             yield name
-        if subsystem := readlink(folder / "subsystem").rpartition("/")[2]:
+        if subsystem := readlink(f"{folder}/subsystem").rpartition("/")[2]:
             yield subsystem
             if subsystem == _WATCHDOG:
                 yield from watchdog_drivers(folder)
@@ -107,8 +110,7 @@ class DeviceOwners:
             yield from self._resolve(f"devname:{node}")
 
     def _of_block(self, major: int, minor: int) -> Iterator[str]:
-        folder = self._root / "sys/dev/block" / f"{major}:{minor}"
-        disk = folder / ".." if (folder / "partition").exists() else folder
+        disk = self._disk(major, minor)
         yield from _drivers(disk)
         yield from self._of_host(disk)
         if name := self._majors["block"].get(major):
@@ -117,21 +119,21 @@ class DeviceOwners:
                 yield from (module for module in self._loaded if module.startswith(canonical(name)))
         yield from self._resolve(f"block-major-{major}-{minor}")
         # Behind device-mapper and md stands the target's or the level's module as well.
-        uuid = read_text(disk / "dm/uuid") or ""
+        uuid = read_text(f"{disk}/dm/uuid") or ""
         if uuid.startswith("CRYPT-"):
             yield "dm_crypt"
         elif uuid.startswith("mpath-"):
             yield "dm_multipath"
-        level = read_text(disk / "md/level") or ""
+        level = read_text(f"{disk}/md/level") or ""
         if _MD_LEVEL.fullmatch(level):
             yield level
             yield from self._resolve(f"md-{level}")
 
-    def _of_host(self, disk: Path) -> Iterator[str]:
+    def _of_host(self, disk: str) -> Iterator[str]:
         """The host adapter of a SCSI disk, which an open disk holds as well (scsi_device_get in drivers/scsi/scsi.c)."""
-        if readlink(disk / "device/subsystem").rpartition("/")[2] != "scsi":
+        if readlink(f"{disk}/device/subsystem").rpartition("/")[2] != "scsi":
             return
-        place = (disk / "device").resolve().parent
+        place = Path(disk, "device").resolve().parent
         while place.name and place != self._root:
             if place.name.startswith("host") and place.name[4:].isdecimal():
                 name = read_text(place / "scsi_host" / place.name / "proc_name") or ""
@@ -163,10 +165,10 @@ class DeviceOwners:
         return {int(minor): name.strip() for minor, _, name in pairs if minor.isdecimal()}
 
 
-def watchdog_drivers(folder: Path) -> Iterator[str]:
+def watchdog_drivers(folder: Path | str) -> Iterator[str]:
     """The module of a watchdog, by its device or, where it has none, by what it calls itself."""
     yield from _drivers(folder)
-    if module := _WATCHDOGS.get(read_text(folder / "identity") or ""):
+    if module := _WATCHDOGS.get(read_text(f"{folder}/identity") or ""):
         yield module
 
 
@@ -176,14 +178,14 @@ def device_number(text: str | None) -> tuple[int, int] | None:
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
-def _drivers(folder: Path) -> Iterator[str]:
+def _drivers(folder: Path | str) -> Iterator[str]:
     for link in ("device/driver/module", "driver/module"):
-        if target := readlink(folder / link):
+        if target := readlink(f"{folder}/{link}"):
             yield target.rpartition("/")[2]
 
 
-def _property(folder: Path, key: str) -> str:
-    for line in (read_text(folder / "uevent") or "").splitlines():
+def _property(folder: str, key: str) -> str:
+    for line in (read_text(f"{folder}/uevent") or "").splitlines():
         name, _, value = line.partition("=")
         if name == key:
             return value

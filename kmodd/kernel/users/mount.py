@@ -84,22 +84,11 @@ class Mounts:
         originals = Originals()
         devices: set[str] = set()
         base: set[str] = set()
-        tables = 0
-        namespaces: set[str] = set()
-        for task in self._tasks.all:
-            # Without the right to see the link (CAP_SYS_PTRACE for other users' processes) every table is read.
-            if task.namespace in namespaces:
-                continue
-            if task.namespace:
-                namespaces.add(task.namespace)
-            if tables > self._budget.limits.namespaces:
-                self._budget.met(f"there are more than {self._budget.limits.namespaces} mount namespaces")
-                break
-            tables += 1
+        for task, lines in self._tables():
             table, listed = MountTable(), dict[bytes, Mount]()
-            for line in self._lines(task):
+            for line in lines:
                 number = table.add(line)
-                mount = self._parse(line, task)
+                mount = self._mount(line, task) if self._may_concern_a_module(line) else None
                 if mount is None or number in mounts or mount.device in base:
                     continue
                 if len(mounts) + len(listed) >= self._budget.limits.mounts:
@@ -115,9 +104,38 @@ class Mounts:
                 if listed and self._tasks.is_roots(task):
                     originals.add(table)
             mounts |= listed
-            if not self._budget.in_time_for_mounts():
-                break
         return tuple(mounts.values())
+
+    def of_type(self, type_: str) -> Iterator[Mount]:
+        """Every mount of one type, each copy of it included: which of them an umount leaves takes long to find out."""
+        mark, found = f" - {type_} ".encode(), 0
+        for task, lines in self._tables():
+            for line in lines:
+                if mark not in line or (mount := self._mount(line, task)) is None or mount.type != type_:
+                    continue
+                if found == self._budget.limits.mounts:
+                    self._budget.met(f"there are more than {found} mounts of type {type_}")
+                    return
+                found += 1
+                yield mount
+
+    def _tables(self) -> Iterator[tuple[Task, Iterator[bytes]]]:
+        """The table of each mount namespace by a process that sees it, the system's own first."""
+        tables = 0
+        namespaces: set[str] = set()
+        for task in self._tasks.all:
+            # Without the right to see the link (CAP_SYS_PTRACE for other users' processes) every table is read.
+            if task.namespace in namespaces:
+                continue
+            if task.namespace:
+                namespaces.add(task.namespace)
+            if tables > self._budget.limits.namespaces:
+                self._budget.met(f"there are more than {self._budget.limits.namespaces} mount namespaces")
+                return
+            tables += 1
+            yield task, self._lines(task)
+            if not self._budget.in_time_for_mounts():
+                return
 
     @staticmethod
     def _staying(
@@ -209,12 +227,19 @@ class Mounts:
             self._types[base] = self._modules_of(base.decode(errors="replace"))
         return self._types[base]
 
-    def _parse(self, line: bytes, task: Task) -> Mount | None:
+    def _may_concern_a_module(self, line: bytes) -> bool:
+        """It has a device, or its type is a module's."""
+        fields = line.split(b" ", 3)
+        if len(fields) < 4 or not fields[2].startswith(b"0:"):
+            return True
+        return bool(self._modules(line.partition(b" - ")[2].partition(b" ")[0]))
+
+    @staticmethod
+    def _mount(line: bytes, task: Task) -> Mount | None:
+        """None for what is no line of mountinfo."""
         before, separator, after = line.partition(b" - ")
         fields, rest = before.split(b" "), after.split(b" ")
         if not separator or len(fields) < 6 or len(rest) < 2:
-            return None
-        if fields[2].startswith(b"0:") and not self._modules(rest[0]):
             return None
         device, root, point, type_, source = (
             part.decode(errors="replace") for part in (fields[2], fields[3], fields[4], rest[0], rest[1])

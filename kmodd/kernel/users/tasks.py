@@ -194,9 +194,9 @@ class Task:
 
     pid: int
     uid: int
-    """Whose view of /proc shows it; 0 for a process that may not be dumped."""
+    """Whose view of /proc shows its files and namespaces; 0 for a process that may not be dumped."""
     user: int
-    """Whose it is, and whose share of a search it takes."""
+    """Its effective user, whose share of a search it takes."""
     namespace: str
     """Its mount namespace as its link reads; empty where that may not be read."""
 
@@ -229,12 +229,13 @@ class Tasks:
                     if not self._budget.in_time():
                         break
                     try:
-                        uid = entry.stat(follow_symlinks=False).st_uid
+                        # The folder belongs to the effective user. Of a process that may not be dumped, all below it is
+                        # root's (task_dump_owner in fs/proc/base.c): any user can make one.
+                        user = entry.stat(follow_symlinks=False).st_uid
+                        uid = user and os.stat(f"{entry.path}/fd").st_uid  # noqa: PTH116 - plain texts, thousands of times
                     except OSError as error:
                         note(error)
                         continue
-                    # Any user can make processes that may not be dumped, and be root in /proc with them.
-                    user = uid or _user(entry.path)
                     found.append(Task(int(entry.name), uid, user, readlink(f"{entry.path}/ns/mnt")))
         except OSError as error:
             note(error)
@@ -335,14 +336,6 @@ def _unit(group: str) -> tuple[str, bool]:
         return "", False
     unit = next((name for name in names if not name.endswith(".slice")), "")
     return unit, names[-1] != unit
-
-
-def _user(folder: str) -> int:
-    """The effective user id of a process (proc(5), /proc/pid/status); 0 where it cannot be read."""
-    for line in (read_text(f"{folder}/status") or "").splitlines():
-        if line.startswith("Uid:"):
-            return int(line.split()[2])
-    return 0
 
 
 def is_of_socket(unit: str) -> bool:
