@@ -24,6 +24,8 @@ from tests.bench.pipeline import Pipeline
 
 MODULE = "dummy"
 PARAMETERS = {"numdummies": "0"}
+PLAIN = "ts_kmp"
+"""A module without interfaces and devices: what is removed with it is known without a look at each process's namespaces."""
 PAUSE = 0.1
 """Seconds. Longer ones measure how fast the host wakes an idle virtual machine."""
 POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -126,6 +128,10 @@ async def load_and_unload(bus: MessageBus, rounds: int) -> None:
         ("kmodd Unload", lambda: _timed(lambda: call(bus, manager("Unload", *unload)))),
         ("modprobe process", lambda: process("modprobe", MODULE, arguments)),
         ("rmmod process", lambda: process("rmmod", MODULE)),
+        (f"kmodd Load of {PLAIN}", lambda: _timed(lambda: call(bus, manager("Load", "sa{ss}a{sv}", [PLAIN, {}, {}])))),
+        (f"kmodd Unload of {PLAIN}", lambda: _timed(lambda: call(bus, manager("Unload", "sa{sv}", [PLAIN, {}])))),
+        (f"modprobe process for {PLAIN}", lambda: process("modprobe", PLAIN)),
+        (f"rmmod process for {PLAIN}", lambda: process("rmmod", PLAIN)),
     ]
     for turn in range(rounds + 3):
         for name, contender in contenders:
@@ -148,6 +154,8 @@ async def load_and_unload(bus: MessageBus, rounds: int) -> None:
     ):
         for kind, of in (("medians", table.median), ("minima", table.minimum)):
             table.ratio(f"{text}, {kind}", of(tool) / of(name), aim)
+    plain = table.median(f"rmmod process for {PLAIN}") / table.median(f"kmodd Unload of {PLAIN}")
+    table.ratio(f"rmmod process / Unload of {PLAIN}, medians", plain, "none")
 
 
 async def in_a_row(bus: MessageBus, rounds: int) -> None:
