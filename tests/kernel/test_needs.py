@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.needs.sources import SystemNeeds
+from kmodd.kernel.needs import SystemNeeds
 from kmodd.model.surface_policy import Reading
 
 MOUNTINFO = """\
