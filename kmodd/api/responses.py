@@ -3,8 +3,8 @@
 
 from kmodd.api import options
 from kmodd.api import replies as rows
-from kmodd.core.surface.records import given_record, is_id, spelled
-from kmodd.core.surface.refused import RefusedAttempts
+from kmodd.core.module_requests import RefusedAttempts
+from kmodd.core.surface.vulnerabilities import given_record, is_id, spelled
 from kmodd.errors import InvalidArgs
 from kmodd.model.responses import KernelReport, ModuleUse, Response, ResponseOutcome, Vulnerability
 from kmodd.names import ARRAY_MAX, MODULE_NAME_MAX, is_module_name

@@ -9,10 +9,10 @@ from kmodd.api import polkit_details as asked
 from kmodd.api import replies as rows
 from kmodd.api import responses as replies
 from kmodd.api.services import Services
-from kmodd.core.surface import refused
+from kmodd.core.module_requests import count_refused, refused_records
 from kmodd.core.surface.enforcement import APPLY, CONFIRM, REVERT
+from kmodd.core.surface.rule_file import check_trial
 from kmodd.core.surface.service import exposure_of
-from kmodd.core.surface.trial import check_seconds
 from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
 from kmodd.errors import InvalidArgs
@@ -103,7 +103,7 @@ class SurfaceInterface:
     def apply(self, values: options.Values) -> Call:
         weaken, dry_run = values.get("weaken", False), values.get("dry-run", False)
         reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
-        trial = check_seconds(values["try-seconds"]) if "try-seconds" in values else 0
+        trial = check_trial(values["try-seconds"]) if "try-seconds" in values else 0
 
         async def run(caller: Caller) -> rows.Row:
             return _plan(
@@ -181,11 +181,11 @@ class SurfaceInterface:
 
     def get_refused(self, values: options.Values) -> Call:
         highest = self._services.daemon_settings().history_limit_max
-        query = refused.query(values.get("since", 0), options.number(values, "limit", highest, highest))
+        query = refused_records(values.get("since", 0), options.number(values, "limit", highest, highest))
 
         async def run(caller: Caller) -> list[rows.Row]:
             entries = await self._services.history(query, caller)
-            return [replies.refused(each) for each in refused.aggregate(entries, await self._services.responses.all())]
+            return [replies.refused(each) for each in count_refused(entries, await self._services.responses.all())]
 
         behalf = asked.behalf(options.on_behalf_of(values))
         return Call(run, {"action": "read-history", **behalf}, cancellable=True)
@@ -297,7 +297,7 @@ def _exposure(exposure: Exposure) -> rows.Row:
 
 def _route(route: Route, surface: Surface) -> rows.Row:
     # The tables of what the kernel requests are not for an idle daemon.
-    from kmodd.core.surface.sentences import closing, going
+    from kmodd.core.surface.surface import closing, going
 
     row: rows.Row = {
         "kind": ("s", route.kind),

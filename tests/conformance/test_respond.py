@@ -6,7 +6,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 from kmodd.core.rules.managed_files import Entry, render
-from kmodd.core.surface.assessment import REQUESTS_SHOWN, assess, placement, requests_of
+from kmodd.core.surface.vulnerabilities import REQUESTS_SHOWN, assess, placement, requests_of
 from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.ports import Facts
 from kmodd.model import KernelFacts, Verb

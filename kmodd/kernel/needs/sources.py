@@ -17,6 +17,47 @@ _VIRTUAL = {"dm-": "dm_mod", "md": "md_mod"}
 """Block devices without a driver, whose module is not called as they are."""
 _CRYPT = "CRYPT-"
 _ATTRIBUTES = 4096
+_DEVICE_MAX = 480
+"""Letters of an alias that are shown."""
+FLOOR = frozenset({"/", "/usr", "/boot", "/boot/efi", "/efi", "/etc", "/var"})
+"""Mount points without which the system does not start."""
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_NO_TYPE = frozenset({"", "none", "auto", "swap", "bind"})
+_SIZE_MAX = 16 << 20
+# What cryptsetup needs to open a LUKS or plain volume of the usual kinds; a volume that is not open does not say.
+_CIPHERS = ("dm_crypt", "crypto-aes", "crypto-xts", "crypto-cbc", "crypto-essiv", "crypto-sha256", "crypto-sha512")
+_FOLDERS = (
+    "etc/systemd/system",
+    "run/systemd/system",
+    "run/systemd/generator",
+    "run/systemd/generator.late",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+)
+_UNIT_MAX = 1 << 16
+_FILES_MAX = 8192
+_INSTANCE = re.compile(r"modprobe@([A-Za-z0-9_\\:.-]+)\.service")
+_COMMAND = re.compile(r"(?:^|[\s/=@+!-])modprobe((?:\s+[^\s;&|\"']+)+)")
+_TYPE = re.compile(r"^Type\s*=\s*(\S+)", re.MULTILINE)
+_HEX = re.compile(r"\\x([0-9a-f]{2})")
+RUNTIMES = ("containerd", "crio", "docker", "dockerd", "incusd", "k3s", "kubelet", "lxc-start", "lxd", "podman")
+_PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "bin")
+# What Docker's check-config.sh, kube-proxy, the CNI plugins and netavark use on a stock kernel.
+CONTAINERS = (
+    "overlay", "fuse", "tun", "veth", "bridge", "br_netfilter", "vxlan", "macvlan", "ipvlan", "macvtap", "dummy", "ip_tables",
+    "ip6_tables", "iptable_filter", "iptable_nat", "iptable_mangle", "iptable_raw", "ip6table_filter", "ip6table_nat",
+    "ip6table_mangle", "nf_tables", "nft_compat", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat", "nft_redir", "nft_reject",
+    "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_fib", "nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_limit",
+    "nft_log", "nft_numgen", "nft_hash", "nft_counter", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nfnetlink", "nfnetlink_log",
+    "xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark", "xt_MASQUERADE", "xt_multiport", "xt_nat", "xt_physdev",
+    "xt_recent", "xt_REDIRECT", "xt_set", "xt_socket", "xt_statistic", "xt_tcpudp", "xt_TPROXY", "xt_u32", "ipt_REJECT",
+    "ip6t_REJECT", "xt_limit", "xt_LOG", "xt_NFLOG", "xt_ipvs", "xt_bpf", "ip_set", "ip_set_hash_ip", "ip_set_hash_net",
+    "ip_set_hash_ipport", "ip_set_hash_ipportip", "ip_set_hash_ipportnet", "ip_set_bitmap_port", "ip_vs", "ip_vs_rr",
+    "ip_vs_wrr", "ip_vs_sh", "ip_vs_lc", "sch_ingress", "sch_htb", "sch_tbf", "sch_fq", "sch_fq_codel", "cls_bpf", "act_bpf",
+    "bpfilter", "inet_diag", "tcp_diag", "udp_diag",
+)  # fmt: skip
+_KINDS = frozenset({".service", ".mount", ".automount", ".socket", ".target", ".path", ".timer", ".conf"})
 
 
 def below(device: Path, sys: Path, evidence: str) -> Iterator[Want]:
@@ -97,10 +138,6 @@ def _algorithms(root: Path) -> Iterator[str]:
     yield from dict.fromkeys(module for module in modules if module != "kernel")
 
 
-_DEVICE_MAX = 480
-"""Letters of an alias that are shown."""
-
-
 def devices(root: Path) -> Iterator[Want]:
     """The aliases of all devices that are there."""
     yield from (Want(alias, f"device {alias[:_DEVICE_MAX]}") for alias in dict.fromkeys(present_aliases(root)))
@@ -141,15 +178,6 @@ def interfaces(root: Path, kinds: Callable[[], Mapping[str, str]]) -> Iterator[W
             yield from below(folder, sys, evidence)
             yield from below(folder / "device", sys, evidence)
             yield from below(folder / "phydev", sys, evidence)
-
-
-FLOOR = frozenset({"/", "/usr", "/boot", "/boot/efi", "/efi", "/etc", "/var"})
-"""Mount points without which the system does not start."""
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-_NO_TYPE = frozenset({"", "none", "auto", "swap", "bind"})
-_SIZE_MAX = 16 << 20
-# What cryptsetup needs to open a LUKS or plain volume of the usual kinds; a volume that is not open does not say.
-_CIPHERS = ("dm_crypt", "crypto-aes", "crypto-xts", "crypto-cbc", "crypto-essiv", "crypto-sha256", "crypto-sha512")
 
 
 def mounts(root: Path) -> Iterator[Want]:
@@ -241,39 +269,6 @@ def _unescaped(text: str) -> str:
     return _ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), text)
 
 
-_FOLDERS = (
-    "etc/systemd/system",
-    "run/systemd/system",
-    "run/systemd/generator",
-    "run/systemd/generator.late",
-    "usr/local/lib/systemd/system",
-    "usr/lib/systemd/system",
-    "lib/systemd/system",
-)
-_UNIT_MAX = 1 << 16
-_FILES_MAX = 8192
-_INSTANCE = re.compile(r"modprobe@([A-Za-z0-9_\\:.-]+)\.service")
-_COMMAND = re.compile(r"(?:^|[\s/=@+!-])modprobe((?:\s+[^\s;&|\"']+)+)")
-_TYPE = re.compile(r"^Type\s*=\s*(\S+)", re.MULTILINE)
-_HEX = re.compile(r"\\x([0-9a-f]{2})")
-RUNTIMES = ("containerd", "crio", "docker", "dockerd", "incusd", "k3s", "kubelet", "lxc-start", "lxd", "podman")
-_PROGRAMS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "bin")
-# What Docker's check-config.sh, kube-proxy, the CNI plugins and netavark use on a stock kernel.
-CONTAINERS = (
-    "overlay", "fuse", "tun", "veth", "bridge", "br_netfilter", "vxlan", "macvlan", "ipvlan", "macvtap", "dummy", "ip_tables",
-    "ip6_tables", "iptable_filter", "iptable_nat", "iptable_mangle", "iptable_raw", "ip6table_filter", "ip6table_nat",
-    "ip6table_mangle", "nf_tables", "nft_compat", "nft_chain_nat", "nft_ct", "nft_masq", "nft_nat", "nft_redir", "nft_reject",
-    "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_fib", "nft_fib_inet", "nft_fib_ipv4", "nft_fib_ipv6", "nft_limit",
-    "nft_log", "nft_numgen", "nft_hash", "nft_counter", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nfnetlink", "nfnetlink_log",
-    "xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark", "xt_MASQUERADE", "xt_multiport", "xt_nat", "xt_physdev",
-    "xt_recent", "xt_REDIRECT", "xt_set", "xt_socket", "xt_statistic", "xt_tcpudp", "xt_TPROXY", "xt_u32", "ipt_REJECT",
-    "ip6t_REJECT", "xt_limit", "xt_LOG", "xt_NFLOG", "xt_ipvs", "xt_bpf", "ip_set", "ip_set_hash_ip", "ip_set_hash_net",
-    "ip_set_hash_ipport", "ip_set_hash_ipportip", "ip_set_hash_ipportnet", "ip_set_bitmap_port", "ip_vs", "ip_vs_rr",
-    "ip_vs_wrr", "ip_vs_sh", "ip_vs_lc", "sch_ingress", "sch_htb", "sch_tbf", "sch_fq", "sch_fq_codel", "cls_bpf", "act_bpf",
-    "bpfilter", "inet_diag", "tcp_diag", "udp_diag",
-)  # fmt: skip
-
-
 def units(root: Path) -> Iterator[Want]:
     """Modules that unit files name: `modprobe@NAME.service`, commands with modprobe, types of mounts; OSError for a folder."""
     seen = 0
@@ -310,9 +305,6 @@ def _unit(path: Path, shown: str) -> Iterator[Want]:
     if path.suffix == ".automount":
         yield Want("fs-autofs", shown)
         yield Want("autofs4", shown)
-
-
-_KINDS = frozenset({".service", ".mount", ".automount", ".socket", ".target", ".path", ".timer", ".conf"})
 
 
 def containers(root: Path) -> Iterator[Want]:
