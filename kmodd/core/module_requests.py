@@ -27,8 +27,8 @@ from kmodd.model import (
     Requester,
     State,
 )
-from kmodd.model.responses import Response
 from kmodd.model.rules import ManagedFile, way_out
+from kmodd.model.surface import Response
 from kmodd.names import ModuleName, canonical, parse_module_or_alias
 
 SETTLE: Final = 2.0

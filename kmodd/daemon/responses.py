@@ -14,7 +14,7 @@ from kmodd.config.toml_file import DropIns
 from kmodd.core.surface.vulnerabilities import read_records
 from kmodd.errors import Conflict, Evidence, InvalidArgs, NotPermitted, errno_name
 from kmodd.kernel.atomic_file import read_file, write_whole
-from kmodd.model.responses import OwnedRule, Response, Version, Vulnerability
+from kmodd.model.surface import OwnedRule, Response, Version, Vulnerability
 from kmodd.names import parse_module
 
 _T = TypeVar("_T")

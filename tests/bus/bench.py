@@ -54,9 +54,9 @@ from kmodd.model import (
     Plan,
     Record,
 )
-from kmodd.model.responses import Vulnerability
 from kmodd.model.rules import DesiredModule
 from kmodd.model.settings import DaemonSettings
+from kmodd.model.surface import Vulnerability
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
 from tests.kernel.fakeroot import FakeRoot

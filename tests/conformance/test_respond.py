@@ -10,8 +10,8 @@ from kmodd.core.surface.vulnerabilities import REQUESTS_SHOWN, assess, placement
 from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.ports import Facts
 from kmodd.model import KernelFacts, Verb
-from kmodd.model.responses import Placement, Vulnerability
 from kmodd.model.rules import ManagedFile
+from kmodd.model.surface import Placement, Vulnerability
 from kmodd.names import ModuleName, canonical
 from tests.conformance import generate
 from tests.conformance.oracle import Modprobe

@@ -21,7 +21,7 @@ from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import SimulatedModule
 from kmodd.model import Caller, HistoryEntry, HistoryQuery, Record, Rule
 from kmodd.model.settings import Document
-from kmodd.model.surface_policy import Because, Decision, Mode, Reading, SurfacePlan, Want
+from kmodd.model.surface import Because, Decision, Mode, Reading, SurfacePlan, Want
 from kmodd.names import ModuleName
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -37,8 +37,7 @@ from kmodd.kernel.ports import (
 )
 from kmodd.model import Caller, HistoryQuery, Record
 from kmodd.model.rules import ManagedFile
-from kmodd.model.surface import Reach
-from kmodd.model.surface_policy import Because, Decision, Fault, Mode, Needs, Reading, SurfacePlan, Want
+from kmodd.model.surface import Because, Decision, Fault, Mode, Needs, Reach, Reading, SurfacePlan, Want
 from kmodd.names import ModuleName
 
 FILE = ManagedFile.SURFACE

@@ -15,8 +15,7 @@ from kmodd.core.desired.state import is_kernel_condition, kernel_fits
 from kmodd.core.planning.planned_state import soft_targets
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model.settings import Document
-from kmodd.model.surface import Reach
-from kmodd.model.surface_policy import Because, Decision, Fault, Mode, Needs, PolicyRule, Reading, Reason, SurfacePolicy
+from kmodd.model.surface import Because, Decision, Fault, Mode, Needs, PolicyRule, Reach, Reading, Reason, SurfacePolicy
 from kmodd.names import ModuleName, is_module_name, parse_module, parse_reason
 from kmodd.suggestions import near
 from kmodd.text import shown

@@ -34,7 +34,8 @@ from kmodd.model import (
     State,
     Verb,
 )
-from kmodd.model.responses import (
+from kmodd.model.rules import RuleAction, RuleChange
+from kmodd.model.surface import (
     KernelReport,
     ModuleUse,
     OwnedRule,
@@ -44,7 +45,6 @@ from kmodd.model.responses import (
     Verdict,
     Vulnerability,
 )
-from kmodd.model.rules import RuleAction, RuleChange
 from kmodd.names import ModuleName
 
 RESPONSES_MAX = 64

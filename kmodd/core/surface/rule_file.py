@@ -30,7 +30,7 @@ from kmodd.errors import InvalidArgs, KmoddError
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Rule, Target
 from kmodd.model.rules import ManagedFile
-from kmodd.model.surface_policy import Decision, Fault
+from kmodd.model.surface import Decision, Fault
 from kmodd.names import ModuleName
 from kmodd.patterns import example
 

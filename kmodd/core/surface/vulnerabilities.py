@@ -14,8 +14,8 @@ from kmodd.config.section import Section
 from kmodd.core.surface.resolution import Resolver
 from kmodd.errors import Evidence, InvalidArgs, ModuleTreeMissing
 from kmodd.kernel.ports import Facts, InstalledKernels, ModuleIndex
-from kmodd.model.responses import KernelReport, KernelVersion, Placement, Verdict, Version, Vulnerability
 from kmodd.model.settings import Document
+from kmodd.model.surface import KernelReport, KernelVersion, Placement, Verdict, Version, Vulnerability
 from kmodd.names import ModuleName, canonical, parse_module
 from kmodd.patterns import example
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.modules.compression import Damaged, Unsupported
-from kmodd.model.surface_policy import Reading, Want
+from kmodd.model.surface import Reading, Want
 from kmodd.names import canonical
 
 WANTS_MAX = 65536

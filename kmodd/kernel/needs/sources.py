@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kmodd.kernel.files import listdir, read_if_there, read_text, readlink
 from kmodd.kernel.proc.facts import present_aliases
-from kmodd.model.surface_policy import Want
+from kmodd.model.surface import Want
 
 _DIGITS = re.compile(r"[0-9p]+$")
 _DEPTH_MAX = 32
