@@ -7,25 +7,48 @@ from collections.abc import Callable
 from kmodd.api import options
 from kmodd.api import polkit_details as asked
 from kmodd.api import replies as rows
-from kmodd.api import responses as replies
 from kmodd.api.services import Services
-from kmodd.core.surface import refused
+from kmodd.core.module_requests import RefusedAttempts, count_refused, refused_records
 from kmodd.core.surface.enforcement import APPLY, CONFIRM, REVERT
+from kmodd.core.surface.rule_file import check_trial
 from kmodd.core.surface.service import exposure_of
-from kmodd.core.surface.trial import check_seconds
+from kmodd.core.surface.vulnerabilities import given_record, is_id, spelled
 from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
 from kmodd.errors import InvalidArgs
 from kmodd.model import Caller
-from kmodd.model.responses import Vulnerability
 from kmodd.model.rules import ManagedFile
-from kmodd.model.surface import Exposure, Guard, Reach, Route, Surface
-from kmodd.model.surface_policy import Decision, Fault, Reason, SurfacePlan
-from kmodd.names import ModuleName, parse_glob, parse_module, parse_reason, parse_release
+from kmodd.model.surface import (
+    Decision,
+    Exposure,
+    Fault,
+    Guard,
+    KernelReport,
+    ModuleUse,
+    Reach,
+    Reason,
+    Response,
+    ResponseOutcome,
+    Route,
+    Surface,
+    SurfacePlan,
+    Vulnerability,
+)
+from kmodd.names import (
+    ARRAY_MAX,
+    MODULE_NAME_MAX,
+    ModuleName,
+    is_module_name,
+    parse_glob,
+    parse_module,
+    parse_reason,
+    parse_release,
+)
 from kmodd.patterns import matches
 
 ALLOW = "org.kmodd1.surface-allow"
 UNLOAD = "org.kmodd1.unload"
+_ID_MAX = len("module:") + ARRAY_MAX * (MODULE_NAME_MAX + 1)
 
 
 class SurfaceInterface:
@@ -103,7 +126,7 @@ class SurfaceInterface:
     def apply(self, values: options.Values) -> Call:
         weaken, dry_run = values.get("weaken", False), values.get("dry-run", False)
         reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
-        trial = check_seconds(values["try-seconds"]) if "try-seconds" in values else 0
+        trial = check_trial(values["try-seconds"]) if "try-seconds" in values else 0
 
         async def run(caller: Caller) -> rows.Row:
             return _plan(
@@ -140,7 +163,7 @@ class SurfaceInterface:
     # --- vulnerabilities ----------------------------------------------------------------------------------------------
 
     def respond(self, key: str, values: options.Values) -> Call:
-        named = replies.requested(key, values)
+        named = parse_vulnerability(key, values)
         reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
         dry_run, force = values.get("dry-run", False), values.get("force-in-use", False)
 
@@ -148,7 +171,7 @@ class SurfaceInterface:
             record = await self._services.responses.record(named, caller.uid)
 
             async def run(caller: Caller) -> rows.Row:
-                return replies.outcome(
+                return _outcome_row(
                     await self._services.responses.respond(
                         record, caller, dry_run=dry_run, force=force, reason=reason, on_behalf_of=behalf
                     )
@@ -161,12 +184,12 @@ class SurfaceInterface:
 
     def get_responses(self) -> Call:
         async def run(_: Caller) -> list[rows.Row]:
-            return [replies.response(each) for each in await self._services.responses.all()]
+            return [_response_row(each) for each in await self._services.responses.all()]
 
         return Call(run, cancellable=True)
 
     def end_response(self, key: str, values: options.Values) -> Call:
-        name = replies.parse_response_id(key)
+        name = parse_response_id(key)
         reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
 
         async def prepare(_: Caller) -> Call:
@@ -181,11 +204,11 @@ class SurfaceInterface:
 
     def get_refused(self, values: options.Values) -> Call:
         highest = self._services.daemon_settings().history_limit_max
-        query = refused.query(values.get("since", 0), options.number(values, "limit", highest, highest))
+        query = refused_records(values.get("since", 0), options.number(values, "limit", highest, highest))
 
         async def run(caller: Caller) -> list[rows.Row]:
             entries = await self._services.history(query, caller)
-            return [replies.refused(each) for each in refused.aggregate(entries, await self._services.responses.all())]
+            return [_refused_row(each) for each in count_refused(entries, await self._services.responses.all())]
 
         behalf = asked.behalf(options.on_behalf_of(values))
         return Call(run, {"action": "read-history", **behalf}, cancellable=True)
@@ -297,7 +320,7 @@ def _exposure(exposure: Exposure) -> rows.Row:
 
 def _route(route: Route, surface: Surface) -> rows.Row:
     # The tables of what the kernel requests are not for an idle daemon.
-    from kmodd.core.surface.sentences import closing, going
+    from kmodd.core.surface.surface import closing, going
 
     row: rows.Row = {
         "kind": ("s", route.kind),
@@ -327,4 +350,129 @@ def _route(route: Route, surface: Surface) -> rows.Row:
             "rule-kind": ("s", rule.kind),
             "command": ("b", route.command is not None),
         }
+    return row
+
+
+def parse_vulnerability(key: str, values: options.Values) -> Vulnerability:
+    """The record that `Respond` names: only the id where kmodd's own record of it is meant. InvalidArgs."""
+    lists = {name: values.get(name, ()) for name in ("modules", "files", "fixed")}
+    for name, value in lists.items():
+        if len(value) > ARRAY_MAX:
+            raise InvalidArgs(f"the option {name} has at most {ARRAY_MAX} entries", argument="options")
+    if not key and not lists["modules"]:
+        raise InvalidArgs("name a CVE, or modules", argument="id")
+    return given_record(
+        key,
+        lists["modules"],
+        files=lists["files"],
+        fixed=lists["fixed"],
+        unaffected_from=values.get("unaffected-from", ""),
+        unaffected_before=values.get("unaffected-before", ""),
+    )
+
+
+def parse_response_id(text: str) -> str:
+    """The id of a response: of a CVE, or `module:` and the names of modules. InvalidArgs."""
+    kind, colon, names = text.partition(":")
+    if len(text) > _ID_MAX or not (
+        is_id(text) or (kind == "module" and colon and all(map(is_module_name, names.split(","))))
+    ):
+        raise InvalidArgs("a response is named by its CVE, or by module: and the names of its modules", argument="id")
+    return text
+
+
+def _outcome_row(result: ResponseOutcome) -> rows.Row:
+    """The reply of `Respond`."""
+    return {
+        **_about(result.vulnerability),
+        "stage": ("s", result.stage),
+        "proven": ("b", result.proven),
+        "kernels": ("aa{sv}", list(map(_kernel_report, result.kernels))),
+        "uses": ("aa{sv}", list(map(_use, result.uses))),
+        "unloaded": ("as", list(result.unloaded)),
+        "still-loaded": ("a{ss}", dict(result.still_loaded)),
+        "history-known": ("b", result.history_known),
+    }
+
+
+def _response_row(kept: Response) -> rows.Row:
+    """A row of `GetResponses`."""
+    return {
+        **_about(kept.vulnerability),
+        "begun": ("t", kept.begun),
+        "rules": ("as", [rule.module for rule in kept.rules]),
+    }
+
+
+def _about(record: Vulnerability) -> rows.Row:
+    row: rows.Row = {
+        "id": ("s", record.id),
+        "title": ("s", record.title),
+        "modules": ("as", list(record.modules)),
+        "breaks": ("s", record.breaks),
+        "notes": ("s", record.notes),
+        "fixed": ("as", list(map(spelled, record.fixed))),
+        "image-files": ("as", list(record.image_files)),
+        "initcalls": ("as", list(record.initcalls)),
+    }
+    if record.unaffected_from is not None:
+        row["unaffected-from"] = ("s", spelled(record.unaffected_from))
+    if record.unaffected_before is not None:
+        row["unaffected-before"] = ("s", spelled(record.unaffected_before))
+    return row
+
+
+def _kernel_report(report: KernelReport) -> rows.Row:
+    return {
+        "kernel": ("s", report.release),
+        "running": ("b", report.running),
+        "version": ("s", report.version.text),
+        "verdict": ("s", report.verdict.value),
+        "because": ("s", report.because),
+        "placements": ("a{ss}", {name: place.value for name, place in report.placements.items()}),
+        "blocked": ("b", report.blocked),
+        "open-requests": ("a{sas}", {name: list(requests) for name, requests in report.open_requests.items()}),
+        "requests": ("u", report.requests),
+        "dependents": ("as", list(report.dependents[:ARRAY_MAX])),
+        "initramfs": ("as", list(report.initramfs)),
+        "initramfs-known": ("b", report.initramfs_known),
+    }
+
+
+def _use(use: ModuleUse) -> rows.Row:
+    return {
+        "module": ("s", use.module),
+        "loaded": ("b", use.loaded),
+        "builtin": ("b", use.builtin),
+        "in-use": ("b", use.in_use),
+        "references": ("u", use.references),
+        "holders": ("as", list(use.holders)),
+        "users": ("as", list(use.users)),
+        "free": ("as", list(use.free)),
+        "loads": ("u", use.loads),
+        "last-load": ("t", use.last_load),
+        "autoload": ("as", list(use.autoload)),
+    }
+
+
+def _refused_row(attempts: RefusedAttempts) -> rows.Row:
+    """A row of `GetRefused`."""
+    row: rows.Row = {
+        "alias": ("s", attempts.alias),
+        "modules": ("as", list(attempts.modules)),
+        "exe": ("s", attempts.exe),
+        "comm": ("s", attempts.name),
+        "unit": ("s", attempts.unit),
+        "container": ("s", attempts.container),
+        "count": ("u", attempts.count),
+        "first": ("t", attempts.first),
+        "last": ("t", attempts.last),
+        "file": ("s", attempts.file),
+        "line": ("u", attempts.line),
+        "rule": ("s", attempts.rule),
+        "response": ("s", attempts.response),
+        "allow": ("s", attempts.allow),
+    }
+    if attempts.uid is not None:
+        row["uid"] = ("u", attempts.uid)
     return row

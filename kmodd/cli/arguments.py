@@ -327,7 +327,9 @@ class _Grammar:
             reader.add_argument("module", metavar="GLOB", nargs="?", default="", help="only modules that match")
         for reader in (surface, learn, check):
             reader.add_argument("--kernel", metavar="RELEASE", default="", help="an installed kernel")
-        tried = self._add(verbs, "refused", "refused", "show attempts to have a module loaded that a rule refused")
+        tried = self._add(
+            verbs, "refused", "surface:run_refused", "show attempts to have a module loaded that a rule refused"
+        )
         tried.add_argument("--since", metavar="TIME", default="", help="only attempts since then, such as '1h'")
         tried.add_argument("-f", "--follow", action="store_true", help="continue with new attempts")
         report = self._add(verbs, "report", "surface_report", "compare modules with what a benchmark wants")

@@ -69,11 +69,41 @@ class Lease:
     on_behalf_of: str = ""
 
 
+class LeaseTable:
+    """Who holds which module: what the planner and `Explain` ask."""
+
+    def __init__(self, identity: Callable[[int], tuple[str, int] | None] = lambda pid: None) -> None:
+        """`identity` answers what a process calls itself and when it began; None when it has ended."""
+        self.identity = identity
+        self.leases: dict[int, Lease] = {}
+
+    def holders(self, name: ModuleName) -> tuple[User, ...]:
+        """The leases of a module, as Explain and InUse name them."""
+        return tuple(self._user(lease) for lease in self.leases.values() if name in lease.modules)
+
+    def _user(self, lease: Lease) -> User:
+        known = self.identity(lease.pid)
+        there = known is not None and known[1] == lease.begun
+        return User(
+            "lease",
+            known[0] if known is not None and there else lease.exe.rpartition("/")[2] or "unknown",
+            f"pid {lease.pid}, uid {lease.uid}"
+            if there
+            else f"uid {lease.uid}, another process than the one that requested it",
+            pid=lease.pid if there else None,
+            exe=lease.exe,
+            owner=lease.uid,
+            # A number that may be another process's by now is not for a command.
+            remedy=Remedy.KILL if there else Remedy.NONE,
+        )
+
+
 class Leases:
-    """Who holds which module, and what was loaded for that alone."""
+    """Grants and ends leases, and unloads what was loaded for them alone."""
 
     def __init__(
         self,
+        table: LeaseTable,
         operations: Operations,
         loaded: LoadedModules,
         index: ModuleIndex,
@@ -87,12 +117,10 @@ class Leases:
         write: Callable[[Mapping[str, Any]], None] = lambda state: None,
         keep: Callable[[str, int], None] = lambda name, file: None,
         drop: Callable[[str], None] = lambda name: None,
-        identity: Callable[[int], tuple[str, int] | None] = lambda pid: None,
     ) -> None:
         """`desired` answers what the desired state says of a module.
 
-        `read` and `write` keep the state over a restart, `keep` and `drop` the descriptors, by name. `identity` answers what a process
-        calls itself and when it began; None when it has ended.
+        `read` and `write` keep the state over a restart, `keep` and `drop` the descriptors, by name.
         """
         self._operations = operations
         self._loaded = loaded
@@ -106,8 +134,8 @@ class Leases:
         self._write = write
         self._keep = keep
         self._drop = drop
-        self._identity = identity
-        self._leases: dict[int, Lease] = {}
+        self.table = table
+        self._leases = table.leases
         self._files: dict[int, int] = {}
         """Writing ends, by the lease's number."""
         self._owned: dict[ModuleName, float | None] = {}
@@ -125,10 +153,6 @@ class Leases:
         self._closed = False
 
     # --- questions ----------------------------------------------------------------------------------------------------
-
-    def holders(self, name: ModuleName) -> tuple[User, ...]:
-        """The leases of a module, as Explain and InUse name them."""
-        return tuple(self._user(lease) for lease in self._leases.values() if name in lease.modules)
 
     def metrics(self) -> Iterable[Metric]:
         """How many leases there are."""
@@ -202,7 +226,7 @@ class Leases:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(reading, True)
         self._last += 1
-        known = self._identity(caller.pid)
+        known = self.table.identity(caller.pid)
         lease = Lease(
             self._last,
             plan.targets[0],
@@ -384,22 +408,6 @@ class Leases:
 
     def _save(self) -> None:
         self._write({"leases": [asdict(lease) for lease in self._leases.values()], "owned": list(self._owned)})
-
-    def _user(self, lease: Lease) -> User:
-        known = self._identity(lease.pid)
-        there = known is not None and known[1] == lease.begun
-        return User(
-            "lease",
-            known[0] if known is not None and there else lease.exe.rpartition("/")[2] or "unknown",
-            f"pid {lease.pid}, uid {lease.uid}"
-            if there
-            else f"uid {lease.uid}, another process than the one that requested it",
-            pid=lease.pid if there else None,
-            exe=lease.exe,
-            owner=lease.uid,
-            # A number that may be another process's by now is not for a command.
-            remedy=Remedy.KILL if there else Remedy.NONE,
-        )
 
     def _record(self, event: str, message: str, lease: Lease) -> None:
         self._audit.record(

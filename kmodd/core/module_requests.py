@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Requests of the kernel for modules: which process needed them, what came of them, and who loaded what.
+"""Requests of the kernel for modules: which process needed them, what came of them, and who loaded what; attempts that a rule refused.
 
 A process can cause any number of requests, for any alias, without any right. So one record stands for all requests of the same
 user, unit, alias and outcome in a minute, and of one user only so many differ.
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -15,7 +15,20 @@ from kmodd.core.events import Audit, Clock, Event, Events, ModuleRemoved
 from kmodd.core.planning.policy import Policy
 from kmodd.errors import DisabledByPolicy, KmoddError
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
-from kmodd.model import HealthCheck, HealthStatus, Metric, ModuleLoad, ModuleRequest, Record, Requester, State
+from kmodd.model import (
+    HealthCheck,
+    HealthStatus,
+    HistoryEntry,
+    HistoryQuery,
+    Metric,
+    ModuleLoad,
+    ModuleRequest,
+    Record,
+    Requester,
+    State,
+)
+from kmodd.model.rules import ManagedFile, way_out
+from kmodd.model.surface import Response
 from kmodd.names import ModuleName, canonical, parse_module_or_alias
 
 SETTLE: Final = 2.0
@@ -38,6 +51,7 @@ REQUESTED, REFUSED = "module.requested", "module.refused"
 _OUTCOMES = ("loaded", "refused", "absent", "failed", "unknown")
 _NOTICE, _INFO = 5, 6
 _DEVICES_NAMED = 4
+EVENTS = (REFUSED,)
 
 
 @dataclass(slots=True)
@@ -332,3 +346,98 @@ def _remember(table: "OrderedDict[Any, Any]", key: Any, value: Any) -> None:
     table.move_to_end(key)
     while len(table) > REMEMBERED_MAX:
         table.popitem(last=False)
+
+
+@dataclass(slots=True)
+class RefusedAttempts:
+    """Attempts that are alike: the same request of the same program, user, and unit or container, and the same rule."""
+
+    alias: str
+    modules: tuple[str, ...]
+    uid: int | None
+    exe: str
+    name: str
+    """What the process called itself, where its program is not known."""
+    unit: str
+    container: str
+    file: str
+    """Of the rule."""
+    line: int
+    rule: str
+    count: int
+    first: int
+    last: int
+    response: str = ""
+    """The response whose rule it is."""
+    allow: str = ""
+    """The command, or the imperative, that allows it."""
+
+
+def refused_records(since: int, limit: int) -> HistoryQuery:
+    """What to read for `count_refused`: the newest records."""
+    return HistoryQuery(events=EVENTS, since=since, limit=limit)
+
+
+def count_refused(entries: Iterable[HistoryEntry], responses: Iterable[Response]) -> list[RefusedAttempts]:
+    """The attempts, those that came last first."""
+    owners: dict[str, str] = {rule.module: response.id for response in responses for rule in response.rules}
+    alike: dict[tuple[object, ...], RefusedAttempts] = {}
+    for entry in entries:
+        attempts = _attempts(entry)
+        key = (
+            attempts.alias,
+            attempts.modules,
+            attempts.uid,
+            attempts.exe or attempts.name,
+            attempts.unit,
+            attempts.container,
+            attempts.file,
+            attempts.line,
+        )
+        same = alike.setdefault(key, attempts)
+        if same is not attempts:
+            same.count += attempts.count
+            same.first, same.last = min(same.first, attempts.first), max(same.last, attempts.last)
+    for each in alike.values():
+        each.response = _response(each, owners)
+        each.allow = _allow(each)
+    return sorted(alike.values(), key=lambda each: -each.last)
+
+
+def _attempts(entry: HistoryEntry) -> RefusedAttempts:
+    record, extra = entry.record, entry.record.extra
+    return RefusedAttempts(
+        extra.get("ALIAS", ""),
+        record.names,
+        record.uid,
+        record.exe,
+        extra.get("COMM", ""),
+        extra.get("UNIT", ""),
+        extra.get("CONTAINER", ""),
+        extra.get("FILE", ""),
+        int(line) if (line := extra.get("LINE", "")).isdecimal() else 0,
+        extra.get("RULE", ""),
+        _count(record),
+        entry.time,
+        entry.time,
+    )
+
+
+def _count(record: Record) -> int:
+    """A record of a period counts those that came after the first, which has another record."""
+    text = record.extra.get("COUNT", "")
+    return int(text) if text.isdecimal() and int(text) else 1
+
+
+def _response(attempts: RefusedAttempts, owners: Mapping[str, str]) -> str:
+    if attempts.file != ManagedFile.BLACKLIST:
+        return ""
+    return next((owners[name] for name in attempts.modules if name in owners), "")
+
+
+def _allow(attempts: RefusedAttempts) -> str:
+    if attempts.response:
+        return f"kmodctl respond end {attempts.response}"
+    if attempts.file == ManagedFile.BLACKLIST and attempts.modules:
+        return f"kmodctl config blacklist --off {attempts.modules[0]}"
+    return way_out(attempts.file) if attempts.file else ""

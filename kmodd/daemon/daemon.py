@@ -20,7 +20,7 @@ from kmodd.core.diagnosis.explain import BootLoads, Explainer
 from kmodd.core.events import Audit, Event, EventHub, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
 from kmodd.core.fair_share import Slices, give_threads
 from kmodd.core.health.monitor import HealthMonitor
-from kmodd.core.leases import Leases
+from kmodd.core.leases import Leases, LeaseTable
 from kmodd.core.listing import Listing
 from kmodd.core.metrics import Metrics
 from kmodd.core.module_requests import Requests
@@ -39,7 +39,7 @@ from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses, shipped_records
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
-from kmodd.daemon.store import CustomModules
+from kmodd.daemon.store import CustomModules, StorePlace
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.authorizer import InsecureSameUserAuthority
 from kmodd.dbus.interface_xml import installed
@@ -116,6 +116,8 @@ class Daemon:
         failures = Failures(kept_failures.read(), kept_failures.write)
         kept_values = StateFile(runtime and runtime / "values.json")
         self._given = given = GivenValues(kept_values.read(), kept_values.write, kernel.loaded.instance)
+        held = LeaseTable(identity)
+        place = StorePlace.of(settings, kernel.facts.read().release)
         planner = Planner(
             kernel.index,
             kernel.loaded,
@@ -123,7 +125,7 @@ class Daemon:
             values,
             given=given,
             failed=lambda name: failures.get(name) is not None,
-            held=lambda name: self._leases.holders(name),  # noqa: PLW0108 - made later
+            held=held.holders,
         )
         self._operations = Operations(
             planner,
@@ -135,8 +137,24 @@ class Daemon:
             events=events,
             clock=clock,
             capable=kernel.executor.is_capable,
-            authorised=lambda step: self._custom.activation.authorised(step.module, step.path),
+            authorised=place.content.sha256,
             stuck_max=lambda: desired.daemon_settings.stuck_max,
+        )
+        kept_leases = KeptLeases(runtime and runtime / "leases.json")
+        self._leases = Leases(
+            held,
+            self._operations,
+            kernel.loaded,
+            kernel.index,
+            audit=self._audit,
+            events=events,
+            clock=clock,
+            daemon_settings=lambda: desired.daemon_settings,
+            desired=lambda name: desired.desired_modules.get(name),  # noqa: PLW0108 - another mapping after each reload
+            read=kept_leases.read,
+            write=kept_leases.write,
+            keep=manager.keep,
+            drop=manager.drop,
         )
         listing = Listing(kernel.loaded, kernel.index, policy, kernel.facts.read().command_line)
         self._health = health = HealthMonitor(
@@ -169,14 +187,15 @@ class Daemon:
         rules = Configuration(
             kernel.configuration, kernel.index, kernel.facts, policy, audit=self._audit, events=events, clock=clock
         )
-        self._custom = CustomModules.of(
-            settings,
+        self._custom = CustomModules(
+            place,
             kernel,
             operations=self._operations,
             events=events,
             audit=self._audit,
             clock=clock,
             daemon_settings=lambda: desired.daemon_settings,
+            parser_socket=settings.parser_socket,
         )
         self._desired_parts = DesiredParts(
             root,
@@ -194,6 +213,7 @@ class Daemon:
             active_version=self._custom.active_version,
             given=given,
             appeared=lambda name: registry.presence(name).loaded_at > 0 or given.appeared(name),
+            on_device=self._leases.something_happened,
         )
         self._requests = requests = Requests(
             kernel.index,
@@ -212,23 +232,6 @@ class Daemon:
         self._policies = policies = enforcement(
             root, kernel, desired, history=reader, audit=self._audit, clock=clock, forgotten=trim_heap
         )
-        kept_leases = KeptLeases(runtime and runtime / "leases.json")
-        self._leases = Leases(
-            self._operations,
-            kernel.loaded,
-            kernel.index,
-            audit=self._audit,
-            events=events,
-            clock=clock,
-            daemon_settings=lambda: desired.daemon_settings,
-            desired=lambda name: desired.desired_modules.get(name),  # noqa: PLW0108 - another mapping after each reload
-            read=kept_leases.read,
-            write=kept_leases.write,
-            keep=manager.keep,
-            drop=manager.drop,
-            identity=identity,
-        )
-        self._desired_parts.on_device = self._leases.something_happened
         watch = AuditWatch(lost=lambda: lost() + dropped(), collapsed=lambda: self._audit.left_out)
         metrics.further += (self._desired_parts.metrics, watch.metrics, requests.metrics, self._leases.metrics)
         health.further += (
@@ -245,7 +248,7 @@ class Daemon:
             registry=registry,
             failure=failures.get,
             load=requests.load_of,
-            held=self._leases.holders,
+            held=held.holders,
             refresh=IndexRefresher(kernel.index, lambda: transport.arrivals),
             boot=BootLoads(
                 kernel.index,

@@ -124,8 +124,12 @@ class DesiredParts:
         appeared: Callable[[ModuleName], bool] = lambda name: False,
         versions: Versions | None = None,
         active_version: Callable[[ModuleName], str] = lambda name: "",
+        on_device: Callable[[str, str], None] = lambda action, alias: None,
     ) -> None:
-        """`root` is None on a simulated machine, which has no files."""
+        """`root` is None on a simulated machine, which has no files.
+
+        `on_device` is called with (action, modalias) of a device that came or went.
+        """
         self._index = kernel.index
         self._stop: Callable[[], None] = lambda: None
         release = kernel.facts.read().release
@@ -160,12 +164,10 @@ class DesiredParts:
             known=DesiredCache(Path(runtime_directory) / "wishes" if runtime_directory else None),
             changed=health.look_soon,
         )
-        self.on_device: Callable[[str, str], None] = lambda action, alias: None
-        """Called with (action, modalias) of a device that came or went."""
 
         def device_changed(action: str, alias: str) -> None:
             reconciler.device_changed(action, alias)
-            self.on_device(action, alias)
+            on_device(action, alias)
 
         kernel.uevents.on_device = device_changed
         self.convergence = DesiredStateService(

@@ -10,7 +10,7 @@ from kmodd.core.events import Audit, Clock, Events
 from kmodd.core.health.monitor import HealthMonitor
 from kmodd.core.health.store import StoreWatch
 from kmodd.core.operations.operations import Operations
-from kmodd.core.store.activation import Activation, Switch
+from kmodd.core.store.activation import Activation, AuthorizedContent, Switch
 from kmodd.core.store.store import Store, StoreCatalogue, StoreLimits
 from kmodd.kernel.atomic_file import clear_folder
 from kmodd.kernel.modules.depmod import Depmod
@@ -24,13 +24,34 @@ from kmodd.names import ModuleName
 from kmodd.startup.options import Settings
 
 
+class StorePlace:
+    """Where custom modules are: the store's folder, the module trees, and what is known of both."""
+
+    def __init__(self, root: Path, folder: Path, release: str, simulated: "SimulatedPlace | None" = None) -> None:
+        """`root` has the module trees, `folder` is the store's own; a simulation has both in a temporary directory."""
+        self.root = root
+        self.folder = folder
+        self.release = release
+        self.simulated = simulated
+        self.files = StoreFiles(folder)
+        self.trees = ModuleTree(root)
+        self.catalogue = StoreCatalogue(release)
+        self.content = AuthorizedContent(self.trees, self.catalogue)
+
+    @classmethod
+    def of(cls, settings: Settings, release: str) -> "StorePlace":
+        """That of the system, or of a simulation with its own files."""
+        simulated = SimulatedPlace(os.environ.get("XDG_RUNTIME_DIR", ""), release) if settings.simulate else None
+        root = Path("/") if simulated is None else simulated.root
+        return cls(root, Path(settings.state_directory or root / "var/lib/kmodd") / "store", release, simulated)
+
+
 class CustomModules:
     """Everything about custom modules, joined."""
 
     def __init__(
         self,
-        root: Path,
-        folder: Path,
+        place: StorePlace,
         kernel: Kernel,
         *,
         operations: Operations,
@@ -40,19 +61,16 @@ class CustomModules:
         daemon_settings: Callable[[], DaemonSettings],
         parser_socket: str = "",
     ) -> None:
-        """`root` has the module trees, `folder` is the store's own; a simulation has both in a temporary directory."""
-        release = kernel.facts.read().release
-        self._files = files = StoreFiles(folder)
-        self._catalogue = catalogue = StoreCatalogue(release)
+        self._place = place
+        self._catalogue = catalogue = place.catalogue
         self._loaded = kernel.loaded
-        self._place: SimulatedPlace | None = None
         self._recovery: asyncio.Task[None] | None = None
-        trees = ModuleTree(root)
+        files, trees = place.files, place.trees
         lock = asyncio.Lock()
         self.store = Store(
             files,
             trees,
-            ModuleParser(root, release, unit_socket=parser_socket),
+            ModuleParser(place.root, place.release, unit_socket=parser_socket),
             kernel.facts,
             catalogue,
             lock=lock,
@@ -64,7 +82,10 @@ class CustomModules:
             files,
             trees,
             # With -b too depmod reads the machine's own depmod.d, which is not a simulation's.
-            Depmod(folder / ".index", configuration=None if root == Path("/") else root / "etc/depmod.d"),
+            Depmod(
+                place.folder / ".index",
+                configuration=None if place.root == Path("/") else place.root / "etc/depmod.d",
+            ),
             catalogue,
             index=kernel.index,
             loaded=kernel.loaded,
@@ -77,41 +98,10 @@ class CustomModules:
         self.watch = StoreWatch(files, trees, catalogue, is_changing=self._is_changing)
         self.activation.on_settled = self._settled
 
-    @classmethod
-    def of(
-        cls,
-        settings: Settings,
-        kernel: Kernel,
-        *,
-        operations: Operations,
-        events: Events,
-        audit: Audit,
-        clock: Clock,
-        daemon_settings: Callable[[], DaemonSettings],
-    ) -> "CustomModules":
-        """Those of the system, or of a simulation with its own files."""
-        place = None
-        if settings.simulate:
-            place = SimulatedPlace(os.environ.get("XDG_RUNTIME_DIR", ""), kernel.facts.read().release)
-        root = Path("/") if place is None else place.root
-        made = cls(
-            root,
-            Path(settings.state_directory or root / "var/lib/kmodd") / "store",
-            kernel,
-            operations=operations,
-            events=events,
-            audit=audit,
-            clock=clock,
-            daemon_settings=daemon_settings,
-            parser_socket=settings.parser_socket,
-        )
-        made._place = place
-        return made
-
     def start(self, health: HealthMonitor | None = None) -> None:
         """Read what is kept, clear away what a crash left, and undo in the background what it interrupted."""
-        self._files.prepare()
-        self._catalogue.fill(self._files.entries())
+        self._place.files.prepare()
+        self._catalogue.fill(self._place.files.entries())
         if health is not None:
             self.watch.on_news = health.look_soon
             health.further += (self.watch.findings,)
@@ -156,8 +146,8 @@ class CustomModules:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
         await self.watch.close()
-        if self._place is not None:
-            self._place.remove()
+        if self._place.simulated is not None:
+            self._place.simulated.remove()
 
     def _settled(self) -> None:
         self.watch.on_news()

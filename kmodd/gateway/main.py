@@ -27,10 +27,9 @@ from kmodd.gateway.http.middleware import Middleware, RefusalJournal
 from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.operations import Changes
 from kmodd.gateway.queries import Reading, SharedAnswers
-from kmodd.gateway.routes import changes as routes_changes
 from kmodd.gateway.routes import config as routes_config
 from kmodd.gateway.routes import events as routes_events
-from kmodd.gateway.routes import reading as routes_reading
+from kmodd.gateway.routes import modules as routes_modules
 from kmodd.gateway.routes import store as routes_store
 from kmodd.gateway.routes import surface as routes_surface
 from kmodd.gateway.routes import webhooks as routes_webhooks
@@ -96,8 +95,8 @@ async def run(
     reading = Reading(link, SharedAnswers(FRESH, time.monotonic, lambda: link.generation), counts)
     app = application.make(
         [
-            routes_changes.router(changes),
-            routes_reading.router(reading, changes, link),
+            routes_modules.changing_router(changes),
+            routes_modules.reading_router(reading, changes, link),
             routes_surface.router(reading, changes),
             routes_events.router(hub, counts, authentication, settings.limits),
             routes_config.router(changes, link),

@@ -26,8 +26,7 @@ from kmodd.model import (
 )
 from kmodd.model.rules import ManagedFile, RuleFiles
 from kmodd.model.store import Examination, StoredModule
-from kmodd.model.surface import Guard, Tables
-from kmodd.model.surface_policy import Reading
+from kmodd.model.surface import Guard, Reading, Tables
 from kmodd.names import Alias, ModuleName
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modules.installed import InstalledIndexes
-from kmodd.kernel.needs.sources import SystemNeeds
+from kmodd.kernel.needs import SystemNeeds
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.proc.kmsg import Kmsg, SharedKmsg, is_kernel_log

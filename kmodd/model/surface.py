@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The attack surface of a kernel: who can have which module loaded, by which route, and what closes a route."""
+"""The attack surface: which modules of a kernel can be loaded by whom, the policy about it, and responses to vulnerabilities."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 
 from kmodd.model.modules import Rule
 from kmodd.names import ModuleName
+
+Version = tuple[int, int, int]
+"""Of the upstream kernel: 6.1.170."""
 
 
 class Reach(StrEnum):
@@ -161,3 +165,325 @@ class Surface:
     def find(self, module: ModuleName) -> Exposure | None:
         """One of them."""
         return next((exposure for exposure in self.exposures if exposure.module == module), None)
+
+
+class Mode(StrEnum):
+    """What becomes of the policy."""
+
+    OFF = "off"
+    """Nothing; the default."""
+    AUDIT = "audit"
+    """It is computed and reported; no rule is written."""
+    ENFORCE = "enforce"
+    """Rules keep out what the policy blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A module or alias that something on this system needs."""
+
+    request: str
+    """Name or alias, resolved in each installed kernel as modprobe does."""
+    evidence: str
+    """What needs it, as a clause: `/etc/fstab, line 7`."""
+    floor: bool = False
+    """The system does not boot, or cannot be reached, without it: nothing blocks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one source says."""
+
+    source: str
+    """Such as `mounts`, `devices`, `units`."""
+    wants: tuple[Want, ...] = ()
+    fault: str = ""
+    """Why not all of it could be read, as a clause. What is needed is not known then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason why a module is needed."""
+
+    source: str
+    evidence: str
+    floor: bool = False
+    kernels: tuple[str, ...] = ()
+    """Releases in which that is so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The modules that this system needs, and why."""
+
+    reasons: Mapping[ModuleName, tuple[Reason, ...]] = field(default_factory=dict)
+    """The first of each decides how it is shown; a floor comes first."""
+    faults: Mapping[str, str] = field(default_factory=dict)
+    """Sources that could not be read, and why as a clause."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """One table of a policy file about one module."""
+
+    module: ModuleName
+    file: str
+    line: int
+    written: str = ""
+    """The name as it stands there: `usb-storage`."""
+    reason: str = ""
+    ids: tuple[str, ...] = ()
+    """Of the benchmark that asks for it, such as `CIS 1.1.1.1`."""
+    until: date | None = None
+    """The last day on which it applies."""
+    kernel: str = ""
+    """The condition `when.kernel`."""
+    profile: str = ""
+    """The profile that it belongs to; empty for the administrator's own."""
+
+    @property
+    def place(self) -> str:
+        """As `FILE, line N`."""
+        return f"{self.file}, line {self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class SurfacePolicy:
+    """What the files of surface.d say."""
+
+    mode: Mode = Mode.OFF
+    scope: tuple[Reach, ...] = (Reach.UNPRIVILEGED, Reach.USERNS, Reach.DEVICE)
+    """Reaches whose modules are blocked unless something needs or allows them."""
+    profiles: tuple[str, ...] = ()
+    allow: Mapping[ModuleName, PolicyRule] = field(default_factory=dict)
+    block: Mapping[ModuleName, PolicyRule] = field(default_factory=dict)
+    profiled: Mapping[ModuleName, PolicyRule] = field(default_factory=dict)
+    """What the chosen profiles block."""
+
+
+class Because(StrEnum):
+    """What decided about a module, the strongest first."""
+
+    FLOOR = "floor"
+    BLOCK = "block"
+    ALLOW = "allow"
+    NEEDED = "needed"
+    PROFILE = "profile"
+    INITRAMFS = "initramfs"
+    UNKNOWN = "unknown"
+    """A source of what is needed cannot be read, so that nothing is blocked for not being needed."""
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policy says about one module."""
+
+    module: ModuleName
+    blocked: bool
+    because: Because
+    reach: Reach
+    """The widest over all installed kernels, if no rule and no setting closed a route."""
+    detail: str = ""
+    """The reason as a clause: a place in a file, or what needs it."""
+    reasons: tuple[Reason, ...] = ()
+    rule: PolicyRule | None = None
+    loaded: bool = False
+    breaks: tuple[ModuleName, ...] = ()
+    """Needed or allowed modules that cannot be loaded without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A rule that does not act, or something else that is not as the policy says."""
+
+    kind: str
+    """`not-in-effect`, `undone`, `edited`, `missing`, `superfluous`, `needed`, `loaded`, `expired` or `unreadable`."""
+    message: str
+    module: ModuleName | None = None
+    kernel: str = ""
+    file: str = ""
+    line: int = 0
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SurfacePlan:
+    """The policy, applied to what is known of this system."""
+
+    mode: Mode
+    kernels: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    """Modules in the scope, and those that a file names; sorted by name."""
+    text: bytes | None
+    """The rule file as it is to be; None for no file."""
+    old: bytes | None
+    """The rule file as it is."""
+    block: tuple[ModuleName, ...]
+    """Modules that a rule keeps out from now on."""
+    release: tuple[ModuleName, ...]
+    """Modules that no rule keeps out any more."""
+    remarks: tuple[Fault, ...] = ()
+    """Expired tables, sources that cannot be read."""
+    until: int = 0
+    """When rules on trial end, in microseconds since the epoch; 0 without a trial."""
+
+
+class Verdict(StrEnum):
+    """What a vulnerability is to one kernel."""
+
+    FIXED = "fixed"
+    """Its version has the correction."""
+    UNAFFECTED = "unaffected"
+    """Its version is from before the vulnerability."""
+    ABSENT = "absent"
+    """It has none of the modules, neither as files nor in its image."""
+    AFFECTED = "affected"
+    UNKNOWN = "unknown"
+
+    @property
+    def concerns(self) -> bool:
+        """The modules are to be kept out of this kernel."""
+        return self in (Verdict.AFFECTED, Verdict.UNKNOWN)
+
+
+class Placement(StrEnum):
+    """Where a kernel has a module."""
+
+    FILE = "file"
+    BUILTIN = "builtin"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Vulnerability:
+    """A record: which modules to keep out, and which versions of the kernel need that."""
+
+    id: str
+    """`CVE-2026-31431`; the name of a response to modules alone is `module:` and their names."""
+    modules: tuple[ModuleName, ...]
+    title: str = ""
+    routes: tuple[str, ...] = ()
+    """Requests by which users have the modules loaded; further ones are found in the tables of each kernel."""
+    breaks: str = ""
+    """What no longer works without the modules, as a sentence."""
+    notes: str = ""
+    fixed: tuple[Version, ...] = ()
+    """The first corrected version of each stable series; other series are not known."""
+    unaffected_from: Version | None = None
+    """This version and all later ones are not affected."""
+    unaffected_before: Version | None = None
+    """All earlier versions are not affected."""
+    image_files: tuple[str, ...] = ()
+    """Source files with the fault that no module is known for: part of the kernel image, or of a module that is not known."""
+    initcalls: tuple[str, ...] = ()
+    """For initcall_blacklist= where the modules are part of the image."""
+    file: str = ""
+    """Where it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelVersion:
+    """The version of an installed kernel, as far as its own text says it."""
+
+    text: str = ""
+    """`Debian 6.1.192-2`, or the release of kernel.org; empty when unknown."""
+    upstream: Version | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What a vulnerability is to one installed kernel, and whether the modules can be loaded there."""
+
+    release: str
+    running: bool
+    version: KernelVersion
+    verdict: Verdict
+    because: str
+    """Why, as a clause."""
+    placements: Mapping[ModuleName, Placement] = field(default_factory=dict)
+    open_requests: Mapping[ModuleName, tuple[str, ...]] = field(default_factory=dict)
+    """For each module names and aliases with which modprobe would load it."""
+    requests: int = 0
+    """How many names and aliases were resolved."""
+    dependents: tuple[ModuleName, ...] = ()
+    """Modules that cannot be loaded without these."""
+    initramfs: tuple[ModuleName, ...] = ()
+    """Those of the modules that its initramfs has."""
+    initramfs_known: bool = False
+    """There is an initramfs, and it could be read."""
+
+    @property
+    def blocked(self) -> bool:
+        """No name and no alias loads any of the modules."""
+        return not self.open_requests
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleUse:
+    """What uses one of the modules."""
+
+    module: ModuleName
+    loaded: bool = False
+    builtin: bool = False
+    in_use: bool = False
+    """Something uses it, the kernel counts references to it, or something live goes with it."""
+    references: int = 0
+    holders: tuple[ModuleName, ...] = ()
+    users: tuple[str, ...] = ()
+    partial: str = ""
+    """Why not every user was looked for."""
+    free: tuple[str, ...] = ()
+    """Commands that end every use and unload it."""
+    loads: int = 0
+    """How often it was loaded in the last 90 days, as far as the journal goes back."""
+    last_load: int = 0
+    """When, in microseconds since the epoch; 0 for never."""
+    autoload: tuple[str, ...] = ()
+    """Lines of modules-load.d that load it at boot, as `FILE:LINE`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedRule:
+    """A rule that a response wrote, and the rule about the module that was there before."""
+
+    module: ModuleName
+    before: str = ""
+    """`blacklist` for a rule that acted on aliases; empty for none."""
+    before_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answer to a vulnerability: kept on disk until it is ended."""
+
+    vulnerability: Vulnerability
+    rules: tuple[OwnedRule, ...] = ()
+    """The rules it wrote. What was hard-blacklisted before is not among them."""
+    begun: int = 0
+    """Microseconds since the epoch."""
+    uid: int | None = None
+    reason: str = ""
+
+    @property
+    def id(self) -> str:
+        """Of the vulnerability."""
+        return self.vulnerability.id
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseOutcome:
+    """What came of `Respond`."""
+
+    vulnerability: Vulnerability
+    stage: str
+    """`assessed` (a dry run, or no kernel is affected), `in-use` (it stopped), `responded`."""
+    kernels: tuple[KernelReport, ...]
+    uses: tuple[ModuleUse, ...]
+    unloaded: tuple[ModuleName, ...] = ()
+    still_loaded: Mapping[ModuleName, str] = field(default_factory=dict)
+    """Modules that could not be unloaded, and why."""
+    proven: bool = False
+    """No name and no alias loads the modules in any installed kernel that is concerned, and none of them is loaded."""
+    history_known: bool = True
+    """The journal could be read."""

@@ -14,8 +14,8 @@ from kmodd.cli import arguments
 from kmodd.cli.commands.surface_report import read_controls
 from kmodd.config.toml_file import parse_document
 from kmodd.core.desired.state import read_desired_modules
-from kmodd.core.surface.policy_files import read_policy
-from kmodd.core.surface.records import read_records
+from kmodd.core.surface.policy import read_policy
+from kmodd.core.surface.vulnerabilities import read_records
 from kmodd.gateway import settings
 
 ROOT = Path(__file__).resolve().parents[2]

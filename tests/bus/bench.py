@@ -16,7 +16,7 @@ from kmodd.core.audit.records import Refusals
 from kmodd.core.diagnosis.explain import Explainer
 from kmodd.core.fair_share import Slices
 from kmodd.core.health.monitor import HealthMonitor
-from kmodd.core.leases import Leases
+from kmodd.core.leases import Leases, LeaseTable
 from kmodd.core.listing import Listing
 from kmodd.core.operations.execution import Then
 from kmodd.core.operations.failures import Failures
@@ -33,7 +33,7 @@ from kmodd.core.surface.responses import Responses
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses
-from kmodd.daemon.store import CustomModules
+from kmodd.daemon.store import CustomModules, StorePlace
 from kmodd.dbus.admission import Quota
 from kmodd.dbus.interface_xml import Contract
 from kmodd.dbus.polkit import Polkit
@@ -54,9 +54,9 @@ from kmodd.model import (
     Plan,
     Record,
 )
-from kmodd.model.responses import Vulnerability
 from kmodd.model.rules import DesiredModule
 from kmodd.model.settings import DaemonSettings
+from kmodd.model.surface import Vulnerability
 from kmodd.names import ModuleName
 from tests.bus.buses import ROOT, Client, FakePolkit, PrivateBus
 from tests.kernel.fakeroot import FakeRoot
@@ -156,9 +156,10 @@ async def bench(
         values = LiveValues(kernel.loaded, kernel.executor)
         unfollow = values.follow(hub)
         jobs, locks, failures = Jobs(hub, Ticks()), ModuleLocks(), Failures()
+        held = LeaseTable(lambda pid: ("holder", 1))
         planner = Planner(
             kernel.index, kernel.loaded, kernel.facts, values,
-            failed=lambda name: failures.get(name) is not None, held=lambda name: leases.holders(name),  # noqa: PLW0108 - made later
+            failed=lambda name: failures.get(name) is not None, held=held.holders,
         )  # fmt: skip
         deeds = Deeds(
             planner, kernel,
@@ -166,9 +167,8 @@ async def bench(
         )  # fmt: skip
         wishes: dict[ModuleName, DesiredModule] = {}
         leases = Leases(
-            deeds, kernel.loaded, kernel.index, audit=journal, events=hub, clock=Ticks(),
+            held, deeds, kernel.loaded, kernel.index, audit=journal, events=hub, clock=Ticks(),
             daemon_settings=lambda: DaemonSettings(lease_grace=0, leases_per_user=3), desired=wishes.get,
-            identity=lambda pid: ("holder", 1),
         )  # fmt: skip
         leases.start({})
         parameters = Parameters(planner.parameters, locks=locks, audit=journal, events=hub, clock=Ticks())
@@ -201,7 +201,7 @@ async def bench(
         for name in ("modules.dep", "modules.order", "modules.builtin"):
             (tree / name).touch()
         custom = CustomModules(
-            place, place / "store", kernel,
+            StorePlace(place, place / "store", kernel.facts.read().release), kernel,
             operations=deeds, events=hub, audit=journal, clock=Ticks(), daemon_settings=DaemonSettings,
         )  # fmt: skip
         custom.start()
@@ -227,7 +227,7 @@ async def bench(
             policy=policy,
             registry=registry,
             failure=failures.get,
-            held=leases.holders,
+            held=held.holders,
         )
         kept_responses = KeptResponses(None)
         parts = Services(

@@ -6,12 +6,12 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 from kmodd.core.rules.managed_files import Entry, render
-from kmodd.core.surface.assessment import REQUESTS_SHOWN, assess, placement, requests_of
+from kmodd.core.surface.vulnerabilities import REQUESTS_SHOWN, assess, placement, requests_of
 from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.ports import Facts
 from kmodd.model import KernelFacts, Verb
-from kmodd.model.responses import Placement, Vulnerability
 from kmodd.model.rules import ManagedFile
+from kmodd.model.surface import Placement, Vulnerability
 from kmodd.names import ModuleName, canonical
 from tests.conformance import generate
 from tests.conformance.oracle import Modprobe

@@ -17,7 +17,7 @@ from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.simulated.reads import SimulatedNeeds
 from kmodd.model import Caller
-from kmodd.model.surface_policy import Reading, Want
+from kmodd.model.surface import Reading, Want
 from kmodd.names import canonical
 from tests.conformance.answers import PlainFacts
 from tests.conformance.conftest import HOST

@@ -10,8 +10,7 @@ from kmodd.kernel.modprobe.modprobe_d import parse_rules
 from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.model import Verb
 from kmodd.model.rules import ManagedFile
-from kmodd.model.surface import Reach
-from kmodd.model.surface_policy import Because, Decision
+from kmodd.model.surface import Because, Decision, Reach
 from kmodd.names import canonical
 from kmodd.patterns import example
 from tests.conformance import generate

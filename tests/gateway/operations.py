@@ -5,13 +5,13 @@ from typing import Any, cast
 
 from fastapi.routing import APIRoute
 
-from kmodd.gateway.routes import changes, config, reading, store, surface, webhooks
+from kmodd.gateway.routes import config, modules, store, surface, webhooks
 
 _ABSENT = cast("Any", None)
 """What the routes call is not there: they are only listed."""
 ROUTERS = (
-    changes.router(_ABSENT),
-    reading.router(_ABSENT, _ABSENT, _ABSENT),
+    modules.changing_router(_ABSENT),
+    modules.reading_router(_ABSENT, _ABSENT, _ABSENT),
     surface.router(_ABSENT, _ABSENT),
     webhooks.router(_ABSENT, _ABSENT),
     config.router(_ABSENT, _ABSENT),

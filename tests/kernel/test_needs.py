@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.needs.sources import SystemNeeds
-from kmodd.model.surface_policy import Reading
+from kmodd.kernel.needs import SystemNeeds
+from kmodd.model.surface import Reading
 
 MOUNTINFO = """\
 22 1 254:3 / / rw,relatime shared:1 - ext4 /dev/mapper/vg-root rw

@@ -12,7 +12,7 @@ import pytest
 
 from kmodd.core.health.store import StoreWatch
 from kmodd.core.planning.consequences import disconnecting
-from kmodd.core.store.activation import Activation
+from kmodd.core.store.activation import Activation, AuthorizedContent
 from kmodd.core.store.store import StoreCatalogue
 from kmodd.errors import BadSignature, Conflict, InUse, KmoddError, LimitsExceeded, NoSuchVersion
 from kmodd.kernel.modules.store_files import StoreFiles
@@ -109,6 +109,10 @@ class Stage:
             operations=cast("Any", self.reloader), lock=asyncio.Lock(), audit=self.journal, events=Broadcaster(),
         )  # fmt: skip
         self.watch = StoreWatch(self.files, self.trees, self.catalogue, is_changing=self.activation.is_changing)
+
+    def authorized(self, path: str) -> str:
+        step = Step(StepAction.INSERT, NAME, path=path, because="requested")
+        return AuthorizedContent(self.trees, self.catalogue).sha256(step)
 
     def add(self, version: str, kernel: str = RELEASE) -> StoredModule:
         content = f"{version} {kernel}".encode()
@@ -446,24 +450,24 @@ async def test_file_of_the_store_has_the_content_that_was_activated(tmp_path: Pa
 
     def execute(run: object = stage.reloader.execute) -> object:
         async def noted(plan: Plan, caller: Caller) -> Sequence[OperationResult]:
-            asked.append(stage.activation.authorised(NAME, path))
+            asked.append(stage.authorized(path))
             return await run(plan, caller)  # type: ignore[operator, no-any-return]
 
         return noted
 
     stage.reloader.execute = execute()  # type: ignore[method-assign, assignment]
-    assert stage.activation.authorised(NAME, path) == ""
+    assert stage.authorized(path) == ""
     await stage.activation.activate(first, CALLER, load=True)
     await stage.activation.activate(second, CALLER, load=True)
     assert asked == [first.sha256, second.sha256]
-    assert stage.activation.authorised(NAME, path) == second.sha256
+    assert stage.authorized(path) == second.sha256
     stage.reloader.error = BadSignature("refused", module=NAME)
     with pytest.raises(BadSignature):
         await stage.activation.activate(first, CALLER, load=True)
     assert asked[2] == first.sha256
-    assert stage.activation.authorised(NAME, path) == second.sha256
+    assert stage.authorized(path) == second.sha256
     for other in (str(stage.tree / "kernel/dummy.ko"), "/etc/passwd", path.replace(RELEASE, "0.0.1")):
-        assert stage.activation.authorised(NAME, other) == ""
+        assert stage.authorized(other) == ""
 
 
 # --- which file the index takes -------------------------------------------------------------------------------------------

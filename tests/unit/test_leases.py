@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kmodd.core.leases import SETTLE, Leases
+from kmodd.core.leases import SETTLE, Leases, LeaseTable
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.model import Caller, Plan, User
 from kmodd.model.settings import DaemonSettings
@@ -60,9 +60,10 @@ def begin(
 ) -> tuple[Bench, Leases]:
     bench = make_bench(kernel)
     leases = Leases(
-        bench.operations, kernel.loaded, kernel.index, audit=bench.journal, events=bench.hub, clock=Ticks(),
+        LeaseTable(lambda pid: ("agent", begun(pid))), bench.operations,
+        kernel.loaded, kernel.index, audit=bench.journal, events=bench.hub, clock=Ticks(),
         daemon_settings=lambda: DaemonSettings(lease_grace=0), desired=lambda name: None, read=lambda: systemd.state, write=systemd.write,
-        keep=systemd.keep, drop=systemd.drop, identity=lambda pid: ("agent", begun(pid)),
+        keep=systemd.keep, drop=systemd.drop,
     )  # fmt: skip
     leases.start(systemd.hand_over())
     return bench, leases
@@ -98,7 +99,7 @@ async def test_the_next_daemon_goes_on_with_a_lease() -> None:
         bench, leases = begin(kernel, systemd)
         await asyncio.sleep(0.05)
         assert bench.live() == ["fat", "vfat"]
-        (user,) = leases.holders(VFAT)
+        (user,) = leases.table.holders(VFAT)
         assert (user.name, user.pid, user.owner, user.exe) == ("agent", 77, 1000, "/usr/bin/agent")
         os.close(lease)
         await until(lambda: bench.live() == [])
@@ -133,7 +134,7 @@ async def test_a_lease_of_a_module_that_went_meanwhile_is_over() -> None:
     bench, leases = begin(kernel, systemd)
     assert os.read(lease, 1) == b""
     os.close(lease)
-    assert leases.holders(VFAT) == ()
+    assert leases.table.holders(VFAT) == ()
     await until(lambda: bench.live() == [])
     await leases.close()
 
@@ -157,7 +158,7 @@ async def test_a_descriptor_that_nobody_knows_is_closed(state: Mapping[str, Any]
         bench, leases = begin(kernel, systemd)
         assert os.read(lease, 1) == b""
         os.close(lease)
-        assert (systemd.files, leases.holders(VFAT)) == ({}, ())
+        assert (systemd.files, leases.table.holders(VFAT)) == ({}, ())
         await leases.close()
         await bench.operations.close()
 
@@ -168,7 +169,7 @@ async def test_no_command_ends_a_process_that_only_has_the_number_of_the_holder(
     bench, leases = begin(kernel, systemd, begun.__getitem__)
     lease = await hold(bench, leases, "vfat")
     begun[77] = 6
-    (user,) = leases.holders(VFAT)
+    (user,) = leases.table.holders(VFAT)
     assert (user.name, user.pid, user.remedy.value) == ("agent", None, "")
     os.close(lease)
     await until(lambda: bench.live() == [])

@@ -9,8 +9,8 @@ import pytest
 
 from kmodd.core.planning.policy import succeeds
 from kmodd.core.surface.kinds import is_hardware, kind_of
-from kmodd.core.surface.sentences import closing, going
 from kmodd.core.surface.service import Surfaces, exposure_of
+from kmodd.core.surface.surface import closing, going
 from kmodd.errors import ModuleTreeMissing, NoSuchModule
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.simulated.kernel import SimulatedKernel

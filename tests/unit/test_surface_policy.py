@@ -12,16 +12,16 @@ import pytest
 from kmodd.config.toml_file import parse_document
 from kmodd.core.rules.managed_files import is_intact
 from kmodd.core.surface.enforcement import FILE, Enforcement
-from kmodd.core.surface.policy_files import read_policy
-from kmodd.core.surface.trial import FILE as TRIAL
-from kmodd.core.surface.trial import SECONDS_MAX, SECONDS_MIN, Deadline, check_seconds, end_of
+from kmodd.core.surface.policy import read_policy
+from kmodd.core.surface.rule_file import TRIAL_FILE as TRIAL
+from kmodd.core.surface.rule_file import TRIAL_MAX, TRIAL_MIN, TrialDeadline, check_trial, trial_end
 from kmodd.errors import Conflict, InvalidArgs, ModuleTreeMissing, NotPermitted
 from kmodd.journal.reader import MemoryJournal
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import SimulatedModule
 from kmodd.model import Caller, HistoryEntry, HistoryQuery, Record, Rule
 from kmodd.model.settings import Document
-from kmodd.model.surface_policy import Because, Decision, Mode, Reading, SurfacePlan, Want
+from kmodd.model.surface import Because, Decision, Mode, Reading, SurfacePlan, Want
 from kmodd.names import ModuleName
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -474,7 +474,7 @@ async def test_an_edited_trial_is_not_kept_and_does_not_outlive_the_daemon() -> 
     with pytest.raises(Conflict, match="edited"):
         await bench.enforcement.confirm(ROOT_USER, "")
     assert bench.text == ""
-    assert end_of(edited.encode()) == 0
+    assert trial_end(edited.encode()) == 0
     after = bench.daemon()
     after.start()
     await ended(bench)
@@ -495,10 +495,10 @@ async def test_nothing_that_was_allowed_since_is_blocked_by_confirming() -> None
     await bench.enforcement.close()
 
 
-@pytest.mark.parametrize("seconds", [0, SECONDS_MIN - 1, SECONDS_MAX + 1])
+@pytest.mark.parametrize("seconds", [0, TRIAL_MIN - 1, TRIAL_MAX + 1])
 def test_a_trial_takes_seconds_to_a_day(seconds: int) -> None:
     with pytest.raises(InvalidArgs):
-        check_seconds(seconds)
+        check_trial(seconds)
 
 
 async def test_a_trial_ends_though_the_system_fails_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,8 +510,8 @@ async def test_a_trial_ends_though_the_system_fails_at_first(monkeypatch: pytest
         if len(attempts) == 1:
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("kmodd.core.surface.trial.RETRY", 0.01)
-    deadline = Deadline(lambda: NOW, end)
+    monkeypatch.setattr("kmodd.core.surface.rule_file.TRIAL_RETRY", 0.01)
+    deadline = TrialDeadline(lambda: NOW, end)
     deadline.set(NOW)
     for _ in range(1000):
         if len(attempts) == 2:

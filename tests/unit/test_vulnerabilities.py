@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from kmodd.config.toml_file import parse_document, read_document
-from kmodd.core.surface.records import given_record, judge, kernel_version, read_records
+from kmodd.core.surface.vulnerabilities import given_record, judge, kernel_version, read_records
 from kmodd.errors import Conflict, InvalidArgs
-from kmodd.kernel.modules.image import image_version, running_version
-from kmodd.model.responses import KernelVersion, Placement, Verdict, Vulnerability
+from kmodd.kernel.modules.installed import image_version, running_version
+from kmodd.model.surface import KernelVersion, Placement, Verdict, Vulnerability
 from kmodd.names import ModuleName
 
 SHIPPED = Path(__file__).resolve().parents[2] / "install/responses.d"

@@ -96,12 +96,13 @@ class Insertion:
             return
         if parameters and self._index.exists(name):
             check_parameters(self._index.info(name), parameters)
-        self._insert(target, "requested", parameters=parameters, alias=self._asked)
+        self._insert(target, module, "requested", parameters=parameters, alias=self._asked)
 
     def again(self, name: ModuleName, because: str) -> None:
         """Plan the return of a module that this operation takes out."""
         if not self._is_live(name):
-            self._insert(Target(self._index.file_for(name)), because)
+            file = self._index.file_for(name)
+            self._insert(Target(file), self.module_in(file), because)
 
     def module_in(self, name: ModuleName) -> ModuleName:
         """What the kernel calls the module that a name in the index stands for: another name where the file was renamed."""
@@ -117,17 +118,12 @@ class Insertion:
 
     def _is_live(self, name: ModuleName) -> bool:
         module = self._draft.get(name)
-        if module is None:
-            flight = self._flight(name)
-            if flight is InFlight.STUCK:
-                raise stuck(name)
-            return False
-        if module.state is State.LIVE:
+        if module is not None and module.state is State.LIVE:
             return True
         flight = self._flight(name)
         if flight is InFlight.STUCK:
             raise stuck(name)
-        if flight is InFlight.NONE:
+        if module is not None and flight is InFlight.NONE:
             raise busy(name, module.state)
         # An operation of ours has it in hand: it will be live or gone when this one gets its locks.
         return False
@@ -157,8 +153,10 @@ class Insertion:
                     evidence=Evidence(parameter=parameter, hint=f"kmodctl reload {name} {parameter}=…"),
                 )
 
-    def _insert(self, target: Target, because: str, *, parameters: Pairs = (), alias: str = "") -> None:
-        self._check_policy(target.name, alias=alias)
+    def _insert(
+        self, target: Target, module: ModuleName, because: str, *, parameters: Pairs = (), alias: str = ""
+    ) -> None:
+        self._check_policy(target.name, module, alias=alias)
         if not self._index.exists(target.name):
             raise self.missing(target.name)
         # What a rule that can be read says goes first: it says more.
@@ -169,14 +167,14 @@ class Insertion:
                 continue
             if not link.required:
                 self._optional(link)
-            elif not self._is_live(self.module_in(name)):
+            elif not self._is_live(module := self.module_in(name)):
                 itself = link.target == target
                 if not itself:
-                    self._check_policy(name, needed_by=target.name)
+                    self._check_policy(name, module, needed_by=target.name)
                     if not self._index.exists(name):
                         raise self._missing_dependency(target.name, name)
                 self._check_kernel(name)
-                self._step(link, parameters if itself else ())
+                self._step(link, module, parameters if itself else ())
 
     def _optional(self, link: Link) -> None:
         """Plan a soft dependency, or what only that needs; what cannot be had is left out, as by modprobe."""
@@ -198,18 +196,18 @@ class Insertion:
         # The kernel refuses a module whose dependency is not loaded.
         if all(self.is_builtin(need) or self._will_be_live(need) for need in self._index.dependencies(name)):
             with suppress(BadParameter):  # the kernel would refuse it for its options lines, which modprobe ignores
-                self._step(link, ())
+                self._step(link, module, ())
 
     def _will_be_live(self, name: ModuleName) -> bool:
         module = self._draft.get(self.module_in(name))
         return module is not None and module.state is State.LIVE
 
-    def _step(self, link: Link, parameters: Pairs) -> None:
+    def _step(self, link: Link, module: ModuleName, parameters: Pairs) -> None:
         name = link.target.name
-        module = self.module_in(name)
         rules = self._options(link.target)
         options = read_options(rules) if rules else NO_OPTIONS
-        self._check_options(name, options, parameters)
+        if options.assignments or options.end is not None:
+            self._check_options(name, options, parameters)
         self.steps.append(
             Step(
                 StepAction.INSERT,
@@ -236,14 +234,14 @@ class Insertion:
                 for rule in self._index.all_rules()
                 if rule.kind == "options" and rule.module in (target.name, alias)
             ]
-        return [rule for rule in self._index.rules(target.name) if rule.kind == "options"]
+        rules = self._index.rules(target.name)
+        return [rule for rule in rules if rule.kind == "options"] if rules else []
 
-    def _check_policy(self, name: ModuleName, *, alias: str = "", needed_by: str = "") -> None:
+    def _check_policy(self, name: ModuleName, module: ModuleName, *, alias: str = "", needed_by: str = "") -> None:
         aside = self._policy.check_load(
             name, self._facts().command_line, asked=alias, needed_by=needed_by, override=self._override
         )
         self.overrides.extend(aside)
-        module = self.module_in(name)
         if module != name:
             # modprobe goes by the file's name, the kernel and the author of the rule by the module's.
             aside = self._policy.check_load(
@@ -272,8 +270,6 @@ class Insertion:
         )
 
     def _check_options(self, name: ModuleName, options: Options, requested: Pairs) -> None:
-        if not options.assignments and options.end is None:
-            return
         try:
             info = self._index.info(name)
         except BadModule:

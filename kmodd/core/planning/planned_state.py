@@ -5,8 +5,10 @@ The order follows kmod_module_get_probe_list and __kmod_module_fill_softdep of l
 an alias is another object than the module itself: both may be in the chain, and the second has nothing left to do.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
@@ -30,24 +32,37 @@ def nothing_in_flight(name: ModuleName) -> InFlight:
     return InFlight.NONE
 
 
-class PlannedState:
-    """Takes each module out of one text of /proc/modules, and computes what steps change from there."""
+class ReadModules(dict[ModuleName, LoadedModule | None]):
+    """The modules of one text of /proc/modules, each taken out of it when it is first looked up; None for one that is not there."""
 
     def __init__(self, loaded: LoadedModules, text: bytes) -> None:
         """`text` is that of /proc/modules, read once for the whole plan."""
+        super().__init__()
         self._loaded = loaded
         self._text = text
-        self._read: dict[ModuleName, LoadedModule | None] = {}
-        self._removed: set[ModuleName] = set()
-        self._inserted: dict[ModuleName, tuple[ModuleName, ...]] = {}
+
+    def __missing__(self, name: ModuleName) -> LoadedModule | None:
+        module = self[name] = self._loaded.find(self._text, name)
+        return module
+
+
+class PlannedState:
+    """Computes what steps change from the modules that were read."""
+
+    def __init__(
+        self,
+        base: ReadModules,
+        removed: Iterable[ModuleName] = (),
+        inserted: Mapping[ModuleName, tuple[ModuleName, ...]] = MappingProxyType({}),
+    ) -> None:
+        """`removed` and `inserted`, each with what it needs, are what steps so far change of `base`."""
+        self._base = base
+        self._removed = set(removed)
+        self._inserted = dict(inserted)
 
     def copy(self) -> "PlannedState":
         """Make a draft that can be thrown away; what was read is shared."""
-        other = PlannedState(self._loaded, self._text)
-        other._read = self._read
-        other._removed = set(self._removed)
-        other._inserted = dict(self._inserted)
-        return other
+        return PlannedState(self._base, self._removed, self._inserted)
 
     def take(self, other: "PlannedState") -> None:
         """Continue from what a copy has become."""
@@ -57,9 +72,12 @@ class PlannedState:
     def get(self, name: ModuleName) -> LoadedModule | None:
         """The module as it will be; None when it will not be loaded."""
         if not self._inserted and not self._removed:
-            return self._base(name)
-        users = tuple(user for user, needs in self._inserted.items() if name in needs)
-        if name in self._removed or (base := self._base(name)) is None:
+            return self._base[name]
+        users: tuple[ModuleName, ...] = ()
+        for user, needs in self._inserted.items():
+            if name in needs:
+                users += (user,)
+        if name in self._removed or (base := self._base[name]) is None:
             if name not in self._inserted:
                 return None
             return LoadedModule(name, 0, len(users), users, State.LIVE)
@@ -75,7 +93,7 @@ class PlannedState:
 
     def insert(self, name: ModuleName, needs: tuple[ModuleName, ...]) -> None:
         """Take the module as live, holding those it needs."""
-        if self._base(name) is not None:
+        if self._base[name] is not None:
             # Whatever is there now (coming, in another's hands) will have gone by then.
             self._removed.add(name)
         self._inserted[name] = needs
@@ -86,11 +104,6 @@ class PlannedState:
             del self._inserted[name]
         else:
             self._removed.add(name)
-
-    def _base(self, name: ModuleName) -> LoadedModule | None:
-        if name not in self._read:
-            self._read[name] = self._loaded.find(self._text, name)
-        return self._read[name]
 
 
 class Link(NamedTuple):
@@ -105,7 +118,7 @@ class Link(NamedTuple):
 
 def chain(index: ModuleIndex, target: Target, because: str) -> list[Link]:
     """Every module in the order of insertion, live ones included; a module may stand there more than once."""
-    required = {target, *(Target(need) for need in index.dependencies(target.name))}
+    required = {target, *map(Target, index.dependencies(target.name))}
     order: list[Link] = []
     visited: set[Target] = set()
     # (what to do, with which module, why), the next one last.

@@ -6,6 +6,7 @@ Looking at the index's files once for all calls that arrived together.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from kmodd.core.diagnosis.advice import shown_name
 from kmodd.core.fair_share import Work, straight
@@ -14,12 +15,12 @@ from kmodd.core.operations.parameters import ParameterCalls, not_loaded
 from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.insert import Insertion, stuck
 from kmodd.core.planning.parameters import check_parameters
-from kmodd.core.planning.planned_state import InFlight, PlannedState, nothing_in_flight
+from kmodd.core.planning.planned_state import InFlight, PlannedState, ReadModules, nothing_in_flight
 from kmodd.core.planning.policy import Policy
 from kmodd.core.planning.remove import Foreseen, Removal, Users
 from kmodd.errors import Evidence, KmoddError, LimitsExceeded
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
-from kmodd.model import FactsPending, KernelFacts, Operation, Plan, Request, Rule, Step, StepAction, Target, Verb
+from kmodd.model import FactsPending, Operation, Plan, Request, Rule, Step, StepAction, Target, Verb
 from kmodd.names import Alias, ModuleName, canonical, is_module_name
 
 STEPS_MAX = 2048
@@ -99,9 +100,9 @@ class Planner:
         """
         self._index.refresh()
         index_version = self._index.version
-        facts = _Once(self._facts)
+        facts = cache(self._facts.read)  # when they are first needed, once for the plan
         text = self._loaded.raw()
-        draft = PlannedState(self._loaded, text)
+        draft = PlannedState(ReadModules(self._loaded, text))
         targets: list[tuple[ModuleName, ...]] = []
         steps: list[Step] = []
         overrides: list[Rule] = []
@@ -285,19 +286,6 @@ class Planner:
                 error.evidence, file=line.file, line=line.line, rule=line.told, rule_kind=line.kind
             )
         return error
-
-
-class _Once:
-    """Reads the kernel facts when they are first needed, once for a plan."""
-
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-        self._read: KernelFacts | None = None
-
-    def __call__(self) -> KernelFacts:
-        if self._read is None:
-            self._read = self._facts.read()
-        return self._read
 
 
 def _plan_one(

@@ -23,7 +23,7 @@ from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered
 from kmodd.core.store.store import changed as changed_meanwhile
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
 from kmodd.kernel.ports import Facts, IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
-from kmodd.model import Caller, LoadedModule, Operation, Request, Verb
+from kmodd.model import Caller, LoadedModule, Operation, Request, Step, Verb
 from kmodd.model.arguments import Arguments
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName, canonical
@@ -51,6 +51,23 @@ class Switch:
     """Also where live interfaces or devices go with the module that is reloaded."""
     confined: bool = False
     """No module beyond `modules` may be touched for root either."""
+
+
+class AuthorizedContent:
+    """What a file that kmodd put into the running kernel's module tree must contain to be loaded."""
+
+    def __init__(self, trees: Trees, catalogue: StoreCatalogue) -> None:
+        self._trees = trees
+        self._catalogue = catalogue
+
+    def sha256(self, step: Step) -> str:
+        """The SHA-256 of the file that a step loads; empty for a file that is not the store's."""
+        kernel = self._catalogue.running
+        folder = f"{self._trees.folder(kernel)}/"
+        if not step.path.startswith(folder) or not self._trees.is_ours(step.path.removeprefix(folder)):
+            return ""
+        entry = self._catalogue.in_tree(step.module, kernel)
+        return entry.sha256 if entry is not None else ""
 
 
 class Activation:
@@ -83,9 +100,6 @@ class Activation:
         self._audit = audit
         self._events = events
         self._under_way: set[asyncio.Task[None]] = set()
-        self._changing: tuple[ModuleName, str] | None = None
-        self._placed: StoredModule | None = None
-        """What stands in the tree for the module that is being changed."""
         self.on_settled: Settled = lambda: None
         """Called when a change came to its end, whatever that was."""
 
@@ -97,7 +111,7 @@ class Activation:
 
     def is_changing(self, name: ModuleName, kernel: str) -> bool:
         """Tell whether a change of this module is being made, or undone, at this moment."""
-        return self._changing == (name, kernel)
+        return self._catalogue.changing == (name, kernel)
 
     def active(self, name: ModuleName, kernel: str = "") -> StoredModule | None:
         """The active version for a kernel; without one for the running kernel, or else the only one there is.
@@ -231,8 +245,8 @@ class Activation:
         allowed: tuple[ModuleName, ...] | None = None,
         disconnect: bool = False,
     ) -> tuple[str, ...]:
-        self._changing = about.name, about.kernel
-        self._placed = self._catalogue.active(about.name, about.kernel)
+        self._catalogue.changing = about.name, about.kernel
+        self._catalogue.placed = self._catalogue.active(about.name, about.kernel)
         try:
             return await self._change(
                 about.name, about.kernel, wanted, caller, load=load, allowed=allowed, disconnect=disconnect
@@ -241,7 +255,7 @@ class Activation:
             self._audit.record(failed(action, about.name, caller, error))
             raise
         finally:
-            self._changing = None
+            self._catalogue.changing = None
             self.on_settled()
 
     async def _change(
@@ -349,19 +363,9 @@ class Activation:
             with suppress(OSError):  # it is done; where the mark stays, the next start looks once more
                 await asyncio.to_thread(self._folder.end_change, name, kernel)
 
-    def authorised(self, name: ModuleName, path: str) -> str:
-        """The SHA-256 that the running kernel's file at this path must have to be loaded; empty for one not of the store."""
-        kernel = self._catalogue.running
-        folder = f"{self._trees.folder(kernel)}/"
-        if not path.startswith(folder) or not self._trees.is_ours(path.removeprefix(folder)):
-            return ""
-        # While a version is being activated it is loaded before it is the active one.
-        entry = self._placed if self._changing == (name, kernel) else self._catalogue.active(name, kernel)
-        return entry.sha256 if entry is not None else ""
-
     async def _place(self, name: ModuleName, kernel: str, entry: StoredModule | None) -> None:
         """Put the version into the tree, or take ours away, and make the index say so."""
-        self._placed = entry
+        self._catalogue.placed = entry
         if entry is not None:
             await asyncio.to_thread(self._trees.override, self._wanted() | {(name, kernel)})
             await asyncio.to_thread(self._trees.put, name, kernel, self._folder.path(entry))

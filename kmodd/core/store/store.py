@@ -33,6 +33,10 @@ class StoreCatalogue:
     def __init__(self, running: str) -> None:
         """`running` is the running kernel's release."""
         self.running = running
+        self.changing: tuple[ModuleName, str] | None = None
+        """The module and the kernel for which another version is being made the active one, or none."""
+        self.placed: StoredModule | None = None
+        """What stands in the module tree for the module that is being changed."""
         self._entries: dict[tuple[ModuleName, str, str], StoredModule] = {}
 
     def fill(self, entries: Iterable[StoredModule]) -> None:
@@ -65,6 +69,10 @@ class StoreCatalogue:
         return next(
             (entry for entry in self.all() if entry.active and (entry.name, entry.kernel) == (name, kernel)), None
         )
+
+    def in_tree(self, name: ModuleName, kernel: str) -> StoredModule | None:
+        """The version that stands in the module tree: while one is being activated, it is there before it is the active one."""
+        return self.placed if self.changing == (name, kernel) else self.active(name, kernel)
 
     def activate(self, name: ModuleName, kernel: str, sha256: str) -> None:
         """Remember which version is active; empty for none."""

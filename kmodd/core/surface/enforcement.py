@@ -13,11 +13,19 @@ from kmodd.core.desired.state import Documents
 from kmodd.core.events import Audit, Clock, HistoryReader
 from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.rules import managed_files as own_files
-from kmodd.core.surface import trial as trials
-from kmodd.core.surface.decisions import decide, remarks
-from kmodd.core.surface.learning import Learning
-from kmodd.core.surface.policy_files import read_policy
-from kmodd.core.surface.rule_file import Spellings, blocked_by, ineffective, is_surface_file
+from kmodd.core.surface.policy import Learning, decide, read_policy, remarks
+from kmodd.core.surface.rule_file import (
+    TRIAL_FILE,
+    Spellings,
+    TrialDeadline,
+    blocked_by,
+    in_utc,
+    ineffective,
+    is_surface_file,
+    on_trial,
+    trial_end,
+    without_trial,
+)
 from kmodd.errors import Conflict, Evidence, Failed, KmoddError, LimitsExceeded, ModuleTreeMissing, errno_name
 from kmodd.kernel.ports import (
     Configuration,
@@ -29,8 +37,7 @@ from kmodd.kernel.ports import (
 )
 from kmodd.model import Caller, HistoryQuery, Record
 from kmodd.model.rules import ManagedFile
-from kmodd.model.surface import Reach
-from kmodd.model.surface_policy import Because, Decision, Fault, Mode, Needs, Reading, SurfacePlan, Want
+from kmodd.model.surface import Because, Decision, Fault, Mode, Needs, Reach, Reading, SurfacePlan, Want
 from kmodd.names import ModuleName
 
 FILE = ManagedFile.SURFACE
@@ -87,7 +94,7 @@ class Enforcement:
         self._clock = clock
         self._forgotten = forgotten
         self._lock = asyncio.Lock()
-        self._deadline = trials.Deadline(clock, lambda: self._take_back(KMODD, UNCONFIRMED))
+        self._deadline = TrialDeadline(clock, lambda: self._take_back(KMODD, UNCONFIRMED))
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
@@ -128,11 +135,11 @@ class Enforcement:
     def start(self) -> None:
         """Go on with a trial that an earlier process began, up to its end."""
         try:
-            text = self._folders.read(trials.FILE)
+            text = self._folders.read(TRIAL_FILE)
         except OSError:
             text = b""
         if text is not None:
-            self._deadline.set(trials.end_of(text))
+            self._deadline.set(trial_end(text))
 
     async def close(self) -> None:
         """End a trial: nothing would end it while kmodd is stopped."""
@@ -222,7 +229,7 @@ class Enforcement:
     def _blocked(self) -> frozenset[ModuleName]:
         """The modules that our file keeps out now; none where it cannot be read, which `_old` reports."""
         blocked = frozenset[ModuleName]()
-        for file in (FILE, trials.FILE):
+        for file in (FILE, TRIAL_FILE):
             with suppress(OSError):
                 text = self._folders.read(file)
                 if text is not None and is_surface_file(text):
@@ -323,7 +330,7 @@ class Enforcement:
         if (text := self._on_trial()) is not None:
             raise Conflict(
                 _trial_message(text),
-                evidence=Evidence(file=trials.FILE, hint="kmodctl surface confirm, or kmodctl surface revert"),
+                evidence=Evidence(file=TRIAL_FILE, hint="kmodctl surface confirm, or kmodctl surface revert"),
             )
         plan = self._plan()
         if plan.release and trial:
@@ -345,9 +352,9 @@ class Enforcement:
             return plan
         if trial and plan.text is not None:
             until = self._clock() + trial * 1_000_000
-            written = trials.on_trial(plan.text, until)
-            own_files.replace_file(self._folders, trials.FILE, written, None)
-            self._prove(plan.kernels, trials.FILE, written, None)
+            written = on_trial(plan.text, until)
+            own_files.replace_file(self._folders, TRIAL_FILE, written, None)
+            self._prove(plan.kernels, TRIAL_FILE, written, None)
             return replace(plan, until=until)
         own_files.replace_file(self._folders, FILE, plan.text, plan.old)
         if plan.text is not None:
@@ -356,17 +363,17 @@ class Enforcement:
 
     def _on_trial(self) -> bytes | None:
         try:
-            return self._folders.read(trials.FILE)
+            return self._folders.read(TRIAL_FILE)
         except OSError as error:
-            raise own_files.refusal(trials.FILE, error) from error
+            raise own_files.refusal(TRIAL_FILE, error) from error
 
     def _confirm(self) -> SurfacePlan:
         text = self._on_trial()
         if text is None:
             raise _no_trial()
-        if not trials.end_of(text):
-            raise own_files.edited(trials.FILE, own_files.edit_of(self._folders, trials.FILE, text))
-        old, new, kernels = self._old(), trials.settled(text), self._releases("")
+        if not trial_end(text):
+            raise own_files.edited(TRIAL_FILE, own_files.edit_of(self._folders, TRIAL_FILE, text))
+        old, new, kernels = self._old(), without_trial(text), self._releases("")
         before = frozenset[ModuleName]() if old is None else blocked_by(self._folders.parse(FILE, old))
         after = blocked_by(self._folders.parse(FILE, new))
         if not before <= after:
@@ -376,7 +383,7 @@ class Enforcement:
             )
         own_files.replace_file(self._folders, FILE, new, old)
         self._prove(kernels, FILE, new, old)
-        own_files.replace_file(self._folders, trials.FILE, None, text)
+        own_files.replace_file(self._folders, TRIAL_FILE, None, text)
         return SurfacePlan(Mode.ENFORCE, kernels, (), new, old, block=tuple(sorted(after - before)), release=())
 
     def _revert(self) -> SurfacePlan:
@@ -384,8 +391,8 @@ class Enforcement:
         text = self._on_trial()
         if text is None:
             raise _no_trial()
-        own_files.replace_file(self._folders, trials.FILE, None, text)
-        freed = blocked_by(self._folders.parse(trials.FILE, text)) - self._blocked()
+        own_files.replace_file(self._folders, TRIAL_FILE, None, text)
+        freed = blocked_by(self._folders.parse(TRIAL_FILE, text)) - self._blocked()
         return SurfacePlan(Mode.ENFORCE, (), (), None, text, block=(), release=tuple(sorted(freed)))
 
     def _try(self, plan: SurfacePlan, text: bytes) -> None:
@@ -429,8 +436,8 @@ class Enforcement:
             result = "changed" if changed else "unchanged"
             message = f"{_counted(plan.block)} blocked, {_counted(plan.release)} allowed again"
             if plan.until:
-                message += f", on trial until {trials.as_text(plan.until)}"
-            file = trials.FILE if plan.until or action == REVERT else FILE
+                message += f", on trial until {in_utc(plan.until)}"
+            file = TRIAL_FILE if plan.until or action == REVERT else FILE
             extra = {
                 "FILE": file if changed else "",
                 "MODE": plan.mode,
@@ -473,11 +480,11 @@ class Enforcement:
         decided = {decision.module: decision for decision in plan.decisions}
         tried = frozenset[ModuleName]()
         if (text := self._on_trial()) is not None:
-            tried = blocked_by(self._folders.parse(trials.FILE, text))
+            tried = blocked_by(self._folders.parse(TRIAL_FILE, text))
             yield Fault(
                 "trial",
                 _trial_message(text),
-                file=trials.FILE,
+                file=TRIAL_FILE,
                 hint="kmodctl surface confirm, or kmodctl surface revert",
             )
         for module in plan.block:
@@ -506,10 +513,8 @@ class Enforcement:
 
 
 def _trial_message(text: bytes) -> str:
-    end = trials.end_of(text)
-    return (
-        f"rules are on trial until {trials.as_text(end)}" if end else f"{trials.FILE} has rules on trial and was edited"
-    )
+    end = trial_end(text)
+    return f"rules are on trial until {in_utc(end)}" if end else f"{TRIAL_FILE} has rules on trial and was edited"
 
 
 def _no_trial() -> Conflict:

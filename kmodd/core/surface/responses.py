@@ -17,8 +17,7 @@ from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.rules.managed_files import Entry
-from kmodd.core.surface.assessment import assess, modules_of, without_modules
-from kmodd.core.surface.records import is_id
+from kmodd.core.surface.vulnerabilities import assess, is_id, modules_of, without_modules
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchResponse
 from kmodd.kernel.ports import Facts, InstalledKernels
 from kmodd.model import (
@@ -35,7 +34,8 @@ from kmodd.model import (
     State,
     Verb,
 )
-from kmodd.model.responses import (
+from kmodd.model.rules import RuleAction, RuleChange
+from kmodd.model.surface import (
     KernelReport,
     ModuleUse,
     OwnedRule,
@@ -45,7 +45,6 @@ from kmodd.model.responses import (
     Verdict,
     Vulnerability,
 )
-from kmodd.model.rules import RuleAction, RuleChange
 from kmodd.names import ModuleName
 
 RESPONSES_MAX = 64

@@ -8,17 +8,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from kmodd.core.surface.kinds import (
-    ALWAYS_THERE,
-    HARDWARE,
-    NAME,
-    NODE,
-    Kind,
-    Needs,
-    is_hardware,
-    kind_of,
-    spelled,
-)
+from kmodd.core.planning.policy import where
+from kmodd.core.surface.kinds import ALWAYS_THERE, HARDWARE, NAME, NODE, Kind, Needs, how, is_hardware, kind_of, spelled
 from kmodd.core.surface.resolution import Loading, Resolver
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import KernelFacts, Target
@@ -30,6 +21,11 @@ ROUTES_MAX = 64
 """Routes of one module that are listed; those of one kind beyond the first are counted."""
 _NUMBERS = re.compile(r"\d+")
 _FAMILY = re.compile(r"net[-_]pf[-_](\d+)")
+_WHO = {
+    Reach.UNPRIVILEGED: "any user",
+    Reach.USERNS: "any user in a user namespace",
+    Reach.ROOT: "root",
+}
 
 
 @dataclass(slots=True)
@@ -331,3 +327,30 @@ def _openers(node: DeviceNode) -> tuple[Reach, str]:
     if node.mode & 0o060 and node.group not in ("", "root"):
         return Reach.DEVICE, f"members of the group {node.group}"
     return Reach.ROOT, "root"
+
+
+def going(route: Route) -> str:
+    """Who goes this way, and what they do."""
+    if route.kind == NODE:
+        return f"{route.who or 'no one'} by opening {route.node}"
+    if route.kind == HARDWARE:
+        return "a device that is plugged in"
+    if route.kind == NAME:
+        return "root, by name"
+    return f"{_WHO[route.reach]} who {how(route.kind, route.request)}"
+
+
+def closing(route: Route, tables: Tables) -> str:
+    """Why a route is not open; empty for one that is."""
+    if route.open:
+        return ""
+    if route.gate is not None:
+        guard = tables.closed(route.gate)
+        return f"{route.gate} = {guard.value or 'none'}: {guard.says}" if guard is not None else route.gate.value
+    if route.served is not None:
+        return f"{route.served}, which is part of the kernel image, answers the request"
+    if route.rule is not None:
+        return f"{route.rule.kind} rule {where(route.rule)}"
+    if route.missing:
+        return f"{route.missing} is needed first, and is not there"
+    return "modprobe does not load it: its file or what it needs is missing"

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The module indexes of all installed kernels, each opened for one look, and the settings of the system they share."""
+"""The module indexes of all installed kernels, each opened for one look, the settings that they share, and their versions.
+
+Of an image for x86 the version stands in the setup header (Documentation/arch/x86/boot.rst, kernel_version): the text that
+`uname -rv` prints when it runs. Other images are compressed as a whole and say nothing.
+"""
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from kmodd.kernel.atomic_file import write_whole
-from kmodd.kernel.files import listdir
+from kmodd.kernel.files import NOWHERE, listdir, note, read_text
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders
-from kmodd.kernel.modules.image import image_version, running_version
 from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.kernel.modules.module_file import file_stamp
 from kmodd.kernel.ports import ModuleIndex
@@ -20,7 +24,47 @@ from kmodd.model.surface import Guard, Tables
 from kmodd.names import ModuleName, is_release
 from kmodd.releases import by_age
 
+NAMES = ("boot/vmlinuz-{}", "lib/modules/{}/vmlinuz", "usr/lib/modules/{}/vmlinuz")
+_HEADER = 0x202
+_OFFSET = 0x20E - _HEADER
+_SECTOR = 0x200
+_TEXT_MAX = 512
+_RUNNING = "Linux version "
 _FILES = ("modules.dep.bin", "modules.alias.bin", "modules.alias", "modules.builtin.bin", "modules.devname")
+
+
+def running_version(root: Path) -> str:
+    """`6.1.0-31-amd64 (…) #1 SMP … Debian 6.1.128-1 (2025-02-07)`, from /proc/version; empty when unknown."""
+    text = read_text(root / "proc/version") or ""
+    return text.removeprefix(_RUNNING) if text.startswith(_RUNNING) else ""
+
+
+def image_version(root: Path, release: str) -> str:
+    """The same, of the image that is installed for a release; empty when there is none, or it does not say."""
+    for name in NAMES:
+        with suppress(OSError):
+            text = _text(root / name.format(release))
+            if text.partition(" ")[0] == release:
+                return text
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            note(error)
+        raise
+    try:
+        header = os.pread(file, 16, _HEADER)
+        if header[:4] != b"HdrS":
+            return ""
+        place = int.from_bytes(header[_OFFSET : _OFFSET + 2], "little")
+        data = os.pread(file, _TEXT_MAX, place + _SECTOR) if place else b""
+    finally:
+        os.close(file)
+    return data.partition(b"\0")[0].decode("ascii", "replace")
 
 
 class InstalledIndexes:

@@ -16,8 +16,7 @@ from kmodd.kernel.simulated.index import SimulatedIndex, source_version
 from kmodd.kernel.simulated.machine import TAINT_BITS, SimulatedMachine
 from kmodd.model import Consequence, KernelFacts, LoadedModule, ModuleLoad, ModuleRequest, ParameterValue, Uevent, Usage
 from kmodd.model.rules import ManagedFile
-from kmodd.model.surface import DeviceNode, Gate, Guard, Tables
-from kmodd.model.surface_policy import Reading
+from kmodd.model.surface import DeviceNode, Gate, Guard, Reading, Tables
 from kmodd.names import ModuleName
 
 _LINES = 200
