@@ -11,8 +11,10 @@ Also errors of the system that the daemon meets itself: no descriptors, no memor
 import errno
 import errno as codes
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
+
+from kmodd.values import dataclass
 
 if TYPE_CHECKING:  # which import this module
     from kmodd.model.modules import User

@@ -14,12 +14,12 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kmodd.errors import Conflict, Failed, InvalidArgs
 from kmodd.names import ARRAY_MAX, parse_module
+from kmodd.values import dataclass
 
 TOKENS = Path("/etc/kmodd/tokens")
 GROUP = "kmodd-gateway"

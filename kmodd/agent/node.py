@@ -3,7 +3,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from kmodd.agent.leases import Leases
@@ -13,6 +12,7 @@ from kmodd.client.replies import Fields, failed
 from kmodd.errors import KmoddError, NotLoaded
 from kmodd.model import Explanation, State
 from kmodd.names import ON_BEHALF_OF_MAX
+from kmodd.values import dataclass
 
 STORE = "org.kmodd1.Store"
 SIGNALS = (

@@ -8,7 +8,7 @@ the order of the specification. `after` is as systemd's After=: a set that is no
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 
 from kmodd.agent.record import Barred, Owned
@@ -30,6 +30,7 @@ from kmodd.fleet.resources import (
     WantedModule,
 )
 from kmodd.model import User
+from kmodd.values import dataclass
 
 
 class Recovery(StrEnum):

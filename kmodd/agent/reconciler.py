@@ -12,7 +12,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd import VERSION
 from kmodd.agent.node import SIGNALS, Look, Node
@@ -51,6 +51,7 @@ from kmodd.fleet.resources import (
 from kmodd.journal.writer import Logger
 from kmodd.model import State
 from kmodd.names import escape_label
+from kmodd.values import dataclass
 
 SETTLE = 0.1
 """Seconds in which the signals of one change become one look."""

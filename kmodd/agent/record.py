@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kmodd.fleet.resources import (
     parse_node_modules,
 )
 from kmodd.names import is_module_name
+from kmodd.values import dataclass
 
 RECORD, SPECIFICATION = "record.json", "specification.json"
 MODE = 0o600

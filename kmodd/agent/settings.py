@@ -3,10 +3,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.startup.options import UsageError, read_options
+from kmodd.values import dataclass
 
 DEFAULT_STATE = Path("/var/lib/kmodd-agent")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

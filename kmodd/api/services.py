@@ -2,7 +2,6 @@
 """The parts of core that the interfaces of the bus call."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from kmodd.core.audit.records import Refusals
 from kmodd.core.desired.apply import DesiredStateService
@@ -24,6 +23,7 @@ from kmodd.core.surface.service import Surfaces
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Health, HealthStatus, HistoryEntry, HistoryQuery, Metric
 from kmodd.model.settings import DaemonSettings
+from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

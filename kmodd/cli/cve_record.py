@@ -7,11 +7,11 @@ error, and never taken for "not affected". https://docs.kernel.org/process/cve.h
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kmodd.errors import InvalidArgs
+from kmodd.values import dataclass
 
 FILE_MAX = 1 << 20
 """Bytes; those of the kernel have some ten thousand."""

@@ -12,8 +12,9 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from kmodd.values import dataclass
 
 NOBODY = 65534
 SECONDS = 20

@@ -18,7 +18,6 @@ import select
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dbus_next import BusType, Message, MessageFlag, MessageType, Variant
@@ -37,6 +36,7 @@ from kmodd.client.replies import add_evidence
 from kmodd.dbus.interface_xml import Method
 from kmodd.dbus.library import Connection
 from kmodd.errors import ERRORS, Evidence, Failed, InvalidArgs, KmoddError, NotLoaded, Unavailable
+from kmodd.values import dataclass
 
 CALL_MAX = 64 * 1024
 """Bytes of a call to us that are read. What is larger gets an empty body, which fits no member that wants arguments."""

@@ -5,7 +5,6 @@ Also the hints by error class, used where the daemon gave none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from shlex import quote
 from typing import Any, TypeVar
 
@@ -34,6 +33,7 @@ from kmodd.model import (
 )
 from kmodd.model.rules import Finding, Replacement, Severity
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 T = TypeVar("T")
 

@@ -7,12 +7,12 @@ await store.activate(imported.name, imported.version, load=True)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kmodd.client.replies import Fields
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 if TYPE_CHECKING:
     from kmodd.client import Client

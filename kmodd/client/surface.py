@@ -7,12 +7,12 @@ for row in await surface.modules(reach="unprivileged"):
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from kmodd.client.replies import Fields
 from kmodd.model.surface import Reach
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 if TYPE_CHECKING:
     from kmodd.client import Client

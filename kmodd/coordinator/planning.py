@@ -7,7 +7,7 @@ whether the agent has brought the node there. So a coordinator that starts, or t
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 
 from kmodd.fleet.resources import (
@@ -21,6 +21,7 @@ from kmodd.fleet.resources import (
     NodeSet,
     SetStatus,
 )
+from kmodd.values import dataclass
 
 
 class Standing(StrEnum):

@@ -2,12 +2,12 @@
 """The coordinator's command line and what Kubernetes hands over in the environment."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.errors import InvalidArgs
 from kmodd.fleet.exposition import parse_address
 from kmodd.startup.options import UsageError, read_options
+from kmodd.values import dataclass
 
 LEASE = "kmodd-coordinator"
 """Name of the Lease."""

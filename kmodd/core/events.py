@@ -6,11 +6,11 @@ Every part of core gets its kernel parts (`kmodd.kernel.ports`), its clock and t
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from kmodd.model import HealthStatus, HistoryEntry, HistoryQuery, LoadedBy, Record, StepAction
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 Clock = Callable[[], int]
 """Microseconds since the epoch."""

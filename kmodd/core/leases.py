@@ -12,7 +12,7 @@ of the runtime directory.
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from kmodd.core.events import Audit, Clock, Event, Events, ModuleRemoved
@@ -37,6 +37,7 @@ from kmodd.model import (
 from kmodd.model.rules import DesiredModule, Presence
 from kmodd.model.settings import LEASES_LIMIT, DaemonSettings
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 ROOT_TIMES = 8
 """Root may have so many times the leases of another user."""

@@ -2,7 +2,6 @@
 """The reply of `ListModules`: loaded, available and built-in modules."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fnmatch import translate
 from re import compile as compile_pattern
 
@@ -12,6 +11,7 @@ from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import LoadedModule, Rule, State
 from kmodd.names import ModuleName, parse_glob
 from kmodd.patterns import is_pattern, matches
+from kmodd.values import dataclass
 
 SELECTIONS = ("loaded", "available", "builtin", "all")
 

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.events import (
     Audit,
@@ -21,6 +21,7 @@ from kmodd.core.events import (
 from kmodd.kernel.ports import Facts, LoadedModules, UeventSource
 from kmodd.model import KernelFacts, LoadedBy, LoadedModule, Origin, Record, State, StepAction, Uevent
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 SETTLE = 0.05
 """Seconds between the first event of a burst and looking at /proc/modules.

@@ -4,11 +4,12 @@
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.dbus.message import ReceivedMessage
 from kmodd.dbus.peers import Peer
 from kmodd.errors import LimitsExceeded
+from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 """The values exchanged between an interface's handlers and the dispatcher."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from kmodd.errors import KmoddError
 from kmodd.model import Caller
+from kmodd.values import dataclass
 
 ON_BEHALF_OF = "on-behalf-of"
 """The option, and the detail polkit's rules see."""

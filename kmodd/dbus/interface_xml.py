@@ -6,9 +6,10 @@ Only signatures of these files are parsed here, never a peer's.
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+
+from kmodd.values import dataclass
 
 BASIC = frozenset("ybnqiuxtdsog")
 ALIGNMENT = {

@@ -8,13 +8,13 @@ argument is the `Target`.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any, Protocol
 
 from kmodd.dbus.call import Call, Refusal, StandardError, Target
 from kmodd.dbus.interface_xml import Contract, ContractError, Interface, Method, Property
 from kmodd.names import escape_label, unescape_label
+from kmodd.values import dataclass
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 ROOT = "/org/kmodd1"

@@ -22,7 +22,6 @@ import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ from lightkube.generic_resource import (
 from lightkube.types import CascadeType, PatchType
 
 from kmodd.fleet.resources import GROUP, VERSION
+from kmodd.values import dataclass
 
 WATCH_SECONDS = (600, 630)
 """Seconds after which the server is to end a watch, each time others between these. An agent at rest sends two requests for

@@ -8,12 +8,13 @@ Fields that are not known here are ignored, as the API server prunes them. Times
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from kmodd.errors import ERRORS, InvalidArgs
 from kmodd.names import ModuleName, parse_module, parse_parameters, parse_version
+from kmodd.values import dataclass
 
 GROUP, VERSION = "kmodd.org", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"

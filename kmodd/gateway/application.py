@@ -3,7 +3,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kmodd.gateway import models
 from kmodd.gateway.dependencies import encode
 from kmodd.gateway.http.problem import MEDIA_TYPE, URN, HttpProblem, of_error, of_http
 from kmodd.gateway.metrics import TYPE
+from kmodd.values import dataclass
 
 DESCRIPTION = """\
 Load, unload and explain the kernel modules of this machine. The gateway is a client of kmodd's D-Bus API under its own

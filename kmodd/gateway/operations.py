@@ -5,7 +5,6 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from kmodd.client import FULL, PUBLIC, Client
@@ -35,6 +34,7 @@ from kmodd.names import (
     parse_parameters,
     parse_reason,
 )
+from kmodd.values import dataclass
 
 WAIT_TIMEOUT = 10.0
 """Seconds a request waits for its turn."""

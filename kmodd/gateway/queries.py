@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from kmodd.client.notifier import NotifierClient
@@ -13,6 +12,7 @@ from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import encode, snake
 from kmodd.gateway.metrics import GatewayMetrics, Sample
 from kmodd.names import parse_glob, parse_module, parse_module_or_alias, parse_release
+from kmodd.values import dataclass
 
 ANSWERS_MAX = 64
 

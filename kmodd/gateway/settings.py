@@ -2,7 +2,7 @@
 """Reads /etc/kmodd/gateway.toml once at start; see kmodd-gateway.toml(5). An unknown key prevents the start."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from kmodd.config.section import ConfigurationError, Section
@@ -11,6 +11,7 @@ from kmodd.model.settings import Document
 from kmodd.suggestions import did_you_mean
 from kmodd.text import shown
 from kmodd.tokens import SCOPES, TOKENS
+from kmodd.values import dataclass
 
 SETTINGS = Path("/etc/kmodd/gateway.toml")
 LISTEN = ("/run/kmodd-gateway/http",)

@@ -6,8 +6,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
+
+from kmodd.values import dataclass
 
 VALUE_MAX = 4096
 """Bytes of one value that are read; sysfs attributes are at most a page."""

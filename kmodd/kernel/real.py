@@ -2,7 +2,6 @@
 """The real kernel, assembled for core."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.kernel.files import read_text
@@ -17,6 +16,7 @@ from kmodd.kernel.proc.uevents import KernelUevents
 from kmodd.kernel.users.inspector_client import Inspector
 from kmodd.kernel.watcher.watcher_client import Watcher
 from kmodd.kernel.worker.executor import WorkerPool
+from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

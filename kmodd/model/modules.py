@@ -3,11 +3,11 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kmodd.model.enums import Remedy, State
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 """Explanations, consequences of a removal, health, metrics and records."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +11,7 @@ from kmodd.model.enums import HealthStatus, State
 from kmodd.model.modules import KernelFacts, Rule, User
 from kmodd.model.rules import Finding
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 if TYPE_CHECKING:  # it has consequences
     from kmodd.model.requests import Caller

@@ -2,7 +2,7 @@
 """Requests, plans and results."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 
 from kmodd.errors import AccessDenied, KmoddError
@@ -11,6 +11,7 @@ from kmodd.model.enums import Result, StepAction, Verb
 from kmodd.model.modules import Rule
 from kmodd.model.reports import Consequence
 from kmodd.names import Alias, ModuleName, is_module_name
+from kmodd.values import dataclass
 
 NAMED_MAX = 8
 """Modules that one sentence names."""

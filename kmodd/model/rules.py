@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Module rules of the system, changes of kmodd's own rules, the desired state, and drift."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from kmodd.model.modules import Rule
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 Parameters = tuple[tuple[str, str], ...]
 

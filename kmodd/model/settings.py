@@ -2,8 +2,10 @@
 """The daemon's settings in kmodd.toml, with their defaults, and a parsed settings file with the line of each value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from kmodd.values import dataclass
 
 TIMEOUT_LIMIT = 3600
 """Seconds a call into the kernel can be given at most, by a setting or by a caller."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Custom modules: the facts of an examined file, and the versions in the store."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 
 class IndexNotMadeError(Exception):

@@ -2,12 +2,13 @@
 """The attack surface: which modules of a kernel can be loaded by whom, the policy about it, and responses to vulnerabilities."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from enum import StrEnum
 
 from kmodd.model.modules import Rule
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 Version = tuple[int, int, int]
 """Of the upstream kernel: 6.1.170."""

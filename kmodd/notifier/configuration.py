@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -24,6 +24,7 @@ from kmodd.model.settings import Document
 from kmodd.names import parse_glob
 from kmodd.notifier.notice import KINDS, SEVERITIES, Notice
 from kmodd.suggestions import did_you_mean
+from kmodd.values import dataclass
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

@@ -7,11 +7,11 @@ Each endpoint has its own worker, so that none waits for another.
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from kmodd.journal.writer import Logger
 from kmodd.notifier.outbox import DUE_MAX, Delivery, Outbox
+from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

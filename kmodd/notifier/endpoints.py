@@ -6,7 +6,6 @@ import json
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from kmodd.notifier.configuration import (
 from kmodd.notifier.delivery_worker import Channel, DeliveryWorker
 from kmodd.notifier.ingest import Ingest
 from kmodd.notifier.outbox import Outbox
+from kmodd.values import dataclass
 
 Validate = Callable[[Document], None]
 """Reads the whole configuration with this document in place of the managed one; ConfigurationError when it is wrong."""

@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from kmodd.text import escape
+from kmodd.values import dataclass
 
 SEVERITIES = ("info", "notice", "warning", "error")
 KINDS = (

@@ -8,10 +8,10 @@ so it is delivered at least once, with the same id each time.
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.notifier.notice import Notice
+from kmodd.values import dataclass
 
 SEEN_MAX = 20_000
 """Records remembered as seen; more than are read once more after a restart."""

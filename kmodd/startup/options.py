@@ -2,7 +2,8 @@
 """The daemon's command line and the environment set by systemd."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from kmodd.values import dataclass
 
 USAGE = """\
 usage: kmodd [--simulate] [--address ADDRESS]

@@ -2,7 +2,7 @@
 """`kmodctl respond`: answers a vulnerability; with --module and --dry-run, reports what every user may know about modules."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from kmodd.errors import Evidence, InvalidArgs, NoSuchModule, NoSuchResponse
 from kmodd.model import Explanation, State
 from kmodd.model.surface import Reach
 from kmodd.names import ModuleName, parse_module
+from kmodd.values import dataclass
 
 _STATES = {
     State.LIVE: "loaded",

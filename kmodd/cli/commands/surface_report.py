@@ -7,7 +7,7 @@ does not pass, and a module that no kernel has does. What cannot be known does n
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kmodd.client.surface import AttackSurface
 from kmodd.errors import Evidence, InvalidArgs, NoSuchModule
 from kmodd.model import State
 from kmodd.names import ModuleName, is_module_name, parse_module
+from kmodd.values import dataclass
 
 PLACES = ("/etc/kmodd", "/run/kmodd", "/usr/local/lib/kmodd", "/usr/lib/kmodd")
 FILE_MAX = 1 << 18

@@ -3,7 +3,6 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kmodd.cli.commands.surface import route_lines
@@ -18,6 +17,7 @@ from kmodd.model import Explanation, State
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Reach
 from kmodd.names import parse_module
+from kmodd.values import dataclass
 
 LABEL = 14
 ROUTES_MAX = 8

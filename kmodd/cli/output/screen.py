@@ -6,8 +6,10 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TextIO
+
+from kmodd.values import dataclass
 
 DEFAULT_PAGER = "less -FRSX"
 

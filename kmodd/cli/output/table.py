@@ -2,13 +2,13 @@
 """Aligned columns that fit the terminal, and the tree of what uses a module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.text import clean, columns, shorten
 from kmodd.client import Client
 from kmodd.errors import KmoddError
 from kmodd.model import Explanation, User
+from kmodd.values import dataclass
 
 GAP = 2
 

@@ -6,7 +6,7 @@ out what /proc, /sys and dmesg would not show to the caller's own user.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.diagnosis.advice import UserSentence, drives, sentence
 from kmodd.core.diagnosis.usage import counted
@@ -14,6 +14,7 @@ from kmodd.core.module_requests import reason as load_reason
 from kmodd.core.planning.consequences import is_hidden, public, told_to
 from kmodd.errors import Evidence
 from kmodd.model import Explanation, LoadedBy, Plan, User
+from kmodd.values import dataclass
 
 OTHERS = "of other users"
 _UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state"})

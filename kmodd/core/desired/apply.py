@@ -9,7 +9,7 @@ undone. On a failure everything before it is undone in reverse order.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from kmodd.core.desired.drift import Comparison, Write
@@ -39,6 +39,7 @@ from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Caller, OperationResult, Plan, Record, Request, Result, Step
 from kmodd.model.rules import Drift, RuleChange
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 Undo = Callable[[], Awaitable[object]]
 _ABOUT_THE_FILE = (NoSuchModule, BadModule, WrongKernel, BadSignature, UnknownSymbol, UnknownParameter, BadParameter)

@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from kmodd.core.desired.state import DesiredState
 from kmodd.core.operations.live_values import LiveValues
@@ -16,6 +16,7 @@ from kmodd.model import Operation, Rule, State, Verb
 from kmodd.model.arguments import displayed
 from kmodd.model.rules import BlacklistMode, DesiredModule, Drift, ManagedFile, Presence, RuleAction, RuleChange
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 APPLY = "kmodctl config apply"
 WITHHELD = "(visible to root only)"

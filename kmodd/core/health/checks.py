@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from kmodd.core.fair_share import read_files
@@ -15,6 +14,7 @@ from kmodd.model import Failure, HealthCheck, HealthStatus, KernelFacts, LoadedM
 from kmodd.model.modules import BootImage, Trees, difference
 from kmodd.model.rules import Drift
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 _OK, _DEGRADED, _FAILING = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING
 _PROPRIETARY, _CRASHED, _OUT_OF_TREE, _UNSIGNED = 1 << 0, 1 << 7, 1 << 12, 1 << 13

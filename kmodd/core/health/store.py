@@ -4,7 +4,6 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.core.store.store import StoreCatalogue
@@ -14,6 +13,7 @@ from kmodd.model import HealthCheck, HealthStatus
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName
 from kmodd.releases import compare
+from kmodd.values import dataclass
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 _Stamp = tuple[int, ...] | None

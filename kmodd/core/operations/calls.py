@@ -4,7 +4,7 @@
 import asyncio
 import errno as codes
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.audit.records import released_record
 from kmodd.core.diagnosis.diagnosis import diagnose
@@ -19,6 +19,7 @@ from kmodd.kernel.ports import Kernel, LogMark
 from kmodd.model import Failure, LoadedBy, Outcome, Record, State, Step, StepAction
 from kmodd.model.arguments import spell
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 _TRIES = 3
 """Calls for one insertion where others insert and remove the same module all the while."""

@@ -3,7 +3,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.diagnosis.usage import in_use
 from kmodd.core.operations.calls import CallResult, KernelCalls
@@ -18,6 +18,7 @@ from kmodd.kernel.ports import Kernel, ModuleIndex
 from kmodd.model import Failure, OperationResult, Outcome, Plan, Result, Step, StepAction
 from kmodd.model.arguments import Arguments
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 NAMED = 4
 """Parameters that could not be restored and are named; the others are counted."""

@@ -4,13 +4,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 
 from kmodd.core.events import Clock, Event, Events, JobAdded, JobChanged, JobFinished
 from kmodd.core.operations.tasks import Deferred
 from kmodd.errors import Busy, KmoddError, Stuck
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 
 class JobState(StrEnum):

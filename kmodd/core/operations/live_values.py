@@ -3,12 +3,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.events import Event, Events, ModuleAdded, ModuleChanged, ModuleRemoved
 from kmodd.kernel.ports import Executor, LoadedModules
 from kmodd.model import Outcome, ParameterValue
 from kmodd.names import ModuleName
+from kmodd.values import dataclass
 
 READ_TIMEOUT = 3.0
 """Seconds for all parameters of one module. A getter formats a variable; where it takes longer it hangs."""

@@ -3,7 +3,7 @@
 
 import asyncio
 import errno as codes
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.audit.records import failed_record
 from kmodd.core.events import Audit, Clock, Events, ModuleChanged
@@ -34,6 +34,7 @@ from kmodd.model import Caller, Outcome, ParameterValue, Record, Result, State
 from kmodd.model.arguments import key
 from kmodd.names import ModuleName
 from kmodd.suggestions import did_you_mean, which_module
+from kmodd.values import dataclass
 
 TIMEOUT = 30.0
 """Seconds; setters run code of the module, which may wait for hardware."""

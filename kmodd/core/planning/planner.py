@@ -5,7 +5,7 @@ Looking at the index's files once for all calls that arrived together.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache
 
 from kmodd.core.diagnosis.advice import shown_name
@@ -22,6 +22,7 @@ from kmodd.errors import Evidence, KmoddError, LimitsExceeded
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
 from kmodd.model import FactsPending, Operation, Plan, Request, Rule, Step, StepAction, Target, Verb
 from kmodd.names import Alias, ModuleName, canonical, is_module_name
+from kmodd.values import dataclass
 
 STEPS_MAX = 2048
 """Steps of one plan. Batches have at most 256 operations, and few of them touch more than a dozen modules each."""

@@ -4,7 +4,7 @@
 import errno as codes
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from kmodd.core.planning.parameters import read_options
@@ -14,6 +14,7 @@ from kmodd.model import Rule
 from kmodd.model.arguments import Arguments, spell
 from kmodd.model.rules import ManagedFile, RuleAction, RuleChange
 from kmodd.names import ModuleName, is_module_name
+from kmodd.values import dataclass
 
 _MARK = "# Written by kmodd, which rewrites the whole file: do not edit it, use kmodctl(1) "
 MARK = f"{_MARK}config.\n"

@@ -5,7 +5,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice, takewhile
 
 from kmodd.core.fair_share import read_files
@@ -46,6 +46,7 @@ from kmodd.model.rules import Finding, ManagedFile, Replacement, RuleFile, RuleF
 from kmodd.names import ModuleName, canonical, parse_module_or_alias
 from kmodd.patterns import is_pattern, matches
 from kmodd.suggestions import another_name, did_you_mean, is_spelling, near, several_names
+from kmodd.values import dataclass
 
 LINES_MAX = 1024
 """Lines of one file that are shown, in their order: no hand-written file has more."""

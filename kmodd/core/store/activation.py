@@ -11,7 +11,7 @@ import errno
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from kmodd.core.events import Audit, Events, ModuleChanged
@@ -27,6 +27,7 @@ from kmodd.model import Caller, LoadedModule, Operation, Request, Step, Verb
 from kmodd.model.arguments import Arguments
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName, canonical
+from kmodd.values import dataclass
 
 Settled = Callable[[], None]
 _SHOWN = ("FileName", "Origin", "Signer")

@@ -6,7 +6,7 @@ import errno
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kmodd.core.audit.records import attempt_record
 from kmodd.core.events import Audit, Clock
@@ -18,6 +18,7 @@ from kmodd.kernel.ports import Facts, FileExaminer, Spool, StoreFolder, Trees
 from kmodd.model import Attempt, Caller, Record, Result
 from kmodd.model.store import MAKE_ROOM, Examination, StoredModule
 from kmodd.names import ModuleName, is_version
+from kmodd.values import dataclass
 
 SHORT = 12
 """Hexadecimal digits of a hash that name a version."""

@@ -8,9 +8,10 @@ leads to names of modules as well as to aliases: `bind(AF_ALG, "aead")` asks for
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kmodd.model.surface import Gate, Reach
+from kmodd.values import dataclass
 
 Needs = tuple[tuple[str, ...], ...]
 """Groups of requests: of each group one must have been answered, that is, a module that it stands for is there."""

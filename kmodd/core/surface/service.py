@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from kmodd.core.fair_share import FairSlots, User
@@ -13,6 +13,7 @@ from kmodd.model import HealthCheck, HealthStatus
 from kmodd.model.surface import Exposure, Gate, Surface
 from kmodd.names import ModuleName
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 KEEP = 10.0
 """Seconds without a question after which everything is forgotten: it has megabytes."""

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from kmodd import tokens
 from kmodd.client import CallerOptions
 from kmodd.config.section import ConfigurationError
 from kmodd.errors import AccessDenied, Failed
+from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

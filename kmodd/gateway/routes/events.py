@@ -13,7 +13,6 @@ import contextlib
 import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
@@ -25,6 +24,7 @@ from kmodd.gateway.http.middleware import CONNECTION
 from kmodd.gateway.http.problem import HttpProblem
 from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.settings import Limits
+from kmodd.values import dataclass
 
 KEPT = 2048
 """Events that can be caught up with."""

@@ -11,7 +11,6 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.errors import errno_name
@@ -20,6 +19,7 @@ from kmodd.model import Rule
 from kmodd.names import ModuleName
 from kmodd.patterns import is_pattern, matches
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 DIRECTORIES = ("etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
 """Below the root, in order of rank: a file masks the files of the same name in the folders after its own."""

@@ -14,7 +14,6 @@ import stat
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from kmodd.errors import BadModule, Evidence
@@ -25,6 +24,7 @@ from kmodd.kernel.modules.signature import Signers, read_signature
 from kmodd.model import ModuleInfo, ParameterInfo
 from kmodd.model.arguments import key
 from kmodd.names import ModuleName, canonical, is_module_name
+from kmodd.values import dataclass
 
 MODINFO_MAX = 8 << 20
 """Bytes of a .modinfo section that are believed; the largest of Linux (amdgpu's) has some 100 KiB."""

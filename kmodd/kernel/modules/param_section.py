@@ -10,7 +10,8 @@ set and show it: `param_ops_TYPE` or `param_array_ops` of the kernel, or the mod
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+from kmodd.values import dataclass
 
 _PROGBITS, _SYMTAB, _RELA, _REL = 1, 2, 4, 9
 _MIPS = 8

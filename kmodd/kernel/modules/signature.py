@@ -4,8 +4,9 @@
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kmodd.values import dataclass
 
 if TYPE_CHECKING:  # it reads signatures
     from kmodd.kernel.modules.module_file import ModuleFile

@@ -5,10 +5,11 @@ Values are parsed and printed as in kernel/params.c.
 """
 
 import errno
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 
 from kmodd.model import Consequence, Remedy, User
+from kmodd.values import dataclass
 
 _RANGES = {
     "byte": (0, 0xFF),

@@ -4,7 +4,6 @@
 import os
 import stat
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 MOUNTED = "/sys/kernel/config"
 _ENTRIES_MAX, _DEPTH_MAX = 4096, 12

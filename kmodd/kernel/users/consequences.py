@@ -8,7 +8,7 @@ the devices of a driver with the driver (bus_remove_driver), and removes everyth
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from kmodd.kernel.users.tasks import Budget, Limits, NamespaceOwner, Tasks, name
 from kmodd.model.reports import Consequence, ConsequenceKind
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 Sighting = tuple[str, Consequence]
 """A module, and what goes with it."""

@@ -7,7 +7,7 @@ some tables of the namespace that the process is in.
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.tasks import Budget, Task, Tasks
 from kmodd.model import User
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 _NAMED = "run/netns"
 _MAX = 64

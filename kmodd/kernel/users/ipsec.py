@@ -8,7 +8,6 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.kernel.files import read_text
@@ -17,6 +16,7 @@ from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 _NETLINK_XFRM, _NEWSA, _GETSA = 6, 0x10, 0x12
 _STATE = struct.Struct("=56x16s4sB3x16s96x12x4x4xHBBB7x")

@@ -4,7 +4,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from kmodd.kernel.files import note
@@ -13,6 +13,7 @@ from kmodd.kernel.users.tasks import Budget, Task, Tasks, is_of_socket
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 _CHUNK = 1 << 16
 _LINE_MAX = 1 << 15

@@ -7,7 +7,7 @@ expressions and the sets and objects it refers to are read.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from kmodd.kernel.users.netlink import attribute, attributes, big_endian, dump, text
@@ -15,6 +15,7 @@ from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 _T = TypeVar("_T")
 

@@ -10,9 +10,9 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kmodd.names import canonical
+from kmodd.values import dataclass
 
 ERROR, DONE = 2, 3
 """Types of the last message of an answer."""

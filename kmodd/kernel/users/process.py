@@ -5,7 +5,6 @@ import ctypes
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 _TABLE_MAX = 1 << 16
 _NETLINK_MAX = 1 << 20

@@ -7,8 +7,9 @@ something is mounted on the copy that stays (Documentation/filesystems/sharedsub
 in fs/pnode.c). What mountinfo tells of the copy itself, `shared:` and `master:`, is about mounts on top of it and decides nothing.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
+
+from kmodd.values import dataclass
 
 _CHAIN_MAX = 16
 """Masters of masters that are followed; a mount with more of them is taken for one that stays."""

@@ -14,7 +14,6 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 
 from kmodd.kernel.users.netlink import (
     ACK,
@@ -33,6 +32,7 @@ from kmodd.kernel.users.netlink import (
     frames,
     text,
 )
+from kmodd.values import dataclass
 
 _NEWLINK, _GETLINK = 16, 18
 _NEWADDR, _GETADDR = 20, 22

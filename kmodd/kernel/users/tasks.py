@@ -7,12 +7,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from kmodd.kernel.files import FAULTS, note, read_text, readlink
 from kmodd.model import Remedy, User
+from kmodd.values import dataclass
 
 Sighting = tuple[frozenset[str], User]
 """A user, with the loaded modules that it keeps busy."""

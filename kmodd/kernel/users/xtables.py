@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from kmodd.kernel.files import read_text
@@ -20,6 +19,7 @@ from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
+from kmodd.values import dataclass
 
 _EXTENSION_MAX = 29
 _GET_ENTRIES = struct.Struct("@32sI0Q")

@@ -9,12 +9,12 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from kmodd.client import Client, Signal
 from kmodd.client.connection import Transport, variant
 from kmodd.errors import ERRORS, KmoddError
 from kmodd.names import is_module_name
+from kmodd.values import dataclass
 
 NOTIFICATIONS = "org.freedesktop.Notifications"
 PATH = "/org/freedesktop/Notifications"

@@ -17,7 +17,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -28,6 +27,7 @@ from kmodd.notifier.configuration import Network, Url, Webhook, parse_address, p
 from kmodd.notifier.delivery_worker import Outcome
 from kmodd.notifier.notice import Notice, chat
 from kmodd.notifier.outbox import Delivery
+from kmodd.values import dataclass
 
 HEADERS_MAX = 16_384
 """Bytes of a response that are read; the rest is ignored."""
