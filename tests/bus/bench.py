@@ -119,7 +119,7 @@ class Bench:
         """Wait until every call has been answered and every event told."""
         for _ in range(2000):
             await asyncio.sleep(0.002)
-            untold = self.service.dispatcher.pending or self.service._announcer.pending or self.transport.backlog
+            untold = self.service.dispatcher.pending or self.service._announcer.pending or self.transport.backlog()
             if not untold:
                 return
         raise AssertionError("the service does not come to rest")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kmodd.core.events import Event
 from kmodd.core.operations.failures import Failures
+from kmodd.core.operations.jobs import ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
 from kmodd.core.planning.given_values import GivenValues
 from kmodd.daemon.state_files import StateFile
@@ -50,6 +51,12 @@ def facts(
         command_line=command_line,
         tree_present=tree_present,
     )
+
+
+def owner(locks: ModuleLocks, name: ModuleName) -> int | None:
+    """The job that holds the lock of a module; None when it is free."""
+    lock = locks.find(name)
+    return lock.owner if lock is not None else None
 
 
 def load(module: str, **parameters: str) -> Operation:

@@ -37,6 +37,7 @@ from tests.unit.fakes import (
     load,
     machine,
     names,
+    owner,
     reload,
     request,
     reset_failed,
@@ -96,7 +97,7 @@ class Bench:
         """Nothing is left behind: no job, no lock."""
         self.operations.flush()
         assert self.jobs.all() == ()
-        assert not [name for name in self.kernel.machine.modules if self.locks.owner(name) is not None]
+        assert not [name for name in self.kernel.machine.modules if owner(self.locks, name) is not None]
 
 
 def make_bench(kernel: SimulatedKernel, failures: Failures | None = None) -> Bench:

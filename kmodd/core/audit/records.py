@@ -96,7 +96,7 @@ def failure_record(
         _about(plan, caller, job),
         event=event,
         message=error.message,
-        action=plan.request.operations[number].verb if number is not None else request_action(plan),
+        action=plan.request.operations[number].verb if number is not None else plan.action,
         result=Result.FAILED,
         error=error.name(),
         duration_usec=duration_usec,
@@ -186,12 +186,6 @@ def released_record(step: Step, job: int, outcome: Outcome, *, still_there: bool
         errno=outcome.errno or None,
         priority=NOTICE,
     )
-
-
-def request_action(plan: Plan) -> str:
-    """`load`, `unload`, `reload`, or `batch` for several operations."""
-    operations = plan.request.operations
-    return operations[0].verb.value if len(operations) == 1 else "batch"
 
 
 def _success(

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import field, replace
 from enum import StrEnum
+from functools import partial
 
-from kmodd.core.events import Clock, Event, Events, JobAdded, JobChanged, JobFinished
+from kmodd.core.events import Clock, Events, JobAdded, JobChanged, JobFinished
 from kmodd.core.operations.tasks import Deferred
 from kmodd.errors import Busy, KmoddError, Stuck
 from kmodd.names import ModuleName
@@ -55,7 +56,7 @@ class Jobs:
         """Begin one; answers its number, which is never used again."""
         self._last += 1
         self._jobs[self._last] = Job(self._last, action, module, state, self._clock(), sender)
-        self._tell(JobAdded(self._last))
+        self._afterwards.defer(partial(self._events.publish, JobAdded(self._last)))
         return self._last
 
     def all(self) -> tuple[Job, ...]:
@@ -103,14 +104,15 @@ class Jobs:
         job = self._jobs.get(number)
         if job is not None and job.progress != done:
             self._jobs[number] = replace(job, progress=done)
-            self._tell(JobChanged(number, ("Progress",)))
+            self._afterwards.defer(partial(self._events.publish, JobChanged(number, ("Progress",))))
 
     def finish(self, number: int, result: str) -> None:
         """End it; `result` is `done`, `cancelled` or the short name of its error."""
         self._cancels.pop(number, None)
         job = self._jobs.pop(number, None)
         if job is not None:
-            self._tell(JobFinished(number, job.sender, job.action, job.module, result))
+            finished = JobFinished(number, job.sender, job.action, job.module, result)
+            self._afterwards.defer(partial(self._events.publish, finished))
 
     def flush(self) -> None:
         """Publish what has not been published yet."""
@@ -120,16 +122,17 @@ class Jobs:
         job = self._jobs.get(number)
         if job is not None and job.state is not state:
             self._jobs[number] = replace(job, state=state)
-            self._tell(JobChanged(number, ("State",)))
-
-    def _tell(self, event: Event) -> None:
-        self._afterwards.defer(lambda: self._events.publish(event))
+            self._afterwards.defer(partial(self._events.publish, JobChanged(number, ("State",))))
 
 
 @dataclass(slots=True)
-class _Lock:
+class ModuleLock:
+    """One lock that is held."""
+
     owner: int
+    """Number of the job."""
     stuck: bool = False
+    """The job does not come back from the kernel."""
     waiters: "deque[_Waiter]" = field(default_factory=deque)
 
 
@@ -144,13 +147,12 @@ class ModuleLocks:
     """Locks of one event loop. Every caller takes its modules in sorted order, so no two wait for each other."""
 
     def __init__(self) -> None:
-        self._locks: dict[ModuleName, _Lock] = {}
+        self._locks: dict[ModuleName, ModuleLock] = {}
         self._given_up: dict[int, KmoddError] = {}
 
-    def owner(self, name: ModuleName) -> int | None:
-        """The job that holds it; None when it is free."""
-        lock = self._locks.get(name)
-        return lock.owner if lock is not None else None
+    def find(self, name: ModuleName) -> "ModuleLock | None":
+        """The lock of a module, with the job that holds it; None when it is free."""
+        return self._locks.get(name)
 
     def is_stuck(self, name: ModuleName) -> bool:
         """Tell whether its job does not come back from the kernel."""
@@ -159,12 +161,16 @@ class ModuleLocks:
 
     def take_now(self, names: Iterable[ModuleName], owner: int) -> tuple[ModuleName, ...] | None:
         """Take all that are not stuck, or nothing when one of them has to be waited for."""
-        wanted = [name for name in sorted(names) if not self.is_stuck(name)]
-        if any(name in self._locks for name in wanted):
-            return None
-        for name in wanted:
-            self._locks[name] = _Lock(owner)
-        return tuple(wanted)
+        free: list[ModuleName] = []
+        for name in sorted(names):
+            lock = self._locks.get(name)
+            if lock is None:
+                free.append(name)
+            elif not lock.stuck:
+                return None
+        for name in free:
+            self._locks[name] = ModuleLock(owner)
+        return tuple(free)
 
     async def take(self, names: Iterable[ModuleName], owner: int) -> tuple[ModuleName, ...]:
         """Take all that are not stuck, waiting for those that are held; answers what was taken.
@@ -193,11 +199,11 @@ class ModuleLocks:
                 if waiter.owner == owner and not waiter.turn.done():
                     waiter.turn.set_exception(error)
 
-    def release(self, names: Iterable[ModuleName], owner: int) -> None:
-        """Hand the locks that this job holds to those who wait; others are left alone."""
+    def release(self, names: Iterable[ModuleName], owner: int, *, keep_stuck: bool = False) -> None:
+        """Hand the locks that this job holds to those who wait; others are left alone, and those that are stuck if they are kept."""
         for name in names:
             lock = self._locks.get(name)
-            if lock is None or lock.owner != owner:
+            if lock is None or lock.owner != owner or (keep_stuck and lock.stuck):
                 continue
             lock.stuck = False
             while lock.waiters:
@@ -227,7 +233,7 @@ class ModuleLocks:
     async def _take_one(self, name: ModuleName, owner: int) -> bool:
         lock = self._locks.get(name)
         if lock is None:
-            self._locks[name] = _Lock(owner)
+            self._locks[name] = ModuleLock(owner)
             return True
         if lock.stuck:
             return False

@@ -89,6 +89,8 @@ class Planner:
         flight: Callable[[ModuleName], InFlight] = nothing_in_flight,
         *,
         look: Look | None = None,
+        version: int = -1,
+        made: int = 0,
     ) -> Work[Plan]:
         """Plan every operation, one a piece. What is wrong with one is on its step; the others are planned all the same.
 
@@ -192,9 +194,12 @@ class Planner:
             tuple(dict.fromkeys(overrides)),
             unread=tuple(dict.fromkeys(unread)),
             unseen=tuple(dict.fromkeys(unseen)),
+            version=version,
+            made=made,
             seen=(index_version, text),
         )
-        request.confine(plan.modules)
+        if request.only_modules is not None:
+            request.confine(plan.modules)
         return plan
 
     def _targets(self, operation: Operation, draft: PlannedState) -> tuple[Target, ...]:

@@ -60,14 +60,13 @@ class AuthorizedContent:
     def __init__(self, trees: Trees, catalogue: StoreCatalogue) -> None:
         self._trees = trees
         self._catalogue = catalogue
+        self._folder = f"{trees.folder(catalogue.running)}/"
 
     def sha256(self, step: Step) -> str:
         """The SHA-256 of the file that a step loads; empty for a file that is not the store's."""
-        kernel = self._catalogue.running
-        folder = f"{self._trees.folder(kernel)}/"
-        if not step.path.startswith(folder) or not self._trees.is_ours(step.path.removeprefix(folder)):
+        if not step.path.startswith(self._folder) or not self._trees.is_ours(step.path.removeprefix(self._folder)):
             return ""
-        entry = self._catalogue.in_tree(step.module, kernel)
+        entry = self._catalogue.in_tree(step.module, self._catalogue.running)
         return entry.sha256 if entry is not None else ""
 
 
