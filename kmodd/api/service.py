@@ -125,7 +125,7 @@ class Service:
             callers=self.callers,
             quota=quota,
             gate=gate,
-            deferred=services.index.deferred,
+            deferred=services.slices.deferred,
             read_files=services.slices.read,
             report=report,
             count=count,

@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {
-    "load": (35, 255),
-    "load as a user": (39, 295),
-    "uevent": (25, 225),
+    "load": (33, 255),
+    "load as a user": (36, 295),
+    "uevent": (23, 220),
     "post": (18, 140),
 }
 """Files and calls of each request. `load` is `Load("vfat")` by root, which loads two modules."""

@@ -7,8 +7,7 @@ from pathlib import Path
 from kmodd.core.events import Event
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.daemon.state_files import StateFile
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import RELEASE, SimulatedModule

@@ -8,10 +8,9 @@ import pytest
 
 from kmodd.core.events import JobAdded, JobChanged, JobFinished, StepFailed, StepRefused
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs, ModuleLocks
+from kmodd.core.operations.jobs import DELAY, Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
 from kmodd.core.operations.operations import Operations
-from kmodd.core.operations.tasks import DELAY
 from kmodd.core.planning.planner import Planner
 from kmodd.errors import (
     BadParameter,

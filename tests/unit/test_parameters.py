@@ -10,9 +10,8 @@ import pytest
 
 from kmodd.core.events import ModuleChanged
 from kmodd.core.operations.jobs import ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls, Parameters, ParameterWrite
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.errors import (
     BadParameter,
     Builtin,

@@ -9,9 +9,8 @@ from kmodd.core.diagnosis.usage import in_use
 from kmodd.core.operations.calls import CallResult, KernelCalls
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.parameters import UNSET, effective, is_standard, read_options
 from kmodd.errors import Conflict, InUse, KmoddError, machine_fault
 from kmodd.kernel.ports import Kernel, ModuleIndex

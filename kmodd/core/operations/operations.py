@@ -25,8 +25,7 @@ from kmodd.core.fair_share import Work, straight
 from kmodd.core.operations.calls import CallResult, KernelCalls, StuckCalls
 from kmodd.core.operations.execution import Execution, LiveParameters, Then, refuse
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs, ModuleLocks
-from kmodd.core.operations.tasks import Deferred, run_to_completion
+from kmodd.core.operations.jobs import Deferred, Jobs, ModuleLocks, run_to_completion
 from kmodd.core.planning.planner import Look, Planner
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, machine_fault
 from kmodd.kernel.ports import Kernel

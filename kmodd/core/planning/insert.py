@@ -5,8 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kmodd.core.diagnosis.advice import shown_name
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.parameters import (
     NO_OPTIONS,
     Options,

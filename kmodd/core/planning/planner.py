@@ -10,9 +10,8 @@ from functools import cache
 
 from kmodd.core.diagnosis.advice import shown_name
 from kmodd.core.fair_share import Work, straight
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls, not_loaded
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.insert import Insertion, stuck
 from kmodd.core.planning.parameters import check_parameters
 from kmodd.core.planning.planned_state import InFlight, PlannedState, ReadModules, nothing_in_flight

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kmodd.core.events import Audit, Events, ModuleChanged
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.operations.operations import Operations
-from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.planning.parameters import Pairs
 from kmodd.core.store.compatibility import check_signature
 from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered, stored
