@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import isawaitable
+from operator import attrgetter
 from typing import Any
 
 from kmodd import VERSION
@@ -128,12 +129,13 @@ class ManagerInterface:
         return self._one(request, call)
 
     def _one(
-        self, request: Request, call: Callable[[Plan], Call], check: Callable[[Plan], None] = lambda _: None
+        self, request: Request, call: Callable[[Plan], Call], check: Callable[[Plan], None] | None = None
     ) -> Call | Refusal:
         """A call for one operation; `check` raises what speaks against it beside the plan."""
         try:
             plan = self._services.operations.plan(request)
-            check(plan)
+            if check is not None:
+                check(plan)
         except (AccessDenied, Conflict) as error:
             return refusal(self._services.refusals, _attempt(request), error)
         if plan.unread or plan.unseen:
@@ -300,6 +302,9 @@ class ManagerInterface:
         return self._services.health_status().value
 
 
+_action_of = attrgetter("action")
+
+
 def _attempt(request: Request) -> Attempt:
     """A request for which there is no plan, as it is written down."""
     action = request.operations[0].verb.value if len(request.operations) == 1 else "batch"
@@ -318,7 +323,7 @@ def _touched(plan: Plan, result: OperationResult, action_reported: StepAction) -
         if result.error is None:
             raise AssertionError("an operation failed without an error")
         raise result.error
-    if len({step.action for step in plan.steps}) < 2:
+    if len(set(map(_action_of, plan.steps))) < 2:
         return list(result.touched)
     changed = [step.module for step in plan.steps if step.action is action_reported]
     return [name for name in changed if name in result.touched]

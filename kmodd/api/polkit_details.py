@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 
 from kmodd.core.planning.consequences import phrase, public
 from kmodd.dbus.call import ON_BEHALF_OF
@@ -36,8 +37,11 @@ _STEPS = {
 
 def actions(plan: Plan) -> tuple[str, ...]:
     """The actions of every requested operation and every planned step, each once."""
-    needed = [action for operation in plan.request.operations for action in _VERBS[operation.verb]]
-    needed += [_STEPS[step.action] for step in plan.steps]
+    needed: list[str] = []
+    for operation in plan.request.operations:
+        needed += _VERBS[operation.verb]
+    for step in plan.steps:
+        needed.append(_STEPS[step.action])
     if plan.request.override_policy:
         # Also where no rule stands in the way now: the plan is made again right before it is carried out.
         needed.append(OVERRIDE)
@@ -50,7 +54,7 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
 
     BadModule for a module whose name would look like two of them.
     """
-    named = sorted({name for names in plan.targets for name in names})
+    named = sorted(set(chain.from_iterable(plan.targets)))
     for name in plan.modules:
         if _ONE_NAME.fullmatch(name) is None:
             raise BadModule("the name of a module contains a separator", module=name)
@@ -60,15 +64,18 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     single = len(plan.request.operations) == 1
     parameters: list[tuple[str, str]] = []
     for operation, names in zip(plan.request.operations, plan.targets, strict=True):
+        if not operation.parameters:
+            continue
         # By what an alias stands for: the alias itself may have anything in it.
         prefixes = [""] if single else [f"{name}." for name in names]
         parameters += [(f"{prefix}{name}", value) for prefix in prefixes for name, value in operation.parameters]
     if parameters:
         # Quoted as for the kernel: `a="1 b=2"` is one parameter, and a rule that allows `a=1 b=2` must not take it for two.
         told["parameters"] = spell(parameters)
-    live = [
-        phrase(row) for step in plan.steps if step.consequences for row in public(step.consequences, None) if row.live
-    ]
+    live: list[str] = []
+    for step in plan.steps:
+        if step.consequences:
+            live += [phrase(row) for row in public(step.consequences, None) if row.live]
     if live:
         # Shown to polkit rules and in the prompt of the caller's session: only what every user may see.
         told["consequences"] = ", ".join(dict.fromkeys(live))[:_TEXT_MAX]

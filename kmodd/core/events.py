@@ -219,17 +219,15 @@ class EventHub:
         self._delivering = True
         try:
             while self._waiting:
-                self._deliver(self._waiting.popleft())
+                current = self._waiting.popleft()
+                for key, (subscriber, kinds) in list(self._subscribers.items()):
+                    if kinds and type(current) not in kinds:
+                        continue
+                    if key not in self._subscribers:
+                        continue  # ended by an earlier subscriber of this very event
+                    try:
+                        subscriber(current)
+                    except Exception as error:  # noqa: BLE001 - whatever one does wrong, it has happened and the others have to know
+                        self._complain(subscriber, current, error)
         finally:
             self._delivering = False
-
-    def _deliver(self, event: Event) -> None:
-        for key, (subscriber, kinds) in list(self._subscribers.items()):
-            if kinds and type(event) not in kinds:
-                continue
-            if key not in self._subscribers:
-                continue  # ended by an earlier subscriber of this very event
-            try:
-                subscriber(event)
-            except Exception as error:  # noqa: BLE001 - whatever one does wrong, it has happened and the others have to know
-                self._complain(subscriber, event, error)

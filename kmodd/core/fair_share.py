@@ -9,7 +9,7 @@ unprivileged request blocks the event loop for longer than one piece.
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from time import thread_time
 from typing import TypeVar
 
@@ -165,10 +165,8 @@ class Slices:
         self._index = index
         self._turns = FairSlots(1, root=1, waiting=_WAITING)
         self._files = FairSlots(THREADS, root=THREADS, waiting=_WAITING)
-
-    def deferred(self) -> AbstractContextManager[None]:
-        """In this block what needs a module file that was not read raises FactsPending."""
-        return self._index.deferred()
+        self.deferred = index.deferred
+        """In its block what needs a module file that was not read raises FactsPending."""
 
     async def read(self, names: Iterable[ModuleName], uid: User) -> None:
         """Read the files of these modules, as far as that has not been done yet."""

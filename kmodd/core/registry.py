@@ -161,7 +161,8 @@ class Registry:
             self._seen.clear()
         elif uevent.module is not None:
             self._seen.setdefault(uevent.module, []).append(uevent.action)
-        self._arm()
+        if self._timer is None:
+            self._arm()
 
     def look(self) -> None:
         """Read /proc/modules and the facts now, and publish what is different from what was known."""
@@ -262,7 +263,8 @@ class Registry:
                 # It was seen while the call was still on its way back.
                 self._presences[event.module] = replace(presence, load_duration_usec=event.duration_usec)
                 self._events.publish(ModuleChanged(event.module, ("LoadDurationUSec",)))
-            self._arm()
+            if self._timer is None:
+                self._arm()
         elif isinstance(event, StepFailed):
             if not event.stuck:
                 self._claims.pop((event.module, event.action), None)

@@ -14,8 +14,8 @@ from pathlib import Path
 from kmodd import VERSION
 from kmodd.api.service import Service
 from kmodd.api.services import Services
-from kmodd.core.audit.limit import AuditWatch, OriginAudit, RateLimitedAudit
-from kmodd.core.audit.records import History, NotifyingAudit, Refusals
+from kmodd.core.audit.limit import AuditWatch, NotifyingAudit, OriginAudit, RateLimitedAudit
+from kmodd.core.audit.records import History, Refusals
 from kmodd.core.diagnosis.explain import BootLoads, Explainer
 from kmodd.core.events import Audit, Event, EventHub, HealthChanged, HistoryReader, ModuleAdded, ModuleRemoved
 from kmodd.core.fair_share import Slices, give_threads
@@ -26,10 +26,9 @@ from kmodd.core.metrics import Metrics
 from kmodd.core.module_requests import Requests
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Jobs, ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.planner import IndexRefresher, Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry

@@ -14,10 +14,9 @@ from kmodd.core.events import Audit, Clock, Events, HistoryReader
 from kmodd.core.health.checks import BootHealth, FilesHealth
 from kmodd.core.health.monitor import HealthMonitor
 from kmodd.core.health.rules import DesiredHealth, RulesHealth
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.enforcement import Enforcement
 from kmodd.daemon.state_files import DesiredCache

@@ -80,7 +80,7 @@ class Call:
     prepare: "Callable[[Caller], Awaitable[Call]] | None" = None
     """Finds out, without any right, what `details` need: the call it answers is authorised and run in place of this one. It is
     cancelled when its caller leaves the bus."""
-    abandon: Callable[[], None] = field(default=lambda: None)
+    abandon: Callable[[], None] | None = None
     """Called at the end in every case: drops what `prepare` made and is not used."""
 
     @property

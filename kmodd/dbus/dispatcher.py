@@ -106,7 +106,7 @@ class Dispatcher:
         self._count = count
         self._departed = departed
         self._disclosure = disclosure
-        self._turns = FairQueue(quota, self._serve, lambda: wire.backlog)
+        self._turns = FairQueue(quota, self._serve, wire.backlog)
         self.on_drained = self._turns.resume
         """Resume; the transport calls it when it has written everything."""
         self._held: dict[Peer, list[ReceivedMessage]] = {}
@@ -311,7 +311,8 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - see _attempt
             await self._fail_with_evidence(frame, error, caller)
         finally:
-            call.abandon()
+            if call.abandon is not None:
+                call.abandon()
 
     async def _finish(self, frame: ReceivedMessage, method: BoundMethod, result: Any, client: Peer) -> None:
         try:

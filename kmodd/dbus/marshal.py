@@ -187,7 +187,7 @@ def decode(signature: str, body: bytes, *, little: bool = True) -> list[Any]:
     """
     reader = _Reader(body, little)
     try:
-        values = [reader.read(type_) for type_ in split(signature)]
+        values = list(map(reader.read, split(signature)))
     except (IndexError, error, UnicodeDecodeError) as cause:
         # The bus checks messages before it passes them on; a peer-to-peer address would not.
         raise InvalidArgs("the message is malformed") from cause
@@ -228,10 +228,10 @@ class _Reader:
         self.position += -self.position & (alignment - 1)
 
     def number(self, code: str) -> Any:
-        self.align(ALIGNMENT[code])
         layout = self.fixed[code]
-        (value,) = layout.unpack_from(self.body, self.position)
-        self.position += layout.size
+        place = self.position + (-self.position & (ALIGNMENT[code] - 1))
+        (value,) = layout.unpack_from(self.body, place)
+        self.position = place + layout.size
         return value
 
     def string(self) -> str:

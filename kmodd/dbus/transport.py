@@ -98,7 +98,8 @@ class Outbox:
 
     def _turn(self) -> None:
         self._scheduled = False
-        self.flush()
+        if self._chunks and not self._waiting:
+            self._write()
 
     def _write(self) -> None:
         if self._closed:
@@ -109,7 +110,8 @@ class Outbox:
                 files = self._files.get(place, ())
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else []
                 count = self._channel.sendmsg(self._first(), rights)
-                self._close_files(place)
+                if files:
+                    self._close_files(place)
                 self._written(count)
         except (BlockingIOError, InterruptedError):
             if not self._waiting:
@@ -217,7 +219,6 @@ class Transport:
         """Rises whenever bytes are received."""
         return self._bus.arrivals
 
-    @property
     def backlog(self) -> int:
         """Bytes waiting to be written."""
         return self._bus.outbox.size
@@ -425,7 +426,7 @@ class _Connection(Connection):
             frame.oversized = oversized
             if oversized:
                 self._skip = body
-            files = self._take_files(self._start + position + self._skip)
+            files = self._take_files(self._start + position + self._skip) if self._files else []
             if frame.kind == Kind.METHOD_CALL and not oversized and len(files) == frame.descriptors <= DESCRIPTORS_MAX:
                 frame.files = tuple(files)
             else:

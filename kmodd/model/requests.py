@@ -4,6 +4,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import field
 from functools import cached_property
+from itertools import chain
 
 from kmodd.errors import AccessDenied, KmoddError
 from kmodd.model.arguments import Arguments
@@ -159,22 +160,30 @@ class Plan:
     @cached_property
     def modules(self) -> tuple[ModuleName, ...]:
         """Every named or affected module, sorted: the modules to lock and the details for polkit."""
-        named = {name for names in self.targets for name in names}
-        # A step that fails may be about an alias that leads nowhere: a text of the caller's, and no module.
-        steps = {step.module for step in self.steps if step.error is None or is_module_name(step.module)}
-        return tuple(sorted(named | steps))
+        names = set(chain.from_iterable(self.targets))
+        for step in self.steps:
+            # A step that fails may be about an alias that leads nowhere: a text of the caller's, and no module.
+            if step.error is None or is_module_name(step.module):
+                names.add(step.module)
+        return tuple(sorted(names))
 
     @property
     def sha256(self) -> tuple[str, ...]:
         """Contents of what would come out of the store."""
         return ()
 
+    @property
+    def action(self) -> str:
+        """`load`, `unload`, `reload`, or `batch` for several operations."""
+        operations = self.request.operations
+        return operations[0].verb.value if len(operations) == 1 else "batch"
+
     def names(self, operation: int | None) -> tuple[str, ...]:
         """The modules of an operation (None: of the whole request); the requested names or aliases where there are none."""
         if operation is not None:
             return self.targets[operation] or (self.request.operations[operation].module,)
-        modules: list[str] = [name for names in self.targets for name in names]
-        return tuple(dict.fromkeys(modules or [one.module for one in self.request.operations]))
+        modules = tuple(dict.fromkeys(chain.from_iterable(self.targets)))
+        return modules or tuple(dict.fromkeys(operation.module for operation in self.request.operations))
 
     def label(self, operation: int | None) -> str:
         """The same, as its result names them."""

@@ -14,10 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {
-    "load": (40, 375),
-    "load as a user": (44, 415),
-    "uevent": (27, 260),
-    "post": (20, 185),
+    "load": (33, 255),
+    "load as a user": (36, 295),
+    "uevent": (23, 220),
+    "post": (18, 140),
 }
 """Files and calls of each request. `load` is `Load("vfat")` by root, which loads two modules."""
 

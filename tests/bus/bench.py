@@ -21,10 +21,9 @@ from kmodd.core.listing import Listing
 from kmodd.core.operations.execution import Then
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Jobs, ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.planner import Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
@@ -119,7 +118,7 @@ class Bench:
         """Wait until every call has been answered and every event told."""
         for _ in range(2000):
             await asyncio.sleep(0.002)
-            untold = self.service.dispatcher.pending or self.service._announcer.pending or self.transport.backlog
+            untold = self.service.dispatcher.pending or self.service._announcer.pending or self.transport.backlog()
             if not untold:
                 return
         raise AssertionError("the service does not come to rest")

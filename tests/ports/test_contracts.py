@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.planner import Planner
 from kmodd.errors import KmoddError, ModuleTreeMissing
 from kmodd.kernel.atomic_file import read_file, remove_file, replace_file

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.planner import Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.rules.rules import judge

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kmodd.core.events import Event
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.jobs import ModuleLocks
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.daemon.state_files import StateFile
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import RELEASE, SimulatedModule
@@ -50,6 +50,12 @@ def facts(
         command_line=command_line,
         tree_present=tree_present,
     )
+
+
+def owner(locks: ModuleLocks, name: ModuleName) -> int | None:
+    """The job that holds the lock of a module; None when it is free."""
+    lock = locks.find(name)
+    return lock.owner if lock is not None else None
 
 
 def load(module: str, **parameters: str) -> Operation:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues
 from kmodd.names import ModuleName
 from tests.unit.fakes import kept_values
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kmodd.core.audit.records import READS, SETTLE, History, NotifyingAudit
+from kmodd.core.audit.limit import SETTLE, NotifyingAudit
+from kmodd.core.audit.records import READS, History
 from kmodd.core.events import HistoryChanged
 from kmodd.errors import InvalidArgs, LimitsExceeded, NotPermitted
 from kmodd.model import Caller, HistoryEntry, HistoryQuery, Record

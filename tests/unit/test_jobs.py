@@ -6,8 +6,7 @@ import asyncio
 import pytest
 
 from kmodd.core.events import JobAdded, JobChanged, JobFinished
-from kmodd.core.operations.jobs import Jobs, JobState
-from kmodd.core.operations.tasks import DELAY, Deferred
+from kmodd.core.operations.jobs import DELAY, Deferred, Jobs, JobState
 from kmodd.errors import Busy, Stuck
 from tests.unit.fakes import Broadcaster, Ticks
 

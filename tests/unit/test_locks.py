@@ -8,7 +8,7 @@ import pytest
 from kmodd.core.operations.jobs import ModuleLocks
 from kmodd.errors import Conflict
 from kmodd.names import ModuleName
-from tests.unit.fakes import names
+from tests.unit.fakes import names, owner
 
 A, B, C = names("a", "b", "c")
 
@@ -21,14 +21,14 @@ async def turns(count: int = 5) -> None:
 def test_free_locks_are_taken_at_once() -> None:
     locks = ModuleLocks()
     assert locks.take_now((B, A), 1) == (A, B)
-    assert (locks.owner(A), locks.owner(C)) == (1, None)
+    assert (owner(locks, A), owner(locks, C)) == (1, None)
 
 
 def test_nothing_is_taken_when_one_is_held() -> None:
     locks = ModuleLocks()
     locks.take_now((B,), 1)
     assert locks.take_now((A, B), 2) is None
-    assert locks.owner(A) is None
+    assert owner(locks, A) is None
 
 
 def test_stuck_locks_are_left_out() -> None:
@@ -45,7 +45,7 @@ def test_only_the_owner_releases_and_gets_stuck() -> None:
     locks.take_now((A,), 1)
     locks.release((A, B), 2)
     locks.mark_stuck(A, 2)
-    assert locks.owner(A) == 1
+    assert owner(locks, A) == 1
     assert not locks.is_stuck(A)
 
 
@@ -65,7 +65,7 @@ async def test_first_come_first_served() -> None:
     locks.release((A,), 1)
     await asyncio.gather(*tasks)
     assert order == [2, 3, 4]
-    assert locks.owner(A) is None
+    assert owner(locks, A) is None
 
 
 async def test_those_who_wait_go_on_without_a_lock_that_gets_stuck() -> None:
@@ -92,13 +92,13 @@ async def test_cancelled_wait_holds_nothing() -> None:
     locks.take_now((B,), 1)
     task = asyncio.create_task(locks.take((A, B), 2))
     await turns()
-    assert locks.owner(A) == 2
+    assert owner(locks, A) == 2
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert locks.owner(A) is None
+    assert owner(locks, A) is None
     locks.release((B,), 1)
-    assert locks.owner(B) is None
+    assert owner(locks, B) is None
 
 
 async def test_cancellation_in_the_turn_of_the_handover_passes_the_lock_on() -> None:
@@ -107,11 +107,11 @@ async def test_cancellation_in_the_turn_of_the_handover_passes_the_lock_on() -> 
     first, second = asyncio.create_task(locks.take((A,), 2)), asyncio.create_task(locks.take((A,), 3))
     await turns()
     locks.release((A,), 1)
-    assert locks.owner(A) == 2
+    assert owner(locks, A) == 2
     first.cancel()
     assert await second == (A,)
     assert first.cancelled()
-    assert locks.owner(A) == 3
+    assert owner(locks, A) == 3
 
 
 async def test_given_up_wait_raises_and_holds_nothing() -> None:
@@ -122,7 +122,7 @@ async def test_given_up_wait_raises_and_holds_nothing() -> None:
     locks.cancel_wait(2, Conflict("no more"))
     with pytest.raises(Conflict, match="no more"):
         await task
-    assert locks.owner(A) is None
+    assert owner(locks, A) is None
 
 
 async def test_wait_given_up_in_the_turn_of_the_handover_raises_too() -> None:
@@ -134,7 +134,7 @@ async def test_wait_given_up_in_the_turn_of_the_handover_raises_too() -> None:
     locks.cancel_wait(2, Conflict("no more"))
     with pytest.raises(Conflict):
         await task
-    assert locks.owner(A) is None
+    assert owner(locks, A) is None
 
 
 async def test_two_that_want_the_same_do_not_wait_for_each_other() -> None:
@@ -147,4 +147,4 @@ async def test_two_that_want_the_same_do_not_wait_for_each_other() -> None:
             locks.release(taken, owner)
 
     await asyncio.wait_for(asyncio.gather(work(1, (A, B, C)), work(2, (C, B, A)), work(3, (B,))), 5)
-    assert [locks.owner(name) for name in (A, B, C)] == [None] * 3
+    assert [owner(locks, name) for name in (A, B, C)] == [None] * 3

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from kmodd.core.operations.tasks import run_to_completion
+from kmodd.core.operations.jobs import run_to_completion
 
 
 class Work:

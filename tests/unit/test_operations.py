@@ -8,10 +8,9 @@ import pytest
 
 from kmodd.core.events import JobAdded, JobChanged, JobFinished, StepFailed, StepRefused
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs, ModuleLocks
+from kmodd.core.operations.jobs import DELAY, Jobs, ModuleLocks
 from kmodd.core.operations.live_values import LiveValues
 from kmodd.core.operations.operations import Operations
-from kmodd.core.operations.tasks import DELAY
 from kmodd.core.planning.planner import Planner
 from kmodd.errors import (
     BadParameter,
@@ -37,6 +36,7 @@ from tests.unit.fakes import (
     load,
     machine,
     names,
+    owner,
     reload,
     request,
     reset_failed,
@@ -96,7 +96,7 @@ class Bench:
         """Nothing is left behind: no job, no lock."""
         self.operations.flush()
         assert self.jobs.all() == ()
-        assert not [name for name in self.kernel.machine.modules if self.locks.owner(name) is not None]
+        assert not [name for name in self.kernel.machine.modules if owner(self.locks, name) is not None]
 
 
 def make_bench(kernel: SimulatedKernel, failures: Failures | None = None) -> Bench:

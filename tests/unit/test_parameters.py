@@ -10,9 +10,8 @@ import pytest
 
 from kmodd.core.events import ModuleChanged
 from kmodd.core.operations.jobs import ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls, Parameters, ParameterWrite
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.errors import (
     BadParameter,
     Builtin,
@@ -32,7 +31,7 @@ from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import Fault, FaultKind, SimulatedModule, SimulatedParameter, parameter
 from kmodd.model import Caller, Outcome
 from kmodd.names import ModuleName
-from tests.unit.fakes import Broadcaster, Journal, Ticks, facts, machine
+from tests.unit.fakes import Broadcaster, Journal, Ticks, facts, machine, owner
 
 CALLER = Caller(":1.7", 0)
 M = ModuleName("m")
@@ -96,7 +95,7 @@ async def test_answer_is_what_the_kernel_made_of_it(bench: Bench) -> None:
     assert await put(bench, "level", "5") == "4"
     assert await put(bench, "level", "8") == "8"
     assert await put(bench, "flag", "on") == "Y"
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
 
 
 async def test_change_is_announced_and_recorded_once(bench: Bench) -> None:
@@ -197,7 +196,7 @@ async def test_refusal_of_the_setter(bench: Bench, code: int, wanted: type[Kmodd
     assert caught.value.evidence.errno == code
     bench.parameters.flush()
     assert [(r.event, r.error, r.errno) for r in bench.journal.records] == [("operation.failed", wanted.name(), code)]
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
 
 
 async def test_refusal_under_lockdown(bench: Bench) -> None:
@@ -233,7 +232,7 @@ async def test_write_to_a_stuck_module(bench: Bench) -> None:
     bench.locks.mark_stuck(M, 1)
     with pytest.raises(Stuck):
         await put(bench, "flag", "1")
-    assert bench.locks.owner(M) == 1
+    assert owner(bench.locks, M) == 1
 
 
 def script(bench: Bench, *outcomes: Outcome) -> list[Callable[[Outcome], None]]:
@@ -257,7 +256,7 @@ async def test_setter_that_hangs_locks_its_module_until_it_ends(bench: Bench) ->
         await put(bench, "flag", "1")
     for callback in waiting:
         callback(Outcome("crashed", 0, 0, 4711))
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
     assert len(waiting) == 1
 
 
@@ -271,7 +270,7 @@ async def test_nothing_is_written_to_a_module_whose_parameters_cannot_be_read(be
     bench.kernel.executor.read_parameters = hang  # type: ignore[method-assign]
     with pytest.raises(Stuck):
         await put(bench, "flag", "1")
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
     assert len(waiting) == 1
 
 
@@ -279,10 +278,10 @@ async def test_setter_that_oopses_is_a_crash_and_the_module_can_still_be_unloade
     script(bench, Outcome("crashed", 0, 50_000, 4711))
     with pytest.raises(Crashed, match="crashed the kernel"):
         await put(bench, "flag", "1")
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
     with pytest.raises(Stuck):  # the kernel's mutex stays locked: nobody else is sent in
         await put(bench, "flag", "1")
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
 
 
 async def test_caller_that_leaves_does_not_stop_the_write(bench: Bench) -> None:
@@ -293,5 +292,5 @@ async def test_caller_that_leaves_does_not_stop_the_write(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     bench.parameters.flush()
-    assert bench.locks.owner(M) is None
+    assert owner(bench.locks, M) is None
     assert bench.journal.events == ["parameter.set"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from kmodd.api import replies as rows
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues
 from kmodd.core.planning.planned_state import InFlight
 from kmodd.core.planning.planner import Planner
 from kmodd.errors import (

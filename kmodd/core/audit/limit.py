@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
-from kmodd.core.events import Audit, Clock
+from kmodd.core.events import Audit, Clock, Events, HistoryChanged
 from kmodd.model import HealthCheck, HealthStatus, Metric, Record
 
 PERIOD: Final = 60_000_000
@@ -30,6 +30,11 @@ FIRSTS_MAX: Final = 256
 """Records of each sort that are written above that because they are the first of their event, action and modules."""
 USERS_MAX: Final = 256
 """Users who are counted singly; further ones share a ration."""
+SETTLE: Final = 0.25
+"""Seconds in which any number of records become one event; by then the journal has them."""
+_UNANNOUNCED = frozenset({"authorization.granted"})
+"""What was granted is followed by what came of it. Reading the history is granted, too: a client that reads after each event must
+not cause the next one."""
 
 
 class _Sort(Enum):
@@ -255,3 +260,24 @@ class OriginAudit:
     def _completed(self, record: Record) -> Record:
         program = self._programs.get(record.sender, "") if record.sender and not record.exe else ""
         return replace(record, exe=program) if program else record
+
+
+class NotifyingAudit:
+    """An audit in front of another, which publishes that there are new records."""
+
+    def __init__(self, audit: Audit, events: Events, later: Later) -> None:
+        self._audit = audit
+        self._events = events
+        self._later = later
+        self._armed = False
+
+    def record(self, record: Record) -> None:
+        """Write it, and tell of it a moment later; never raises, never waits."""
+        self._audit.record(record)
+        if not self._armed and record.event not in _UNANNOUNCED:
+            self._armed = True
+            self._later(SETTLE, self._tell)
+
+    def _tell(self) -> None:
+        self._armed = False
+        self._events.publish(HistoryChanged())

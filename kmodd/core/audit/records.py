@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from kmodd.core.diagnosis.usage import in_use
-from kmodd.core.events import Audit, Events, HistoryChanged, HistoryReader, StepRefused
+from kmodd.core.events import Audit, Events, HistoryReader, StepRefused
 from kmodd.core.fair_share import FairSlots
 from kmodd.core.planning.consequences import phrase
 from kmodd.core.planning.policy import where
@@ -96,7 +96,7 @@ def failure_record(
         _about(plan, caller, job),
         event=event,
         message=error.message,
-        action=plan.request.operations[number].verb if number is not None else request_action(plan),
+        action=plan.request.operations[number].verb if number is not None else plan.action,
         result=Result.FAILED,
         error=error.name(),
         duration_usec=duration_usec,
@@ -186,12 +186,6 @@ def released_record(step: Step, job: int, outcome: Outcome, *, still_there: bool
         errno=outcome.errno or None,
         priority=NOTICE,
     )
-
-
-def request_action(plan: Plan) -> str:
-    """`load`, `unload`, `reload`, or `batch` for several operations."""
-    operations = plan.request.operations
-    return operations[0].verb.value if len(operations) == 1 else "batch"
 
 
 def _success(
@@ -333,34 +327,3 @@ class History:
                 f"the journal cannot be read ({errno_name(error.errno or 0)})",
                 evidence=Evidence(errno=error.errno, hint="journalctl --verify"),
             ) from error
-
-
-SETTLE = 0.25
-"""Seconds in which any number of records become one event; by then the journal has them."""
-_UNTOLD = frozenset({"authorization.granted"})
-"""What was granted is followed by what came of it. Reading the history is granted, too: a client that reads after each event must
-not cause the next one."""
-
-Later = Callable[[float, Callable[[], None]], object]
-"""Calls back after so many seconds, as a loop's call_later does."""
-
-
-class NotifyingAudit:
-    """An audit in front of another; implements core.api.Audit."""
-
-    def __init__(self, audit: Audit, events: Events, later: Later) -> None:
-        self._audit = audit
-        self._events = events
-        self._later = later
-        self._armed = False
-
-    def record(self, record: Record) -> None:
-        """Write it, and tell of it a moment later; never raises, never waits."""
-        self._audit.record(record)
-        if not self._armed and record.event not in _UNTOLD:
-            self._armed = True
-            self._later(SETTLE, self._tell)
-
-    def _tell(self) -> None:
-        self._armed = False
-        self._events.publish(HistoryChanged())

@@ -17,9 +17,9 @@ from kmodd.core.desired.reconciler import Reconciler, plan_over_own_blacklist
 from kmodd.core.desired.state import DesiredState
 from kmodd.core.events import Audit
 from kmodd.core.fair_share import read_files
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
-from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.planning.planner import Look
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.store.activation import Switch

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, replace
 
 from kmodd.core.desired.state import DesiredState
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.parameters import ALWAYS_KNOWN, read_options, same_setting
 from kmodd.core.planning.policy import Policy
 from kmodd.errors import KmoddError

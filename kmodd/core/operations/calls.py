@@ -76,7 +76,15 @@ class KernelCalls:
             return _not_made(step, error)
         try:
             try:
-                outcome = await self._order(step, timeout)
+                if step.action is StepAction.REMOVE:
+                    outcome = await self._kernel.executor.remove(step.module, timeout=timeout)
+                else:
+                    outcome = await self._kernel.executor.insert(
+                        step.path,
+                        spell(step.parameters) if step.parameters else "",
+                        sha256=self._authorised(step),
+                        timeout=timeout,
+                    )
             except OSError as error:
                 return _not_made(step, error)
             if outcome.kind == "done" and outcome.errno == 0:
@@ -88,12 +96,6 @@ class KernelCalls:
                 return CallResult(outcome, changed=False, error=machine_fault(error, step.module))
         finally:
             mark.close()
-
-    async def _order(self, step: Step, timeout: float) -> Outcome:
-        if step.action is StepAction.REMOVE:
-            return await self._kernel.executor.remove(step.module, timeout=timeout)
-        arguments, sha256 = spell(step.parameters), self._authorised(step)
-        return await self._kernel.executor.insert(step.path, arguments, sha256=sha256, timeout=timeout)
 
     async def _judge(
         self, step: Step, outcome: Outcome, mark: LogMark, parameters: tuple[str, ...], *, last: bool
@@ -214,20 +216,20 @@ class StuckCalls:
 
     def flight(self, name: ModuleName, number: int) -> InFlight:
         """The operation on a module, queued since job `number` (0: no job)."""
-        if self._locks.is_stuck(name):
+        lock = self._locks.find(name)
+        if lock is not None and lock.stuck:
             return InFlight.STUCK
         failure = self._failures.get(name)
         if failure is not None and failure.stuck and self._is_half_way(name):
             return InFlight.STUCK
-        owner = self._locks.owner(name)
-        return InFlight.NONE if owner is None or owner == number else InFlight.RUNNING
+        return InFlight.NONE if lock is None or lock.owner == number else InFlight.RUNNING
 
     def count(self) -> int:
         """How many calls hang, those of another daemon before this one included."""
-        # Not what crashed: that holds no worker any more.
-        hanging = sum(
-            failure.error == TimedOut.name() and self._is_half_way(failure.module) for failure in self._failures.stuck
-        )
+        hanging = 0
+        for failure in self._failures.stuck:
+            # Not what crashed: that holds no worker any more.
+            hanging += failure.error == TimedOut.name() and self._is_half_way(failure.module)
         return max(self._kernel.executor.abandoned, hanging)
 
     def forget(self, name: ModuleName) -> bool:
@@ -300,8 +302,8 @@ class StuckCalls:
     def observe(self, number: int, step: Step, called: CallResult, by: LoadedBy) -> None:
         """Remember what went wrong with a call, and forget what went wrong before when it went well."""
         name = step.module
-        if called.error is None and step.because != "undone":  # bringing it back does not make good what failed
-            self._failures.forget(name)
+        if called.error is None and step.because != "undone" and self._failures.get(name) is not None:
+            self._failures.forget(name)  # bringing it back, as undoing does, would not make good what failed
         if called.error is None or (step.optional and called.outcome.kind == "done"):
             # A soft dependency without its hardware, a dependency that turned out to be in use: nothing failed.
             return

@@ -9,9 +9,8 @@ from kmodd.core.diagnosis.usage import in_use
 from kmodd.core.operations.calls import CallResult, KernelCalls
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.parameters import UNSET, effective, is_standard, read_options
 from kmodd.errors import Conflict, InUse, KmoddError, machine_fault
 from kmodd.kernel.ports import Kernel, ModuleIndex
@@ -100,16 +99,8 @@ class Rollback:
 
     def __init__(self, index: ModuleIndex) -> None:
         self._index = index
-        self._done: list[tuple[Step, Memory]] = []
-
-    def note(self, step: Step, memory: Memory) -> None:
-        """Remember a step that changed something."""
-        self._done.append((step, memory))
-
-    @property
-    def touched(self) -> tuple[ModuleName, ...]:
-        """Modules that were changed, in order, each once."""
-        return tuple(dict.fromkeys(step.module for step, _ in self._done))
+        self.done: list[tuple[Step, Memory]] = []
+        """Those that changed something, with what it takes to undo them."""
 
     async def undo(
         self, take: Callable[[Step], Awaitable[KmoddError | None]], remember: Callable[[Failure], None]
@@ -120,8 +111,8 @@ class Rollback:
         """
         left: list[ModuleName] = []
         remarks: list[tuple[ModuleName, str]] = []
-        while self._done:
-            step, memory = self._done.pop()
+        while self.done:
+            step, memory = self.done.pop()
             if step.action is StepAction.RESET_FAILED:
                 if memory.failure is not None:
                     remember(memory.failure)
@@ -248,12 +239,13 @@ class Execution:
         # What a module was like matters only when something that comes later can make it come back.
         last = plan.steps[-1] if plan.request.atomic and plan.steps else (steps[-1] if steps else None)
         error: KmoddError | None = None
+        touched: dict[ModuleName, None] = {}
         for step in steps:
             if self._left:
                 error = _caller_left(result)
                 break
             try:
-                memory = Memory() if step is last else await self._remember(step)
+                memory = Memory() if step is last or step.action is StepAction.INSERT else await self._remember(step)
             except OSError as fault:
                 # What cannot be brought back as it was stays.
                 error = machine_fault(fault, step.module)
@@ -261,13 +253,13 @@ class Execution:
             called = await self._call(plan, step)
             self._progress((plan.steps.index(step) + 1) / len(plan.steps))
             if called.changed:
-                rollback.note(step, memory)
+                rollback.done.append((step, memory))
+                touched[step.module] = None
             elif called.error is not None and not step.optional:
                 error = called.error
                 break
         if error is None:
-            touched = rollback.touched
-            return replace(result, result=Result.CHANGED if touched else Result.UNCHANGED, touched=touched)
+            return replace(result, result=Result.CHANGED if touched else Result.UNCHANGED, touched=tuple(touched))
         undone = await rollback.undo(lambda step: self._take_back(plan, step), self._failures.remember)
         return replace(result, result=Result.FAILED, error=_amended(error, undone), touched=undone.left)
 
@@ -322,12 +314,12 @@ class Execution:
             return CallResult(Outcome("done"), changed=self._failures.forget(step.module))
         parameters: tuple[str, ...] = ()
         if step.module in plan.targets[step.operation] and step.because != "undone":
-            parameters = tuple(name for name, _ in plan.request.operations[step.operation].parameters)
+            parameters = tuple(dict(plan.request.operations[step.operation].parameters))
         self._begin(step)
         called = await self._calls.make(step, plan.request.timeout, parameters)
         if called.changed:
             if step.action is StepAction.INSERT:
-                self._live.inserted(step.module, step.parameters, step.file)
+                self._live.inserted(step.module, step.parameters, step.renamed or step.module)
             else:
                 self._live.removed(step.module)
         self._end(step, called)
@@ -343,15 +335,19 @@ async def refuse(plan: Plan, kernel: Kernel) -> tuple[OperationResult, ...]:
 
 
 def _skipped(plan: Plan) -> list[OperationResult]:
-    return [
-        OperationResult(plan.label(number), Result.SKIPPED, action=operation.verb.value)
-        for number, operation in enumerate(plan.request.operations)
-    ]
+    results = []
+    for number, operation in enumerate(plan.request.operations):
+        results.append(OperationResult(plan.label(number), Result.SKIPPED, action=operation.verb.value))
+    return results
 
 
 def _known(plan: Plan) -> dict[int, KmoddError]:
     """What is known to fail, by the number of the operation."""
-    return {step.operation: step.error for step in plan.steps if step.error is not None}
+    errors = {}
+    for step in plan.steps:
+        if step.error is not None:
+            errors[step.operation] = step.error
+    return errors
 
 
 async def _refused(result: OperationResult, error: KmoddError, kernel: Kernel) -> OperationResult:

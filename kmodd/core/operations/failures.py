@@ -4,6 +4,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from operator import attrgetter
 from typing import Any
 
 from kmodd.errors import Evidence
@@ -21,10 +22,8 @@ class Failures:
         """`kept` is what `keep` was given last, by an earlier daemon; None for nothing."""
         self._keep = keep
         self._failures = _parse(kept) if kept is not None else {}
-
-    def get(self, name: ModuleName) -> Failure | None:
+        self.get = self._failures.get
         """The failure of a module; None when there is none."""
-        return self._failures.get(name)
 
     def all(self) -> tuple[Failure, ...]:
         """Every failure, oldest first."""
@@ -33,7 +32,7 @@ class Failures:
     @property
     def stuck(self) -> tuple[Failure, ...]:
         """Those the kernel has not let go of."""
-        return tuple(failure for failure in self._failures.values() if failure.stuck)
+        return tuple(filter(_is_stuck, self._failures.values()))
 
     def remember(self, failure: Failure) -> None:
         """Keep it in place of an older one about the same module."""
@@ -73,6 +72,9 @@ class Failures:
 
     def _write(self) -> None:
         self._keep(json.dumps([asdict(failure) for failure in self._failures.values()]).encode())
+
+
+_is_stuck = attrgetter("stuck")
 
 
 def _parse(data: bytes) -> dict[ModuleName, Failure]:

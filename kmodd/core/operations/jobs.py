@@ -1,17 +1,78 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Operations in progress, as the bus exports them, and the locks on modules that they hold."""
+"""Operations in progress, as the bus exports them, the locks on modules that they hold, and work that goes on after the reply.
+
+Some work is deferred until the caller has its reply, and some is completed even if the waiting task is cancelled.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import field, replace
 from enum import StrEnum
+from functools import partial
+from typing import TypeVar
 
-from kmodd.core.events import Clock, Event, Events, JobAdded, JobChanged, JobFinished
-from kmodd.core.operations.tasks import Deferred
+from kmodd.core.events import Clock, Events, JobAdded, JobChanged, JobFinished
 from kmodd.errors import Busy, KmoddError, Stuck
 from kmodd.names import ModuleName
 from kmodd.values import dataclass
+
+DELAY = 0.02
+"""Seconds. Counting turns of the loop does not do: when the answer is written depends on how many tasks it goes through,
+and a load that follows immediately must not wait for the records of the one before."""
+Answer = TypeVar("Answer")
+
+
+class Deferred:
+    """Runs callbacks in order, slightly later and one per turn of the event loop; without a loop immediately."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def defer(self, callback: Callable[[], None]) -> None:
+        """Run it after those that wait already."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            # Starting or stopping: no caller waits for a reply.
+            self.flush()
+            callback()
+            return
+        self._waiting.append(callback)
+        if len(self._waiting) == 1:
+            loop.call_later(DELAY, self._next, loop)
+
+    def flush(self) -> None:
+        """Run all that waits now."""
+        while self._waiting:
+            self._waiting.popleft()()
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waiting:
+            callback = self._waiting.popleft()
+            if self._waiting:
+                loop.call_soon(self._next, loop)
+            callback()
+
+
+async def run_to_completion(work: asyncio.Task[Answer], left: Callable[[], None] = lambda: None) -> Answer:
+    """Wait for a task, and answer or raise what it does.
+
+    A cancellation of the waiting task is passed to `left` each time, and raised when the work has ended. Only
+    cancelling `work` itself breaks it off.
+    """
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            cancelled = True
+            left()
+    if not cancelled:
+        return work.result()
+    if not work.cancelled():
+        work.exception()  # no task waits for it; asyncio warns about exceptions that are never retrieved
+    raise asyncio.CancelledError
 
 
 class JobState(StrEnum):
@@ -55,7 +116,7 @@ class Jobs:
         """Begin one; answers its number, which is never used again."""
         self._last += 1
         self._jobs[self._last] = Job(self._last, action, module, state, self._clock(), sender)
-        self._tell(JobAdded(self._last))
+        self._afterwards.defer(partial(self._events.publish, JobAdded(self._last)))
         return self._last
 
     def all(self) -> tuple[Job, ...]:
@@ -103,14 +164,15 @@ class Jobs:
         job = self._jobs.get(number)
         if job is not None and job.progress != done:
             self._jobs[number] = replace(job, progress=done)
-            self._tell(JobChanged(number, ("Progress",)))
+            self._afterwards.defer(partial(self._events.publish, JobChanged(number, ("Progress",))))
 
     def finish(self, number: int, result: str) -> None:
         """End it; `result` is `done`, `cancelled` or the short name of its error."""
         self._cancels.pop(number, None)
         job = self._jobs.pop(number, None)
         if job is not None:
-            self._tell(JobFinished(number, job.sender, job.action, job.module, result))
+            finished = JobFinished(number, job.sender, job.action, job.module, result)
+            self._afterwards.defer(partial(self._events.publish, finished))
 
     def flush(self) -> None:
         """Publish what has not been published yet."""
@@ -120,16 +182,17 @@ class Jobs:
         job = self._jobs.get(number)
         if job is not None and job.state is not state:
             self._jobs[number] = replace(job, state=state)
-            self._tell(JobChanged(number, ("State",)))
-
-    def _tell(self, event: Event) -> None:
-        self._afterwards.defer(lambda: self._events.publish(event))
+            self._afterwards.defer(partial(self._events.publish, JobChanged(number, ("State",))))
 
 
 @dataclass(slots=True)
-class _Lock:
+class ModuleLock:
+    """One lock that is held."""
+
     owner: int
+    """Number of the job."""
     stuck: bool = False
+    """The job does not come back from the kernel."""
     waiters: "deque[_Waiter]" = field(default_factory=deque)
 
 
@@ -144,13 +207,12 @@ class ModuleLocks:
     """Locks of one event loop. Every caller takes its modules in sorted order, so no two wait for each other."""
 
     def __init__(self) -> None:
-        self._locks: dict[ModuleName, _Lock] = {}
+        self._locks: dict[ModuleName, ModuleLock] = {}
         self._given_up: dict[int, KmoddError] = {}
 
-    def owner(self, name: ModuleName) -> int | None:
-        """The job that holds it; None when it is free."""
-        lock = self._locks.get(name)
-        return lock.owner if lock is not None else None
+    def find(self, name: ModuleName) -> "ModuleLock | None":
+        """The lock of a module, with the job that holds it; None when it is free."""
+        return self._locks.get(name)
 
     def is_stuck(self, name: ModuleName) -> bool:
         """Tell whether its job does not come back from the kernel."""
@@ -159,12 +221,16 @@ class ModuleLocks:
 
     def take_now(self, names: Iterable[ModuleName], owner: int) -> tuple[ModuleName, ...] | None:
         """Take all that are not stuck, or nothing when one of them has to be waited for."""
-        wanted = [name for name in sorted(names) if not self.is_stuck(name)]
-        if any(name in self._locks for name in wanted):
-            return None
-        for name in wanted:
-            self._locks[name] = _Lock(owner)
-        return tuple(wanted)
+        free: list[ModuleName] = []
+        for name in sorted(names):
+            lock = self._locks.get(name)
+            if lock is None:
+                free.append(name)
+            elif not lock.stuck:
+                return None
+        for name in free:
+            self._locks[name] = ModuleLock(owner)
+        return tuple(free)
 
     async def take(self, names: Iterable[ModuleName], owner: int) -> tuple[ModuleName, ...]:
         """Take all that are not stuck, waiting for those that are held; answers what was taken.
@@ -193,11 +259,11 @@ class ModuleLocks:
                 if waiter.owner == owner and not waiter.turn.done():
                     waiter.turn.set_exception(error)
 
-    def release(self, names: Iterable[ModuleName], owner: int) -> None:
-        """Hand the locks that this job holds to those who wait; others are left alone."""
+    def release(self, names: Iterable[ModuleName], owner: int, *, keep_stuck: bool = False) -> None:
+        """Hand the locks that this job holds to those who wait; others are left alone, and those that are stuck if they are kept."""
         for name in names:
             lock = self._locks.get(name)
-            if lock is None or lock.owner != owner:
+            if lock is None or lock.owner != owner or (keep_stuck and lock.stuck):
                 continue
             lock.stuck = False
             while lock.waiters:
@@ -227,7 +293,7 @@ class ModuleLocks:
     async def _take_one(self, name: ModuleName, owner: int) -> bool:
         lock = self._locks.get(name)
         if lock is None:
-            self._locks[name] = _Lock(owner)
+            self._locks[name] = ModuleLock(owner)
             return True
         if lock.stuck:
             return False

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from kmodd.core.audit.records import failure_record, foretold, refused_steps, request_action, result_records
+from kmodd.core.audit.records import failure_record, foretold, refused_steps, result_records
 from kmodd.core.events import (
     Audit,
     Clock,
@@ -25,8 +25,7 @@ from kmodd.core.fair_share import Work, straight
 from kmodd.core.operations.calls import CallResult, KernelCalls, StuckCalls
 from kmodd.core.operations.execution import Execution, LiveParameters, Then, refuse
 from kmodd.core.operations.failures import Failures
-from kmodd.core.operations.jobs import Jobs, ModuleLocks
-from kmodd.core.operations.tasks import Deferred, run_to_completion
+from kmodd.core.operations.jobs import Deferred, Jobs, ModuleLocks, run_to_completion
 from kmodd.core.planning.planner import Look, Planner
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, machine_fault
 from kmodd.kernel.ports import Kernel
@@ -130,8 +129,8 @@ class Operations:
         """
         # Taken before anything is read: what changes while the plan is made may not be in it.
         version, made = self._version, self._clock()
-        plan = yield from self._planner.work(request, partial(self._stuck.flight, number=0), look=look)
-        return replace(plan, version=version, made=made)
+        flight = partial(self._stuck.flight, number=0)
+        return (yield from self._planner.work(request, flight, look=look, version=version, made=made))
 
     async def look(self, plan: Plan) -> Look:
         """Read what the plan takes on trust; the answer is for `work`, which makes the plan that counts."""
@@ -157,11 +156,11 @@ class Operations:
         """
         if plan.request.dry_run:
             return foretold(await self._plan_again(plan.request, 0) if plan.unseen else plan)
-        number = self._jobs.add(request_action(plan), plan.label(None), caller.sender)
+        number = self._jobs.add(plan.action, plan.label(None), caller.sender)
         taken = self._locks.take_now(plan.modules, number)
         if taken is None:
             taken = await self._wait(plan, caller, number)
-        by = _by(plan, caller, self._clock())
+        by = LoadedBy(caller.uid, caller.exe or caller.sender, plan.request.reason, self._clock(), caller.login_uid)
         execution = Execution(
             self._kernel,
             self._calls,
@@ -266,11 +265,15 @@ class Operations:
         begun = self._clock()
         outcome = "Failed"
         try:
-            fresh = plan if self._is_fresh(plan, caller) else await self._plan_again(plan.request, number)
+            fresh = plan if self._is_fresh(plan, caller, begun) else await self._plan_again(plan.request, number)
             self._check(plan, fresh)
             results = await execution.run(fresh, then)
-            self._failures.share(results, fresh.targets)
-            outcome = next((result.error.name() for result in results if result.error is not None), "done")
+            outcome = "done"
+            for result in results:
+                if result.error is not None:
+                    self._failures.share(results, fresh.targets)
+                    outcome = result.error.name()
+                    break
             took = self._clock() - begun
             self._afterwards.defer(lambda: self._tell_results(fresh, caller, number, results, took))
         except OSError as fault:
@@ -285,22 +288,20 @@ class Operations:
         else:
             return results
         finally:
-            held = self._stuck.held(number)
             self._version += 1
-            # A setter that hangs is no call of the job, and keeps its module all the same.
-            over = [name for name in taken if name not in held and not self._locks.is_stuck(name)]
-            self._locks.release(over, number)
-            if not held:
+            # What a call of the job or a setter of a parameter hangs in keeps its lock.
+            self._locks.release(taken, number, keep_stuck=True)
+            if not self._stuck.held(number):
                 self._jobs.finish(number, outcome)
 
-    def _is_fresh(self, plan: Plan, caller: Caller) -> bool:
+    def _is_fresh(self, plan: Plan, caller: Caller, now: int) -> bool:
         """Tell whether to plan again would find the same: nothing was taken on trust, nothing changed, no time went by.
 
         After a password prompt, which only an interactive call of an ordinary user can have, everything is read again. What
         polkit authorized for an ordinary user is compared also with what other programs can change without an event; what goes
         with a module that is removed is read again for that.
         """
-        if plan.version != self._version or not 0 <= self._clock() - plan.made <= FRESH_USEC:
+        if plan.version != self._version or not 0 <= now - plan.made <= FRESH_USEC:
             return False
         if plan.unread or plan.unseen:
             return False
@@ -323,8 +324,7 @@ class Operations:
     def _check(self, plan: Plan, fresh: Plan) -> None:
         if fresh is not plan:
             _check_consent(plan, fresh)
-        begins = any(step.error is None for step in fresh.steps)
-        if begins and self._stuck.count() >= self._stuck_max():
+        if self._stuck.count() >= self._stuck_max() and any(step.error is None for step in fresh.steps):
             raise LimitsExceeded(
                 f"{self._stuck_max()} operations are stuck in the kernel; further operations are refused until one of them returns",
                 module=plan.label(None),
@@ -399,7 +399,3 @@ def _check_consent(plan: Plan, fresh: Plan) -> None:
     for step in begun:
         if step.path and step.path != paths.get(step.module, step.path):
             raise Conflict(f"the file of {step.module} changed since authorization: {step.path}", module=step.module)
-
-
-def _by(plan: Plan, caller: Caller, now: int) -> LoadedBy:
-    return LoadedBy(caller.uid, caller.exe or caller.sender, plan.request.reason, now, caller.login_uid)

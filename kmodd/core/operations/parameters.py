@@ -7,10 +7,8 @@ from dataclasses import replace
 
 from kmodd.core.audit.records import failed_record
 from kmodd.core.events import Audit, Clock, Events, ModuleChanged
-from kmodd.core.operations.jobs import ModuleLocks
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.operations.tasks import Deferred, run_to_completion
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.jobs import Deferred, ModuleLocks, run_to_completion
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.insert import stuck
 from kmodd.core.planning.parameters import UNSET, check_value, checked_type, declared
 from kmodd.errors import (

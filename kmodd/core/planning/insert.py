@@ -5,8 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kmodd.core.diagnosis.advice import shown_name
-from kmodd.core.operations.live_values import LiveValues
-from kmodd.core.planning.given_values import GivenValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.parameters import (
     NO_OPTIONS,
     Options,
@@ -204,7 +203,7 @@ class Insertion:
 
     def _step(self, link: Link, module: ModuleName, parameters: Pairs) -> None:
         name = link.target.name
-        rules = self._options(link.target)
+        rules = self._options(link.target) if link.target.alias or self._index.rules(name) else []
         options = read_options(rules) if rules else NO_OPTIONS
         if options.assignments or options.end is not None:
             self._check_options(name, options, parameters)
@@ -234,8 +233,7 @@ class Insertion:
                 for rule in self._index.all_rules()
                 if rule.kind == "options" and rule.module in (target.name, alias)
             ]
-        rules = self._index.rules(target.name)
-        return [rule for rule in rules if rule.kind == "options"] if rules else []
+        return [rule for rule in self._index.rules(target.name) if rule.kind == "options"]
 
     def _check_policy(self, name: ModuleName, module: ModuleName, *, alias: str = "", needed_by: str = "") -> None:
         aside = self._policy.check_load(

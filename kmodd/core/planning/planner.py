@@ -10,9 +10,8 @@ from functools import cache
 
 from kmodd.core.diagnosis.advice import shown_name
 from kmodd.core.fair_share import Work, straight
-from kmodd.core.operations.live_values import LiveValues
+from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls, not_loaded
-from kmodd.core.planning.given_values import GivenValues
 from kmodd.core.planning.insert import Insertion, stuck
 from kmodd.core.planning.parameters import check_parameters
 from kmodd.core.planning.planned_state import InFlight, PlannedState, ReadModules, nothing_in_flight
@@ -89,6 +88,8 @@ class Planner:
         flight: Callable[[ModuleName], InFlight] = nothing_in_flight,
         *,
         look: Look | None = None,
+        version: int = -1,
+        made: int = 0,
     ) -> Work[Plan]:
         """Plan every operation, one a piece. What is wrong with one is on its step; the others are planned all the same.
 
@@ -192,9 +193,12 @@ class Planner:
             tuple(dict.fromkeys(overrides)),
             unread=tuple(dict.fromkeys(unread)),
             unseen=tuple(dict.fromkeys(unseen)),
+            version=version,
+            made=made,
             seen=(index_version, text),
         )
-        request.confine(plan.modules)
+        if request.only_modules is not None:
+            request.confine(plan.modules)
         return plan
 
     def _targets(self, operation: Operation, draft: PlannedState) -> tuple[Target, ...]:

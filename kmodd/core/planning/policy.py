@@ -259,10 +259,11 @@ class Policy:
             # A command that modprobe does not run changes nothing; a refusal that it ignores was meant all the same.
             if kind is Meaning.REFUSAL or (kind is Meaning.COMMAND and not self._why_ignored(install, module)):
                 rules.append(install)
-        named = canonical(asked)
-        if asked and named != module:
+        if asked and (named := canonical(asked)) != module:
             rules += filter(_is_refusal, self._index.rules(named))
-        if self._alias_rules():
+        if self._index.all_rules() is not self._seen:
+            self._sort_alias_rules()
+        if self._by_alias:
             rules += self._about_aliases(module)
         if self._off:
             rules += self._off_rules(module)
@@ -304,25 +305,27 @@ class Policy:
         return cached[1]
 
     def _off_rules(self, name: str) -> list[Rule]:
-        self._alias_rules()
+        if self._index.all_rules() is not self._seen:
+            self._sort_alias_rules()
         return [rule for rule in self._off if matches(rule.module, name)]
 
-    def _alias_rules(self) -> tuple[Rule, ...]:
-        # Rules whose name is no module's, so it can only be an alias. Sorting them out is repeated only when the index
-        # hands out other rules than last time; keeping the tuple keeps its identity from being used again.
+    def _sort_alias_rules(self) -> None:
+        """Sort out the rules whose name is no module's, so it can only be an alias.
+
+        That is repeated only when the index hands out other rules than last time; keeping the tuple keeps its identity from
+        being used again.
+        """
         rules = self._index.all_rules()
-        if rules is not self._seen:
-            self._by_alias = tuple(
-                rule
-                for rule in rules
-                if _is_refusal(rule) and not self._index.exists(ModuleName(rule.module)) and not is_pattern(rule.module)
-            )
-            # modprobe finds no module of that name, which is the purpose of such a line.
-            off = () if self._index.exists(ModuleName("off")) else rules
-            self._off = tuple(rule for rule in off if rule.kind == "alias" and rule.value == "off")
-            self._matches.clear()
-            self._seen = rules
-        return self._by_alias
+        self._by_alias = tuple(
+            rule
+            for rule in rules
+            if _is_refusal(rule) and not self._index.exists(ModuleName(rule.module)) and not is_pattern(rule.module)
+        )
+        # modprobe finds no module of that name, which is the purpose of such a line.
+        off = () if self._index.exists(ModuleName("off")) else rules
+        self._off = tuple(rule for rule in off if rule.kind == "alias" and rule.value == "off")
+        self._matches.clear()
+        self._seen = rules
 
 
 def command_line_rule(module: ModuleName, command_line: str) -> Rule | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kmodd.core.audit.records import failed_record
 from kmodd.core.events import Audit, Clock, ConfigurationChanged, Events
-from kmodd.core.operations.tasks import run_to_completion
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.planning.insert import tree_missing
 from kmodd.core.planning.parameters import check_parameters, ended_early, read_options
 from kmodd.core.planning.planned_state import has_soft_targets

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from kmodd.core.events import Audit, Events, ModuleChanged
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.operations.operations import Operations
-from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.planning.parameters import Pairs
 from kmodd.core.store.compatibility import check_signature
 from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered, stored
@@ -60,14 +60,13 @@ class AuthorizedContent:
     def __init__(self, trees: Trees, catalogue: StoreCatalogue) -> None:
         self._trees = trees
         self._catalogue = catalogue
+        self._folder = f"{trees.folder(catalogue.running)}/"
 
     def sha256(self, step: Step) -> str:
         """The SHA-256 of the file that a step loads; empty for a file that is not the store's."""
-        kernel = self._catalogue.running
-        folder = f"{self._trees.folder(kernel)}/"
-        if not step.path.startswith(folder) or not self._trees.is_ours(step.path.removeprefix(folder)):
+        if not step.path.startswith(self._folder) or not self._trees.is_ours(step.path.removeprefix(self._folder)):
             return ""
-        entry = self._catalogue.in_tree(step.module, kernel)
+        entry = self._catalogue.in_tree(step.module, self._catalogue.running)
         return entry.sha256 if entry is not None else ""
 
 

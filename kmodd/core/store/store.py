@@ -11,7 +11,7 @@ from dataclasses import replace
 from kmodd.core.audit.records import attempt_record
 from kmodd.core.events import Audit, Clock
 from kmodd.core.fair_share import FairSlots
-from kmodd.core.operations.tasks import run_to_completion
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.store.compatibility import check_file, check_kernel, check_place, check_signature
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, NoSuchModule, NoSuchVersion, scarce
 from kmodd.kernel.ports import Facts, FileExaminer, Spool, StoreFolder, Trees

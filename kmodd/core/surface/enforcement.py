@@ -11,7 +11,7 @@ from typing import TypeVar
 from kmodd.core.audit.records import evidence_fields
 from kmodd.core.desired.state import Documents
 from kmodd.core.events import Audit, Clock, HistoryReader
-from kmodd.core.operations.tasks import run_to_completion
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.rules import managed_files as own_files
 from kmodd.core.surface.policy import Learning, decide, read_policy, remarks
 from kmodd.core.surface.rule_file import (

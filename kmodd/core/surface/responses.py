@@ -13,8 +13,8 @@ from kmodd.core.audit.redaction import View, redact
 from kmodd.core.diagnosis.explain import Explainer
 from kmodd.core.events import Audit, Clock
 from kmodd.core.fair_share import FairSlots, User
+from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.operations.operations import Operations
-from kmodd.core.operations.tasks import run_to_completion
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.rules.managed_files import Entry
 from kmodd.core.surface.vulnerabilities import assess, is_id, modules_of, without_modules
