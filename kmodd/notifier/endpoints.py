@@ -16,7 +16,7 @@ from kmodd.journal.writer import Logger
 from kmodd.kernel.atomic_file import read_file, remove_durably, write_whole
 from kmodd.model.settings import Document
 from kmodd.notifier.channels.mail import MailChannel
-from kmodd.notifier.channels.webhook import Poster, WebhookChannel
+from kmodd.notifier.channels.webhook import WebhookChannel, WebhookClient
 from kmodd.notifier.configuration import (
     ENDPOINTS_MAX,
     Configuration,
@@ -231,7 +231,7 @@ class Endpoints:
 
     def _channel(self, endpoint: Endpoint, configuration: Configuration) -> Channel:
         if isinstance(endpoint, Webhook):
-            poster = Poster(configuration.allow_networks, self._tls(endpoint))
+            poster = WebhookClient(configuration.allow_networks, self._tls(endpoint))
             return WebhookChannel(endpoint, poster, self._machine.host, self._machine.clock)
         if configuration.smtp is None:
             raise ConfigurationError(f"email.{endpoint.name}: no mail server is configured")

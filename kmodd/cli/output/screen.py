@@ -37,7 +37,7 @@ ASCII = Glyphs("->", "+", "x", "<", "=", "*", "o", "-", "...", "|- ", "`- ", "| 
 
 
 @dataclass(frozen=True, slots=True)
-class Paint:
+class Colors:
     """Colours, or none. Each method takes clean text."""
 
     on: bool
@@ -81,13 +81,13 @@ class Screen:
     width: int
     height: int
     use_pager: bool = True
-    paint: Paint = field(init=False)
-    error_paint: Paint = field(init=False)
+    paint: Colors = field(init=False)
+    error_paint: Colors = field(init=False)
     glyphs: Glyphs = field(init=False)
 
     def __post_init__(self) -> None:
-        self.paint = Paint(self._colour(self.stdout))
-        self.error_paint = Paint(self._colour(self.stderr))
+        self.paint = Colors(self._colour(self.stdout))
+        self.error_paint = Colors(self._colour(self.stderr))
         self.glyphs = Glyphs() if _has_unicode(self.stdout) and _has_unicode(self.stderr) else ASCII
 
     @classmethod

@@ -154,7 +154,7 @@ def _meant(text: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-class Learning:
+class NeedsCollector:
     """Collects reasons, one kernel after the other."""
 
     def __init__(self) -> None:

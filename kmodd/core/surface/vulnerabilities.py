@@ -262,8 +262,8 @@ def _loading(resolver: Resolver, module: ModuleName, requests: Iterable[str]) ->
     """The requests that load it, or run a command of which it is not known what it loads."""
     opened = []
     for request in requests:
-        loading = resolver.load(request)
-        if module in loading.inserted or module in loading.commands:
+        resolution = resolver.load(request)
+        if module in resolution.inserted or module in resolution.commands:
             opened.append(request)
     return tuple(opened)
 

@@ -58,7 +58,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return [str(row[4][0]) for row in rows]
 
 
-class Poster:
+class WebhookClient:
     """Posts to whom it may."""
 
     def __init__(self, allowed: Sequence[Network], tls: ssl.SSLContext, resolver: Resolve = resolve) -> None:
@@ -226,7 +226,7 @@ class WebhookChannel:
 
     most = 1
 
-    def __init__(self, webhook: Webhook, poster: Poster, host: str, clock: Callable[[], int]) -> None:
+    def __init__(self, webhook: Webhook, poster: WebhookClient, host: str, clock: Callable[[], int]) -> None:
         self._webhook = webhook
         self._poster = poster
         self._host = host
