@@ -57,7 +57,7 @@ class ConfigurationInterface:
 
     def show(self) -> Call:
         async def run(_: Caller) -> list[rows.Row]:
-            return [replies.rule(one) for one in await self._services.configuration.show()]
+            return [replies.rule(shown) for shown in await self._services.configuration.show()]
 
         return Call(run, cancellable=True)
 
@@ -65,7 +65,7 @@ class ConfigurationInterface:
 
     def get_drift(self) -> Call:
         async def run(_: Caller) -> list[rows.Row]:
-            return [replies.drift(one) for one in await self._services.desired.drift()]
+            return [replies.drift(difference) for difference in await self._services.desired.drift()]
 
         return Call(run, cancellable=True)
 

@@ -213,7 +213,7 @@ class ModuleRequests:
             # The kernel's modprobe obeys `blacklist` for an alias, and loads a module by its name in spite of it.
             by_name = canonical(alias) == name
             try:
-                self._policy.check_load(name, command_line, asked=alias, override=by_name)
+                self._policy.check_load(name, command_line, requested=alias, override=by_name)
             except DisabledByPolicy as error:
                 return "refused", error
             except KmoddError:
@@ -263,7 +263,7 @@ class ModuleRequests:
 def process_phrase(load: ModuleLoad) -> str:
     """Who needed or loaded a module, for those who may know it."""
     by = load.request.by if load.request is not None else load.by
-    who = by.exe.rpartition("/")[2] or by.name or "a process that has ended"
+    program = by.exe.rpartition("/")[2] or by.name or "a process that has ended"
     facts = [f"pid {by.pid}"]
     if by.uid is not None:
         facts.append(f"uid {by.uid}")
@@ -271,7 +271,7 @@ def process_phrase(load: ModuleLoad) -> str:
         facts.append(f"container {by.container[:12]}")
     elif by.unit:
         facts.append(by.unit)
-    return f"{who} ({', '.join(facts)})"
+    return f"{program} ({', '.join(facts)})"
 
 
 def reason(load: ModuleLoad, *, details: bool) -> str:
@@ -305,7 +305,7 @@ def record(
 ) -> Record:
     """The record of one request and what came of it."""
     by = request.by
-    who = by.exe or by.name or "a process that has ended"
+    program = by.exe or by.name or "a process that has ended"
     ends: Mapping[str, str] = {
         "loaded": f"{', '.join(modules)} {'is' if len(modules) == 1 else 'are'} loaded",
         "absent": "there is no such module",
@@ -328,7 +328,7 @@ def record(
         ending = f"refused by {evidence.policy}" if evidence.policy else error.message
     done = Record(
         REFUSED if error is not None else REQUESTED,
-        f"{who} needed alias {request.alias}: {ending}",
+        f"{program} needed alias {request.alias}: {ending}",
         action="load",
         result=outcome,
         error=error.name() if error is not None else "",

@@ -229,13 +229,13 @@ class Registry:
 
     def _publish_changes(
         self,
-        known: Mapping[ModuleName, LoadedModule],
+        former: Mapping[ModuleName, LoadedModule],
         truth: Mapping[ModuleName, LoadedModule],
-        told: set[ModuleName],
+        announced: set[ModuleName],
     ) -> None:
         for name, module in truth.items():
-            before = known.get(name)
-            if before is None or name in told:
+            before = former.get(name)
+            if before is None or name in announced:
                 continue
             changed = [key for key, old, new in _differences(before, module) if old != new]
             if changed:

@@ -364,9 +364,9 @@ class Endpoints:
 
     def metrics(self) -> list[Sample]:
         """The same as numbers, in Prometheus naming."""
-        whole = {"watching": float(not self._trouble()), "left-out": float(self.intake.left_out)}
+        totals = {"watching": float(not self._trouble()), "left-out": float(self.intake.left_out)}
         samples: list[Sample] = [
-            (f"kmodd_notifier_{name}", kind, {}, whole[key])
+            (f"kmodd_notifier_{name}", kind, {}, totals[key])
             for name, kind, key in (
                 ("watching", "gauge", "watching"),
                 ("refusals_left_out_total", "counter", "left-out"),

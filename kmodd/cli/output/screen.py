@@ -94,8 +94,8 @@ class Screen:
     def of_process(cls, stdin: TextIO, stdout: TextIO, stderr: TextIO, environment: Mapping[str, str]) -> "Screen":
         """The terminal of this process; 80 columns where the size is unknown, no limit where there is no terminal."""
         columns, lines = shutil.get_terminal_size((80, 24))
-        given = "COLUMNS" in environment or stdout.isatty()
-        return cls(stdin, stdout, stderr, environment, max(columns, 40) if given else 0, lines)
+        has_width = "COLUMNS" in environment or stdout.isatty()
+        return cls(stdin, stdout, stderr, environment, max(columns, 40) if has_width else 0, lines)
 
     def now(self) -> int:
         """Microseconds since the epoch."""

@@ -154,7 +154,7 @@ class Application:
 
     async def _check(self) -> None:
         """See whether files and parameters could be written, before anything is done that would have to be undone."""
-        pending = [number for number, one in enumerate(self._plan.changes) if one.module not in self._switched]
+        pending = [number for number, change in enumerate(self._plan.changes) if change.module not in self._switched]
         trials = [replace(self._plan.changes[number], dry_run=True) for number in pending]
         refused = await self._rules.write_all(trials, self._caller)
         self._end_changes({pending[number]: error for number, error in refused.items()}, Result.SKIPPED)

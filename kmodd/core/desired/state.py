@@ -338,8 +338,8 @@ class DesiredState:
             daemon_settings = read_daemon_settings(self._settings.read())
             desired_modules = read_desired_modules(self._modules.read())
         except Conflict as error:
-            known, self._fault = self._fault, error
-            if known is None or known.message != error.message:
+            former, self._fault = self._fault, error
+            if former is None or former.message != error.message:
                 self._audit.record(
                     Record(
                         "configuration.refused",

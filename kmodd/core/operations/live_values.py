@@ -149,18 +149,18 @@ class GivenValues:
         try:
             document = json.loads(kept)
             if isinstance(document, list):
-                for module, parameter, given, held in document:
+                for module, parameter, given_value, held in document:
                     name = _name(module)
                     record = self._modules.setdefault(name, _GivenParameters(self._instance(name)))
-                    record.held[_text(parameter)] = _text(given), _text(held)
+                    record.held[_text(parameter)] = _text(given_value), _text(held)
                 return
             modules = {
                 _name(name): _GivenParameters(
                     _number(instance),
-                    tuple((_text(key), None if value is None else _text(value)) for key, value in given),
+                    tuple((_text(key), None if value is None else _text(value)) for key, value in arguments),
                     {_text(parameter): (_text(value), _text(held)) for parameter, value, held in noted},
                 )
-                for name, (instance, given, noted) in document["modules"].items()
+                for name, (instance, arguments, noted) in document["modules"].items()
             }
             before = document["before"]
             self._before = (

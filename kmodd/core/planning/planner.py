@@ -125,7 +125,7 @@ class Planner:
                     flight,
                     given=self.given,
                     since=look.since if look is not None else None,
-                    asked=operation.module,
+                    requested=operation.module,
                     operation=number,
                     override=request.override_policy,
                 )

@@ -404,7 +404,7 @@ class _Evaluation:
             if self._index.is_builtin(module):
                 continue
             try:
-                self._policy.check_load(module, self._command_line, asked=rule.module)
+                self._policy.check_load(module, self._command_line, requested=rule.module)
             except KmoddError as error:
                 yield Finding("blacklisted", f"it is not loaded at boot: {error.message}")
 

@@ -81,7 +81,7 @@ class Resolver:
             if not self._goes_on(name, target.name, resolution) and link.required:
                 return
 
-    def _goes_on(self, name: ModuleName, asked: ModuleName, resolution: Resolution) -> bool:
+    def _goes_on(self, name: ModuleName, target: ModuleName, resolution: Resolution) -> bool:
         """Insert one module, if nothing forbids it; False when modprobe gets an error."""
         line = self._policy.acting_install(name)
         kind = Meaning.PERMISSION if line is None else meaning(line)
@@ -100,5 +100,5 @@ class Resolver:
         present = {*resolution.inserted, *resolution.commands}
         if not all(need in present or self._index.is_builtin(need) for need in self._index.dependencies(name)):
             return False  # the kernel finds symbols missing
-        resolution.inserted[name] = asked
+        resolution.inserted[name] = target
         return True

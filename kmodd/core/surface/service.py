@@ -99,9 +99,9 @@ class Surfaces:
         tables = self._installed.tables(release)
         loaded = frozenset(self._loaded.snapshot()) if running else frozenset()
         stamp = self._installed.stamp(release), tables, loaded, facts.command_line
-        known = self._known.get(release)
-        if known is not None and known.stamp == stamp:
-            return known.surface
+        computed = self._known.get(release)
+        if computed is not None and computed.stamp == stamp:
+            return computed.surface
         if not running:
             # It is set by a running system, and gone with the next boot.
             guards = tuple(guard for guard in tables.guards if guard.gate is not Gate.MODULES_DISABLED)

@@ -229,10 +229,10 @@ class _Computation:
 
     def _node(self, node: DeviceNode) -> None:
         resolution = self._resolver.load(node.request)
-        reach, who = _openers(node)
+        reach, openers = _openers(node)
         gate = self._closed(())
-        passable = gate is None and (node.mode is not None or not node.known)
-        missing = "" if node.mode is not None or not node.known else f"/dev/{node.path}"
+        passable = gate is None and (node.mode is not None or not node.mode_known)
+        missing = "" if node.mode is not None or not node.mode_known else f"/dev/{node.path}"
         for target in dict.fromkeys(resolution.targets):
             if self._index.is_builtin(target.name):
                 continue
@@ -248,7 +248,7 @@ class _Computation:
                 missing=missing,
                 command=resolution.commands.get(target.name),
                 node=f"/dev/{node.path}",
-                who=who,
+                who=openers,
             )
             self._add(target.name, route)
         self._add_dependencies(
@@ -261,7 +261,7 @@ class _Computation:
                 gate=gate,
                 missing=missing,
                 node=f"/dev/{node.path}",
-                who=who,
+                who=openers,
             ),
         )
 
@@ -318,7 +318,7 @@ class _Computation:
 
 def _openers(node: DeviceNode) -> tuple[Reach, str]:
     """Who may open a node: one right is enough."""
-    if not node.known:
+    if not node.mode_known:
         return Reach.DEVICE, "users whom its mode admits, which could not be read"
     if node.mode is None:
         return Reach.DEVICE, ""

@@ -223,7 +223,7 @@ def _report(
         dependents = {name: _dependents(index, name) for name in files}
         requests = {name: requests_of(index, name, (*record.routes, *dependents[name])) for name in files}
         resolver = Resolver(index, command_line)
-        loading = {name: _loading(resolver, name, asked) for name, asked in requests.items()}
+        loading = {name: _loading(resolver, name, texts) for name, texts in requests.items()}
     images = installed.initramfs_modules(release) if verdict.concerns else None
     return KernelReport(
         release,

@@ -380,8 +380,10 @@ class Server(uvicorn.Server):
             return Connection(place, self._admission, self._limits, **words)
 
         self.servers: list[Any] = [
-            Listener(one, self._admission, connection, self.config.ssl, refusal=TOO_MANY, exhausted=self._exhausted)
-            for one in sockets or ()
+            Listener(
+                listening, self._admission, connection, self.config.ssl, refusal=TOO_MANY, exhausted=self._exhausted
+            )
+            for listening in sockets or ()
         ]
         self.started = True
 

@@ -51,9 +51,9 @@ class Desktop:
                 async for each in stream:
                     if showing.done():
                         showing.result()
-                    seen = await self._judge(each)
-                    if seen is not None:
-                        self._waiting.append(seen)
+                    shown = await self._judge(each)
+                    if shown is not None:
+                        self._waiting.append(shown)
                         self._arrived.set()
             finally:
                 showing.cancel()

@@ -91,8 +91,8 @@ class WebhookClient:
         if any("\r" in text or "\n" in text for header in headers.items() for text in header):
             raise PostError("a header has a line break")
         literal = parse_address(url.host)
-        found = [url.host] if literal is not None else await self._resolve(url.host, url.port)
-        addresses = [text for text in dict.fromkeys(found) if self._may_reach(text)]
+        hosts = [url.host] if literal is not None else await self._resolve(url.host, url.port)
+        addresses = [text for text in dict.fromkeys(hosts) if self._may_reach(text)]
         if not addresses:
             raise PostError("the host has no public address; see allow-networks")
         connection = _Connection(url, addresses, self._tls, time.monotonic() + timeout)
