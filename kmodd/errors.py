@@ -283,10 +283,10 @@ class Unavailable(KmoddError):
 
 
 def _leaves(root: type[KmoddError]) -> list[type[KmoddError]]:
-    found: list[type[KmoddError]] = []
+    classes: list[type[KmoddError]] = []
     for child in root.__subclasses__():
-        found.extend(_leaves(child) if child.__name__.startswith("_") else [child])
-    return found
+        classes.extend(_leaves(child) if child.__name__.startswith("_") else [child])
+    return classes
 
 
 ERRORS: Mapping[str, type[KmoddError]] = {error.bus_name(): error for error in _leaves(KmoddError)}

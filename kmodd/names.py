@@ -206,4 +206,4 @@ def unescape_label(label: str) -> str:
         return ""
     if "_" in _BUS_ESCAPE.sub("", label):
         raise ValueError("not an escaped label")
-    return _BUS_ESCAPE.sub(lambda found: chr(int(found[1], 16)), label)
+    return _BUS_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), label)

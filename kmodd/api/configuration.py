@@ -10,7 +10,7 @@ from kmodd.api.disclosure import Disclosure
 from kmodd.api.options import refusal
 from kmodd.api.services import Services
 from kmodd.core.fair_share import Work
-from kmodd.core.planning.planner import Look
+from kmodd.core.planning.planner import PlanReadings
 from kmodd.dbus.call import Call, Refusal, unprepared
 from kmodd.errors import AccessDenied, KmoddError
 from kmodd.model import Attempt, Caller, FactsPending, Plan
@@ -57,7 +57,7 @@ class ConfigurationInterface:
 
     def show(self) -> Call:
         async def run(_: Caller) -> list[rows.Row]:
-            return [replies.rule(one) for one in await self._services.configuration.show()]
+            return [replies.rule(shown) for shown in await self._services.configuration.show()]
 
         return Call(run, cancellable=True)
 
@@ -65,7 +65,7 @@ class ConfigurationInterface:
 
     def get_drift(self) -> Call:
         async def run(_: Caller) -> list[rows.Row]:
-            return [replies.drift(one) for one in await self._services.desired.drift()]
+            return [replies.drift(difference) for difference in await self._services.desired.drift()]
 
         return Call(run, cancellable=True)
 
@@ -73,7 +73,7 @@ class ConfigurationInterface:
         reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
         dry_run, only = values.get("dry-run", False), options.only_modules(values)
 
-        def work(look: Look | None = None) -> Work[Plan]:
+        def work(look: PlanReadings | None = None) -> Work[Plan]:
             while True:
                 try:
                     return self._services.desired.plan(

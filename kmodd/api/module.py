@@ -44,7 +44,9 @@ class ModuleInterface:
     def parameters(self, target: Target) -> Mapping[str, str]:
         # Read before this is called, and never waited for here: what reads them is code of the module.
         values = self._services.values.known(ModuleName(target.label))
-        return {one.name: one.value for one in values if one.public and one.value is not None}
+        return {
+            parameter.name: parameter.value for parameter in values if parameter.public and parameter.value is not None
+        }
 
     def taint(self, target: Target) -> str:
         return self._now(target).taint

@@ -86,18 +86,18 @@ def batch(
     operations: Sequence[tuple[str, str, Mapping[str, str]]], values: Values, daemon_settings: DaemonSettings = DEFAULTS
 ) -> Request:
     """What `Batch` asks."""
-    return _request(tuple(_operation(*one) for one in _some(operations)), values, daemon_settings)
+    return _request(tuple(_operation(*row) for row in _some(operations)), values, daemon_settings)
 
 
 def plan(operations: Sequence[tuple[str, str, Mapping[str, str]]], values: Values) -> Request:
     """What `Plan` asks; `dependents` and `unused-dependencies` count for its unload operations."""
     parsed = tuple(
         _operation(
-            *one,
+            *operation,
             dependents=values.get("dependents", False),
             unused_dependencies=values.get("unused-dependencies", False),
         )
-        for one in _some(operations)
+        for operation in _some(operations)
     )
     return _request(parsed, {**values, "dry-run": True})
 

@@ -58,9 +58,9 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     for name in plan.modules:
         if _ONE_NAME.fullmatch(name) is None:
             raise BadModule("the name of a module contains a separator", module=name)
-    told = {"modules": " ".join(plan.modules), "action": action}
+    passed = {"modules": " ".join(plan.modules), "action": action}
     if len(named) == 1:
-        told["module"] = named[0]
+        passed["module"] = named[0]
     single = len(plan.request.operations) == 1
     parameters: list[tuple[str, str]] = []
     for operation, names in zip(plan.request.operations, plan.targets, strict=True):
@@ -71,17 +71,17 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
         parameters += [(f"{prefix}{name}", value) for prefix in prefixes for name, value in operation.parameters]
     if parameters:
         # Quoted as for the kernel: `a="1 b=2"` is one parameter, and a rule that allows `a=1 b=2` must not take it for two.
-        told["parameters"] = spell(parameters)
+        passed["parameters"] = spell(parameters)
     live: list[str] = []
     for step in plan.steps:
         if step.consequences:
             live += [phrase(row) for row in public(step.consequences, None) if row.live]
     if live:
         # Shown to polkit rules and in the prompt of the caller's session: only what every user may see.
-        told["consequences"] = ", ".join(dict.fromkeys(live))[:_TEXT_MAX]
+        passed["consequences"] = ", ".join(dict.fromkeys(live))[:_TEXT_MAX]
     if plan.sha256:
-        told["sha256"] = " ".join(plan.sha256)
-    return told | behalf(plan.request.on_behalf_of)
+        passed["sha256"] = " ".join(plan.sha256)
+    return passed | behalf(plan.request.on_behalf_of)
 
 
 def behalf(name: str) -> dict[str, str]:

@@ -335,20 +335,23 @@ def _number(text: str) -> int:
     return min(int(text), 0xFFFFFFFF) if text.isascii() and text.isdecimal() else 0
 
 
-def rule(one: ShownRule) -> Row:
+def rule(shown_rule: ShownRule) -> Row:
     """A row of `Show`; the value stays behind where not everyone may read the file."""
     row: Row = {
-        "kind": ("s", one.rule.kind),
-        "module": ("s", one.rule.module),
-        "file": ("s", one.rule.file),
-        "line": ("u", one.rule.line),
-        "ours": ("b", one.ours),
-        "masks": ("as", one.masks),
-        "shadowed-by": ("s", one.shadowed_by),
-        "findings": ("aa{sv}", list(map(_finding, one.findings))),
+        "kind": ("s", shown_rule.rule.kind),
+        "module": ("s", shown_rule.rule.module),
+        "file": ("s", shown_rule.rule.file),
+        "line": ("u", shown_rule.rule.line),
+        "ours": ("b", shown_rule.ours),
+        "masks": ("as", shown_rule.masks),
+        "shadowed-by": ("s", shown_rule.shadowed_by),
+        "findings": ("aa{sv}", list(map(_finding, shown_rule.findings))),
     }
-    if one.public:
-        row["value"] = ("s", shown(one.rule.value) if one.rule.kind == "options" else one.rule.value)
+    if shown_rule.public:
+        row["value"] = (
+            "s",
+            shown(shown_rule.rule.value) if shown_rule.rule.kind == "options" else shown_rule.rule.value,
+        )
     return row
 
 
@@ -361,15 +364,15 @@ def _finding(finding: Finding) -> Row:
     }
 
 
-def drift(one: Drift) -> Row:
+def drift(difference: Drift) -> Row:
     """A row of `GetDrift`."""
     row: Row = {
-        "module": ("s", one.module),
-        "kind": ("s", one.kind),
-        "wanted": ("s", one.wanted),
-        "actual": ("s", one.actual),
-        "hint": ("s", one.hint),
+        "module": ("s", difference.module),
+        "kind": ("s", difference.kind),
+        "wanted": ("s", difference.wanted),
+        "actual": ("s", difference.actual),
+        "hint": ("s", difference.hint),
     }
-    if one.command:
-        row["command"] = ("as", one.command)
+    if difference.command:
+        row["command"] = ("as", difference.command)
     return row

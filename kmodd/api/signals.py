@@ -206,10 +206,10 @@ class Announcer:
 
     def _properties_changed(self, interface: str, target: Target, names: Iterable[str]) -> None:
         rows = self._contract.interfaces[interface].properties
-        told = [name for name in names if name in rows and rows[name].emits == "true"]
+        announced = [name for name in names if name in rows and rows[name].emits == "true"]
         invalidated = [name for name in names if name in rows and rows[name].emits == "invalidates"]
-        if told or invalidated:
-            values = self._reading.some(interface, told, target)
+        if announced or invalidated:
+            values = self._reading.some(interface, announced, target)
             self._signal(target.path, _PROPERTIES, "PropertiesChanged", interface, values, invalidated)
 
     def _signal(self, path: str, interface: str, member: str, *values: Any) -> None:

@@ -39,9 +39,9 @@ class PropertiesInterface:
             return read(completed)
 
         def run(caller: Caller) -> Any:
-            whole = replace(target, asker=caller.sender)
-            first = self._look(whole, name, caller)
-            return read(whole) if first is None else wait(first, whole)
+            extended = replace(target, asker=caller.sender)
+            first = self._look(extended, name, caller)
+            return read(extended) if first is None else wait(first, extended)
 
         return Call(run, cancellable=True)
 

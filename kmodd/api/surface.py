@@ -71,7 +71,7 @@ class SurfaceInterface:
                 **{reach.value: ("u", counts[reach]) for reach in Reach},
                 "guards": ("aa{sv}", list(map(_guard, surface.tables.guards))),
                 "unreadable": ("as", [f"{file} {why}" for file, why in surface.unreadable.items()]),
-                "nodes-known": ("b", all(node.known for node in surface.tables.nodes)),
+                "nodes-known": ("b", all(node.mode_known for node in surface.tables.nodes)),
             }
             return Body(encode("a{sv}", (row,)))
 

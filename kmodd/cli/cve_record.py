@@ -92,10 +92,10 @@ def parse(data: bytes) -> CveRecord:
 
 
 def _at(value: Any, key: str, kind: type) -> Any:
-    found = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(found, kind):
+    entry = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(entry, kind):
         raise _fault(f"{key} is missing or of another type")
-    return found
+    return entry
 
 
 def _texts(value: Any, name: str) -> list[str]:

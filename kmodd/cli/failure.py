@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kmodd import errors
-from kmodd.cli.output.screen import Paint, Screen
+from kmodd.cli.output.screen import Colors, Screen
 from kmodd.cli.output.text import clean, hang, wrap
 from kmodd.client.replies import about_user, held_by, hint_for
 from kmodd.errors import Evidence, KmoddError, errno_name
@@ -94,7 +94,7 @@ def hint_lines(error: KmoddError | None, screen: Screen, *, indent: int) -> list
     return [f"{' ' * indent}{screen.paint.warn(row)}" for row in rows]
 
 
-def _facts(evidence: Evidence, paint: Paint, width: int) -> list[str]:
+def _facts(evidence: Evidence, paint: Colors, width: int) -> list[str]:
     text: list[str] = []
     if evidence.errno:
         symbol = errno_name(evidence.errno)
@@ -116,7 +116,7 @@ def _facts(evidence: Evidence, paint: Paint, width: int) -> list[str]:
     return text
 
 
-def users(held: list[tuple[str, str, str]], paint: Paint) -> list[str]:
+def users(held: list[tuple[str, str, str]], paint: Colors) -> list[str]:
     """What holds a module, as aligned rows."""
     first = max(len(kind) for kind, _, _ in held)
     second = max(len(clean(name)) for _, name, _ in held)

@@ -81,8 +81,8 @@ def ssh_address(environment: Mapping[str, str], proc: Path = Path("/proc"), proc
 
     sudo does not pass SSH_CONNECTION on (env_reset in sudoers(5)), so the processes above are looked at too.
     """
-    for given in (environment.get(_VARIABLE, ""), *_of_parents(proc, os.getpid() if process is None else process)):
-        words = given.split()
+    for connection in (environment.get(_VARIABLE, ""), *_of_parents(proc, os.getpid() if process is None else process)):
+        words = connection.split()
         if len(words) == 4:  # the client's address and port, ours and our port (ssh(1))
             return words[2]
     return ""

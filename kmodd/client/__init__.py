@@ -350,10 +350,10 @@ class Client:
         return properties.get("Sender") == self.unique_name
 
     async def _get_all(self, path: str, interface: str) -> dict[str, Any]:
-        (found,) = await self._transport.call(path, PROPERTIES, "GetAll", "s", [interface], timeout=READ_TIMEOUT)
-        if not isinstance(found, dict):
+        (properties,) = await self._transport.call(path, PROPERTIES, "GetAll", "s", [interface], timeout=READ_TIMEOUT)
+        if not isinstance(properties, dict):
             raise Failed("kmodd answered properties in an unexpected form")
-        return found
+        return properties
 
     @asynccontextmanager
     async def signals(self, *rules: str) -> AsyncIterator[SignalStream]:

@@ -82,13 +82,13 @@ class Section:
         """The line, from 1, of one of its keys, or of the table itself."""
         return self._document.line(*self._path, *([key] if key else []))
 
-    def only(self, known: Iterable[str]) -> None:
+    def only(self, keys: Iterable[str]) -> None:
         """Refuse the first key that is not known, and name the nearest one that is."""
-        known = tuple(known)
+        keys = tuple(keys)
         for key in self._values:
-            if key not in known:
-                close = near(key, known)
-                there = f"did you mean {close[0]}?" if close else f"expected: {', '.join(known)}"
+            if key not in keys:
+                close = near(key, keys)
+                there = f"did you mean {close[0]}?" if close else f"expected: {', '.join(keys)}"
                 self.refuse(key, f"unknown setting {self._name(key)}; {there}")
 
     def finish(self) -> None:

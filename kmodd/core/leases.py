@@ -83,11 +83,11 @@ class LeaseTable:
         return tuple(self._user(lease) for lease in self.leases.values() if name in lease.modules)
 
     def _user(self, lease: Lease) -> User:
-        known = self.identity(lease.pid)
-        there = known is not None and known[1] == lease.begun
+        process = self.identity(lease.pid)
+        there = process is not None and process[1] == lease.begun
         return User(
             "lease",
-            known[0] if known is not None and there else lease.exe.rpartition("/")[2] or "unknown",
+            process[0] if process is not None and there else lease.exe.rpartition("/")[2] or "unknown",
             f"pid {lease.pid}, uid {lease.uid}"
             if there
             else f"uid {lease.uid}, another process than the one that requested it",
@@ -185,7 +185,7 @@ class Leases:
         async def grant(results: Sequence[OperationResult]) -> bool:
             # Under the locks of the load: nothing can unload it in between.
             self._check_limits(caller)
-            granted.append(self._grant(plan, caller, [name for one in results for name in one.touched]))
+            granted.append(self._grant(plan, caller, [name for result in results for name in result.touched]))
             return True
 
         try:
@@ -227,14 +227,14 @@ class Leases:
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(reading, True)
         self._last += 1
-        known = self.table.identity(caller.pid)
+        process = self.table.identity(caller.pid)
         lease = Lease(
             self._last,
             plan.targets[0],
             self._needs(plan.targets[0]),
             caller.uid,
             caller.pid,
-            known[1] if known is not None else 0,
+            process[1] if process is not None else 0,
             caller.exe,
             self._clock(),
             plan.request.reason,

@@ -40,7 +40,7 @@ KINDS_MAX: Final = 20
 PENDING_MAX: Final = 1024
 """Requests whose outcome is still to be looked at; further ones are counted only."""
 RECENT_MAX: Final = 32
-"""Requests that a load is compared with where its modprobe had ended before it could be looked at."""
+"""ModuleRequests that a load is compared with where its modprobe had ended before it could be looked at."""
 DEVICES_MAX: Final = 64
 """Devices that the kernel announced last, with which a load by udev is compared."""
 DEVICES_AGE: Final = 30
@@ -55,21 +55,21 @@ EVENTS = (REFUSED,)
 
 
 @dataclass(slots=True)
-class _Alike:
-    """Requests of one period that are alike."""
+class _RequestCount:
+    """ModuleRequests of one period that are alike."""
 
     record: Record
     more: int = 0
 
 
 @dataclass(slots=True)
-class _Period:
-    kinds: dict[tuple[object, ...], _Alike] = field(default_factory=dict)
+class _RecordPeriod:
+    kinds: dict[tuple[object, ...], _RequestCount] = field(default_factory=dict)
     of_user: Counter[int | None] = field(default_factory=Counter)
     others: Counter[int | None] = field(default_factory=Counter)
 
 
-class Requests:
+class ModuleRequests:
     """Takes what the watcher tells, records it, and answers who loaded a module."""
 
     def __init__(
@@ -100,10 +100,10 @@ class Requests:
         self._loads: OrderedDict[ModuleName, ModuleLoad] = OrderedDict()
         self._pending = 0
         self._recent: deque[ModuleRequest] = deque(maxlen=RECENT_MAX)
-        """Requests whose modprobe may be under way."""
+        """ModuleRequests whose modprobe may be under way."""
         self._devices: deque[tuple[int, str, str]] = deque(maxlen=DEVICES_MAX)
         """Time, alias and name of devices that the kernel announced."""
-        self._period: _Period | None = None
+        self._period: _RecordPeriod | None = None
         self._outcomes: Counter[str] = Counter()
         events.subscribe(self._on_event, ModuleRemoved)
 
@@ -163,7 +163,7 @@ class Requests:
         return ""
 
     def metrics(self) -> list[Metric]:
-        """Requests since the daemon started, by outcome, and events that were lost."""
+        """ModuleRequests since the daemon started, by outcome, and events that were lost."""
         rows = [
             Metric("kmodd_module_requests_total", "counter", (("result", each),), float(self._outcomes[each]))
             for each in _OUTCOMES
@@ -213,7 +213,7 @@ class Requests:
             # The kernel's modprobe obeys `blacklist` for an alias, and loads a module by its name in spite of it.
             by_name = canonical(alias) == name
             try:
-                self._policy.check_load(name, command_line, asked=alias, override=by_name)
+                self._policy.check_load(name, command_line, requested=alias, override=by_name)
             except DisabledByPolicy as error:
                 return "refused", error
             except KmoddError:
@@ -230,7 +230,7 @@ class Requests:
         if outcome:
             self._outcomes[outcome] += 1
         if self._period is None:
-            self._period = _Period()
+            self._period = _RecordPeriod()
             self._later(PERIOD, self.flush)
         period, by = self._period, request.by
         kind = (by.uid, by.unit, by.container, request.alias, outcome)
@@ -241,7 +241,7 @@ class Requests:
             period.others[by.uid] += 1
         else:
             period.of_user[by.uid] += 1
-            period.kinds[kind] = _Alike(record(request, outcome, modules, error))
+            period.kinds[kind] = _RequestCount(record(request, outcome, modules, error))
             self._audit.record(period.kinds[kind].record)
 
     def flush(self) -> None:
@@ -263,7 +263,7 @@ class Requests:
 def process_phrase(load: ModuleLoad) -> str:
     """Who needed or loaded a module, for those who may know it."""
     by = load.request.by if load.request is not None else load.by
-    who = by.exe.rpartition("/")[2] or by.name or "a process that has ended"
+    program = by.exe.rpartition("/")[2] or by.name or "a process that has ended"
     facts = [f"pid {by.pid}"]
     if by.uid is not None:
         facts.append(f"uid {by.uid}")
@@ -271,7 +271,7 @@ def process_phrase(load: ModuleLoad) -> str:
         facts.append(f"container {by.container[:12]}")
     elif by.unit:
         facts.append(by.unit)
-    return f"{who} ({', '.join(facts)})"
+    return f"{program} ({', '.join(facts)})"
 
 
 def reason(load: ModuleLoad, *, details: bool) -> str:
@@ -305,7 +305,7 @@ def record(
 ) -> Record:
     """The record of one request and what came of it."""
     by = request.by
-    who = by.exe or by.name or "a process that has ended"
+    program = by.exe or by.name or "a process that has ended"
     ends: Mapping[str, str] = {
         "loaded": f"{', '.join(modules)} {'is' if len(modules) == 1 else 'are'} loaded",
         "absent": "there is no such module",
@@ -328,7 +328,7 @@ def record(
         ending = f"refused by {evidence.policy}" if evidence.policy else error.message
     done = Record(
         REFUSED if error is not None else REQUESTED,
-        f"{who} needed alias {request.alias}: {ending}",
+        f"{program} needed alias {request.alias}: {ending}",
         action="load",
         result=outcome,
         error=error.name() if error is not None else "",

@@ -229,17 +229,20 @@ class Registry:
 
     def _publish_changes(
         self,
-        known: Mapping[ModuleName, LoadedModule],
+        former: Mapping[ModuleName, LoadedModule],
         truth: Mapping[ModuleName, LoadedModule],
-        told: set[ModuleName],
+        announced: set[ModuleName],
     ) -> None:
         for name, module in truth.items():
-            before = known.get(name)
-            if before is None or name in told:
+            before = former.get(name)
+            if before is None or name in announced:
                 continue
-            changed = [key for key, old, new in _differences(before, module) if old != new]
+            changed = () if before.state is module.state else ("State",)
+            # The kernel lists holders in no order that means something.
+            if before.holders != module.holders and set(before.holders) != set(module.holders):
+                changed = (*changed, "Holders")
             if changed:
-                self._events.publish(ModuleChanged(name, tuple(changed)))
+                self._events.publish(ModuleChanged(name, changed))
 
     def _publish_facts(self, facts: KernelFacts, *, counted: bool) -> None:
         before, self._facts = self.facts(), facts
@@ -301,14 +304,6 @@ def _replay(actions: list[str], *, present: bool) -> tuple[list[str], bool]:
             changes.append(action)
             present = not present
     return changes, present
-
-
-def _differences(before: LoadedModule, after: LoadedModule) -> tuple[tuple[str, object, object], ...]:
-    return (
-        ("State", before.state, after.state),
-        # The kernel lists holders in no order that means something.
-        ("Holders", frozenset(before.holders), frozenset(after.holders)),
-    )
 
 
 def _unsigned(name: ModuleName, by: LoadedBy | None) -> Record:

@@ -23,7 +23,7 @@ from kmodd.core.health.monitor import HealthMonitor
 from kmodd.core.leases import Leases, LeaseTable
 from kmodd.core.listing import Listing
 from kmodd.core.metrics import Metrics
-from kmodd.core.module_requests import Requests
+from kmodd.core.module_requests import ModuleRequests
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.operations.live_values import GivenValues, LiveValues
@@ -214,7 +214,7 @@ class Daemon:
             appeared=lambda name: registry.presence(name).loaded_at > 0 or given.appeared(name),
             on_device=self._leases.something_happened,
         )
-        self._requests = requests = Requests(
+        self._requests = requests = ModuleRequests(
             kernel.index,
             kernel.loaded,
             kernel.facts,

@@ -183,10 +183,10 @@ class DesiredParts:
         )
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
         self._files = FilesHealth(kernel.loaded, kernel.index, health.look_soon)
-        told = DesiredHealth(desired, comparison, reconciler)
-        health.further += (told.checks, self._rules.checks, self._files.checks)
+        desired_health = DesiredHealth(desired, comparison, reconciler)
+        health.further += (desired_health.checks, self._rules.checks, self._files.checks)
         health.readings += (self._rules.reading, comparison.reading, self._files.reading)
-        self.metrics = told.metrics
+        self.metrics = desired_health.metrics
         if boot is not None:
             health.further += (boot.checks,)
             health.readings += (boot.reading,)

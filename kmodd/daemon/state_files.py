@@ -91,7 +91,7 @@ class SavedRecords:
 
 
 class DesiredCache:
-    """`core.reconcile.Known` on a file; in memory where there is no runtime directory."""
+    """`AppliedModules` (kmodd.core.desired.reconciler) on a file; in memory where there is no runtime directory."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = StateFile(path)

@@ -81,7 +81,7 @@ class Authorizer:
 
     async def authorize(self, row: Method, call: Call, caller: Caller) -> None:
         """Return when every action is granted; otherwise the first refusal, recorded."""
-        actions = (*row.actions, *(one for one in call.actions if one not in row.actions))
+        actions = (*row.actions, *(action for action in call.actions if action not in row.actions))
         if not actions:
             raise AssertionError(f"{row.interface}.{row.name} names no action")
         if row.owner and call.owner and call.owner == caller.sender:
@@ -132,12 +132,12 @@ class Authorizer:
         """Tell whether a grant has to be recorded: always, but for what changes nothing and was recorded before."""
         if action not in _READING and not call.dry_run:
             return True
-        known = self._harmless.setdefault(caller.sender, set())
+        recorded = self._harmless.setdefault(caller.sender, set())
         grant = (action, caller.on_behalf_of, "" if action in _READING else call.details.get("modules", ""))
-        if grant in known:
+        if grant in recorded:
             return False
-        if sum(each[0] == action for each in known) < _HARMLESS_MAX:
-            known.add(grant)
+        if sum(each[0] == action for each in recorded) < _HARMLESS_MAX:
+            recorded.add(grant)
         return True
 
     async def foresee(self, row: Method, call: Call, caller: Caller) -> None:
@@ -179,12 +179,12 @@ def _record(
     event: str, message: str, member: str, action: str, call: Call, caller: Caller, error: KmoddError | None
 ) -> Record:
     modules = call.details.get("modules", call.details.get("module", ""))
-    asked = call.details.get("action", member)
+    asked_action = call.details.get("action", member)
     about = modules or call.details.get("endpoint", "")
     record = Record(
         event=event,
-        message=f"{asked} {about}: {message}" if about else f"{asked}: {message}",
-        action=asked,
+        message=f"{asked_action} {about}: {message}" if about else f"{asked_action}: {message}",
+        action=asked_action,
         result="denied" if error else "granted",
         error=error.name() if error else "",
         reason=caller.reason,

@@ -408,8 +408,8 @@ class Dispatcher:
         self._count(what, "")
         if frame.wants_reply:
             signature, body = "s", encode("s", (message,))
-            if evidence is not None and len(whole := encode("sa{sv}", (message, evidence))) <= REPLY_MAX:
-                signature, body = "sa{sv}", whole
+            if evidence is not None and len(extended := encode("sa{sv}", (message, evidence))) <= REPLY_MAX:
+                signature, body = "sa{sv}", extended
             self._wire.send(frames.failure(self._wire.next_serial(), frame, name, body, signature))
 
     async def close(self) -> None:

@@ -296,8 +296,8 @@ def parse_options(options: Mapping[str, tuple[str, Any]], allowed: Mapping[str, 
     for name, (type_, value) in options.items():
         wanted = allowed.get(name)
         if wanted is None:
-            known = f"expected: {', '.join(allowed)}" if allowed else "there are none"
-            raise InvalidArgs(f"unknown option; {known}", argument="options")
+            expected = f"expected: {', '.join(allowed)}" if allowed else "there are none"
+            raise InvalidArgs(f"unknown option; {expected}", argument="options")
         if type_ != wanted:
             raise InvalidArgs(f"the option {name} must have type '{wanted}'", argument="options")
         values[name] = value

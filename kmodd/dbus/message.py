@@ -159,9 +159,9 @@ def _message(kind: Kind, serial: int, body: bytes, fields: list[bytes], signatur
         data = signature.encode("ascii")
         fields = [*fields, b"\x08\x01g\0" + bytes((len(data),)) + data + b"\0"]
     block = bytearray()
-    for one in fields:
+    for field in fields:
         block += _PADDING[-len(block) & 7]
-        block += one
+        block += field
     # Neither calls nor signals of ours start a service, and no reply to a reply exists: flag 1.
     fixed = _LITTLE[0].pack(0x6C, kind, NO_REPLY_EXPECTED, 1, len(body), serial, len(block))
     return b"".join((fixed, block, _PADDING[-len(block) & 7], body))

@@ -200,7 +200,7 @@ class Introspection:
         # A handful of kinds of objects, so a handful of texts.
         key = tuple(interface.name for interface in interfaces)
         if key not in self._texts:
-            self._texts[key] = "".join(f"{one.text}\n" for one in interfaces)
+            self._texts[key] = "".join(f"{interface.text}\n" for interface in interfaces)
         return self._texts[key]
 
 
@@ -230,8 +230,8 @@ class PropertyReader:
         if interface:
             return self._values(self._at(interface, target), target)
         values: Values = {}
-        for one in self._present(target):
-            values |= self._values(self._interfaces[one], target)
+        for bound in self._present(target):
+            values |= self._values(self._interfaces[bound], target)
         return values
 
     def some(self, interface: str, names: Iterable[str], target: Target) -> Values:

@@ -153,8 +153,8 @@ class Peers:
         """The caller as it is going to be written down, as far as that is known soon."""
         if client.looking is None:
             client.login_uid = self._login_uid(client.pid, client.uid) if client.pid else None
-            known = self._expect(client.sender) if self._expect is not None else lambda _: None
-            client.looking = asyncio.get_running_loop().create_task(self._look_up(client, known))
+            report = self._expect(client.sender) if self._expect is not None else lambda _: None
+            client.looking = asyncio.get_running_loop().create_task(self._look_up(client, report))
             self._identifying.add(client.looking)
             client.looking.add_done_callback(self._identifying.discard)
         if client.executable is None:
@@ -162,7 +162,7 @@ class Peers:
             await asyncio.wait({client.looking}, timeout=EXECUTABLE_TIMEOUT if self._expect is not None else None)
         return replace(caller, exe=client.executable or "", login_uid=client.login_uid)
 
-    async def _look_up(self, client: Peer, known: Callable[[str], None]) -> None:
+    async def _look_up(self, client: Peer, report: Callable[[str], None]) -> None:
         before = self._identity(client.pid)
         path = ""
         try:
@@ -172,7 +172,7 @@ class Peers:
                 # It ended while it was looked for, and its number may be another's: what it called itself, as `ps` shows it.
                 path = f"[{before[0]}]"
             client.executable = path
-            known(path)
+            report(path)
 
     def close(self) -> None:
         """Cancel all queries."""

@@ -25,8 +25,8 @@ from kmodd.gateway.http.authentication import Authentication, TokenList, Verifie
 from kmodd.gateway.http.listener import inherited, is_open_to_squatters, listen, require_tls
 from kmodd.gateway.http.middleware import Middleware, RefusalJournal
 from kmodd.gateway.metrics import GatewayMetrics
-from kmodd.gateway.operations import Changes
-from kmodd.gateway.queries import Reading, SharedAnswers
+from kmodd.gateway.operations import Operations
+from kmodd.gateway.queries import Queries, SharedAnswers
 from kmodd.gateway.routes import config as routes_config
 from kmodd.gateway.routes import events as routes_events
 from kmodd.gateway.routes import modules as routes_modules
@@ -91,8 +91,8 @@ async def run(
     hub, counts = Broadcaster(secrets.token_hex(4)), GatewayMetrics()
     link = DaemonConnection(lambda: Client.connect(bus or None), hub.publish, time.monotonic)
     authentication = Authentication(tokens, verifiers(settings.issuers), time.time)
-    changes = Changes(link, JournalAudit(log).record, time.monotonic)
-    reading = Reading(link, SharedAnswers(FRESH, time.monotonic, lambda: link.generation), counts)
+    changes = Operations(link, JournalAudit(log).record, time.monotonic)
+    reading = Queries(link, SharedAnswers(FRESH, time.monotonic, lambda: link.generation), counts)
     app = application.make(
         [
             routes_modules.changing_router(changes),

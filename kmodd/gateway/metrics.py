@@ -118,10 +118,10 @@ class GatewayMetrics:
     def text(self, daemon: Iterable[Sample] | None, notifier: Iterable[Sample] = ()) -> bytes:
         """All metrics; None for the daemon's when it is away."""
         self._up.set(daemon is not None)
-        return generate_latest(_Everything(self._registry, (*(daemon or ()), *notifier)))
+        return generate_latest(_MetricsSnapshot(self._registry, (*(daemon or ()), *notifier)))
 
 
-class _Everything:
+class _MetricsSnapshot:
     """Everybody's metrics at one moment, in the shape of a registry."""
 
     def __init__(self, own: CollectorRegistry, others: tuple[Sample, ...]) -> None:

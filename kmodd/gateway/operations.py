@@ -110,7 +110,7 @@ class FairQueue:
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
+class AuditContext:
     """What is about to be done, for the journal and the evidence."""
 
     action: str
@@ -123,7 +123,7 @@ _SCOPES = {"reload": ("load", "unload"), "reset-failed": ("load",)}
 """The scopes of operations of a batch that have another name than theirs."""
 
 
-class Changes:
+class Operations:
     """One for the gateway."""
 
     def __init__(self, link: DaemonConnection, record: Callable[[Record], None], clock: Callable[[], float]) -> None:
@@ -147,7 +147,7 @@ class Changes:
             options["override-policy"] = True
         if isinstance(body, ReloadRequest):
             options["disconnect"] = body.disconnect
-        async with self.doing(principal, Intent(action, (name,), body.reason, body.dry_run)) as client:
+        async with self.doing(principal, AuditContext(action, (name,), body.reason, body.dry_run)) as client:
             inserted = await client.data(action.capitalize(), name, parameters, options=options)
         return _message(name, "inserted", inserted, f"{action}ed", dry_run=body.dry_run)
 
@@ -160,7 +160,7 @@ class Changes:
             "disconnect": body.disconnect,
         }
         options = self._options(principal, body.reason, dry_run=body.dry_run, timeout=body.timeout) | also
-        async with self.doing(principal, Intent("unload", (name,), body.reason, body.dry_run)) as client:
+        async with self.doing(principal, AuditContext("unload", (name,), body.reason, body.dry_run)) as client:
             removed = await client.data("Unload", name, options=options)
         return _message(name, "removed", removed, "unloaded", dry_run=body.dry_run)
 
@@ -172,8 +172,8 @@ class Changes:
         options = self._options(principal, body.reason, dry_run=body.dry_run)
         options |= {"atomic": body.atomic, "disconnect": body.disconnect, "public": not principal.may("inspect")}
         names = tuple(dict.fromkeys(name for _, name, _ in operations))
-        intent = Intent("batch", names, body.reason, body.dry_run)
-        async with self.doing(principal, intent) as client:
+        context = AuditContext("batch", names, body.reason, body.dry_run)
+        async with self.doing(principal, context) as client:
             rows = await client.data("Batch", operations, options=options)
         return results(rows)
 
@@ -195,7 +195,7 @@ class Changes:
         """Write a live parameter; what the kernel holds now."""
         name, key, text = parse_module(module), parse_parameter_name(parameter), parse_parameter_value(body.value)
         options = self._options(principal, body.reason)
-        async with self.doing(principal, Intent("set-parameter", (name,), body.reason)) as client:
+        async with self.doing(principal, AuditContext("set-parameter", (name,), body.reason)) as client:
             held = await client.data("SetParameter", name, key, text, options=options)
         return {"module": name, "parameter": key, "value": held}
 
@@ -203,7 +203,7 @@ class Changes:
         """Forget a failed operation."""
         name, reason = parse_module(module), parse_reason(body.reason)
         principal.require_modules([name])
-        async with self.doing(principal, Intent("reset-failed", (name,), reason)) as client:
+        async with self.doing(principal, AuditContext("reset-failed", (name,), reason)) as client:
             await client.reset_failed(name, **principal.caller_options(reason))
         return {"message": f"Cleared the recorded failure of module {name}", "module": name}
 
@@ -244,7 +244,7 @@ class Changes:
         return options
 
     @asynccontextmanager
-    async def doing(self, principal: Principal, intent: Intent) -> AsyncIterator[Client]:
+    async def doing(self, principal: Principal, context: AuditContext) -> AsyncIterator[Client]:
         """A change under way: waits for its turn, is written down, and fails with evidence."""
         started = self._clock()
         try:
@@ -255,29 +255,29 @@ class Changes:
                 finally:
                     self._link.changed()
         except KmoddError as error:
-            if not error.module and len(intent.modules) == 1 and is_module_name(intent.modules[0]):
-                error.module = intent.modules[0]
-            self._write(principal, intent, started, error)
+            if not error.module and len(context.modules) == 1 and is_module_name(context.modules[0]):
+                error.module = context.modules[0]
+            self._write(principal, context, started, error)
             raise
-        self._write(principal, intent, started, None)
+        self._write(principal, context, started, None)
 
-    def _write(self, principal: Principal, intent: Intent, started: float, error: KmoddError | None) -> None:
+    def _write(self, principal: Principal, context: AuditContext, started: float, error: KmoddError | None) -> None:
         # A reader must not think that something was done.
-        done, outcome = ("dry-run", "could be done, a dry run") if intent.dry_run else ("done", "done")
+        done, outcome = ("dry-run", "could be done, a dry run") if context.dry_run else ("done", "done")
         # Once the answer is on its way: the client need not wait for the journal.
         asyncio.get_running_loop().call_soon(
             self._record,
             Record(
                 event="gateway.operation",
-                message=f"{principal.label}: {intent.action} {' '.join(intent.modules)}: {error.title if error else outcome}",
-                action=intent.action,
+                message=f"{principal.label}: {context.action} {' '.join(context.modules)}: {error.title if error else outcome}",
+                action=context.action,
                 result="failed" if error else done,
                 error=error.name() if error else "",
-                reason=intent.reason,
+                reason=context.reason,
                 duration_usec=int((self._clock() - started) * 1_000_000),
                 on_behalf_of=principal.label,
                 priority=5 if error else 6,
-            ).about(intent.modules),
+            ).about(context.modules),
         )
 
 

@@ -67,7 +67,7 @@ OBJECT_PAUSE = 0.05
 """Seconds between two looks for the object of a module that the kernel lists."""
 
 
-class Reading:
+class Queries:
     """One for the gateway."""
 
     def __init__(self, link: DaemonConnection, shared: SharedAnswers, counts: GatewayMetrics) -> None:

@@ -166,10 +166,10 @@ def _issuer(section: Section) -> Issuer:
     return issuer
 
 
-def _refuse_others(section: Section, key: str, kind: str, values: Iterable[str], known: Collection[str]) -> None:
+def _refuse_others(section: Section, key: str, kind: str, values: Iterable[str], names: Collection[str]) -> None:
     for value in values:
-        if value not in known:
-            there = did_you_mean(value, known) or f"there are {', '.join(known)}"
+        if value not in names:
+            there = did_you_mean(value, names) or f"there are {', '.join(names)}"
             raise section.error(f"no such {kind}: {shown(value, 64)}; {there}", key)
 
 

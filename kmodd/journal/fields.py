@@ -199,10 +199,10 @@ def _mark(line: str) -> str:
 
 
 def _in_order(lines: tuple[str, ...], order: str) -> tuple[str, ...]:
-    known = {_mark(line): line for line in lines}
+    lines_by_mark = {_mark(line): line for line in lines}
     wanted = order.split()
     # Anything else is an older record, or none of ours: as it is.
-    return tuple(known[mark] for mark in wanted) if set(wanted) == set(known) else lines
+    return tuple(lines_by_mark[mark] for mark in wanted) if set(wanted) == set(lines_by_mark) else lines
 
 
 def _number(value: object) -> int | None:

@@ -105,7 +105,7 @@ class MemoryJournal:
 
     def read(self, query: HistoryQuery) -> list[HistoryEntry]:
         """Newest last."""
-        found = [
+        entries = [
             entry
             # A copy first: reading happens in a thread while the daemon records.
             for entry in tuple(self._entries)
@@ -113,7 +113,7 @@ class MemoryJournal:
             and (query.module is None or query.module in entry.record.names)
             and (not query.events or entry.record.event in query.events)
         ]
-        return found[: query.limit] if query.oldest else found[-query.limit :]
+        return entries[: query.limit] if query.oldest else entries[-query.limit :]
 
 
 def open_system_reader() -> Reader:

@@ -69,7 +69,7 @@ def unpack_image(read: Read, start: bytes, maximum: int) -> Iterator[bytes]:
     """
     if start.startswith((GZIP, XZ, ZSTD)):
         return unpack(read, start, maximum)
-    unpacker = next((found for magic, found in _UNPACKERS if start.startswith(magic)), None)
+    unpacker = next((unpack for magic, unpack in _UNPACKERS if start.startswith(magic)), None)
     if unpacker is None:
         raise Unsupported("a compression that kmodd does not support")
     return bounded(unpacker(read), maximum, "an initramfs")
@@ -412,15 +412,15 @@ class Initramfs:
 
     def _contents(self, path: Path) -> Mapping[str, tuple[int, bytes]]:
         """(size, content where it is a rules file) of the members that matter, by name."""
-        found: dict[str, tuple[int, bytes]] = {}
+        members_found: dict[str, tuple[int, bytes]] = {}
         kept = 0
         for name, size, content in members(path, _is_rules):
             if _is_rules(name) or name.startswith(_MARKS) or name.endswith(_MODULES):
-                found[name] = (size, content or b"")
+                members_found[name] = (size, content or b"")
                 kept += len(name) + len(content or b"")
             if kept > _KEPT_MAX:
                 raise Damaged("too many rules and modules")
-        return found
+        return members_found
 
     def _rules(self, members: Mapping[str, tuple[int, bytes]], kind: str) -> Iterator[str]:
         inside = {_below_usr(name): value for name, value in members.items() if _is_rules(name)}

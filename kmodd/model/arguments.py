@@ -50,8 +50,8 @@ def read(text: bytes) -> Iterator[Word]:
             return
         start = position
         # A quote before the name surrounds the whole assignment: "name=a b".
-        whole = quoted = text[position] == _QUOTE
-        position += whole
+        is_quoted = quoted = text[position] == _QUOTE
+        position += is_quoted
         first, equals = position, 0
         while position < end and (quoted or text[position] not in _SPACE):
             # An `=` that comes first belongs to the name.
@@ -63,10 +63,10 @@ def read(text: bytes) -> Iterator[Word]:
         if value is not None and value[:1] == b'"':
             # Of quotes around the value one is removed on either side, and the same one may be both.
             value = value[1:].removesuffix(b'"')
-            whole = whole and text[position - 1] != _QUOTE
-        if whole and value is not None:
+            is_quoted = is_quoted and text[position - 1] != _QUOTE
+        if is_quoted and value is not None:
             value = value.removesuffix(b'"')
-        elif whole:
+        elif is_quoted:
             name = name.removesuffix(b'"')
         yield Word(_decoded(name), None if value is None else _decoded(value), start, quoted)
 

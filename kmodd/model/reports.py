@@ -285,8 +285,8 @@ class Record:
 
     def about(self, names: Sequence[str]) -> Self:
         """The same record about these modules, or the requested alias."""
-        one = len(names) == 1
-        return replace(self, module=names[0] if one else "", modules=() if one else tuple(names))
+        single = len(names) == 1
+        return replace(self, module=names[0] if single else "", modules=() if single else tuple(names))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -68,6 +68,6 @@ class Document:
     def line(self, *path: str | int) -> int:
         """The line of a key, of the nearest table around it when it has none, or 1."""
         for end in range(len(path), 0, -1):
-            if (found := self.lines.get(path[:end])) is not None:
-                return found
+            if (line_number := self.lines.get(path[:end])) is not None:
+                return line_number
         return 1

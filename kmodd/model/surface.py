@@ -78,7 +78,7 @@ class DeviceNode:
     mode: int | None = None
     """Permission bits; None where there is no such node, or where that is not known."""
     group: str = ""
-    known: bool = True
+    mode_known: bool = True
     """The node was looked for."""
 
 

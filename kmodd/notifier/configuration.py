@@ -425,12 +425,12 @@ def read_secret(path: str) -> str:
     except OSError as error:
         raise SecretError(f"{path}: {error.strerror}") from error
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise SecretError(f"{path} is not a regular file")
-        if found.st_mode & 0o027:
+        if status.st_mode & 0o027:
             raise SecretError(f"{path} may be read or written by others: chmod 0640, owner root, group kmodd-notifier")
-        if found.st_uid not in (0, os.geteuid()):
+        if status.st_uid not in (0, os.geteuid()):
             raise SecretError(f"{path} is not owned by root")
         data = os.read(handle, SIZE_MAX + 1)
     finally:

@@ -16,7 +16,7 @@ from kmodd.journal.writer import Logger
 from kmodd.kernel.atomic_file import read_file, remove_durably, write_whole
 from kmodd.model.settings import Document
 from kmodd.notifier.channels.mail import MailChannel
-from kmodd.notifier.channels.webhook import Poster, WebhookChannel
+from kmodd.notifier.channels.webhook import WebhookChannel, WebhookClient
 from kmodd.notifier.configuration import (
     ENDPOINTS_MAX,
     Configuration,
@@ -231,7 +231,7 @@ class Endpoints:
 
     def _channel(self, endpoint: Endpoint, configuration: Configuration) -> Channel:
         if isinstance(endpoint, Webhook):
-            poster = Poster(configuration.allow_networks, self._tls(endpoint))
+            poster = WebhookClient(configuration.allow_networks, self._tls(endpoint))
             return WebhookChannel(endpoint, poster, self._machine.host, self._machine.clock)
         if configuration.smtp is None:
             raise ConfigurationError(f"email.{endpoint.name}: no mail server is configured")
@@ -364,9 +364,9 @@ class Endpoints:
 
     def metrics(self) -> list[Sample]:
         """The same as numbers, in Prometheus naming."""
-        whole = {"watching": float(not self._trouble()), "left-out": float(self.intake.left_out)}
+        totals = {"watching": float(not self._trouble()), "left-out": float(self.intake.left_out)}
         samples: list[Sample] = [
-            (f"kmodd_notifier_{name}", kind, {}, whole[key])
+            (f"kmodd_notifier_{name}", kind, {}, totals[key])
             for name, kind, key in (
                 ("watching", "gauge", "watching"),
                 ("refusals_left_out_total", "counter", "left-out"),

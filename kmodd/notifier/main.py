@@ -83,7 +83,7 @@ async def _executable(pid: int) -> str:
     return _program(pid)
 
 
-class Threads(ThreadPoolExecutor):
+class DeliveryThreads(ThreadPoolExecutor):
     """Threads that are not awaited at the end: the next process sends again what one of them was sending."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -112,7 +112,7 @@ def open_outbox(folder: Path, logger: Logger) -> Outbox:
 async def run(settings: argparse.Namespace, environment: Mapping[str, str], logger: Logger) -> int:
     """Serve until stopped; returns the exit code."""
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(Threads(THREADS, "notifier"))
+    loop.set_default_executor(DeliveryThreads(THREADS, "notifier"))
     supervisor = SdNotify(environment)
     machine = Machine(platform.node(), lambda: time.time_ns() // 1000, random.random, secrets.token_bytes)
     outbox = open_outbox(settings.state, logger)

@@ -50,7 +50,7 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueueStatus:
     """What waits for an endpoint. Times are microseconds since the epoch, 0 for none."""
 
     count: int = 0
@@ -175,12 +175,12 @@ class Outbox:
 
     # --- what is to be sent -------------------------------------------------------------------------------------------
 
-    def waiting(self, endpoint: str) -> Waiting:
+    def waiting(self, endpoint: str) -> QueueStatus:
         """How much waits, and for what."""
         row = self._db.execute(
             "SELECT count(*), min(queued), min(due), total(due > 0) FROM delivery WHERE endpoint = ?", (endpoint,)
         ).fetchone()
-        return Waiting(*(int(value or 0) for value in row))
+        return QueueStatus(*(int(value or 0) for value in row))
 
     def begin(self, endpoint: str, most: int, now: int) -> list[Delivery]:
         """The oldest deliveries that are due, at most so many. What was begun together stays together until it is done."""

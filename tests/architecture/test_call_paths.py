@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {
     "load": (33, 255),
     "load as a user": (36, 295),
-    "uevent": (23, 220),
+    "uevent": (22, 220),
     "post": (18, 140),
 }
 """Files and calls of each request. `load` is `Load("vfat")` by root, which loads two modules."""

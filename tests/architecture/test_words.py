@@ -23,8 +23,20 @@ ALLOWED = {
 
 GENERIC = frozenset({"found", "one", "told", "asked", "known", "said", "who", "given", "whole", "seen"})
 """Names of variables that say nothing of what they hold."""
-GENERIC_MAX = 3
+GENERIC_MAX = 1
 """Bindings of such names in one file."""
+GENERIC_LEFT = {
+    "kmodd/coordinator/coordinator.py": 2,
+    "kmodd/fleet/kubernetes.py": 3,
+    "kmodd/fleet/resources.py": 2,
+    "kmodd/kernel/users/consequences.py": 3,
+    "kmodd/kernel/users/inspector_client.py": 3,
+    "kmodd/kernel/users/mount.py": 3,
+    "kmodd/kernel/users/network.py": 3,
+    "kmodd/kernel/users/process.py": 2,
+    "kmodd/kernel/users/settings.py": 2,
+}
+"""Files that have more for now. An entry that nothing needs fails."""
 
 
 def sentences(path: Path) -> str:
@@ -92,7 +104,8 @@ def test_finds_the_words_of_sentences_and_not_of_code(code: str, words: list[str
 
 def test_variables_say_what_they_hold() -> None:
     names = {str(path.relative_to(ROOT)): generic_names(ast.parse(path.read_text())) for path in CODE}
-    assert not {file: dict(each) for file, each in names.items() if each.total() > GENERIC_MAX}
+    assert not {file: dict(each) for file, each in names.items() if each.total() > GENERIC_LEFT.get(file, GENERIC_MAX)}
+    assert all(names[file].total() > GENERIC_MAX for file in GENERIC_LEFT), "an exception that nothing needs"
 
 
 def test_finds_generic_names() -> None:

@@ -12,7 +12,7 @@ import pytest
 from dbus_next import Variant
 
 from kmodd.core.events import HistoryChanged
-from kmodd.core.planning.planner import Look
+from kmodd.core.planning.planner import PlanReadings
 from kmodd.dbus.transport import BusLostError, Transport
 from kmodd.kernel.simulated.modules import Fault
 from kmodd.model import Rule, User
@@ -355,10 +355,10 @@ async def test_a_request_of_root_is_planned_no_more_often_than_it_has_to(
     service: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner = service.deeds._planner
-    made: list[Look | None] = []
+    made: list[PlanReadings | None] = []
     work = planner.work
 
-    def counting(*arguments: Any, look: Look | None = None) -> Any:
+    def counting(*arguments: Any, look: PlanReadings | None = None) -> Any:
         made.append(look)
         return work(*arguments, look=look)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
-from kmodd.core.surface.resolution import Loading, Resolver
+from kmodd.core.surface.resolution import Resolution, Resolver
 from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.model import Verb
 from tests.conformance import generate
@@ -27,7 +27,7 @@ def _requests(random: Random, tree: Tree, configuration: Configuration) -> list[
     return [*asked, *(alias.replace("*", "0") for alias in aliases[:1])]
 
 
-def _differs(loading: Loading, inserted: list[str]) -> bool:
+def _differs(loading: Resolution, inserted: list[str]) -> bool:
     """Where a command is run, what it loads is not known, and what needs its module counts as loaded."""
     if loading.commands:
         return not set(inserted) <= set(loading.inserted)

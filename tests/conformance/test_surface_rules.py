@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
-from kmodd.core.surface.rule_file import Spellings, blocked_by, ineffective
+from kmodd.core.surface.rule_file import RuleFileWriter, blocked_by, ineffective
 from kmodd.kernel.modprobe.modprobe_d import parse_rules
 from kmodd.kernel.modules.installed import InstalledIndexes
 from kmodd.model import Verb
@@ -50,7 +50,7 @@ def test_a_rule_acts_where_modprobe_refuses(program: tuple[str, ...], shim: Path
                 configure(root, files)
                 installed = InstalledIndexes(root, scratch=scratch)
                 with installed.index(RELEASE, surface=b"") as index:
-                    spellings = Spellings()
+                    spellings = RuleFileWriter()
                     spellings.kernel(index, blocked)
                     requests = {
                         module: [

@@ -175,5 +175,5 @@ def test_the_mode_of_a_node_says_who(stock: Stock, mode: int | None, group: str,
 
 
 def test_a_node_that_cannot_be_looked_at_counts_as_open(stock: Stock) -> None:
-    node = DeviceNode("vhost-net", ModuleName("vhost_net"), "char-major-10-238", known=False)
+    node = DeviceNode("vhost-net", ModuleName("vhost_net"), "char-major-10-238", mode_known=False)
     assert reach(surface(stock, nodes=(node,)), "vhost_net") is Reach.DEVICE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.gateway.http.listener import IDLE, Admission, Place, place_of
+from kmodd.gateway.http.listener import IDLE, Admission, ConnectionSlot, place_of
 from kmodd.gateway.http.middleware import RefusalJournal
 from tests.clock import clock
 from tests.gateway.processes import Gateway, ask, gateway, wait_for
@@ -22,11 +22,11 @@ class Peer:
     """Makes places and remembers which were ended."""
 
     def __init__(self) -> None:
-        self.ended: list[Place] = []
+        self.ended: list[ConnectionSlot] = []
 
-    def place(self, peer: str) -> Place:
+    def place(self, peer: str) -> ConnectionSlot:
         """One from this peer."""
-        place = Place(peer, lambda: self.ended.append(place))
+        place = ConnectionSlot(peer, lambda: self.ended.append(place))
         return place
 
 

@@ -11,8 +11,8 @@ from kmodd.errors import InUse
 from kmodd.gateway.http.authentication import Principal
 from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.models import UnloadRequest
-from kmodd.gateway.operations import Changes
-from kmodd.gateway.queries import Reading, SharedAnswers
+from kmodd.gateway.operations import Operations
+from kmodd.gateway.queries import Queries, SharedAnswers
 from kmodd.tokens import SCOPES
 from tests.gateway.processes import Gateway
 
@@ -111,9 +111,9 @@ async def test_the_answer_is_public_unless_the_token_may_inspect(scopes: set[str
     link: DaemonConnection = daemon  # type: ignore[assignment]  # what of it is used
     who = Principal("token x", frozenset(scopes))
     loop = asyncio.get_running_loop()
-    reading = Reading(link, SharedAnswers(1, loop.time, lambda: 0), GatewayMetrics())
+    reading = Queries(link, SharedAnswers(1, loop.time, lambda: 0), GatewayMetrics())
     await reading.explain("fat", public=not who.may("inspect"))
-    changes = Changes(link, lambda _: None, loop.time)
+    changes = Operations(link, lambda _: None, loop.time)
     with pytest.raises(InUse):
         await changes.unload(who, "fat", UnloadRequest())
     assert daemon.public == [public]

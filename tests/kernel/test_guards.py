@@ -123,8 +123,14 @@ def test_nodes_have_the_mode_that_they_have_now(root: Path) -> None:
     devices = root / "dev"
     (devices / "net").mkdir(parents=True)
     (devices / "net/tun").touch(0o666)
-    assert [(node.mode, node.known) for node in device_nodes(root, RELEASE, devices)] == [(None, True), (None, True)]
-    assert [(node.mode, node.known) for node in device_nodes(root, RELEASE, None)] == [(None, False), (None, False)]
+    assert [(node.mode, node.mode_known) for node in device_nodes(root, RELEASE, devices)] == [
+        (None, True),
+        (None, True),
+    ]
+    assert [(node.mode, node.mode_known) for node in device_nodes(root, RELEASE, None)] == [
+        (None, False),
+        (None, False),
+    ]
 
 
 def test_each_installed_kernel_has_its_own_index(tmp_path: Path) -> None:

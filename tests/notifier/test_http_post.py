@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.notifier.channels.webhook import Poster, PostError, retry_after
+from kmodd.notifier.channels.webhook import PostError, WebhookClient, retry_after
 from kmodd.notifier.configuration import Url, parse_url
 from tests.notifier.receiver import counting, receiver, server_context
 
@@ -45,13 +45,13 @@ def url(port: int, host: str = "127.0.0.1", *, secure: bool = False) -> Url:
 )
 async def test_not_a_packet_reaches_a_loopback_address(address: str) -> None:
     with counting() as port, pytest.raises(PostError, match=r"no public address|cannot be resolved"):
-        await Poster((), trusting()).post(url(port.port, address), HEADERS, b"{}", 5)
+        await WebhookClient((), trusting()).post(url(port.port, address), HEADERS, b"{}", 5)
     assert port.connections == 0
 
 
 async def test_not_a_packet_reaches_the_ipv6_loopback() -> None:
     with counting("::1") as port, pytest.raises(PostError, match="no public address"):
-        await Poster((), trusting()).post(url(port.port, "::1"), HEADERS, b"{}", 5)
+        await WebhookClient((), trusting()).post(url(port.port, "::1"), HEADERS, b"{}", 5)
     assert port.connections == 0
 
 
@@ -61,12 +61,12 @@ async def test_not_a_packet_reaches_the_ipv6_loopback() -> None:
 async def test_names_of_inner_addresses_are_refused(address: str) -> None:
     resolver = Resolver([address])
     with pytest.raises(PostError, match="no public address"):
-        await Poster((), trusting(), resolver).post(url(80, "inner.example"), HEADERS, b"", 2)
+        await WebhookClient((), trusting(), resolver).post(url(80, "inner.example"), HEADERS, b"", 2)
 
 
 async def test_an_allowed_network_is_reached() -> None:
     with receiver() as server:
-        answer = await Poster(LOOPBACK, trusting()).post(url(server.port), HEADERS, b"{}", 5)
+        answer = await WebhookClient(LOOPBACK, trusting()).post(url(server.port), HEADERS, b"{}", 5)
     assert answer.status == 204
     (request,) = server.requests
     assert (request.path, request.body) == ("/hook?x=1", b"{}")
@@ -77,7 +77,7 @@ async def test_the_address_that_was_looked_at_is_the_one_connected_to() -> None:
     """A name server that answers differently the second time (DNS rebinding) is not asked a second time."""
     resolver = Resolver(["127.0.0.1"], ["127.0.0.3"])
     with receiver() as server:
-        poster = Poster((ip_network("127.0.0.1/32"),), trusting(), resolver)
+        poster = WebhookClient((ip_network("127.0.0.1/32"),), trusting(), resolver)
         await poster.post(url(server.port, "rebinding.example"), HEADERS, b"", 5)
     assert resolver.asked == 1
     assert server.requests[0].headers["host"] == f"rebinding.example:{server.port}"
@@ -86,7 +86,7 @@ async def test_the_address_that_was_looked_at_is_the_one_connected_to() -> None:
 async def test_forbidden_ones_among_the_answers_are_left_out() -> None:
     with counting() as closed, receiver() as server:
         resolver = Resolver(["127.0.0.1", "127.0.0.5"])
-        poster = Poster((ip_network("127.0.0.5/32"),), trusting(), resolver)
+        poster = WebhookClient((ip_network("127.0.0.5/32"),), trusting(), resolver)
         # The receiver listens on 127.0.0.1 alone: what is allowed refuses the connection, what would answer is forbidden.
         with pytest.raises(PostError, match="Connection refused"):
             await poster.post(url(server.port, "mixed.example"), HEADERS, b"", 5)
@@ -96,7 +96,7 @@ async def test_forbidden_ones_among_the_answers_are_left_out() -> None:
 
 async def test_the_next_address_is_tried() -> None:
     with receiver() as server:
-        poster = Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
+        poster = WebhookClient(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
         assert (await poster.post(url(server.port, "two.example"), HEADERS, b"", 5)).status == 204
 
 
@@ -108,10 +108,10 @@ async def test_an_address_that_swallows_everything_leaves_time_for_the_next() ->
             caller = callers.enter_context(socket.socket())
             caller.setblocking(False)
             caller.connect_ex(("127.0.0.9", server.port))
-        poster = Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
+        poster = WebhookClient(LOOPBACK, trusting(), Resolver(["127.0.0.9", "127.0.0.1"]))
         assert (await poster.post(url(server.port, "two.example"), HEADERS, b"", 2)).status == 204
         with pytest.raises(PostError, match="no response within"):
-            await Poster(LOOPBACK, trusting(), Resolver(["127.0.0.9"])).post(
+            await WebhookClient(LOOPBACK, trusting(), Resolver(["127.0.0.9"])).post(
                 url(server.port, "one.example"), HEADERS, b"", 0.4
             )
 
@@ -119,7 +119,7 @@ async def test_an_address_that_swallows_everything_leaves_time_for_the_next() ->
 async def test_redirects_are_not_followed() -> None:
     with counting() as inner, receiver() as server:
         server.answers = [(302, {"Location": f"http://127.0.0.1:{inner.port}/"})]
-        answer = await Poster(LOOPBACK, trusting()).post(url(server.port), HEADERS, b"", 5)
+        answer = await WebhookClient(LOOPBACK, trusting()).post(url(server.port), HEADERS, b"", 5)
     assert answer.status == 302
     assert inner.connections == 0
 
@@ -128,7 +128,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
     with counting() as proxy, receiver() as server:
         for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-        await Poster(LOOPBACK, trusting()).post(url(server.port), HEADERS, b"", 5)
+        await WebhookClient(LOOPBACK, trusting()).post(url(server.port), HEADERS, b"", 5)
     assert proxy.connections == 0
     assert len(server.requests) == 1
 
@@ -136,12 +136,12 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 async def test_tls_is_verified_by_name_and_authority(localhost: tuple[Path, Path], stranger: tuple[Path, Path]) -> None:
     resolver = Resolver(*[["127.0.0.1"]] * 4)
     with receiver(server_context(localhost)) as server:
-        good = Poster(LOOPBACK, trusting(localhost[0]), resolver)
+        good = WebhookClient(LOOPBACK, trusting(localhost[0]), resolver)
         assert (await good.post(url(server.port, "localhost", secure=True), HEADERS, b"", 5)).status == 204
         with pytest.raises(PostError, match="certificate is not accepted"):
             await good.post(url(server.port, "other.example", secure=True), HEADERS, b"", 5)
         with pytest.raises(PostError, match=r"certificate is not accepted: self.signed"):
-            await Poster(LOOPBACK, trusting(), resolver).post(
+            await WebhookClient(LOOPBACK, trusting(), resolver).post(
                 url(server.port, "localhost", secure=True), HEADERS, b"", 5
             )
     with receiver(server_context(stranger)) as server:
@@ -152,7 +152,7 @@ async def test_tls_is_verified_by_name_and_authority(localhost: tuple[Path, Path
 
 async def test_silence_ends_in_time() -> None:
     with counting() as silent, pytest.raises(PostError, match=r"no response within 0.2 seconds"):
-        await Poster(LOOPBACK, trusting()).post(url(silent.port), HEADERS, b"", 0.2)
+        await WebhookClient(LOOPBACK, trusting()).post(url(silent.port), HEADERS, b"", 0.2)
     assert silent.connections == 1
 
 
@@ -179,7 +179,7 @@ async def test_answers_that_are_none(said: bytes, sentence: str) -> None:
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(PostError, match=sentence):
-            await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
+            await WebhookClient(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
 
 
 async def test_the_answer_after_an_early_one_counts() -> None:
@@ -192,7 +192,7 @@ async def test_the_answer_after_an_early_one_counts() -> None:
     server = await asyncio.start_server(speak, "127.0.0.1")
     async with server:
         port = server.sockets[0].getsockname()[1]
-        answer = await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
+        answer = await WebhookClient(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
     assert (answer.status, answer.retry_after) == (503, "7")
 
 
@@ -215,14 +215,14 @@ async def test_an_answer_that_never_ends_is_ended_in_time() -> None:
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(PostError, match=r"no response within 0.3 seconds"):
-            await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 0.3)
+            await WebhookClient(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 0.3)
         await asyncio.wait_for(ended.wait(), 5)
 
 
 async def test_a_post_that_is_cancelled_ends_its_thread() -> None:
     with counting() as silent:
         before = set(threading.enumerate())
-        posting = asyncio.ensure_future(Poster(LOOPBACK, trusting()).post(url(silent.port), HEADERS, b"", 60))
+        posting = asyncio.ensure_future(WebhookClient(LOOPBACK, trusting()).post(url(silent.port), HEADERS, b"", 60))
         await asyncio.sleep(0.2)
         posting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -251,7 +251,7 @@ async def test_a_body_without_end_is_not_read() -> None:
     server = await asyncio.start_server(flood, "127.0.0.1")
     async with server:
         port = server.sockets[0].getsockname()[1]
-        answer = await Poster(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
+        answer = await WebhookClient(LOOPBACK, trusting()).post(url(port), HEADERS, b"", 5)
         await asyncio.sleep(0.1)
     assert answer.status == 200
     assert sent < 64 << 20
@@ -259,7 +259,7 @@ async def test_a_body_without_end_is_not_read() -> None:
 
 async def test_a_line_break_reaches_no_header() -> None:
     with receiver() as server, pytest.raises(PostError, match="line break"):
-        await Poster(LOOPBACK, trusting()).post(url(server.port), {"X": "a\r\nY: b"}, b"", 5)
+        await WebhookClient(LOOPBACK, trusting()).post(url(server.port), {"X": "a\r\nY: b"}, b"", 5)
     assert server.requests == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.notifier.notice import Notice
-from kmodd.notifier.outbox import SEEN_MAX, Outbox, Waiting
+from kmodd.notifier.outbox import SEEN_MAX, Outbox, QueueStatus
 from tests.notifier.conftest import notice
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def test_a_notice_comes_back_whole(outbox: Outbox) -> None:
 def test_the_same_notice_is_queued_once_for_each(outbox: Outbox) -> None:
     put(outbox, 1, to=("a", "b"))
     put(outbox, 1, to=("a", "b"))
-    assert outbox.waiting("a") == outbox.waiting("b") == Waiting(1, NOW)
+    assert outbox.waiting("a") == outbox.waiting("b") == QueueStatus(1, NOW)
 
 
 def test_what_began_together_stays_together(outbox: Outbox) -> None:
@@ -113,7 +113,7 @@ def test_what_is_set_aside_delays_no_other_and_comes_back(outbox: Outbox) -> Non
     outbox.set_aside("a", poison, "400", NOW + 100)
     assert (outbox.waiting("a").due, outbox.waiting("a").refused) == (0, 1)
     assert drain(outbox) == ["failure 2"]
-    assert outbox.waiting("a") == Waiting(1, NOW, NOW + 100, 1)
+    assert outbox.waiting("a") == QueueStatus(1, NOW, NOW + 100, 1)
     assert outbox.begin("a", 1, NOW + 99) == []
     assert [one.notice for one in outbox.begin("a", 1, NOW + 100)] == [poison.notice]
     assert outbox.begin("a", 1, NOW - 365 * 24 * 3_600_000_000) != [], "the clock was set back"
@@ -136,7 +136,7 @@ def test_a_disabled_endpoint_keeps_what_it_has_and_gets_no_more(outbox: Outbox) 
 def test_endpoints_that_are_no_more_are_forgotten(outbox: Outbox) -> None:
     put(outbox, 1, 2, to=("a", "b"))
     assert outbox.forget_others(["b"]) == {"a": 2}
-    assert outbox.waiting("a") == Waiting()
+    assert outbox.waiting("a") == QueueStatus()
     assert outbox.waiting("b").count == 2
 
 

@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from kmodd.notifier.channels.webhook import Poster, WebhookChannel, payload
+from kmodd.notifier.channels.webhook import WebhookChannel, WebhookClient, payload
 from kmodd.notifier.configuration import Url, Webhook, make_key, parse_key
 from kmodd.notifier.notice import chat
 from tests.notifier.conftest import delivery, notice
@@ -30,7 +30,9 @@ def channel(
 ) -> WebhookChannel:
     values: dict[str, object] = {"keys": tuple(parse_key(key, "key") for key in keys), **changes}
     webhook = Webhook("ops", Url(secure is not None, "localhost" if secure else "127.0.0.1", port, "/x"), **values)  # type: ignore[arg-type]
-    poster = Poster((ip_network("127.0.0.0/8"), ip_network("::1/128")), ssl.create_default_context(cafile=secure))
+    poster = WebhookClient(
+        (ip_network("127.0.0.0/8"), ip_network("::1/128")), ssl.create_default_context(cafile=secure)
+    )
     return WebhookChannel(webhook, poster, "web1", clock)
 
 

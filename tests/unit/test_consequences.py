@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kmodd.core.audit.redaction import View, is_withheld, redact, redact_plan
 from kmodd.core.diagnosis.explain import LIVE
 from kmodd.core.planning.consequences import disconnecting, phrase, public, sentence, told_to
-from kmodd.core.planning.planner import Look, Planner
+from kmodd.core.planning.planner import Planner, PlanReadings
 from kmodd.errors import Conflict, Evidence, InUse, KmoddError
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import SimulatedModule, parameter
@@ -329,7 +329,7 @@ def test_what_is_refused_is_what_is_live(rows: list[Consequence]) -> None:
 def error_of(rows: list[Consequence], kernel: SimulatedKernel) -> KmoddError | None:
     """The error of a plan that was made with these rows."""
     planner = Planner(kernel.index, kernel.loaded, kernel.facts, SeenValues(kernel))
-    plan = planner.plan(request(unload("m")), look=Look(0.0, {M("m"): tuple(rows)}))
+    plan = planner.plan(request(unload("m")), look=PlanReadings(0.0, {M("m"): tuple(rows)}))
     assert plan.steps[0].consequences == tuple(rows)
     return plan.error
 

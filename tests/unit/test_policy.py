@@ -196,7 +196,7 @@ def test_the_kernel_compares_names_on_its_command_line_letter_by_letter() -> Non
 
 def test_rule_on_the_requested_alias() -> None:
     with pytest.raises(DisabledByPolicy):
-        policy(rule("install", "fs_other", "/bin/true")).check_load(M, "", asked="fs-other")
+        policy(rule("install", "fs_other", "/bin/true")).check_load(M, "", requested="fs-other")
 
 
 def test_rule_on_one_of_its_aliases() -> None:
@@ -234,13 +234,13 @@ def test_rules_that_change_are_seen() -> None:
 
 def test_module_switched_off_by_an_alias() -> None:
     with pytest.raises(DisabledByPolicy, match="an alias line disables it") as caught:
-        policy(rule("alias", "vfat", "off", line=3)).check_load(M, "", asked="vfat", override=True)
+        policy(rule("alias", "vfat", "off", line=3)).check_load(M, "", requested="vfat", override=True)
     assert (caught.value.evidence.line, caught.value.evidence.rule) == (3, "alias vfat off")
 
 
 def test_alias_switched_off_leaves_the_module_usable_by_name() -> None:
     judged = policy(rule("alias", "net_pf_*", "off"))
-    assert judged.check_load(M, "", asked="vfat") == ()
+    assert judged.check_load(M, "", requested="vfat") == ()
     with pytest.raises(DisabledByPolicy, match="net_pf_10 cannot be used"):
         judged.check_alias("net-pf-10")
 
@@ -251,10 +251,10 @@ def test_module_switched_off_by_an_alias_is_loaded_as_a_dependency_as_by_modprob
 
 def test_alias_for_another_module_is_no_objection() -> None:
     judged = policy(rule("alias", "vfat", "msdos"))
-    assert judged.check_load(M, "", asked="vfat") == ()
+    assert judged.check_load(M, "", requested="vfat") == ()
     judged.check_alias("vfat")
 
 
 def test_module_called_off_is_a_module() -> None:
     kernel = machine(SimulatedModule("off"), SimulatedModule("vfat"), rules=[rule("alias", "vfat", "off")])
-    assert Policy(kernel.index).check_load(M, "", asked="vfat") == ()
+    assert Policy(kernel.index).check_load(M, "", requested="vfat") == ()

@@ -9,7 +9,7 @@ import pytest
 
 from kmodd.api.replies import history
 from kmodd.core.events import EventHub, ModuleRemoved
-from kmodd.core.module_requests import DEVICES_AGE, KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, Requests, reason
+from kmodd.core.module_requests import DEVICES_AGE, KINDS_MAX, PENDING_MAX, REMEMBERED_MAX, ModuleRequests, reason
 from kmodd.core.planning.policy import Policy
 from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.simulated.kernel import SimulatedKernel
@@ -41,7 +41,7 @@ class World:
         self.now = 7
         self.audit, self.timers = Journal(), Timers()
         self.events = EventHub(lambda *_: None)
-        self.requests = Requests(
+        self.requests = ModuleRequests(
             self.kernel.index,
             self.kernel.loaded,
             self.kernel.facts,

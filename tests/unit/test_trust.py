@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from kmodd.core.planning.planner import Look
+from kmodd.core.planning.planner import PlanReadings
 from kmodd.errors import Busy, Conflict, UnknownParameter
 from kmodd.kernel.simulated.modules import SimulatedModule, parameter
 from kmodd.model import Outcome
@@ -63,7 +63,7 @@ async def test_values_that_could_not_be_read_in_time_let_nothing_pass_for_done(b
     """As behind another module whose getter hangs."""
     asked = request(load("dummy", n="1"))
     await asyncio.sleep(0.01)
-    plan = bench.operations._planner.plan(asked, look=Look(asyncio.get_running_loop().time()))
+    plan = bench.operations._planner.plan(asked, look=PlanReadings(asyncio.get_running_loop().time()))
     assert isinstance(plan.error, Busy)
     assert plan.unread == ()
 

@@ -199,9 +199,9 @@ def drift_lines(drift: Sequence[Drift], screen: Screen) -> list[str]:
         Column("ACTUAL", stretch=True, paint=paint.warn),
     ]
     rows = [
-        [clean(text) for text in (one.module, one.kind, one.wanted or "none", one.actual or "none")] for one in drift
+        [clean(text) for text in (row.module, row.kind, row.wanted or "none", row.actual or "none")] for row in drift
     ]
-    hints = list(dict.fromkeys(clean(one.hint) for one in drift if one.hint))
+    hints = list(dict.fromkeys(clean(row.hint) for row in drift if row.hint))
     text = render(screen, header, rows)
     if hints:
         text += ["", *(f"{paint.warn('hint:')} {hint}" for hint in hints)]
@@ -278,10 +278,10 @@ def foretold(before: Sequence[Drift], results: Sequence[OperationResult], screen
     for name in touched:
         padding = " " * (width - columns(name))
         changes = [row for row in before if clean(row.module) == name and row.kind != INITRAMFS]
-        for one in changes:
-            was = paint.dim(f"is {clean(one.actual or 'none')}")
+        for change in changes:
+            was = paint.dim(f"is {clean(change.actual or 'none')}")
             text.append(
-                f"{paint.good(glyphs.arrow)} {paint.name(name)}{padding}  {one.kind} {clean(one.wanted or 'none')}  {was}"
+                f"{paint.good(glyphs.arrow)} {paint.name(name)}{padding}  {change.kind} {clean(change.wanted or 'none')}  {was}"
             )
     return [
         *text,

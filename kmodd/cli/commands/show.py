@@ -151,8 +151,8 @@ def _differs(info: ModuleInfo, live: Mapping[str, Any] | None) -> str:
         return ""
     fields = Fields(live)
     facts = {"version": fields.text("Version"), "srcversion": fields.text("SourceVersion")}
-    told = difference(facts, info)
-    return f"from the file on disk: {told}; reload it to use the file" if told else ""
+    differences = difference(facts, info)
+    return f"from the file on disk: {differences}; reload it to use the file" if differences else ""
 
 
 def _signed(info: ModuleInfo) -> str:

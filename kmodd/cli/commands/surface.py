@@ -169,14 +169,14 @@ def refused_lines(rows: Sequence[RefusedRow], screen: Screen) -> list[str]:
     paint = screen.paint
     text = []
     for row in rows:
-        who = clean(row.exe or row.comm) or "a process that has ended"
+        program = clean(row.exe or row.comm) or "a process that has ended"
         where = f"container {clean(row.container[:12])}" if row.container else clean(row.unit)
         user = user_name(row.uid) if row.uid is not None else "a user who is not known"
         place = ", ".join(part for part in (user, where) if part)
         modules = " ".join(map(clean, row.modules))
         often = f"{counted(row.count, 'attempt')}, first {moment(row.first)}" if row.count > 1 else "1 attempt"
         text.append(
-            f"{paint.dim(moment(row.last))} {who} ({place}): {clean(row.alias)}, {paint.name(modules)}; {often}"
+            f"{paint.dim(moment(row.last))} {program} ({place}): {clean(row.alias)}, {paint.name(modules)}; {often}"
         )
         if row.file:
             line = f":{row.line}" if row.line else ""

@@ -37,7 +37,7 @@ ASCII = Glyphs("->", "+", "x", "<", "=", "*", "o", "-", "...", "|- ", "`- ", "| 
 
 
 @dataclass(frozen=True, slots=True)
-class Paint:
+class Colors:
     """Colours, or none. Each method takes clean text."""
 
     on: bool
@@ -81,21 +81,21 @@ class Screen:
     width: int
     height: int
     use_pager: bool = True
-    paint: Paint = field(init=False)
-    error_paint: Paint = field(init=False)
+    paint: Colors = field(init=False)
+    error_paint: Colors = field(init=False)
     glyphs: Glyphs = field(init=False)
 
     def __post_init__(self) -> None:
-        self.paint = Paint(self._colour(self.stdout))
-        self.error_paint = Paint(self._colour(self.stderr))
+        self.paint = Colors(self._colour(self.stdout))
+        self.error_paint = Colors(self._colour(self.stderr))
         self.glyphs = Glyphs() if _has_unicode(self.stdout) and _has_unicode(self.stderr) else ASCII
 
     @classmethod
     def of_process(cls, stdin: TextIO, stdout: TextIO, stderr: TextIO, environment: Mapping[str, str]) -> "Screen":
         """The terminal of this process; 80 columns where the size is unknown, no limit where there is no terminal."""
         columns, lines = shutil.get_terminal_size((80, 24))
-        given = "COLUMNS" in environment or stdout.isatty()
-        return cls(stdin, stdout, stderr, environment, max(columns, 40) if given else 0, lines)
+        has_width = "COLUMNS" in environment or stdout.isatty()
+        return cls(stdin, stdout, stderr, environment, max(columns, 40) if has_width else 0, lines)
 
     def now(self) -> int:
         """Microseconds since the epoch."""

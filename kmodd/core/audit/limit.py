@@ -37,7 +37,7 @@ _UNANNOUNCED = frozenset({"authorization.granted"})
 not cause the next one."""
 
 
-class _Sort(Enum):
+class _RecordClass(Enum):
     DENIED = "requests of this user were refused"
     """polkit was called."""
     FUTILE = "requests of this user failed before authorization"
@@ -45,9 +45,9 @@ class _Sort(Enum):
 
 
 _SORTS: Final = {
-    "authorization.denied": _Sort.DENIED,
-    "operation.failed": _Sort.FUTILE,
-    "notifier.refused": _Sort.FUTILE,
+    "authorization.denied": _RecordClass.DENIED,
+    "operation.failed": _RecordClass.FUTILE,
+    "notifier.refused": _RecordClass.FUTILE,
 }
 
 SPOKEN_FOR_MAX: Final = 64
@@ -55,12 +55,12 @@ SPOKEN_FOR_MAX: Final = 64
 
 Later = Callable[[float, Callable[[], None]], object]
 """Calls back after so many seconds, as a loop's call_later does."""
-Key = tuple[int | None, str, _Sort]
+Key = tuple[int | None, str, _RecordClass]
 """(user, whom a gateway speaks for, sort)."""
 
 
 @dataclass(slots=True, eq=False)
-class _Count:
+class _RateCounter:
     begun: int
     written: int = 0
     left_out: int = 0
@@ -90,21 +90,21 @@ class RateLimitedAudit:
         self._audit = audit
         self._clock = clock
         self._later = later
-        self._counts: dict[Key, _Count] = {}
+        self._counts: dict[Key, _RateCounter] = {}
         self.left_out = 0
         """Records that were not written singly, since the start."""
 
     def record(self, record: Record) -> None:
         """Write it, unless its user has used up the ration; never raises, never waits."""
-        sort = _Sort.DEED if record.job else _SORTS.get(record.event, _Sort.DEED)
-        own = record.uid is None and not record.sender and sort is _Sort.DEED
+        sort = _RecordClass.DEED if record.job else _SORTS.get(record.event, _RecordClass.DEED)
+        own = record.uid is None and not record.sender and sort is _RecordClass.DEED
         if record.uid == 0 or own:
             self._audit.record(record)
             return
         now = self._clock()
         key = self._counted_as((record.uid, record.on_behalf_of, sort), now)
-        count = self._counts.setdefault(key, _Count(now))
-        if count.admits(record, DEEDS_MAX if sort is _Sort.DEED else RECORDS_MAX):
+        count = self._counts.setdefault(key, _RateCounter(now))
+        if count.admits(record, DEEDS_MAX if sort is _RecordClass.DEED else RECORDS_MAX):
             self._audit.record(record)
             return
         self.left_out += 1
@@ -125,15 +125,15 @@ class RateLimitedAudit:
         uid, on_behalf_of, sort = key
         if on_behalf_of and sum(other[0] == uid for other in self._counts) >= SPOKEN_FOR_MAX:
             return self._counted_as((uid, "", sort), now)
-        if len(self._counts) >= len(_Sort) * USERS_MAX:
+        if len(self._counts) >= len(_RecordClass) * USERS_MAX:
             for other, its in list(self._counts.items()):
                 if not its.covers(now):
                     self._end(other, its)
-            if len(self._counts) >= len(_Sort) * USERS_MAX:
+            if len(self._counts) >= len(_RecordClass) * USERS_MAX:
                 return None, "", sort
         return key
 
-    def _end(self, key: Key, count: _Count) -> None:
+    def _end(self, key: Key, count: _RateCounter) -> None:
         if self._counts.get(key) is not count:
             return
         del self._counts[key]
@@ -143,7 +143,7 @@ class RateLimitedAudit:
 
 def _collapsed(key: Key, left_out: int) -> Record:
     uid, on_behalf_of, sort = key
-    refused = sort is not _Sort.DEED
+    refused = sort is not _RecordClass.DEED
     return Record(
         event="refusals.collapsed" if refused else "records.collapsed",
         message=f"{left_out} more {sort.value} within a minute, which are not recorded individually",

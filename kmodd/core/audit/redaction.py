@@ -129,12 +129,12 @@ def _is_hidden(user: User, uid: int | None) -> bool:
 
 def _summarized(users: Iterable[User], hidden: list[User]) -> Iterable[User]:
     """The users, with one row for each kind in place of those that are hidden."""
-    seen: set[str] = set()
+    shown_names: set[str] = set()
     for user in users:
         if user not in hidden:
             yield user
-        elif user.kind not in seen:
-            seen.add(user.kind)
+        elif user.kind not in shown_names:
+            shown_names.add(user.kind)
             same = [each for each in hidden if each.kind == user.kind]
             # A process has a row for each path it has open.
             count = len({each.pid for each in same}) if all(each.pid is not None for each in same) else len(same)

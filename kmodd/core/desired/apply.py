@@ -20,7 +20,7 @@ from kmodd.core.fair_share import read_files
 from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.operations.operations import Operations
 from kmodd.core.operations.parameters import Parameters
-from kmodd.core.planning.planner import Look
+from kmodd.core.planning.planner import PlanReadings
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.store.activation import Switch
 from kmodd.errors import (
@@ -154,7 +154,7 @@ class Application:
 
     async def _check(self) -> None:
         """See whether files and parameters could be written, before anything is done that would have to be undone."""
-        pending = [number for number, one in enumerate(self._plan.changes) if one.module not in self._switched]
+        pending = [number for number, change in enumerate(self._plan.changes) if change.module not in self._switched]
         trials = [replace(self._plan.changes[number], dry_run=True) for number in pending]
         refused = await self._rules.write_all(trials, self._caller)
         self._end_changes({pending[number]: error for number, error in refused.items()}, Result.SKIPPED)
@@ -351,7 +351,7 @@ class DesiredStateService:
             ).by(caller)
         )
 
-    async def look(self, plan: Plan | None = None) -> Look | None:
+    async def look(self, plan: Plan | None = None) -> PlanReadings | None:
         """Read what `plan` compares and cannot wait for, and what this plan takes on trust."""
         self.refresh()
         await self._comparison.look()
@@ -364,7 +364,7 @@ class DesiredStateService:
         reason: str,
         disconnect: bool = False,
         only_modules: frozenset[ModuleName] | None = None,
-        look: Look | None = None,
+        look: PlanReadings | None = None,
     ) -> ApplyPlan:
         """Everything that takes the difference away, as of `look`.
 

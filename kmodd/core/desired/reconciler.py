@@ -11,7 +11,7 @@ from typing import Protocol
 from kmodd.core.desired.state import DesiredState
 from kmodd.core.events import Audit, Event, Events, ModuleAdded, ModuleRemoved
 from kmodd.core.operations.operations import Operations
-from kmodd.core.planning.planner import Look
+from kmodd.core.planning.planner import PlanReadings
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
@@ -26,7 +26,7 @@ CALLER = Caller(sender="", uid=0, exe="kmodd")
 """kmodd itself, for what it does without a caller, according to files written by root."""
 
 
-class Known(Protocol):
+class AppliedModules(Protocol):
     """The modules whose desired state was applied since boot, across restarts of the daemon."""
 
     def read(self) -> frozenset[str] | None:
@@ -52,7 +52,7 @@ class Reconciler:
         index: ModuleIndex,
         events: Events,
         audit: Audit,
-        known: Known,
+        known: AppliedModules,
         changed: Callable[[], None],
         settle: float = SETTLE,
     ) -> None:
@@ -305,7 +305,7 @@ class Reconciler:
 
 
 def plan_over_own_blacklist(
-    operations: Operations, request: Request, desired: DesiredState, look: Look | None = None
+    operations: Operations, request: Request, desired: DesiredState, look: PlanReadings | None = None
 ) -> Plan:
     """Plan; a module desired and softly blacklisted in one table is loaded over kmodd's own line, over no other."""
     wanted = {

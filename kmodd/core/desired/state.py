@@ -278,15 +278,11 @@ class DesiredState:
         self._audit = audit
         self._read: Mapping[ModuleName, DesiredModule] = {}
         """By the names in the files."""
-        self._desired_modules: Mapping[ModuleName, DesiredModule] = {}
+        self.desired_modules: Mapping[ModuleName, DesiredModule] = {}
+        """The desired state in effect, by module, in the order of the files."""
         self._fault: Conflict | None = None
         self.daemon_settings = DaemonSettings()
         """The daemon's own settings in effect."""
-
-    @property
-    def desired_modules(self) -> Mapping[ModuleName, DesiredModule]:
-        """The desired state in effect, by module, in the order of the files."""
-        return self._desired_modules
 
     def aliases(self) -> Iterator[tuple[DesiredModule, tuple[ModuleName, ...]]]:
         """Tables that name an alias, as written, with the modules it stands for."""
@@ -307,7 +303,7 @@ class DesiredState:
             after = tuple(dict.fromkeys(each for each in map(self._module, entry.after) if each != module))
             written = None if module == name else name
             desired_modules[module] = replace(entry, module=module, after=after, written=written)
-        self._desired_modules = desired_modules
+        self.desired_modules = desired_modules
 
     def _module(self, name: ModuleName) -> ModuleName:
         modules = self._modules_of(name)
@@ -338,8 +334,8 @@ class DesiredState:
             daemon_settings = read_daemon_settings(self._settings.read())
             desired_modules = read_desired_modules(self._modules.read())
         except Conflict as error:
-            known, self._fault = self._fault, error
-            if known is None or known.message != error.message:
+            former, self._fault = self._fault, error
+            if former is None or former.message != error.message:
                 self._audit.record(
                     Record(
                         "configuration.refused",
@@ -360,9 +356,9 @@ class DesiredState:
         """Read the files again if one changed; True when the settings in effect did. An invalid file is reported and changes nothing."""
         if not (self._modules.changed() or self._settings.changed()):
             return False
-        before = self.daemon_settings, self._desired_modules
+        before = self.daemon_settings, self.desired_modules
         try:
             self.reload()
         except Conflict:
             return False  # recorded, and a finding of health
-        return before != (self.daemon_settings, self._desired_modules)
+        return before != (self.daemon_settings, self.desired_modules)

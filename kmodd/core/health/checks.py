@@ -32,7 +32,7 @@ REPLACED_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class HealthInputs:
     """Everything the checks look at, of one moment."""
 
     facts: KernelFacts
@@ -52,7 +52,7 @@ class Vitals:
     """What the daemon's own check of itself found; empty when it is well."""
 
 
-def check_daemon(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_daemon(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """The daemon's view of itself."""
     if vitals.trouble:
         yield HealthCheck("daemon", _FAILING, f"kmodd is degraded: {vitals.trouble}.", "", "journalctl -u kmodd")
@@ -60,7 +60,7 @@ def check_daemon(vitals: Vitals) -> Iterator[HealthCheck]:
         yield HealthCheck("daemon", _OK, "kmodd is running.")
 
 
-def check_module_tree(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_module_tree(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """Files for the running kernel."""
     release = vitals.facts.release
     if vitals.facts.tree_present:
@@ -75,7 +75,7 @@ def check_module_tree(vitals: Vitals) -> Iterator[HealthCheck]:
         )
 
 
-def check_restrictions(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_restrictions(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """What the kernel is configured to forbid; deliberate, so only the total ban counts."""
     facts = vitals.facts
     if facts.modules_disabled:
@@ -95,7 +95,7 @@ def check_restrictions(vitals: Vitals) -> Iterator[HealthCheck]:
     yield HealthCheck("signatures", _OK, f"The kernel {enforced}.")
 
 
-def check_taint(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_taint(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """Flags of the kernel, and which loaded modules brought them."""
     taint = vitals.facts.taint
     flags = "; ".join(vitals.taint_flags)
@@ -137,7 +137,7 @@ def check_taint(vitals: Vitals) -> Iterator[HealthCheck]:
             yield HealthCheck("out-of-tree-module", _OK, f"{module.name} {what}.", module.name)
 
 
-def check_hung(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_hung(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """Modules whose init() or exit() does not come back."""
     for name in sorted(vitals.hung):
         module = vitals.modules[name]
@@ -161,7 +161,7 @@ def check_hung(vitals: Vitals) -> Iterator[HealthCheck]:
         yield HealthCheck("stuck-calls", _OK, "No call is stuck in the kernel.")
 
 
-def check_failures(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_failures(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """Operations that failed and were not reset."""
     for failure in vitals.failures:
         alarming = failure.error in _ALARMING
@@ -178,7 +178,7 @@ def check_failures(vitals: Vitals) -> Iterator[HealthCheck]:
         yield HealthCheck("failed-operation", _OK, "No failed operation is recorded.")
 
 
-def check_policy(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_policy(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """Modules that are there although a rule forbids them."""
     for name, rule in sorted(vitals.forbidden.items()):
         yield HealthCheck(
@@ -192,7 +192,7 @@ def check_policy(vitals: Vitals) -> Iterator[HealthCheck]:
         yield HealthCheck("forbidden-module", _OK, "No disabled module is loaded.")
 
 
-def check_events(vitals: Vitals) -> Iterator[HealthCheck]:
+def check_events(vitals: HealthInputs) -> Iterator[HealthCheck]:
     """Lost kernel events are made up for by reading everything again, so they are worth a line and no alarm."""
     if vitals.overflows:
         message = f"Kernel events were lost {_count(vitals.overflows, 'time')}; everything was read again."
@@ -203,7 +203,7 @@ def check_events(vitals: Vitals) -> Iterator[HealthCheck]:
         yield HealthCheck("events", _OK, "No kernel event was lost.")
 
 
-CHECKS: tuple[Callable[[Vitals], Iterator[HealthCheck]], ...] = (
+CHECKS: tuple[Callable[[HealthInputs], Iterator[HealthCheck]], ...] = (
     check_daemon,
     check_module_tree,
     check_hung,

@@ -16,7 +16,7 @@ from kmodd.core.events import (
     StepFailed,
     StepSucceeded,
 )
-from kmodd.core.health.checks import CHECKS, Vitals
+from kmodd.core.health.checks import CHECKS, HealthInputs
 from kmodd.core.listing import Listing
 from kmodd.core.operations.operations import STUCK_MAX
 from kmodd.core.planning.policy import Policy
@@ -117,7 +117,7 @@ class HealthMonitor:
         facts = self._facts.read()
         modules = self._loaded.snapshot()
         failures = self._failures()
-        vitals = Vitals(
+        vitals = HealthInputs(
             facts=facts,
             taint_flags=self._facts.taint_flags(facts.taint),
             modules=modules,

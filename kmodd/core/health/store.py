@@ -68,7 +68,7 @@ class StoreWatch:
             with suppress(OSError):
                 digest, _ = await asyncio.to_thread(self._folder.digest, path)
             self._known[path] = stamp, digest
-        self._known = {path: known for path, known in self._known.items() if path in set(self._files())}
+        self._known = {path: finding for path, finding in self._known.items() if path in set(self._files())}
         entries = self._catalogue.all()
         for name, kernel in self._unseen(entries):
             # The stamp first: what is put in place while it is read is read again.

@@ -24,7 +24,7 @@ NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class FormerState:
     """What is needed to bring a module back as it was."""
 
     parameters: Arguments = ()
@@ -37,7 +37,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Undone:
+class RollbackResult:
     """What became of undoing."""
 
     left: tuple[ModuleName, ...] = ()
@@ -73,7 +73,7 @@ class LiveParameters:
         file = self._renamed.get(name, name)
         return file if self._index.exists(file) else self._index.file_for(name)
 
-    async def remember(self, name: ModuleName) -> Memory:
+    async def remember(self, name: ModuleName) -> FormerState:
         """Read what is needed to bring it back; values only root may read included, as they go back to the kernel only."""
         file = self._file(name)
         base = self._given.of(name) or read_options(self._index.rules(file)).pairs
@@ -91,7 +91,7 @@ class LiveParameters:
         pairs = effective((*base, *live.items()))
         keys = {key for key, _ in pairs}
         lost = tuple(key for key in kinds if key not in keys)
-        return Memory(pairs, lost, None if file == name else file)
+        return FormerState(pairs, lost, None if file == name else file)
 
 
 class Rollback:
@@ -99,12 +99,12 @@ class Rollback:
 
     def __init__(self, index: ModuleIndex) -> None:
         self._index = index
-        self.done: list[tuple[Step, Memory]] = []
+        self.done: list[tuple[Step, FormerState]] = []
         """Those that changed something, with what it takes to undo them."""
 
     async def undo(
         self, take: Callable[[Step], Awaitable[KmoddError | None]], remember: Callable[[Failure], None]
-    ) -> Undone:
+    ) -> RollbackResult:
         """Take the opposite steps in reverse order; one that fails does not stop the others.
 
         `remember` takes a failure back that was reset.
@@ -140,7 +140,7 @@ class Rollback:
             elif again:
                 clause = f"{step.module} was loaded again with its old parameters{_but(memory.lost)}"
                 remarks.append((step.module, clause))
-        return Undone(tuple(reversed(left)), tuple(remarks))
+        return RollbackResult(tuple(reversed(left)), tuple(remarks))
 
 
 def _can_be_given(kind: str, value: str | None) -> bool:
@@ -245,7 +245,9 @@ class Execution:
                 error = _caller_left(result)
                 break
             try:
-                memory = Memory() if step is last or step.action is StepAction.INSERT else await self._remember(step)
+                memory = (
+                    FormerState() if step is last or step.action is StepAction.INSERT else await self._remember(step)
+                )
             except OSError as fault:
                 # What cannot be brought back as it was stays.
                 error = machine_fault(fault, step.module)
@@ -283,17 +285,17 @@ class Execution:
     async def _take_back(self, plan: Plan, step: Step) -> KmoddError | None:
         return (await self._call(plan, step)).error
 
-    async def _remember(self, step: Step) -> Memory:
+    async def _remember(self, step: Step) -> FormerState:
         """Read what is needed to undo a step. OSError where that cannot be read."""
         if step.action is StepAction.REMOVE:
             return await self._live.remember(step.module)
         if step.action is StepAction.RESET_FAILED:
-            return Memory(failure=self._failures.get(step.module))
+            return FormerState(failure=self._failures.get(step.module))
         if step.action is StepAction.SET_PARAMETER:
             ((name, _),) = step.parameters
             value = await self._parameters.value(step.module, name)
-            return Memory(lost=(name,)) if value is None or UNSET in value else Memory(((name, value),))
-        return Memory()
+            return FormerState(lost=(name,)) if value is None or UNSET in value else FormerState(((name, value),))
+        return FormerState()
 
     async def _write(self, step: Step) -> CallResult:
         """Set a live parameter. It is no load and no unload, so what watches these does not hear of it."""
@@ -366,7 +368,7 @@ def _caller_left(result: OperationResult) -> KmoddError:
     return Conflict(f"the caller disconnected before the operation on {result.module} finished", module=result.module)
 
 
-def _amended(error: KmoddError, undone: Undone) -> KmoddError:
+def _amended(error: KmoddError, undone: RollbackResult) -> KmoddError:
     if not undone.remarks:
         return error
     touched = tuple(dict.fromkeys((*error.touched, *undone.left)))

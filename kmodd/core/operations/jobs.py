@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Operations in progress, as the bus exports them, the locks on modules that they hold, and work that goes on after the reply.
+"""Operations in progress, as the bus exports them, the locks on modules that they hold, and work deferred until after the reply.
 
 Some work is deferred until the caller has its reply, and some is completed even if the waiting task is cancelled.
 """

@@ -31,7 +31,7 @@ Values = tuple[ParameterValue, ...]
 
 
 @dataclass(slots=True)
-class _Known:
+class _GivenParameters:
     """What one module was given, as long as it is this one that is loaded."""
 
     instance: int
@@ -64,7 +64,7 @@ class GivenValues:
         """
         self._keep = keep
         self._instance = instance
-        self._modules: dict[ModuleName, _Known] = {}
+        self._modules: dict[ModuleName, _GivenParameters] = {}
         self._before: dict[str, int] | None = None
         if kept is not None:
             self._take(kept)
@@ -118,14 +118,14 @@ class GivenValues:
             self._note(module, parameter, wanted, shown)
         return True
 
-    def _known(self, module: ModuleName) -> _Known | None:
+    def _known(self, module: ModuleName) -> _GivenParameters | None:
         record = self._modules.get(module)
         return record if record is not None and record.instance == self._instance(module) else None
 
-    def _new(self, module: ModuleName) -> _Known:
+    def _new(self, module: ModuleName) -> _GivenParameters:
         while len(self._modules) >= REMEMBERED:
             del self._modules[next(iter(self._modules))]
-        record = self._modules[module] = _Known(self._instance(module))
+        record = self._modules[module] = _GivenParameters(self._instance(module))
         return record
 
     def _note(self, module: ModuleName, parameter: str, value: str, held: str) -> None:
@@ -149,18 +149,18 @@ class GivenValues:
         try:
             document = json.loads(kept)
             if isinstance(document, list):
-                for module, parameter, given, held in document:
+                for module, parameter, given_value, held in document:
                     name = _name(module)
-                    record = self._modules.setdefault(name, _Known(self._instance(name)))
-                    record.held[_text(parameter)] = _text(given), _text(held)
+                    record = self._modules.setdefault(name, _GivenParameters(self._instance(name)))
+                    record.held[_text(parameter)] = _text(given_value), _text(held)
                 return
             modules = {
-                _name(name): _Known(
+                _name(name): _GivenParameters(
                     _number(instance),
-                    tuple((_text(key), None if value is None else _text(value)) for key, value in given),
+                    tuple((_text(key), None if value is None else _text(value)) for key, value in arguments),
                     {_text(parameter): (_text(value), _text(held)) for parameter, value, held in noted},
                 )
-                for name, (instance, given, noted) in document["modules"].items()
+                for name, (instance, arguments, noted) in document["modules"].items()
             }
             before = document["before"]
             self._before = (

@@ -26,7 +26,7 @@ from kmodd.core.operations.calls import CallResult, KernelCalls, StuckCalls
 from kmodd.core.operations.execution import Execution, LiveParameters, Then, refuse
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Deferred, Jobs, ModuleLocks, run_to_completion
-from kmodd.core.planning.planner import Look, Planner
+from kmodd.core.planning.planner import Planner, PlanReadings
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, machine_fault
 from kmodd.kernel.ports import Kernel
 from kmodd.model import (
@@ -118,11 +118,11 @@ class Operations:
             StepFailed,
         )
 
-    def plan(self, request: Request, look: Look | None = None) -> Plan:
+    def plan(self, request: Request, look: PlanReadings | None = None) -> Plan:
         """Plan against what is loaded and what is under way now; what is wrong is on the steps. `look` as of `work`."""
         return straight(self.work(request, look))
 
-    def work(self, request: Request, look: Look | None = None) -> Work[Plan]:
+    def work(self, request: Request, look: PlanReadings | None = None) -> Work[Plan]:
         """The same as `plan`, in slices: for plans that may be large and are requested without authorization.
 
         With what `look` answered nothing is taken on trust, neither a live parameter nor what goes with a module.
@@ -132,10 +132,10 @@ class Operations:
         flight = partial(self._stuck.flight, number=0)
         return (yield from self._planner.work(request, flight, look=look, version=version, made=made))
 
-    async def look(self, plan: Plan) -> Look:
+    async def look(self, plan: Plan) -> PlanReadings:
         """Read what the plan takes on trust; the answer is for `work`, which makes the plan that counts."""
         since = await self._planner.values.look(plan.unread)
-        return Look(since, await self._kernel.inspection.consequences(plan.unseen) if plan.unseen else {})
+        return PlanReadings(since, await self._kernel.inspection.consequences(plan.unseen) if plan.unseen else {})
 
     async def run(self, plan: Plan, caller: Caller) -> tuple[ModuleName, ...]:
         """Execute a plan of one operation; answers the modules touched, raises its error."""

@@ -54,7 +54,7 @@ class ParameterWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """What became of a parameter that was written."""
 
     held: str
@@ -95,7 +95,7 @@ class ParameterCalls:
         value = await self._read(write)
         return None if value is None or UNSET in value else replace(write, value=value)
 
-    async def make(self, write: ParameterWrite, locks: ModuleLocks, owner: int) -> Written:
+    async def make(self, write: ParameterWrite, locks: ModuleLocks, owner: int) -> WriteResult:
         """Write it under the lock of `owner`; a setter that hangs keeps the lock, marked as stuck, until it ends.
 
         Raises the errors of `Parameters.write`.
@@ -119,7 +119,7 @@ class ParameterCalls:
         after = await self._read(write)
         if after is not None:
             self._given.written(write.module, key(parameter_info.name), write.value, after)
-        return Written(write.value if after is None else after, after is None or after != before)
+        return WriteResult(write.value if after is None else after, after is None or after != before)
 
     def _find(self, module: ModuleName, parameter: str) -> ParameterValue:
         if self._index.is_builtin(module) or self._loaded.is_builtin(module):

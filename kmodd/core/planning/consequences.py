@@ -104,16 +104,16 @@ def _command(operation: Operation) -> str:
 
 
 def _noun(row: Consequence) -> str:
-    one, many = _NOUNS[row.kind]
+    singular, many = _NOUNS[row.kind]
     if row.count:
-        counted = f"1 {one}" if row.count == 1 else f"{row.count} {many}"
+        counted = f"1 {singular}" if row.count == 1 else f"{row.count} {many}"
         return f"{counted} of other network namespaces" if row.kind is ConsequenceKind.INTERFACE else counted
     label = f" ({row.detail})" if row.detail else ""
     if not row.netns:
-        return f"{one} {row.name}{label}"
+        return f"{singular} {row.name}{label}"
     if row.netns.startswith("pid "):
-        return f"{one} {row.name} in the network namespace of {row.netns}"
-    return f"{one} {row.name} in network namespace {row.netns}"
+        return f"{singular} {row.name} in the network namespace of {row.netns}"
+    return f"{singular} {row.name} in network namespace {row.netns}"
 
 
 def _state(row: Consequence) -> str:

@@ -57,7 +57,7 @@ class Insertion:
         *,
         given: GivenValues,
         since: float | None,
-        asked: str,
+        requested: str,
         operation: int,
         override: bool,
     ) -> None:
@@ -74,7 +74,7 @@ class Insertion:
         self._flight = flight
         self._given = given
         self._since = since
-        self._asked = asked
+        self._requested = requested
         self._operation = operation
         self._override = override
 
@@ -95,7 +95,7 @@ class Insertion:
             return
         if parameters and self._index.exists(name):
             check_parameters(self._index.info(name), parameters)
-        self._insert(target, module, "requested", parameters=parameters, alias=self._asked)
+        self._insert(target, module, "requested", parameters=parameters, alias=self._requested)
 
     def again(self, name: ModuleName, because: str) -> None:
         """Plan the return of a module that this operation takes out."""
@@ -237,7 +237,7 @@ class Insertion:
 
     def _check_policy(self, name: ModuleName, module: ModuleName, *, alias: str = "", needed_by: str = "") -> None:
         aside = self._policy.check_load(
-            name, self._facts().command_line, asked=alias, needed_by=needed_by, override=self._override
+            name, self._facts().command_line, requested=alias, needed_by=needed_by, override=self._override
         )
         self.overrides.extend(aside)
         if module != name:

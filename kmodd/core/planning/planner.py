@@ -35,7 +35,7 @@ _FIRST_STEP = {
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PlanReadings:
     """What was read for a plan that could not be read while it was made."""
 
     since: float
@@ -77,7 +77,7 @@ class Planner:
         request: Request,
         flight: Callable[[ModuleName], InFlight] = nothing_in_flight,
         *,
-        look: Look | None = None,
+        look: PlanReadings | None = None,
     ) -> Plan:
         """Plan every operation without yielding; see `work`."""
         return straight(self.work(request, flight, look=look))
@@ -87,7 +87,7 @@ class Planner:
         request: Request,
         flight: Callable[[ModuleName], InFlight] = nothing_in_flight,
         *,
-        look: Look | None = None,
+        look: PlanReadings | None = None,
         version: int = -1,
         made: int = 0,
     ) -> Work[Plan]:
@@ -125,7 +125,7 @@ class Planner:
                     flight,
                     given=self.given,
                     since=look.since if look is not None else None,
-                    asked=operation.module,
+                    requested=operation.module,
                     operation=number,
                     override=request.override_policy,
                 )

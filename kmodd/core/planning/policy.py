@@ -138,11 +138,11 @@ class Policy:
         """Rules that name an alias of a module, with the aliases they were looked for in."""
 
     def check_load(
-        self, module: ModuleName, command_line: str, *, asked: str = "", needed_by: str = "", override: bool = False
+        self, module: ModuleName, command_line: str, *, requested: str = "", needed_by: str = "", override: bool = False
     ) -> tuple[Rule, ...]:
         """Raise DisabledByPolicy when a rule forbids inserting it; answer the rules that `override` set aside.
 
-        `asked` is the name or alias the caller used, `needed_by` the module that depends on it. The kernel's own
+        `requested` is the name or alias the caller used, `needed_by` the module that depends on it. The kernel's own
         `module_blacklist=` and install lines cannot be set aside. Where modprobe would load the module in spite of the rule, the
         error says so.
         """
@@ -151,7 +151,7 @@ class Policy:
             hint = "remove it from module_blacklist= in the boot loader's configuration"
             raise _disabled(module, blocked, "the kernel command line blacklists it", needed_by, hint=hint)
         aside = []
-        for rule in self.load_rules(module, asked):
+        for rule in self.load_rules(module, requested):
             match rule.kind:
                 case "install" if meaning(rule) is Meaning.COMMAND:
                     raise _disabled(module, rule, f"{_COMMAND}{_loads_instead(rule)}", needed_by)
@@ -160,12 +160,12 @@ class Policy:
                     note = self._why_ignored(rule, module)
                     raise _disabled(module, rule, "an install line disables it", needed_by, note=note)
                 case "alias":
-                    if needed_by or (asked and canonical(asked) != module):
+                    if needed_by or (requested and canonical(requested) != module):
                         # modprobe looks up aliases of the requested name only, never of dependencies.
                         continue
                     raise _disabled(module, rule, "an alias line disables it", "")
             if not override:
-                by_alias = rule.module == module and bool(asked) and canonical(asked) != module
+                by_alias = rule.module == module and bool(requested) and canonical(requested) != module
                 how = "as a dependency" if needed_by else "by name"
                 note = "" if by_alias and not needed_by else f"modprobe still loads it {how}"
                 raise _disabled(module, rule, "it is blacklisted", needed_by, note=note)
@@ -230,9 +230,9 @@ class Policy:
         """Tell whether an `install` line names it, which modprobe obeys for a name without a module too."""
         return self._install_line(module) is not None
 
-    def check_alias(self, asked: str) -> None:
+    def check_alias(self, requested: str) -> None:
         """Raise DisabledByPolicy when an alias that leads to no module was switched off (`alias net-pf-10 off`)."""
-        name = canonical(asked)
+        name = canonical(requested)
         for rule in self._off_rules(name):
             raise _disabled(name, rule, "an alias line disables it", "")
 
@@ -242,7 +242,7 @@ class Policy:
             if rule.kind == "remove":
                 raise _disabled(module, rule, "a remove line runs a shell command, which kmodd never does", "")
 
-    def load_rules(self, module: ModuleName, asked: str = "") -> tuple[Rule, ...]:
+    def load_rules(self, module: ModuleName, requested: str = "") -> tuple[Rule, ...]:
         """Every `blacklist`, `install` and `alias … off` line that disables the module, the requested name, and its aliases.
 
         Rules that cannot be overridden come first, so that no caller is sent to override another one in vain.
@@ -259,7 +259,7 @@ class Policy:
             # A command that modprobe does not run changes nothing; a refusal that it ignores was meant all the same.
             if kind is Meaning.REFUSAL or (kind is Meaning.COMMAND and not self._why_ignored(install, module)):
                 rules.append(install)
-        if asked and (named := canonical(asked)) != module:
+        if requested and (named := canonical(requested)) != module:
             rules += filter(_is_refusal, self._index.rules(named))
         if self._index.all_rules() is not self._seen:
             self._sort_alias_rules()

@@ -147,7 +147,7 @@ class Removal:
         Each is considered once, in modprobe's order. A `remove` line applies to the requested module, as in modprobe.
         """
         unused = []
-        for name in dict.fromkeys(need for one in removed for need in self._needs(one)):
+        for name in dict.fromkeys(need for gone in removed for need in self._needs(gone)):
             if self._is_unused(name):
                 self._step(name, "no longer needed", optional=True)
                 unused.append(name)

@@ -13,7 +13,7 @@ from kmodd.core.planning.parameters import check_parameters, ended_early, read_o
 from kmodd.core.planning.planned_state import has_soft_targets
 from kmodd.core.planning.policy import COMMAND_LINE, Policy, is_denial
 from kmodd.core.rules import managed_files as own_files
-from kmodd.core.rules.managed_files import Amendment, amend, edited, files_of, foreign, refusal
+from kmodd.core.rules.managed_files import FileChange, amend, edited, files_of, foreign, refusal
 from kmodd.core.rules.rules import ManagedFileState, judge
 from kmodd.errors import Builtin, Conflict, Evidence, Failed, KmoddError, LimitsExceeded, NoSuchModule
 from kmodd.kernel.ports import Configuration as Folders
@@ -146,7 +146,7 @@ class Configuration:
         """The files that each change changes (or would), and what is in the way. All are sound before the first is written."""
         written: list[tuple[ManagedFile, ...]] = []
         refused: dict[int, KmoddError] = {}
-        texts: dict[ManagedFile, Amendment] = {}
+        texts: dict[ManagedFile, FileChange] = {}
         for number, change in enumerate(changes):
             amended = dict(texts)
             try:
@@ -158,7 +158,7 @@ class Configuration:
                 texts = amended
         if refused or any(change.dry_run for change in changes):
             return written, refused
-        done: list[Amendment] = []
+        done: list[FileChange] = []
         for amendment in texts.values():
             try:
                 own_files.replace_file(self._folders, amendment.file, amendment.new, amendment.old)
@@ -169,13 +169,13 @@ class Configuration:
             done.append(amendment)
         return written, {}
 
-    def _is_written(self, amendment: Amendment) -> bool:
+    def _is_written(self, amendment: FileChange) -> bool:
         try:
             return self._folders.read(amendment.file) == amendment.new
         except OSError:
             return False
 
-    def _take_back(self, done: Sequence[Amendment], error: KmoddError) -> KmoddError:
+    def _take_back(self, done: Sequence[FileChange], error: KmoddError) -> KmoddError:
         """Put the former texts back after an error; the first error is reported, with what stays changed."""
         stay = []
         for amendment in reversed(done):
@@ -185,7 +185,7 @@ class Configuration:
                 stay.append(f"; {amendment.file} stays changed")
         return replace(error, message=error.message + "".join(stay))
 
-    def _amend(self, file: ManagedFile, change: RuleChange, texts: dict[ManagedFile, Amendment]) -> bool:
+    def _amend(self, file: ManagedFile, change: RuleChange, texts: dict[ManagedFile, FileChange]) -> bool:
         """Change one file's text, on top of those that are to be written already; False when it says so already."""
         amendment = texts.get(file)
         old = self._read(file) if amendment is None else amendment.old
@@ -202,7 +202,7 @@ class Configuration:
             rules = self._folders.parse(file, new)
             if not own_files.is_harmless(rules) or own_files.parse(file, new, rules) != wanted:
                 raise Failed(f"the new text of {file} does not read back as written")
-        texts[file] = Amendment(file, old, new)
+        texts[file] = FileChange(file, old, new)
         return True
 
     def _read(self, file: ManagedFile) -> bytes | None:

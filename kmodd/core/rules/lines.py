@@ -397,12 +397,12 @@ def is_slip(written: str, meant: str) -> bool:
     start = 0
     while start < min(len(written), len(meant)) and written[start] == meant[start]:
         start += 1
-    one, other = written[start:], meant[start:]
-    if start == 0 or not one or not other:
+    left, other = written[start:], meant[start:]
+    if start == 0 or not left or not other:
         return False
-    swapped = one[:2] == other[1::-1] and one[2:] == other[2:]
-    replaced = len(one) > 1 and one[1:] == other[1:]
-    return swapped or replaced or one[1:] == other or one == other[1:]
+    swapped = left[:2] == other[1::-1] and left[2:] == other[2:]
+    replaced = len(left) > 1 and left[1:] == other[1:]
+    return swapped or replaced or left[1:] == other or left == other[1:]
 
 
 def _meant(name: str, modules: Set[str]) -> str:

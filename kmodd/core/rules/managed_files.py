@@ -163,7 +163,7 @@ def _checksum(body: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Amendment:
+class FileChange:
     """One file's text before and after; None where there is no file."""
 
     file: ManagedFile

@@ -104,7 +104,7 @@ async def judge(
     shown = [row for file in (*files.autoload, *files.modprobe) for row in _of_file(file, own)]
     shown += [ShownRule(rule) for rule in files.command_line]
     await read_files(index, (ModuleName(row.rule.module) for row in shown if row.rule.kind == "options"))
-    return await _Judgement(shown, index, policy, facts.command_line).rules()
+    return await _Evaluation(shown, index, policy, facts.command_line).rules()
 
 
 def _of_file(file: RuleFile, own: Mapping[str, ManagedFileState]) -> Iterator[ShownRule]:
@@ -154,7 +154,7 @@ def _about_own(path: str, state: ManagedFileState) -> Iterator[Finding]:
         )
 
 
-class _Judgement:
+class _Evaluation:
     """One look at all rules."""
 
     def __init__(self, shown: list[ShownRule], index: ModuleIndex, policy: Policy, command_line: str) -> None:
@@ -404,7 +404,7 @@ class _Judgement:
             if self._index.is_builtin(module):
                 continue
             try:
-                self._policy.check_load(module, self._command_line, asked=rule.module)
+                self._policy.check_load(module, self._command_line, requested=rule.module)
             except KmoddError as error:
                 yield Finding("blacklisted", f"it is not loaded at boot: {error.message}")
 

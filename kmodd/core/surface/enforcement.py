@@ -13,10 +13,10 @@ from kmodd.core.desired.state import Documents
 from kmodd.core.events import Audit, Clock, HistoryReader
 from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.rules import managed_files as own_files
-from kmodd.core.surface.policy import Learning, decide, read_policy, remarks
+from kmodd.core.surface.policy import NeedsCollector, decide, read_policy, remarks
 from kmodd.core.surface.rule_file import (
     TRIAL_FILE,
-    Spellings,
+    RuleFileWriter,
     TrialDeadline,
     blocked_by,
     in_utc,
@@ -178,7 +178,7 @@ class Enforcement:
         return (kernel,) if kernel else releases
 
     def _needs(self, releases: Sequence[str], allowed: Iterable[tuple[ModuleName, str]], *, initramfs: bool) -> Needs:
-        learning = Learning()
+        learning = NeedsCollector()
         blocked = self._blocked()
         readings = (
             *self._own_readings(blocked),
@@ -246,7 +246,7 @@ class Enforcement:
         # What an image has decides about drivers only, and takes seconds to read.
         needs = self._needs(releases, allowed, initramfs=Reach.HARDWARE in policy.scope)
         loaded = frozenset(self._loaded.snapshot())
-        spellings = Spellings()
+        spellings = RuleFileWriter()
         reaches: dict[ModuleName, Reach] = {}
         dependents: dict[ModuleName, set[ModuleName]] = {}
         for release in releases:
@@ -274,7 +274,7 @@ class Enforcement:
         release: str,
         reaches: dict[ModuleName, Reach],
         dependents: dict[ModuleName, set[ModuleName]],
-        spellings: Spellings,
+        spellings: RuleFileWriter,
     ) -> None:
         # The tables of what the kernel requests are not for an idle daemon.
         from kmodd.core.surface.surface import compute

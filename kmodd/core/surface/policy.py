@@ -154,7 +154,7 @@ def _meant(text: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-class Learning:
+class NeedsCollector:
     """Collects reasons, one kernel after the other."""
 
     def __init__(self) -> None:
@@ -192,12 +192,12 @@ class Learning:
 
     def _close(self, release: str, index: ModuleIndex, left: list[tuple[ModuleName, bool]]) -> None:
         """Add what they depend on; of a floor that is a floor too."""
-        seen: set[tuple[ModuleName, bool]] = set()
+        visited: set[tuple[ModuleName, bool]] = set()
         while left:
             module, floor = left.pop()
-            if (module, floor) in seen or (module, True) in seen:
+            if (module, floor) in visited or (module, True) in visited:
                 continue
-            seen.add((module, floor))
+            visited.add((module, floor))
             for name in index.dependencies(module):
                 self._add(name, "dependency", f"{module} depends on it", release, floor=floor)
                 left.append((name, floor))

@@ -16,7 +16,7 @@ from kmodd.names import ModuleName
 
 
 @dataclass(slots=True)
-class Loading:
+class Resolution:
     """What comes of one request."""
 
     targets: tuple[Target, ...] = ()
@@ -44,61 +44,61 @@ class Resolver:
         self._policy = Policy(index)
         self._command_line = command_line
 
-    def load(self, request: str) -> Loading:
+    def load(self, request: str) -> Resolution:
         """`modprobe -q -- REQUEST`, as the kernel calls it."""
         targets = self._index.lookup(request)
         taken = targets
         if len(targets) > 1:
             taken = tuple(target for target in targets if not self._policy.blacklists(target.name)) or targets[:1]
-        loading = Loading(targets)
+        resolution = Resolution(targets)
         for target in targets:
             rule = self._policy.blacklist_line(target.name)
             if target.alias and rule is not None:
-                loading.rules[target.name] = rule
+                resolution.rules[target.name] = rule
         for target in dict.fromkeys(taken):
-            if not (target.alias and target.name in loading.rules):
-                self._insert(target, loading)
-        return loading
+            if not (target.alias and target.name in resolution.rules):
+                self._insert(target, resolution)
+        return resolution
 
-    def by_alias(self, target: Target) -> Loading:
+    def by_alias(self, target: Target) -> Resolution:
         """What udev does for a device whose alias stands for the target; it applies `blacklist` to the target always."""
-        loading = Loading((target,))
+        resolution = Resolution((target,))
         rule = self._policy.blacklist_line(target.name)
         if rule is not None:
-            loading.rules[target.name] = rule
+            resolution.rules[target.name] = rule
         else:
-            self._insert(target, loading)
-        return loading
+            self._insert(target, resolution)
+        return resolution
 
-    def _insert(self, target: Target, loading: Loading) -> None:
+    def _insert(self, target: Target, resolution: Resolution) -> None:
         """Walk the list of one module; nothing is done for one that is there already, its soft dependencies included."""
-        if self._index.is_builtin(target.name) or target.name in loading.inserted:
+        if self._index.is_builtin(target.name) or target.name in resolution.inserted:
             return
         for link in chain(self._index, target, ""):
             name = link.target.name
-            if self._index.is_builtin(name) or name in loading.inserted:
+            if self._index.is_builtin(name) or name in resolution.inserted:
                 continue
-            if not self._goes_on(name, target.name, loading) and link.required:
+            if not self._goes_on(name, target.name, resolution) and link.required:
                 return
 
-    def _goes_on(self, name: ModuleName, asked: ModuleName, loading: Loading) -> bool:
+    def _goes_on(self, name: ModuleName, target: ModuleName, resolution: Resolution) -> bool:
         """Insert one module, if nothing forbids it; False when modprobe gets an error."""
         line = self._policy.acting_install(name)
         kind = Meaning.PERMISSION if line is None else meaning(line)
         if line is not None and kind is Meaning.REFUSAL:
-            loading.rules[name] = line
+            resolution.rules[name] = line
             return succeeds(line)
         if line is not None and kind is Meaning.COMMAND:
-            loading.commands[name] = line
+            resolution.commands[name] = line
             return True
         if not self._index.exists(name):
             return False
         blocked = command_line_rule(name, self._command_line)
         if blocked is not None:
-            loading.rules[name] = blocked
+            resolution.rules[name] = blocked
             return False
-        present = {*loading.inserted, *loading.commands}
+        present = {*resolution.inserted, *resolution.commands}
         if not all(need in present or self._index.is_builtin(need) for need in self._index.dependencies(name)):
             return False  # the kernel finds symbols missing
-        loading.inserted[name] = asked
+        resolution.inserted[name] = target
         return True

@@ -42,7 +42,7 @@ _UNTIL = re.compile(r"# On trial until [^\n(]{1,40} \((\d{1,18})\)\n")
 _SECOND = 1_000_000
 
 
-class Spellings:
+class RuleFileWriter:
     """How modules are spelled by their files, and which have soft dependencies, over all kernels."""
 
     def __init__(self) -> None:
@@ -106,12 +106,12 @@ def ineffective(index: ModuleIndex, kernel: str, modules: Collection[ModuleName]
 def _loaded_by(resolver: Resolver, index: ModuleIndex, module: ModuleName) -> str:
     """A request that loads the module; empty if none does."""
     for request in (module, *map(example, index.aliases(module))):
-        loading = resolver.load(request)
-        if module in loading.inserted or module in loading.commands:
+        resolution = resolver.load(request)
+        if module in resolution.inserted or module in resolution.commands:
             return request
     for alias in index.aliases(module)[:1]:
-        loading = resolver.by_alias(Target(module, alias))
-        if module in loading.inserted or module in loading.commands:
+        resolution = resolver.by_alias(Target(module, alias))
+        if module in resolution.inserted or module in resolution.commands:
             return alias
     return ""
 

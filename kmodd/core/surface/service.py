@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ComputedSurface:
     """A surface, and all that it was computed from."""
 
     stamp: object
@@ -52,7 +52,7 @@ class Surfaces:
         self._facts = facts
         self._forgotten = forgotten
         self._slots = FairSlots(1, root=1, waiting=_WAITING)
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, ComputedSurface] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def answer(self, kernel: str, uid: User, make: Callable[[Surface], Answer]) -> Answer:
@@ -99,9 +99,9 @@ class Surfaces:
         tables = self._installed.tables(release)
         loaded = frozenset(self._loaded.snapshot()) if running else frozenset()
         stamp = self._installed.stamp(release), tables, loaded, facts.command_line
-        known = self._known.get(release)
-        if known is not None and known.stamp == stamp:
-            return known.surface
+        computed = self._known.get(release)
+        if computed is not None and computed.stamp == stamp:
+            return computed.surface
         if not running:
             # It is set by a running system, and gone with the next boot.
             guards = tuple(guard for guard in tables.guards if guard.gate is not Gate.MODULES_DISABLED)
@@ -119,7 +119,7 @@ class Surfaces:
         kept = {name: value for name, value in self._known.items() if name != release}
         while len(kept) >= _KERNELS_MAX:
             del kept[next(iter(kept))]
-        self._known = {**kept, release: Known(stamp, surface)}
+        self._known = {**kept, release: ComputedSurface(stamp, surface)}
         return surface
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from kmodd.core.planning.policy import where
 from kmodd.core.surface.kinds import ALWAYS_THERE, HARDWARE, NAME, NODE, Kind, Needs, how, is_hardware, kind_of, spelled
-from kmodd.core.surface.resolution import Loading, Resolver
+from kmodd.core.surface.resolution import Resolution, Resolver
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import KernelFacts, Target
 from kmodd.model.surface import DeviceNode, Exposure, Gate, Reach, Route, Surface, Tables
@@ -35,7 +35,7 @@ class _Request:
     text: str
     kind: Kind
     needs: Needs
-    loading: Loading
+    resolution: Resolution
     open: bool = False
     gate: Gate | None = None
     missing: str = ""
@@ -44,7 +44,7 @@ class _Request:
 
 
 @dataclass(slots=True)
-class _Alike:
+class _RouteCount:
     """A route, and how many more there are like it."""
 
     route: Route
@@ -69,7 +69,7 @@ class _Computation:
         self._loaded = loaded
         self._resolver = Resolver(index, facts.command_line)
         self._release = tuple(map(int, _NUMBERS.findall(facts.release)[:2]))
-        self._routes: dict[ModuleName, dict[object, _Alike]] = {}
+        self._routes: dict[ModuleName, dict[object, _RouteCount]] = {}
         self._modules = tuple(name for name in index.available() if not index.is_builtin(name))
         self._served = {spelled(alias): name for name in index.builtins() for alias in index.info(name).aliases}
         self._owners: dict[str, list[ModuleName]] = {}
@@ -108,14 +108,14 @@ class _Computation:
             # Linux asks for net-sch-NAME since 6.8, and for sch_NAME before.
             if kind.name == "traffic-control" and not by_name and match[0].startswith(("sch_", "cls_", "act_")):
                 continue
-            loading = self._resolver.load(text)
-            if all(self._index.is_builtin(target.name) for target in loading.targets):
+            resolution = self._resolver.load(text)
+            if all(self._index.is_builtin(target.name) for target in resolution.targets):
                 continue
             requests[text] = _Request(
                 text,
                 kind,
                 kind.needs(match),
-                loading,
+                resolution,
                 # A caller may ask for an algorithm as one of another type, which the kernel image does not have.
                 served=None if kind.name == "algorithm" else self._served.get(spelled(text)),
             )
@@ -155,7 +155,7 @@ class _Computation:
                     continue
                 request.open = added = True
                 for reach in (Reach.USERNS, request.kind.reach):
-                    there[reach].update(request.loading.inserted, request.loading.commands)
+                    there[reach].update(request.resolution.inserted, request.resolution.commands)
             waiting = [request for request in waiting if not request.open]
 
     def _closed(self, gates: Iterable[Gate]) -> Gate | None:
@@ -179,14 +179,14 @@ class _Computation:
 
     def _take(self, request: _Request) -> None:
         """Note the route for the modules that the request stands for, and for what they depend on."""
-        loading = request.loading
-        for target in dict.fromkeys(loading.targets):
+        resolution = request.resolution
+        for target in dict.fromkeys(resolution.targets):
             if self._index.is_builtin(target.name):
                 continue
             # A command of an install line may load anything: the route counts as open.
-            command = loading.commands.get(target.name)
-            loads = target.name in loading.inserted or command is not None
-            rule = None if loads else loading.why_not(target.name, target.name, self._index)
+            command = resolution.commands.get(target.name)
+            loads = target.name in resolution.inserted or command is not None
+            rule = None if loads else resolution.why_not(target.name, target.name, self._index)
             route = Route(
                 request.kind.name,
                 request.text,
@@ -201,7 +201,7 @@ class _Computation:
             )
             self._add(target.name, route)
         self._add_dependencies(
-            loading,
+            resolution,
             Route(
                 request.kind.name,
                 request.text,
@@ -213,9 +213,9 @@ class _Computation:
             ),
         )
 
-    def _add_dependencies(self, loading: Loading, route: Route) -> None:
-        requested = {target.name for target in loading.targets}
-        for name, target in loading.inserted.items():
+    def _add_dependencies(self, resolution: Resolution, route: Route) -> None:
+        requested = {target.name for target in resolution.targets}
+        for name, target in resolution.inserted.items():
             if name not in requested:
                 # One of each kind is listed: a library is reached by hundreds.
                 alike = self._routes.setdefault(name, {})
@@ -223,20 +223,20 @@ class _Computation:
                 if key in alike:
                     alike[key].more += 1
                 else:
-                    alike[key] = _Alike(replace(route, through=target))
+                    alike[key] = _RouteCount(replace(route, through=target))
 
     # --- devices ------------------------------------------------------------------------------------------------------
 
     def _node(self, node: DeviceNode) -> None:
-        loading = self._resolver.load(node.request)
-        reach, who = _openers(node)
+        resolution = self._resolver.load(node.request)
+        reach, openers = _openers(node)
         gate = self._closed(())
-        passable = gate is None and (node.mode is not None or not node.known)
-        missing = "" if node.mode is not None or not node.known else f"/dev/{node.path}"
-        for target in dict.fromkeys(loading.targets):
+        passable = gate is None and (node.mode is not None or not node.mode_known)
+        missing = "" if node.mode is not None or not node.mode_known else f"/dev/{node.path}"
+        for target in dict.fromkeys(resolution.targets):
             if self._index.is_builtin(target.name):
                 continue
-            loads = target.name in loading.inserted or target.name in loading.commands
+            loads = target.name in resolution.inserted or target.name in resolution.commands
             route = Route(
                 NODE,
                 node.request,
@@ -244,15 +244,15 @@ class _Computation:
                 open=passable and loads,
                 by_name=not target.alias,
                 gate=gate,
-                rule=None if loads else loading.why_not(target.name, target.name, self._index),
+                rule=None if loads else resolution.why_not(target.name, target.name, self._index),
                 missing=missing,
-                command=loading.commands.get(target.name),
+                command=resolution.commands.get(target.name),
                 node=f"/dev/{node.path}",
-                who=who,
+                who=openers,
             )
             self._add(target.name, route)
         self._add_dependencies(
-            loading,
+            resolution,
             Route(
                 NODE,
                 node.request,
@@ -261,20 +261,20 @@ class _Computation:
                 gate=gate,
                 missing=missing,
                 node=f"/dev/{node.path}",
-                who=who,
+                who=openers,
             ),
         )
 
     def _device(self, module: ModuleName, alias: str, more: int) -> None:
         """udev calls libkmod in its own process: kernel.modprobe does not matter."""
-        loading = self._resolver.by_alias(Target(module, alias))
+        resolution = self._resolver.by_alias(Target(module, alias))
         disabled = self._tables.closed(Gate.MODULES_DISABLED)
         gate = None if disabled is None else disabled.gate
-        loads = module in loading.inserted or module in loading.commands
-        rule = None if loads else loading.why_not(module, module, self._index)
+        loads = module in resolution.inserted or module in resolution.commands
+        rule = None if loads else resolution.why_not(module, module, self._index)
         route = Route(HARDWARE, alias, Reach.HARDWARE, open=loads and gate is None, gate=gate, rule=rule, more=more)
-        self._add(module, replace(route, command=loading.commands.get(module)))
-        self._add_dependencies(loading, Route(HARDWARE, alias, Reach.HARDWARE, open=gate is None, gate=gate))
+        self._add(module, replace(route, command=resolution.commands.get(module)))
+        self._add_dependencies(resolution, Route(HARDWARE, alias, Reach.HARDWARE, open=gate is None, gate=gate))
 
     # --- all together -------------------------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class _Computation:
         if key in alike:
             alike[key].more += 1
         else:
-            alike[key] = _Alike(route)
+            alike[key] = _RouteCount(route)
 
     def _exposure(self, module: ModuleName) -> Exposure:
         self._add(module, self._by_name(module))
@@ -300,10 +300,10 @@ class _Computation:
 
     def _by_name(self, module: ModuleName) -> Route:
         """`modprobe MODULE` by root."""
-        loading = self._resolver.load(module)
+        resolution = self._resolver.load(module)
         disabled = self._tables.closed(Gate.MODULES_DISABLED)
-        command = loading.commands.get(module)
-        loads = module in loading.inserted or command is not None
+        command = resolution.commands.get(module)
+        loads = module in resolution.inserted or command is not None
         return Route(
             NAME,
             module,
@@ -311,14 +311,14 @@ class _Computation:
             open=loads and disabled is None,
             by_name=True,
             gate=None if disabled is None else disabled.gate,
-            rule=None if loads else loading.why_not(module, module, self._index),
+            rule=None if loads else resolution.why_not(module, module, self._index),
             command=command,
         )
 
 
 def _openers(node: DeviceNode) -> tuple[Reach, str]:
     """Who may open a node: one right is enough."""
-    if not node.known:
+    if not node.mode_known:
         return Reach.DEVICE, "users whom its mode admits, which could not be read"
     if node.mode is None:
         return Reach.DEVICE, ""

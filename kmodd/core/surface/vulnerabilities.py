@@ -223,7 +223,7 @@ def _report(
         dependents = {name: _dependents(index, name) for name in files}
         requests = {name: requests_of(index, name, (*record.routes, *dependents[name])) for name in files}
         resolver = Resolver(index, command_line)
-        loading = {name: _loading(resolver, name, asked) for name, asked in requests.items()}
+        loading = {name: _loading(resolver, name, texts) for name, texts in requests.items()}
     images = installed.initramfs_modules(release) if verdict.concerns else None
     return KernelReport(
         release,
@@ -262,8 +262,8 @@ def _loading(resolver: Resolver, module: ModuleName, requests: Iterable[str]) ->
     """The requests that load it, or run a command of which it is not known what it loads."""
     opened = []
     for request in requests:
-        loading = resolver.load(request)
-        if module in loading.inserted or module in loading.commands:
+        resolution = resolver.load(request)
+        if module in resolution.inserted or module in resolution.commands:
             opened.append(request)
     return tuple(opened)
 

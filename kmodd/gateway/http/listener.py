@@ -128,7 +128,7 @@ def is_local(listener: socket.socket) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class ConnectionSlot:
     """One connection's."""
 
     peer: str
@@ -158,12 +158,12 @@ class Admission:
         self._strangers_max = max(1, limit - reserve)
         self._share = max(1, limit - reserve)
         self._clock = clock
-        self._places: dict[Place, None] = {}
+        self._places: dict[ConnectionSlot, None] = {}
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def enter(self, place: Place) -> bool:
+    def enter(self, place: ConnectionSlot) -> bool:
         """Give a new connection a place, of another one if need be. False when every place is in use by an owner."""
         strangers = sum(1 for taken in self._places if not taken.owner)
         if (len(self._places) >= self._limit or strangers >= self._strangers_max) and not self._evict():
@@ -171,21 +171,21 @@ class Admission:
         self._add(place)
         return True
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: ConnectionSlot) -> None:
         """The connection is gone, or counts elsewhere from now on."""
         self._places.pop(place, None)
 
-    def progress(self, place: Place) -> None:
+    def progress(self, place: ConnectionSlot) -> None:
         """Something happened on the connection: it is the last to go."""
         if place in self._places:
             del self._places[place]
             self._add(place)
 
-    def _add(self, place: Place) -> None:
+    def _add(self, place: ConnectionSlot) -> None:
         self._places[place] = None
         place.since = self._clock()
 
-    def recognise(self, place: Place, owner: str) -> bool:
+    def recognise(self, place: ConnectionSlot, owner: str) -> bool:
         """A request with a valid token has begun on it. False when as many of this token are being served as one may have."""
         place.owner, place.is_busy = owner, True
         return sum(1 for taken in self._places if taken.is_busy and taken.owner == owner) <= self._share
@@ -205,7 +205,7 @@ class Admission:
         self._end(victim)
         return True
 
-    def _end(self, place: Place) -> None:
+    def _end(self, place: ConnectionSlot) -> None:
         del self._places[place]
         place.end()
 
@@ -230,7 +230,7 @@ class Listener:
         self,
         listening: socket.socket,
         admission: Admission,
-        make: Callable[[Place], asyncio.Protocol],
+        make: Callable[[ConnectionSlot], asyncio.Protocol],
         tls: ssl.SSLContext | None,
         *,
         refusal: bytes,
@@ -298,7 +298,7 @@ class Listener:
             if self._tls is None:
                 made.send(self._refusal)
 
-    async def _start(self, made: socket.socket, place: Place) -> None:
+    async def _start(self, made: socket.socket, place: ConnectionSlot) -> None:
         limits = {"ssl_handshake_timeout": HANDSHAKE, "ssl_shutdown_timeout": HANDSHAKE} if self._tls else {}
         try:
             await self._loop.connect_accepted_socket(lambda: self._make(place), made, ssl=self._tls, **limits)
@@ -309,7 +309,7 @@ class Listener:
             traceback.clear_frames(error.__traceback__)
 
 
-def place_of(made: socket.socket) -> Place:
+def place_of(made: socket.socket) -> ConnectionSlot:
     """Where a connection comes from. OSError when it is gone. Its place ends it by closing both directions."""
 
     def end() -> None:
@@ -318,9 +318,9 @@ def place_of(made: socket.socket) -> Place:
 
     if made.family == socket.AF_UNIX:
         _, uid, _ = _PEER.unpack(made.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        return Place(f"uid {uid}", end, f"uid {uid}", uid)
+        return ConnectionSlot(f"uid {uid}", end, f"uid {uid}", uid)
     address = ipaddress.ip_address(str(made.getpeername()[0]).partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     # A machine has a whole /64 to choose addresses from (RFC 7934).
     peer = str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
-    return Place(peer, end, str(address))
+    return ConnectionSlot(peer, end, str(address))

@@ -160,7 +160,7 @@ class Middleware:
             # pydantic 1 would take a list of pairs for an object.
             if body.strip()[:1] not in {b"{", b"n"}:
                 raise InvalidArgs("the body is a JSON object")
-            await self._app(scope, _Whole(receive, body), answer)
+            await self._app(scope, _ReceivedBody(receive, body), answer)
 
     def _is_host_known(self, headers: Headers) -> bool:
         values = [value for name, value in headers if name == b"host"]
@@ -271,7 +271,7 @@ class _Answer:
         await self._send(message)
 
 
-class _Whole:
+class _ReceivedBody:
     """`receive`, with a body that has arrived."""
 
     def __init__(self, receive: Receive, body: bytes) -> None:

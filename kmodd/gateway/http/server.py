@@ -24,7 +24,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from kmodd.gateway.http.listener import Admission, Listener, Place
+from kmodd.gateway.http.listener import Admission, ConnectionSlot, Listener
 from kmodd.gateway.http.middleware import CONNECTION
 from kmodd.gateway.settings import GatewaySettings, Limits
 
@@ -199,7 +199,7 @@ MALFORMED = _refusal(HTTPStatus.BAD_REQUEST, "the request is not well-formed HTT
 class Connection(H11Protocol):
     """One connection."""
 
-    def __init__(self, place: Place, admission: Admission, limits: Limits, **words: Any) -> None:
+    def __init__(self, place: ConnectionSlot, admission: Admission, limits: Limits, **words: Any) -> None:
         super().__init__(**words)
         self.place = place
         self._admission = admission
@@ -376,12 +376,14 @@ class Server(uvicorn.Server):
         if "app_state" in inspect.signature(H11Protocol).parameters:  # uvicorn 0.17 has none
             words["app_state"] = {}
 
-        def connection(place: Place) -> asyncio.Protocol:
+        def connection(place: ConnectionSlot) -> asyncio.Protocol:
             return Connection(place, self._admission, self._limits, **words)
 
         self.servers: list[Any] = [
-            Listener(one, self._admission, connection, self.config.ssl, refusal=TOO_MANY, exhausted=self._exhausted)
-            for one in sockets or ()
+            Listener(
+                listening, self._admission, connection, self.config.ssl, refusal=TOO_MANY, exhausted=self._exhausted
+            )
+            for listening in sockets or ()
         ]
         self.started = True
 

@@ -11,7 +11,7 @@ from kmodd.gateway import models
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import Answer, documented, needs, snake
 from kmodd.gateway.http.authentication import Principal
-from kmodd.gateway.operations import Changes, Intent, results
+from kmodd.gateway.operations import AuditContext, Operations, results
 from kmodd.names import parse_module, parse_parameters, parse_reason
 
 MODULE = Path(description="Name of the module.")
@@ -30,7 +30,7 @@ _AUTOLOAD, _OPTIONS, _BLACKLIST, _APPLY, _RELOAD = (
 )
 
 
-def router(changes: Changes, link: DaemonConnection) -> APIRouter:
+def router(changes: Operations, link: DaemonConnection) -> APIRouter:
     """The routes."""
     made = APIRouter(tags=["configuration"])
 
@@ -40,7 +40,7 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
         name, reason = parse_module(module), parse_reason(requested.reason)
         principal.require_modules([name])
         options = {**_options(principal, requested, reason), **more}
-        async with changes.doing(principal, Intent(member, (name,), reason, requested.dry_run)) as client:
+        async with changes.doing(principal, AuditContext(member, (name,), reason, requested.dry_run)) as client:
             await Configuration(client).data(member, name, *rest, options=options)
         outcome = "would be updated" if requested.dry_run else "updated"
         return Answer({"message": f"Rules for module {name} {outcome}", "module": name})
@@ -117,7 +117,7 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
         requested = body or models.Apply()
         reason = parse_reason(requested.reason)
         principal.require_all_modules()
-        async with changes.doing(principal, Intent("Apply", (), reason, requested.dry_run)) as client:
+        async with changes.doing(principal, AuditContext("Apply", (), reason, requested.dry_run)) as client:
             options = {
                 **_options(principal, requested, reason),
                 "disconnect": requested.disconnect,
@@ -133,7 +133,7 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
         """Read kmodd's files again; a bad file is a clear error, and the old settings stay."""
         reason = parse_reason(body.reason if body else "")
         principal.require_all_modules()
-        async with changes.doing(principal, Intent("Reload", (), reason)) as client:
+        async with changes.doing(principal, AuditContext("Reload", (), reason)) as client:
             await Configuration(client).reload(**principal.caller_options(reason))
         return Answer({"message": "Configuration reloaded", "module": ""})
 

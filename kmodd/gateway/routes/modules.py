@@ -14,8 +14,8 @@ from kmodd.gateway import models
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import Answer, documented, needs
 from kmodd.gateway.http.authentication import Principal
-from kmodd.gateway.operations import Changes
-from kmodd.gateway.queries import Reading
+from kmodd.gateway.operations import Operations
+from kmodd.gateway.queries import Queries
 
 _LISTED = {"name": "loop", "state": "live", "size": 40960, "references": 0, "holders": [], "taint": ""}
 _CHECK = {"name": "bus", "status": "ok", "message": "the bus answers", "module": "", "hint": ""}
@@ -59,7 +59,7 @@ MODULE = Path(description="Name of the module, 1 to 55 letters, digits, `-` and 
 ALIAS = Path(description="Name of the module, or an alias such as `pci:v00008086d00001237sv*`.")
 
 
-def reading_router(reading: Reading, changes: Changes, link: DaemonConnection) -> APIRouter:
+def reading_router(reading: Queries, changes: Operations, link: DaemonConnection) -> APIRouter:
     """The routes."""
     made = APIRouter(tags=["reading"])
 
@@ -133,7 +133,7 @@ def reading_router(reading: Reading, changes: Changes, link: DaemonConnection) -
     return made
 
 
-def changing_router(changes: Changes) -> APIRouter:
+def changing_router(changes: Operations) -> APIRouter:
     """The routes."""
     made = APIRouter(tags=["changes"])
 

@@ -13,7 +13,7 @@ from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import Answer, documented, needs, snake
 from kmodd.gateway.http.authentication import Principal
 from kmodd.gateway.http.problem import HttpProblem
-from kmodd.gateway.operations import Changes, FairQueue, Intent
+from kmodd.gateway.operations import AuditContext, FairQueue, Operations
 from kmodd.names import parse_description, parse_module, parse_reason, parse_release, parse_version
 
 UPLOADS, UPLOADS_EACH = 6, 2
@@ -29,7 +29,7 @@ _IMPORT, _ACTIVATE, _DEACTIVATE, _REMOVE = (
 )
 
 
-def router(changes: Changes, link: DaemonConnection) -> APIRouter:
+def router(changes: Operations, link: DaemonConnection) -> APIRouter:
     """The routes."""
     made = APIRouter(tags=["store"])
     uploads = FairQueue(UPLOADS, UPLOADS_EACH, "imports")
@@ -51,7 +51,7 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
                 options["disconnect"] = True
         if requested.kernel:
             options["kernel"] = parse_release(requested.kernel)
-        async with changes.doing(principal, Intent(member, (module,), reason)) as client:
+        async with changes.doing(principal, AuditContext(member, (module,), reason)) as client:
             reloaded = await Store(client).data(member, module, *rest, options=options)
         return Answer({"message": f"Module {module} {outcome}", "module": module, "reloaded": list(reloaded)})
 
@@ -93,7 +93,7 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
                     raise HttpProblem(400, "the body must be the module's file; it is empty")
                 file.flush()
                 file.seek(0)
-                async with changes.doing(principal, Intent("Import", (), why or wanted["description"])) as client:
+                async with changes.doing(principal, AuditContext("Import", (), why or wanted["description"])) as client:
                     imported = await Store(client).import_file(
                         file.fileno(), shadow=shadow, **principal.caller_options(why), **wanted
                     )
@@ -139,7 +139,7 @@ def router(changes: Changes, link: DaemonConnection) -> APIRouter:
         """Remove a version that is not active."""
         module, exact, why = parse_module(name), parse_version(version), parse_reason(reason)
         principal.require_modules([module])
-        async with changes.doing(principal, Intent("Remove", (module,), why)) as client:
+        async with changes.doing(principal, AuditContext("Remove", (module,), why)) as client:
             await Store(client).remove(module, exact, **principal.caller_options(why))
         return Answer({"message": f"Version {exact} of module {module} was removed", "module": module})
 

@@ -11,8 +11,8 @@ from kmodd.dbus.interface_xml import installed
 from kmodd.gateway import models
 from kmodd.gateway.dependencies import Answer, documented, needs
 from kmodd.gateway.http.authentication import Principal
-from kmodd.gateway.operations import Changes
-from kmodd.gateway.queries import Reading
+from kmodd.gateway.operations import Operations
+from kmodd.gateway.queries import Queries
 
 KERNEL = Query("", max_length=64, description="Release of an installed kernel; the running one when left out.")
 _GET, _ROUTES, _REFUSED, _RESPONSES = (
@@ -51,7 +51,7 @@ _ATTEMPTS = {
 }  # fmt: skip
 
 
-def router(reading: Reading, changes: Changes) -> APIRouter:
+def router(reading: Queries, changes: Operations) -> APIRouter:
     """The routes."""
     made = APIRouter(tags=["surface"])
 

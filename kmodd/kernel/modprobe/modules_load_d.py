@@ -52,10 +52,10 @@ def _kernel_list(command_line: str) -> list[Rule]:
 
 
 def _options(word: str) -> Iterator[Rule]:
-    found = _OPTION.fullmatch(word)
-    if found is None:
+    option = _OPTION.fullmatch(word)
+    if option is None:
         return
-    quote, module, parameter, equals, value = found.groups()
+    quote, module, parameter, equals, value = option.groups()
     if module == "modprobe" and parameter == "blacklist" and equals:
         # libkmod compares these names as written too.
         yield from (Rule("blacklist", name, "", FILE, 1, word) for name in value.strip('"').split(",") if name)

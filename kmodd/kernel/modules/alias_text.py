@@ -48,11 +48,11 @@ class AliasText:
 
     def _current(self) -> "_Aliases | None":
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError as error:
             note(error)
             return None
-        version = (found.st_ino, found.st_mtime_ns, found.st_size)
+        version = (status.st_ino, status.st_mtime_ns, status.st_size)
         if self._read is None or self._read[0] != version:
             self._read = (
                 version,

@@ -45,9 +45,9 @@ def mapped_symbols(root: Path, release: str) -> set[bytes]:
     ships.
     """
     for path in _MAPS:
-        found = set(_EXPORTED.findall(read(root / path.format(release))))
-        if found:
-            return found
+        exported = set(_EXPORTED.findall(read(root / path.format(release))))
+        if exported:
+            return exported
     return set()
 
 
@@ -106,8 +106,10 @@ class KernelSymbols:
         self._written = symbol_versions(self._root, self._release)
         self._providers = symbols_of_modules(self._tree)
         places = {canonical(Path(path).name.partition(".ko")[0]): path for path in self._places()}
-        asked = [name.decode("utf-8", "replace") for name in {self._providers.get(symbol, b"") for symbol in missing}]
-        for name in sorted(asked)[:_PROVIDERS_MAX]:
+        providers = [
+            name.decode("utf-8", "replace") for name in {self._providers.get(symbol, b"") for symbol in missing}
+        ]
+        for name in sorted(providers)[:_PROVIDERS_MAX]:
             # The exporting module has the authoritative checksum, also if it was built out of tree.
             if place := places.get(canonical(name)):
                 self._read_crcs(self._tree / place, built_with=False)
@@ -123,9 +125,9 @@ class KernelSymbols:
 
     def sum_of(self, symbol: bytes) -> int | None:
         """A symbol's checksum; None where nothing tells it."""
-        found = self._sums.get(symbol)
+        checksum = self._sums.get(symbol)
         # Zeros stand in Module.symvers of a kernel without checksums.
-        return found if found is not None else self._written.get(symbol) or None
+        return checksum if checksum is not None else self._written.get(symbol) or None
 
     def names(self) -> frozenset[bytes] | None:
         """Every exported symbol; None where nothing tells those of the kernel itself."""

@@ -89,9 +89,9 @@ class Context:
 
     def lookup(self, alias: str) -> list[str]:
         """Names that `modprobe ALIAS` would load, in its order; empty when nothing matches."""
-        found = _POINTER()  # has to be NULL before the call
-        code = self._library.kmod_module_new_from_lookup(self._context, _encode(alias), ctypes.byref(found))
-        return self._take(found) if code >= 0 else []
+        entries = _POINTER()  # has to be NULL before the call
+        code = self._library.kmod_module_new_from_lookup(self._context, _encode(alias), ctypes.byref(entries))
+        return self._take(entries) if code >= 0 else []
 
     def softdeps(self, name: str) -> tuple[list[str], list[str]]:
         """(pre, post) soft dependencies as the library resolves them to modules."""
@@ -104,10 +104,10 @@ class Context:
         """Weak dependencies as the library resolves them; empty where it knows none (kmod before 33)."""
         if not hasattr(self._library, "kmod_module_get_weakdeps"):
             return []
-        found = _POINTER()
+        pointer = _POINTER()
         with self._module(name) as module:
-            self._library.kmod_module_get_weakdeps(module, ctypes.byref(found))
-        return self._take(found)
+            self._library.kmod_module_get_weakdeps(module, ctypes.byref(pointer))
+        return self._take(pointer)
 
     def dump(self, index: int) -> bytes:
         """Every entry of an index, one `KEY VALUE` a line; empty when the index cannot be opened."""

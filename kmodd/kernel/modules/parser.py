@@ -216,8 +216,10 @@ def _match(elf: ElfObject, built_for: str, root: Path, running: str) -> KernelMa
         vermagic=kernel.vermagic,
         machine=kernel.machine,
         unknown=_listed(needed - names) if names is not None else (),
-        mismatched=_listed({name for name, found in kernel_sums.items() if found is not None and found != sums[name]}),
-        unchecked=sum(found is None for found in kernel_sums.values()),
+        mismatched=_listed(
+            {name for name, checksum in kernel_sums.items() if checksum is not None and checksum != sums[name]}
+        ),
+        unchecked=sum(checksum is None for checksum in kernel_sums.values()),
     )
 
 

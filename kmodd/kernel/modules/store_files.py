@@ -62,7 +62,7 @@ class SpoolFiles:
 
     def keep(self, file: int) -> None:
         """Give back the memory of the other file. Nothing, the parser included, can write to this one any more."""
-        for other in [one for one in self._open if one != file]:
+        for other in [opened for opened in self._open if opened != file]:
             self._close(other)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
 
@@ -113,7 +113,7 @@ class StoreFiles:
 
     def entries(self) -> list[StoredModule]:
         """Every version, in no order. One whose facts cannot be read is left out, and is in `damaged` from then on."""
-        found: list[StoredModule] = []
+        stored: list[StoredModule] = []
         damaged: list[str] = []
         for folder in self._folders():
             active = self.active(ModuleName(folder.parent.name), folder.name)
@@ -123,9 +123,9 @@ class StoreFiles:
                 if entry is None or (entry.name, entry.kernel) != (folder.parent.name, folder.name):
                     damaged.append(str(path))
                 else:
-                    found.append(replace(entry, active=entry.sha256 == active))
+                    stored.append(replace(entry, active=entry.sha256 == active))
         self.damaged = tuple(damaged)
-        return found
+        return stored
 
     def add(self, file: Path | int, entry: StoredModule) -> None:
         """Write a file of an import to the disk as this version."""

@@ -97,12 +97,12 @@ class BlockDevices:
 
     def stack(self, name: str, evidence: str) -> Iterator[Want]:
         """What the device and those below it need."""
-        left, seen = [name], set[str]()
-        while left and len(seen) < _DEPTH_MAX:
+        left, visited = [name], set[str]()
+        while left and len(visited) < _DEPTH_MAX:
             current = left.pop()
-            if current in seen:
+            if current in visited:
                 continue
-            seen.add(current)
+            visited.add(current)
             folder = self._block / current
             yield from self._layer(folder, current, evidence)
             yield from below(folder, self._sys, evidence)
@@ -271,14 +271,14 @@ def _unescaped(text: str) -> str:
 
 def units(root: Path) -> Iterator[Want]:
     """Modules that unit files name: `modprobe@NAME.service`, commands with modprobe, types of mounts; OSError for a folder."""
-    seen = 0
+    files = 0
     for place in _FOLDERS:
         folder = root / place
         if folder.is_symlink() or not folder.is_dir():
             continue
         for name in sorted(path.name for path in folder.iterdir()):
-            seen += 1
-            if seen > _FILES_MAX:
+            files += 1
+            if files > _FILES_MAX:
                 raise OSError(7, f"more than {_FILES_MAX} units", str(folder))
             path = folder / name
             for linked in [name, *(listdir(path) if path.suffix in (".wants", ".requires", ".upholds") else ())]:

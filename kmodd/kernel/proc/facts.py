@@ -101,9 +101,9 @@ class ProcFacts:
 
     def taint_flags(self, taint: int) -> tuple[str, ...]:
         """Each flag set, as `E: unsigned module was loaded`; a bit newer than this table by its number."""
-        known = [f"{letter}: {meaning}" for bit, (letter, meaning) in enumerate(_TAINT) if taint >> bit & 1]
+        flags = [f"{letter}: {meaning}" for bit, (letter, meaning) in enumerate(_TAINT) if taint >> bit & 1]
         unknown = range(len(_TAINT), taint.bit_length())
-        return (*known, *(f"bit {bit}: unknown to this version" for bit in unknown if taint >> bit & 1))
+        return (*flags, *(f"bit {bit}: unknown to this version" for bit in unknown if taint >> bit & 1))
 
     def trusted_keys(self) -> tuple[str, ...]:
         """Names of the certificates that the kernel holds."""

@@ -125,9 +125,9 @@ def _nodes(text: str, devices: Path | None, groups: Mapping[int, str]) -> Iterat
         if not (major.isdecimal() and minor.isdecimal()) or ".." in path:
             continue
         kind = "char" if device[0] == "c" else "block"
-        mode, gid, known = _mode(devices, path, os.makedev(int(major), int(minor)))
+        mode, gid, mode_known = _mode(devices, path, os.makedev(int(major), int(minor)))
         group = groups.get(gid, str(gid))
-        yield DeviceNode(path, canonical(module), f"{kind}-major-{major}-{minor}", mode, group, known)
+        yield DeviceNode(path, canonical(module), f"{kind}-major-{major}-{minor}", mode, group, mode_known)
 
 
 def _mode(devices: Path | None, path: str, device: int) -> tuple[int | None, int, bool]:

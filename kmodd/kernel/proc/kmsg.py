@@ -124,7 +124,7 @@ def parse(record: bytes) -> list[str]:
     # The facility is above the lowest three bits; 0 is the kernel, which the kernel reserves for itself.
     if not separator or not priority.isdigit() or int(priority) >> 3:
         return []
-    text = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), body.split(b"\n", 1)[0])
+    text = _ESCAPE.sub(lambda escape: bytes([int(escape[1], 16)]), body.split(b"\n", 1)[0])
     lines = text.decode(errors="replace").split("\n")
     # Before a long line is cut: a part of an address says as much.
     return [shown(without_addresses(line.rstrip("\r")), LINE_MAX) for line in lines if line.strip()]

@@ -26,17 +26,17 @@ def _libraries_known() -> Iterator[None]:
     It would ask ctypes.util, which runs ldconfig to know (at every start, from a daemon that runs nothing else) and
     brings half a megabyte of tempfile, shutil and their like.
     """
-    known = sys.modules.get("ctypes.util")
+    loaded = sys.modules.get("ctypes.util")
     answers = ModuleType("ctypes.util")
     vars(answers)["find_library"] = _LIBRARIES.get
     sys.modules["ctypes.util"] = answers
     try:
         yield
     finally:
-        if known is None:
+        if loaded is None:
             del sys.modules["ctypes.util"]
         else:
-            sys.modules["ctypes.util"] = known
+            sys.modules["ctypes.util"] = loaded
 
 
 with _libraries_known():

@@ -105,7 +105,7 @@ def split_arguments(arguments: str) -> list[tuple[str, str | None]]:
 
     It is written apart from `kmodd.model.arguments`, so that the two answer for each other.
     """
-    found: list[tuple[str, str | None]] = []
+    parameters: list[tuple[str, str | None]] = []
     # The kernel reads bytes.
     arguments = arguments.encode("utf-8", "surrogateescape").decode("latin-1")
     position, end = 0, len(arguments)
@@ -124,14 +124,14 @@ def split_arguments(arguments: str) -> list[tuple[str, str | None]]:
             word = arguments[start:position].strip('"')
             if word == "--":
                 break  # what follows is not for the module
-            found.append((word.replace("-", "_"), None))
+            parameters.append((word.replace("-", "_"), None))
             continue
         name, value = arguments[start:equals].lstrip('"'), arguments[equals + 1 : position]
         # Only quotes around the whole value are dropped.
         if value.startswith('"'):
             value = value[1:].removesuffix('"')
-        found.append((name.replace("-", "_"), value))
-    return [(_text(name), None if value is None else _text(value)) for name, value in found]
+        parameters.append((name.replace("-", "_"), value))
+    return [(_text(name), None if value is None else _text(value)) for name, value in parameters]
 
 
 def _text(latin: str) -> str:

@@ -114,11 +114,11 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
             lines[-1] += b"\n" + part
             continue
         line = begun + part
-        found = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line)
         if (
-            found is not None
-            and found["event"] == b"module_request"
-            and not _REQUEST.fullmatch(found["rest"])
+            match is not None
+            and match["event"] == b"module_request"
+            and not _REQUEST.fullmatch(match["rest"])
             and len(line) < _LINE_MAX
         ):
             begun = line + b"\n"
@@ -129,8 +129,8 @@ def split(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _is_request(line: bytes) -> bool:
-    found = _LINE.fullmatch(line)
-    return found is not None and found["event"] == b"module_request"
+    match = _LINE.fullmatch(line)
+    return match is not None and match["event"] == b"module_request"
 
 
 def overruns(root: Path) -> int:
@@ -141,20 +141,20 @@ def overruns(root: Path) -> int:
 
 def messages(line: bytes, root: Path) -> Iterator[dict[str, Any]]:
     """What one line of the trace tells."""
-    found = _LINE.fullmatch(line)
-    if found is None:
+    match = _LINE.fullmatch(line)
+    if match is None:
         return
-    process = _process(int(found["pid"]), found["name"], root)
-    if found["event"] == b"module_request":
-        request = _REQUEST.fullmatch(found["rest"])
+    process = _process(int(match["pid"]), match["name"], root)
+    if match["event"] == b"module_request":
+        request = _REQUEST.fullmatch(match["rest"])
         if request is not None:
             # It waits for the module. Who loads one itself may be at another device when this is read.
             if process["uid"] == 0 and process["exe"].rpartition("/")[2] in _UDEV:
                 process["device"] = shown(_disk(root / f"proc/{process['pid']}"), _TEXT_MAX)
             yield {"request": {"alias": _text(request["alias"]), "site": _text(request["site"]), **process}}
-    elif found["event"] == b"module_load" and (load := _LOAD.fullmatch(found["rest"])):
+    elif match["event"] == b"module_load" and (load := _LOAD.fullmatch(match["rest"])):
         yield {
-            "load": {"module": _text(load["module"]), "alias": _alias(root / f"proc/{int(found['pid'])}"), **process}
+            "load": {"module": _text(load["module"]), "alias": _alias(root / f"proc/{int(match['pid'])}"), **process}
         }
 
 

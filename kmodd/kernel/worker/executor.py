@@ -120,8 +120,8 @@ class WorkerPool:
         The outcome is `done` when the worker answered after all. Abandoned workers are killed, so most end unanswered:
         then it is `crashed`, and whether the module came or went has to be read from the kernel.
         """
-        if (known := self._undelivered.pop(worker, None)) is not None:
-            asyncio.get_running_loop().call_soon(callback, known)
+        if (outcome := self._undelivered.pop(worker, None)) is not None:
+            asyncio.get_running_loop().call_soon(callback, outcome)
         elif any(process.pid == worker for process in self._abandoned):
             self._let_go[worker] = callback
         else:

@@ -27,7 +27,7 @@ _GRAVE = frozenset({"Crashed", "Stuck", "TimedOut"})
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class DesktopNotification:
     """One line to show."""
 
     text: str
@@ -40,7 +40,7 @@ class Desktop:
     def __init__(self, client: Client, session: Transport) -> None:
         self._client = client
         self._session = session
-        self._waiting: list[Sighting] = []
+        self._waiting: list[DesktopNotification] = []
         self._arrived = asyncio.Event()
 
     async def run(self) -> None:
@@ -51,31 +51,33 @@ class Desktop:
                 async for each in stream:
                     if showing.done():
                         showing.result()
-                    seen = await self._judge(each)
-                    if seen is not None:
-                        self._waiting.append(seen)
+                    shown = await self._judge(each)
+                    if shown is not None:
+                        self._waiting.append(shown)
                         self._arrived.set()
             finally:
                 showing.cancel()
                 await asyncio.gather(showing, return_exceptions=True)
 
-    async def _judge(self, each: Signal) -> Sighting | None:
+    async def _judge(self, each: Signal) -> DesktopNotification | None:
         match each:
             case Signal(member="JobFinished", arguments=(_, action, module, result)) if result in _TITLES:
                 urgency = CRITICAL if result in _GRAVE else NORMAL
-                return Sighting(f"{action} {module}: {_TITLES[result]}", urgency)
+                return DesktopNotification(f"{action} {module}: {_TITLES[result]}", urgency)
             case Signal(member="PropertiesChanged", path="/org/kmodd1", arguments=(_, {"Health": status}, _)):
-                return Sighting(f"Kernel module health is {status}", CRITICAL if status == "failing" else LOW)
+                return DesktopNotification(
+                    f"Kernel module health is {status}", CRITICAL if status == "failing" else LOW
+                )
             case Signal(member="ModuleAdded", arguments=(name,)) if is_module_name(name):
                 return await self._unsigned(name)
         return None
 
-    async def _unsigned(self, name: str) -> Sighting | None:
+    async def _unsigned(self, name: str) -> DesktopNotification | None:
         try:
             taint = (await self._client.module_properties(name)).get("Taint", "")
         except KmoddError:  # gone again
             return None
-        return Sighting(f"{name} was loaded without a valid signature") if "E" in str(taint) else None
+        return DesktopNotification(f"{name} was loaded without a valid signature") if "E" in str(taint) else None
 
     async def _show_all(self) -> None:
         while True:
@@ -85,7 +87,7 @@ class Desktop:
             notices, self._waiting = self._waiting, []
             await self._show(notices)
 
-    async def _show(self, notices: list[Sighting]) -> None:
+    async def _show(self, notices: list[DesktopNotification]) -> None:
         lines = [escape(notice.text) for notice in notices[:SHOWN_MAX]]
         lines += [f"and {len(notices) - SHOWN_MAX} more"] if len(notices) > SHOWN_MAX else []
         hints = {

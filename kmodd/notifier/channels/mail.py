@@ -25,7 +25,7 @@ HOUR = 3_600_000_000
 
 def compose(email: Email, smtp: Smtp, deliveries: Sequence[Delivery], host: str, now: int) -> EmailMessage:
     """The mail. Its Message-ID is that of its first notice, so a receiver can tell a repetition."""
-    notices = [one.notice for one in deliveries]
+    notices = [delivery.notice for delivery in deliveries]
     # The policy refuses line breaks in a header; the wording has none to begin with.
     message = EmailMessage(policy=SMTP)
     message["From"] = smtp.sender

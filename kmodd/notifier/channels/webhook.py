@@ -58,7 +58,7 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return [str(row[4][0]) for row in rows]
 
 
-class Poster:
+class WebhookClient:
     """Posts to whom it may."""
 
     def __init__(self, allowed: Sequence[Network], tls: ssl.SSLContext, resolver: Resolve = resolve) -> None:
@@ -91,8 +91,8 @@ class Poster:
         if any("\r" in text or "\n" in text for header in headers.items() for text in header):
             raise PostError("a header has a line break")
         literal = parse_address(url.host)
-        found = [url.host] if literal is not None else await self._resolve(url.host, url.port)
-        addresses = [text for text in dict.fromkeys(found) if self._may_reach(text)]
+        hosts = [url.host] if literal is not None else await self._resolve(url.host, url.port)
+        addresses = [text for text in dict.fromkeys(hosts) if self._may_reach(text)]
         if not addresses:
             raise PostError("the host has no public address; see allow-networks")
         connection = _Connection(url, addresses, self._tls, time.monotonic() + timeout)
@@ -226,7 +226,7 @@ class WebhookChannel:
 
     most = 1
 
-    def __init__(self, webhook: Webhook, poster: Poster, host: str, clock: Callable[[], int]) -> None:
+    def __init__(self, webhook: Webhook, poster: WebhookClient, host: str, clock: Callable[[], int]) -> None:
         self._webhook = webhook
         self._poster = poster
         self._host = host
