@@ -252,7 +252,8 @@ class Daemon:
             boot=BootLoads(
                 kernel.index,
                 lambda: {} if root is None else boot_loads(open_system_reader, root),
-                kernel.configuration.autoload,
+                lambda: (*kernel.configuration.autoload(), *kernel.installed.initramfs_list()),
+                lambda: kernel.installed.initramfs_modules(kernel.facts.read().release),
             ),
         )
         history = History(reader, limit_max=lambda: desired.daemon_settings.history_limit_max, settled=origins.settled)

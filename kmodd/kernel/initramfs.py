@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kmodd.kernel.files import listdir, read_bytes
+from kmodd.kernel.files import listdir, read_bytes, read_text
 from kmodd.kernel.modprobe.modprobe_d import ModprobeFolders
 from kmodd.kernel.modules.compression import GZIP, XZ, ZSTD, Damaged, Read, Unsupported, bounded, unpack
-from kmodd.model.modules import BootImage
+from kmodd.model.modules import BootImage, Rule
 from kmodd.names import ModuleName, canonical
 
 BZIP2, LZMA, LZ4, LZO = b"BZh", b"\x5d\x00\x00", b"\x02\x21\x4c\x18", b"\x89LZO\x00\r"
@@ -57,6 +57,7 @@ _NAMES = ("boot/initrd.img-{}", "boot/initramfs-{}.img")
 _MARKS = ("usr/lib/dracut/", "lib/dracut/")
 """Where dracut says in its images what it made them of."""
 _FOR_THIS_MACHINE = "hostonly-files"
+_LIST, _LISTS = "etc/initramfs-tools/modules", "usr/share/initramfs-tools/modules.d"
 _OWN = {"initramfs-tools": ("etc/initramfs-tools/modules",), "dracut": ("etc/dracut.conf", "etc/dracut.conf.d")}
 _COMPRESSED = (".gz", ".xz", ".zst")
 _MODULES = (".ko", *(f".ko{end}" for end in _COMPRESSED))
@@ -361,6 +362,17 @@ class Initramfs:
             return None
         files = (_plain(name).rpartition("/")[2] for name in names if name.endswith(_MODULES))
         return frozenset(canonical(file.removesuffix(".ko")) for file in files)
+
+    def listed(self) -> tuple[Rule, ...]:
+        """The modules that initramfs-tools is to load early in boot, of initramfs-tools(7); OSError where that cannot be known."""
+        paths = [self._root / _LIST, *(self._root / _LISTS / name for name in listdir(self._root / _LISTS))]
+        return tuple(
+            Rule("autoload", canonical(words[0]), "", self._shown(path), number, line)
+            for path in paths
+            if path.exists()
+            for number, line in enumerate((read_text(path) or "").splitlines(), 1)
+            if (words := line.partition("#")[0].split())
+        )
 
     def _images(self) -> list[Path]:
         return [self._root / name.format(self._release) for name in _NAMES]

@@ -332,6 +332,9 @@ class InstalledKernels(Protocol):
     def initramfs_modules(self, release: str) -> frozenset[ModuleName] | None:
         """The modules in the initramfs of a kernel; None where there is none, or it cannot be read. Some hundred milliseconds."""
 
+    def initramfs_list(self) -> tuple[Rule, ...]:
+        """The modules that the configuration has loaded in the initramfs; OSError where that cannot be known."""
+
     def index(self, release: str, *, surface: bytes | None = None) -> AbstractContextManager[ModuleIndex]:
         """An index of one's own, for this thread; a release that is not there has an empty one.
 

@@ -335,3 +335,16 @@ def test_trees_of_other_kernels_and_replaced_modules(m: Machine) -> None:
     assert ModuleTrees(m.root, RELEASE).look() == Trees(
         newer=("6.1.0-2-amd64", "6.1.0-10-amd64"), replaced=(("a_b", f"/{TREE}/updates/dkms/a_b.ko.xz"),)
     )
+
+
+def test_what_initramfs_tools_is_to_load(tmp_path: Path) -> None:
+    assert Initramfs(tmp_path, RELEASE).listed() == ()
+    (tmp_path / "usr/share/initramfs-tools/modules.d").mkdir(parents=True)
+    (tmp_path / "usr/share/initramfs-tools/modules.d/kvm").write_text("virtio-blk\n")
+    (tmp_path / "etc/initramfs-tools").mkdir(parents=True)
+    (tmp_path / "etc/initramfs-tools/modules").write_text("# early\n\nraid1 # the root\ndm_crypt a=1\n")
+    assert [(rule.module, rule.file, rule.line) for rule in Initramfs(tmp_path, RELEASE).listed()] == [
+        ("raid1", "/etc/initramfs-tools/modules", 3),
+        ("dm_crypt", "/etc/initramfs-tools/modules", 4),
+        ("virtio_blk", "/usr/share/initramfs-tools/modules.d/kvm", 1),
+    ]

@@ -162,6 +162,37 @@ def test_load_before_kmodd_started_is_told_by_the_journal(vm: Machine, client: C
     vm.check("rm /etc/modules-load.d/kmodd-test.conf; modprobe -r kmodd_test_good kmodd_test_params")
 
 
+def test_load_in_the_initramfs_is_told_by_what_it_has(vm: Machine, client: Client) -> None:
+    """A module that is older than everything the image does not have was there first; here the image is made afterwards."""
+    rows = [line.split() for line in vm.check("tac /proc/modules").splitlines()]
+    oldest = next(
+        name for name, _, count, *_ in rows if count == "0" and vm.run(f"test -d /sys/module/{name}/drivers").code
+    )
+    older = vm.check(f"tac /proc/modules | cut -d' ' -f1 | sed '/^{oldest}$/q'").split()
+    release = vm.check("uname -r").strip()
+    image = f"/boot/initrd.img-{release}"
+    vm.check(
+        f"set -e; cd $(mktemp -d); mkdir -p usr/lib/modules; for name in {' '.join(older)}; do : >usr/lib/modules/$name.ko; done; "
+        f"find . | cpio -o -H newc 2>/dev/null | gzip >{image}"
+    )
+    begins = "loaded before kmodd started, most likely in the initramfs, which has it"
+    vm.check("systemctl stop kmodd; modprobe kmodd_test_good; systemctl start kmodd", timeout=90)
+    try:
+        assert because(client, oldest, "loaded before kmodd started") == begins
+        assert client.explain("virtio_pci")["because"].endswith(
+            f"; {begins}; /usr/share/initramfs-tools/modules.d/kmodd, line 1, lists it"
+        )
+        listed = f"{begins}; /etc/initramfs-tools/modules, line 2, lists it"
+        vm.write_file("/etc/initramfs-tools/modules", f"# early\n{oldest}\n")
+        assert because(client, oldest, begins) == listed
+        assert client.explain("kmodd_test_good")["because"] == "loaded before kmodd started, by what is not known"
+    finally:
+        vm.check(
+            f"rm -f {image} /etc/initramfs-tools/modules; modprobe -r kmodd_test_good; systemctl restart kmodd",
+            timeout=90,
+        )
+
+
 def test_watcher_has_two_capabilities_and_cannot_write(vm: Machine) -> None:
     pid = vm.check("pgrep -f '[w]atcher/watcher.py$' | head -1").strip()
     status = vm.check(f"cat /proc/{pid}/status")

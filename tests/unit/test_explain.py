@@ -56,7 +56,7 @@ class Bench:
             policy=Policy(self.kernel.index),
             registry=self.registry,
             failure=(failures or {}).get,
-            boot=BootLoads(self.kernel.index, boot.journal, boot.lists) if boot else None,
+            boot=BootLoads(self.kernel.index, boot.journal, boot.lists, boot.look_into_image) if boot else None,
         )
 
     def record(self, record: Record) -> None:
@@ -88,8 +88,12 @@ class Boot:
     def __init__(self) -> None:
         self.loads: dict[ModuleName, ModuleLoad] = {}
         self.rules: list[Rule] = []
+        self.image: frozenset[ModuleName] | None = None
         self.closed = False
         self.readings = 0
+
+    def look_into_image(self) -> frozenset[ModuleName] | None:
+        return self.image
 
     def journal(self) -> dict[ModuleName, ModuleLoad]:
         self.readings += 1
@@ -136,6 +140,24 @@ async def test_what_is_not_known_of_a_load_at_boot_is_said_to_be_unknown(closed:
     answer = await Bench(boot=boot).explain("ext4")
     says = "; the journal of this boot cannot be read" if closed else ", by what is not known"
     assert answer.because == f"loaded before kmodd started{says}"
+
+
+async def test_load_in_the_initramfs_is_told_by_what_it_has() -> None:
+    """What is older than everything that the image does not have was there before the root file system."""
+    boot = Boot()
+    loaded = Bench().kernel.loaded.snapshot()
+    order = list(reversed(list(loaded)))
+    place = order.index(M("ext4"))
+    boot.image = frozenset(order[: place + 1])
+    begins = "loaded before kmodd started, most likely in the initramfs, which has it"
+    assert (await Bench(boot=boot).explain("ext4")).because == begins
+    boot.rules = [replace(LISTED, file="/etc/initramfs-tools/modules")]
+    listed = f"{begins}; /etc/initramfs-tools/modules, line 3, lists it"
+    assert (await Bench(boot=boot).explain("ext4")).because == listed
+    boot.rules = []
+    for image in (None, boot.image - {M("ext4")}, boot.image - {order[0]}):
+        boot.image = image
+        assert (await Bench(boot=boot).explain("ext4")).because.endswith("by what is not known")
 
 
 async def test_journal_of_the_boot_is_about_no_later_load() -> None:

@@ -57,11 +57,16 @@ class BootLoads:
         index: ModuleIndex,
         journal: Callable[[], Mapping[ModuleName, ModuleLoad]],
         lists: Callable[[], Sequence[Rule]],
+        image: Callable[[], frozenset[ModuleName] | None] = lambda: None,
     ) -> None:
-        """`journal` answers the loads that the journal of this boot tells, `lists` the modules that are to be loaded at boot.
+        """`journal` answers the loads that the journal of this boot tells, `lists` the modules that are to be loaded at boot,
+        `image` those that the initramfs has (None where that is not known).
 
-        Both block, and run in a thread; OSError of what cannot be read.
+        All block, and run in a thread; OSError of what cannot be read.
         """
+        self._image = image
+        self._in_image: frozenset[ModuleName] | None = None
+        self._looked = False
         self._index = index
         self._journal = journal
         self._lists = lists
@@ -83,6 +88,21 @@ class BootLoads:
         except OSError:
             self._rules = ()
             self.unread = self.unread or "the list of modules to load at boot"
+
+    async def look_into_image(self) -> None:
+        """Read the initramfs, which takes some time, and only once."""
+        if not self._looked:
+            self._in_image = await asyncio.to_thread(self._image)
+            self._looked = True
+
+    def may_be_of_image(self, name: ModuleName, loaded: Sequence[ModuleName]) -> bool:
+        """It was loaded before anything that the initramfs does not have; `loaded` is in the order of loading."""
+        for each in loaded if self._in_image and name in self._in_image else ():
+            if each == name:
+                return True
+            if each not in (self._in_image or ()):
+                return False
+        return False
 
     def load_of(self, name: ModuleName) -> ModuleLoad | None:
         """Who loaded it at boot, as the journal has it."""
@@ -176,6 +196,8 @@ class Explainer:
             consequences = tuple(dict.fromkeys(row for each in together for row in foreseen.get(each, ())))
         if self._boot is not None and self._is_of_boot(name):
             await self._boot.read()
+            if self._boot.load_of(name) is None:
+                await self._boot.look_into_image()
         # Read after the search: it takes a while, and the answer has to fit itself.
         self._index.refresh()
         return await with_files(self._index, lambda: self._explain_now(name, usage, consequences))
@@ -379,7 +401,8 @@ class Explainer:
         if load is not None and load.alias:
             return load_reason(load, details=True), False
         if driven := drives(users):
-            return driven, True
+            boot = self._of_boot(module.name) if load is None and self._is_of_boot(module.name) else ""
+            return f"{driven}; {boot}" if boot else driven, True
         if load is not None:
             return load_reason(load, details=True), False
         if presence.loaded_at:
@@ -388,13 +411,25 @@ class Explainer:
 
     def _earlier(self, name: ModuleName) -> str:
         """Of a load from before kmodd started that nothing recorded."""
-        rule = self._boot.rule_of(name) if self._boot is not None else None
-        if rule is None and self._boot is not None and self._boot.unread:
+        if origin := self._of_boot(name):
+            return origin
+        if self._boot is not None and self._boot.unread:
             return f"loaded before kmodd started; {self._boot.unread} cannot be read"
-        if rule is None:
-            return "loaded before kmodd started, by what is not known"
-        place = rule.file if rule.file == COMMAND_LINE else f"{rule.file}, line {rule.line},"
-        return f"loaded before kmodd started; {place} lists it"
+        return "loaded before kmodd started, by what is not known"
+
+    def _of_boot(self, name: ModuleName) -> str:
+        """What the initramfs and the lists say of such a load; empty where they say nothing."""
+        if self._boot is None:
+            return ""
+        rule = self._boot.rule_of(name)
+        # The kernel lists first what was loaded last (/proc/modules).
+        order = tuple(reversed(tuple(self._loaded.snapshot())))
+        parts = ["loaded before kmodd started"]
+        if in_image := self._boot.may_be_of_image(name, order):
+            parts[0] += ", most likely in the initramfs, which has it"
+        if rule is not None:
+            parts.append(f"{rule.file if rule.file == COMMAND_LINE else f'{rule.file}, line {rule.line},'} lists it")
+        return "; ".join(parts) if in_image or rule is not None else ""
 
     def _is_of_boot(self, name: ModuleName) -> bool:
         """It is loaded, and was when kmodd started."""

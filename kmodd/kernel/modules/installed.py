@@ -19,6 +19,7 @@ from kmodd.kernel.modules.index import LibkmodIndex
 from kmodd.kernel.modules.module_file import file_stamp
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.guards import device_nodes, read_guards
+from kmodd.model.modules import Rule
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Guard, Tables
 from kmodd.names import ModuleName, is_release
@@ -119,6 +120,10 @@ class InstalledIndexes:
     def initramfs_modules(self, release: str) -> frozenset[ModuleName] | None:
         """The modules in the initramfs of a kernel."""
         return Initramfs(self._root, release).modules()
+
+    def initramfs_list(self) -> tuple[Rule, ...]:
+        """The modules that initramfs-tools is to load."""
+        return Initramfs(self._root, "").listed()
 
     @contextmanager
     def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:

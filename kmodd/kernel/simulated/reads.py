@@ -14,7 +14,17 @@ from kmodd.kernel.proc.kmsg import without_addresses
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.simulated.index import SimulatedIndex, source_version
 from kmodd.kernel.simulated.machine import TAINT_BITS, SimulatedMachine
-from kmodd.model import Consequence, KernelFacts, LoadedModule, ModuleLoad, ModuleRequest, ParameterValue, Uevent, Usage
+from kmodd.model import (
+    Consequence,
+    KernelFacts,
+    LoadedModule,
+    ModuleLoad,
+    ModuleRequest,
+    ParameterValue,
+    Rule,
+    Uevent,
+    Usage,
+)
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import DeviceNode, Gate, Guard, Reading, Tables
 from kmodd.names import ModuleName
@@ -295,6 +305,10 @@ class SimulatedInstalled:
         """There is none."""
         del release
         return None
+
+    def initramfs_list(self) -> tuple[Rule, ...]:
+        """Of none."""
+        return ()
 
     @contextmanager
     def index(self, release: str, *, surface: bytes | None = None) -> Iterator[ModuleIndex]:
