@@ -94,7 +94,7 @@ def _stay(*, always: bool) -> None:
     if not always and not (sys.stdin.isatty() and sys.stdout.isatty()):
         print("Both are gone now; in a terminal they stay until Enter is pressed.")
         return
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
         if always:
             print("Interrupt to end the machine.", flush=True)
             signal.pause()

@@ -117,11 +117,11 @@ TOUR = (
             Line("umount /mnt && kmodctl unload nls_ascii"),
         ),
         setup=(
-            "nft 'add table inet shop; add chain inet shop in; add rule inet shop in ct state established accept'",
-            "ip netns add container && ip -n container link add veth0 type dummy && ip -n container link set veth0 up",
-            "truncate -s 8M /srv/stick && mkfs.vfat /srv/stick >/dev/null",
             "systemctl add-wants kmodd.service kmodd-watcher.socket && systemctl restart kmodd",
             "until pgrep -f '[w]atcher/watcher.py$' >/dev/null; do sleep 0.3; done",
+            "nft 'add table inet shop; add chain inet shop in; add rule inet shop in ct state established accept'",
+            "ip netns add container && ip -n container link add eth0 type dummy && ip -n container link set eth0 up",
+            "truncate -s 8M /srv/stick && mkfs.vfat /srv/stick >/dev/null",
         ),
     ),
     Scene(
