@@ -22,6 +22,8 @@ from kmodd.values import dataclass
 LABEL = 14
 ROUTES_MAX = 8
 """Routes that are listed; `kmodctl surface` has all of them."""
+_UNKNOWN_MAX = 4
+"""Uses that are named as those without a command."""
 _STATES = {
     State.LIVE: "loaded",
     State.COMING: "being loaded, not finished yet",
@@ -245,7 +247,18 @@ def _goes(explained: Explanation, screen: Screen) -> list[str]:
 def _freeing(explained: Explanation, screen: Screen) -> list[str]:
     """The commands that end every use and unload it, as the daemon made them."""
     steps = [Advice(command) for command in explained.free]
-    return _commands(steps or [Advice(words="no command ends every use of it")], screen)
+    return _commands(steps or [Advice(words=_unknown(explained))], screen)
+
+
+def _unknown(explained: Explanation) -> str:
+    """What to know where kmodd has no commands: that does not mean that there are none."""
+    unknown = [user.name for user in explained.users if not user.command and user.kind not in ("module", "kernel")]
+    if unknown:
+        more = ", …" if len(unknown) > _UNKNOWN_MAX else ""
+        return f"kmodd knows no command that ends the use by {', '.join(map(clean, unknown[:_UNKNOWN_MAX]))}{more}"
+    if any(user.kind == "kernel" for user in explained.users):
+        return "kmodd knows no command: what it examined, and what the use may be, is above"
+    return "end the uses above first"
 
 
 def _loading(explained: Explanation, screen: Screen) -> list[str]:
