@@ -141,9 +141,11 @@ def user(listed_user: User) -> Row:
         row["pid"] = ("u", listed_user.pid)
     if listed_user.exe:
         row["exe"] = ("s", listed_user.exe)
-    for key, text in (("unit", listed_user.unit), ("container", listed_user.container), ("netns", listed_user.netns)):
-        if text:
+    for key in ("unit", "container", "netns", "mountns", "file"):
+        if text := getattr(listed_user, key):
             row[key] = ("s", text)
+    if listed_user.line:
+        row["line"] = ("u", listed_user.line)
     if listed_user.count:
         row["count"] = ("u", listed_user.count)
     return row

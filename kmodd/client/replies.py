@@ -327,6 +327,9 @@ def _user(data: Any) -> User:
         unit=fields.text("unit"),
         container=fields.text("container"),
         netns=fields.text("netns"),
+        mountns=fields.text("mountns"),
+        file=fields.text("file"),
+        line=fields.number("line"),
         count=fields.number("count"),
     )
 
@@ -348,6 +351,9 @@ def about_user(user: User) -> dict[str, Any]:
         "unit": user.unit,
         "container": user.container,
         "netns": user.netns,
+        "mountns": user.mountns,
+        "file": user.file,
+        "line": user.line,
         "count": user.count,
     }
     return row | {key: value for key, value in more.items() if value}

@@ -135,6 +135,9 @@ class User(BaseModel):
     unit: str = Field(default="", description="The unit of the process.")
     container: str = Field(default="", description="The container or machine of the process.")
     netns: str = Field(default="", description="Its network namespace, where that is not the system's own.")
+    mountns: str = Field(default="", description="Its mount namespace, where that is not the system's own.")
+    file: str = Field(default="", description="The file of the configuration that has it set up at boot.")
+    line: int = Field(default=0, description="The line of that file.")
     count: int = Field(
         default=0, description="How many users of this kind the row stands for, where they are withheld."
     )

@@ -72,6 +72,8 @@ class Remedy(StrEnum):
     """It holds no reference, or ends with another use."""
     UNMOUNT = "unmount"
     """Unmount the path `target`, in the namespace of process `pid` where there is one."""
+    UNMOUNT_TREE = "unmount-tree"
+    """Unmount the path `target` with all that is mounted below it."""
     SWAP_OFF = "swap-off"
     DETACH_LOOP = "detach-loop"
     DELETE_LINK = "delete-link"

@@ -67,6 +67,12 @@ class User:
     """The id or name of the container or machine that it is in."""
     netns: str = ""
     """The network namespace that it is in, where that is not the system's own: its name, or `pid 812` of one of its processes."""
+    mountns: str = ""
+    """The mount namespace that it is in, in the same way: `pid 812`."""
+    file: str = ""
+    """The file of the configuration that has it set up at boot; empty where none is known to."""
+    line: int = 0
+    """The line of that file."""
     owner: int | None = None
     """The user whose own view of /proc and /sys shows this; None where everybody's does."""
     remedy: Remedy = Remedy.NONE
@@ -77,6 +83,8 @@ class User:
     """What that command is about, where it takes several words: a table, a chain, a handle."""
     pids: tuple[int, ...] = ()
     """The processes that have to end for it, where the remedy is to end them."""
+    level: int = 0
+    """How many users it stands on that can end only after it: a process with a file of a mount, a loop device on such a file."""
     count: int = 0
     """How many users of this kind the row stands for, where the caller may not see them; 0 for a user that is shown."""
 

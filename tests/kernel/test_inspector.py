@@ -35,11 +35,15 @@ USER: dict[str, Any] = {
     "unit": "",
     "container": "",
     "netns": "",
+    "mountns": "",
+    "file": "",
+    "line": 0,
     "owner": 1000,
     "remedy": "unmount",
     "target": "/m",
     "words": [],
     "pids": [],
+    "level": 0,
 }
 READ = User("mount", "/m", "type overlay, source x", pid=7, owner=1000, remedy=Remedy.UNMOUNT, target="/m")
 
@@ -342,12 +346,15 @@ from kmodd.kernel.users.process import OpenFiles, processes
 from kmodd.kernel.users.tasks import Tasks
 class Owners:
     def modules(self, kind, major, minor): return frozenset({"m"} if (kind, major, minor) == ("char", 1, 7) else ())
+    def is_terminal(self, major, minor): return False
 class Sockets:
     def uses(self, link, target): return []
 class Unmounted:
     def modules(self, number): return frozenset()
+class Mounts:
+    def held(self, number, device): return ()
 budget = Budget()
-files = OpenFiles(Owners(), Sockets(), Unmounted(), {"m"}, budget)
+files = OpenFiles(Owners(), Sockets(), Unmounted(), Mounts(), {"m": 1}, lambda _: (), budget)
 print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, {}, budget)))
 """
 

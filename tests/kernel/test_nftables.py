@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmodd.kernel.users import netfilter as nftables
-from kmodd.kernel.users.netfilter import Expression, Item
+from kmodd.kernel.users.netfilter import Expression, IpSet, Item
 from kmodd.kernel.users.netlink import HEADER, attribute, attributes
 
 RECORDED: dict[str, list[str]] = json.loads(Path(__file__).with_name("nftables.json").read_text())
@@ -87,7 +87,7 @@ def test_tables_chains_sets_and_objects() -> None:
         Item(1, "t", "h", number=3, helper="ftp"),
         Item(1, "t", "hits", number=1),
     ]
-    assert [nftables.read_ip_set(body) for body in recorded("ipset")] == [("hosts", "hash:ip")]
+    assert [nftables.read_ip_set(body) for body in recorded("ipset")] == [IpSet("hosts", "hash:ip")]
 
 
 @given(

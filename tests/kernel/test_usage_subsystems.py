@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.kernel.users.netfilter import Expression, Firewall, Item, Rule
+from kmodd.kernel.users.netfilter import Expression, Firewall, IpSet, Item, Rule
 from kmodd.kernel.users.netlink import TcpUse, read_socket
 from kmodd.kernel.users.process import SocketModules, SocketUse
 from kmodd.kernel.users.rtnetlink import Action, Filter, Qdisc, Traffic
@@ -95,7 +95,7 @@ def test_what_the_kernel_does_not_answer_is_said_to_be_missing(root: FakeRoot) -
     search = ProcUsage(root.path, lambda _: (), traffic=refused, netfilter=refused, sets=refused)  # type: ignore[arg-type]
     assert list(search.search(budget)) == []
     assert budget.partial == (
-        "traffic control cannot be read, the rules of nf_tables cannot be read, the sets of ipset cannot be read"
+        "traffic control cannot be read, the sets of ipset cannot be read, the rules of nf_tables cannot be read"
     )
 
 
@@ -197,7 +197,7 @@ def test_rules_leave_time_for_what_comes_after_them() -> None:
 
 def test_sets_of_ipset(root: FakeRoot) -> None:
     root.put("proc/modules", "ip_set 1 1 - Live 0x0\n")
-    root.sets = (("hosts", "hash:ip"), ("x\ny", "hash:ip"))
+    root.sets = (IpSet("hosts", "hash:ip"), IpSet("x\ny", "hash:ip"))
     assert root.users("ip_set_hash_ip") == [User("set", "hosts", "hash:ip"), User("set", "x\\x0ay", "hash:ip")]
     assert commands(root.found("ip_set_hash_ip"))[0] == (Remedy.DESTROY_SET, ("hosts",))
 
@@ -341,7 +341,11 @@ def test_target_of_the_only_mapping_is_known(root: FakeRoot) -> None:
     assert (user.remedy, user.target) == (Remedy.REMOVE_MAPPING, "alone")
     root.put(f"{block(root, 'dm-1', '253:1')}/dm/name", "secret\n")
     root.put("sys/block/dm-1/dm/uuid", "CRYPT-LUKS2-1-x\n")
-    (user,) = root.found("dm_zero")
+    assert [user.remedy for user in root.found("dm_zero")] == [Remedy.REMOVE_MAPPING], (
+        "the other one is known to be dm_crypt's"
+    )
+    root.put(f"{block(root, 'dm-2', '253:2')}/dm/name", "third\n")
+    user, _ = root.found("dm_zero")
     assert (user.remedy, user.detail) == (Remedy.NONE, "device-mapper device alone, or another one (dmsetup table)")
     root.put("proc/modules", "dm_bufio 1 1 dm_verity, Live 0x0\n")
     assert "dm_bufio" not in {name for names, _ in root.search() for name in names}, "modules alone hold it"

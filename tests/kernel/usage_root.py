@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmodd.kernel.files import readlink
-from kmodd.kernel.users.netfilter import Firewall
+from kmodd.kernel.users.netfilter import Firewall, IpSet
 from kmodd.kernel.users.rtnetlink import Traffic
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.usage import ProcUsage
@@ -53,7 +53,7 @@ class FakeRoot:
         self.owners: dict[str, str] = {}
         self.traffic = Traffic()
         self.firewall = Firewall()
-        self.sets: tuple[tuple[str, str], ...] = ()
+        self.sets: tuple[IpSet, ...] = ()
         self.tcp: tuple[TcpUse, ...] = ()
         self.states: tuple[State, ...] = ()
 

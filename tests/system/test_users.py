@@ -94,14 +94,19 @@ def test_qdiscs_filters_and_actions(vm: Machine, client: Client) -> None:
 def test_defaults_of_the_network(vm: Machine, client: Client) -> None:
     """A default that is set holds its module, and each interface that comes up gets a qdisc of it."""
     before = vm.check("sysctl -n net.core.default_qdisc").strip()
+    vm.write_file("/etc/sysctl.d/90-kmodd-test.conf", "# for all interfaces\nnet.core.default_qdisc = sfq\n")
     vm.check("sysctl net.core.default_qdisc=sfq; modprobe tun; ip tuntap add tap9 mode tap; ip link set tap9 up")
-    freed(
+    explained = freed(
         vm,
         client,
         "sch_sfq",
         "sysctl net.core.default_qdisc=pfifo_fast",
         "tc qdisc replace dev tap9 root pfifo_fast",
     )
+    assert ("/etc/sysctl.d/90-kmodd-test.conf", 2) in [
+        (user.get("file"), user.get("line")) for user in explained["users"]
+    ]
+    vm.check("rm /etc/sysctl.d/90-kmodd-test.conf")
     vm.check(f"ip link del tap9; modprobe -r tun; sysctl net.core.default_qdisc={before}")
     before = vm.check("sysctl -n net.ipv4.tcp_congestion_control").strip()
     vm.check("modprobe tcp_bbr; sysctl net.ipv4.tcp_congestion_control=bbr")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -298,6 +300,185 @@ def test_file_system_that_was_unmounted_lazily(vm: Machine, client: Client) -> N
     vm.check("umount --lazy /mnt")
     explained = freed(vm, client, "vfat", f"kill {pid}")
     assert "unmounted" in explained["users"][0]["detail"]
+
+
+# --- what keeps a mount busy ------------------------------------------------------------------------------------------
+
+
+@explains("a process, swap space, a loop device or a mount on what is mounted", "umount --recursive")
+def test_what_keeps_a_mount_busy(vm: Machine, client: Client) -> None:
+    """Everything that an umount would stumble over goes before it, the uppermost first."""
+    vm.check(
+        "modprobe brd rd_nr=1 rd_size=65536; mkfs.vfat /dev/ram0 >/dev/null; mkdir -p /srv/stick; mount /dev/ram0 /srv/stick; "
+        "cd /srv/stick; mkdir below; mount -t tmpfs none below; truncate -s 8M image; mkfs.ext4 -q image; losetup /dev/loop5 image; "
+        "mount /dev/loop5 /mnt; dd if=/dev/zero of=swap bs=1M count=2 2>/dev/null; mkswap swap 2>/dev/null; swapon swap 2>/dev/null; "
+        "echo '/dev/ram0 /srv/stick vfat noauto 0 0' >>/etc/fstab; udevadm settle",
+        timeout=120,
+    )
+    lower, upper = hold(vm, "__import__('os').chdir('/srv/stick')"), hold(vm, "open('/mnt/file', 'w')")
+    line = int(vm.check("wc -l </etc/fstab"))
+    explained = freed(
+        vm,
+        client,
+        "vfat",
+        f"kill {upper}",
+        "umount /mnt",
+        "swapoff /srv/stick/swap",
+        f"kill {lower}",
+        "udevadm settle",
+        "losetup --detach /dev/loop5",
+        "udevadm settle",
+        "umount --recursive /srv/stick",
+        "udevadm settle",
+    )
+    mounted = next(user for user in explained["users"] if user["kind"] == "mount")
+    assert (mounted["file"], mounted["line"]) == ("/etc/fstab", line)
+    vm.check("sed -i '$d' /etc/fstab; modprobe -r brd")
+
+
+# --- devices and sockets of one process -------------------------------------------------------------------------------
+
+
+def together(vm: Machine, client: Client, command: str, opened: dict[str, str]) -> None:
+    """One process holds each of these modules by what it has open: it is named, and when it has ended each can be unloaded."""
+    client.explain(next(iter(opened)))
+    time.sleep(0.5)  # What was just opened is not in an answer that is still kept.
+    for module, what in opened.items():
+        explained = client.explain(module)
+        assert explained["references"] > 0, module
+        assert [user["detail"] for user in explained["users"] if user["kind"] == "process"] == [
+            f"pid {command.split()[1]} {what}"
+        ]
+        assert command in explained["free"], module
+    vm.check(command)
+    for module in opened:
+        vm.check(f"kmodctl unload {module} --dependents --disconnect")
+
+
+@explains("a virtual machine of KVM", "kill")
+def test_virtual_machine(vm: Machine, client: Client) -> None:
+    vm.check("modprobe kvm_amd; udevadm settle")
+    pid = hold(vm, "(lambda kvm: (kvm, __import__('fcntl').ioctl(kvm, 0xAE01, 0)))(open('/dev/kvm', 'rb+', 0))")
+    explained = freed(vm, client, "kvm_amd", f"kill {pid}")
+    assert [user["detail"] for user in explained["users"]] == [f"pid {pid} anon_inode:kvm-vm"]
+
+
+@explains("an input device, a terminal, a tap device, registers of a processor", "kill")
+def test_devices(vm: Machine, client: Client) -> None:
+    vm.check(
+        "modprobe mousedev; modprobe msr; modprobe ttyprintk; modprobe uhid; ip link add low type dummy; "
+        "ip link add link low name tap5 type macvtap; ip link set low up; ip link set tap5 up; udevadm settle"
+    )
+    tap = "/dev/tap" + vm.check("cat /sys/class/net/tap5/ifindex").strip()
+    opened = {"mousedev": "/dev/input/mice", "msr": "/dev/cpu/0/msr", "uhid": "/dev/uhid", "macvtap": tap}
+    opened["ttyprintk"] = "/dev/ttyprintk"
+    pid = hold(vm, f"[__import__('os').open(path, 2 if 'msr' not in path else 0) for path in {list(opened.values())}]")
+    together(vm, client, f"kill {pid}", opened)
+    vm.check("ip link del low; modprobe -r dummy")
+
+
+@explains("a socket of a protocol (TIPC, RDS, L2TP, PF_KEY)", "kill")
+def test_sockets_of_protocols(vm: Machine, client: Client) -> None:
+    vm.check("modprobe tipc; modprobe rds; modprobe l2tp_ip; modprobe af_key")
+    pid = hold(vm, "[socket.socket(*each) for each in ((30, 4), (21, 5), (2, 2, 115), (15, 3, 2))]")
+    opened = {"tipc": "TIPC", "rds": "RDS", "l2tp_ip": "L2TP/IP", "af_key": "KEY"}
+    together(vm, client, f"kill {pid}", {module: f"socket {name}" for module, name in opened.items()})
+
+
+def bound(subsystem: int, kind: int, command: bytes) -> str:
+    """A socket of nfnetlink after a request to bind it to queue or group 5."""
+    body = struct.pack(">BBH", 0, 0, 5) + struct.pack("=HH", 4 + len(command), 1) + command.ljust(4, b"\0")
+    message = struct.pack("=IHHII", 16 + len(body), subsystem << 8 | kind, 5, 1, 0) + body
+    return (
+        f"(lambda each: (each, each.bind((0, 0)), each.send({message!r}), each.recv(4096)))(socket.socket(16, 3, 12))"
+    )
+
+
+@explains("a program that takes packets from NFQUEUE or NFLOG", "kill")
+def test_queue_and_group_of_netfilter(vm: Machine, client: Client) -> None:
+    """As suricata and ulogd have them."""
+    vm.check("modprobe nfnetlink_queue; modprobe nfnetlink_log")
+    pid = hold(vm, f"[{bound(3, 2, struct.pack('>BBH', 1, 0, 2))}, {bound(4, 1, bytes([1]))}]")
+    together(vm, client, f"kill {pid}", dict.fromkeys(("nfnetlink_queue", "nfnetlink_log"), "socket NETLINK"))
+
+
+@explains("the line discipline of a terminal", "kill")
+def test_line_discipline(vm: Machine, client: Client) -> None:
+    # The outer end of a pseudoterminal, whose inner one is unlocked (TIOCSPTLCK).
+    outer = hold(
+        vm, "(lambda end: (end, __import__('fcntl').ioctl(end, 0x40045431, bytes(4))))(open('/dev/ptmx', 'rb+', 0))"
+    )
+    terminal = vm.check("ls -tr /dev/pts/[0-9]* | tail -n 1").strip()
+    vm.check(f"modprobe pps_ldisc; ldattach pps {terminal}")
+    pid = vm.check("pgrep --exact ldattach").strip()
+    explained = freed(vm, client, "pps_ldisc", f"kill {pid}")
+    assert [user["detail"] for user in explained["users"]] == [f"pid {pid} {terminal} with its line discipline"]
+    vm.check(f"kill {outer}")
+
+
+@explains("a snapshot of LVM", "dmsetup remove")
+def test_snapshot_of_lvm(vm: Machine, client: Client) -> None:
+    """Its mappings are told apart by what LVM calls them."""
+    vm.check(
+        "modprobe brd rd_nr=2; dmsetup create vg-root --uuid LVM-root --table '0 2048 linear /dev/ram0 0'; "
+        "dmsetup create vg-lv-cow --uuid LVM-lv-cow --table '0 2048 linear /dev/ram1 0'; "
+        "dmsetup create vg-lv --uuid LVM-lv --table '0 2048 snapshot /dev/mapper/vg-root /dev/mapper/vg-lv-cow N 8'; udevadm settle"
+    )
+    freed(vm, client, "dm_snapshot", "dmsetup remove vg-lv", data=True)
+    vm.check("dmsetup remove vg-lv-cow; dmsetup remove vg-root; udevadm settle; modprobe -r brd")
+
+
+# --- interfaces and consoles ------------------------------------------------------------------------------------------
+
+TEAM = """
+import socket, struct
+def attribute(number, value): return struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4)
+def ask(kind, command, body):
+    message = struct.pack("=BBH", command, 1, 0) + body
+    channel.send(struct.pack("=IHHII", 16 + len(message), kind, 5, 1, 0) + message)
+    return channel.recv(65536)
+channel = socket.socket(16, 3, 16); channel.bind((0, 0))
+answer = ask(16, 3, attribute(2, b"team\\0"))
+family = struct.unpack_from("=H", answer, answer.index(struct.pack("=HH", 6, 1)) + 4)[0]
+option = attribute(1, b"mode\\0") + attribute(3, bytes([5])) + attribute(4, b"roundrobin\\0")
+answer = ask(family, 1, attribute(1, struct.pack("=I", socket.if_nametoindex("team5"))) + attribute(2, attribute(1, option)))
+assert struct.unpack_from("=i", answer, 16)[0] == 0, answer
+"""
+
+
+@explains("the mode of a team", "ip link delete")
+def test_mode_of_a_team(vm: Machine, client: Client) -> None:
+    vm.check("modprobe team_mode_roundrobin; ip link add team5 type team")
+    vm.write_file("/tmp/team.py", TEAM)
+    vm.check("python3 /tmp/team.py")
+    freed(vm, client, "team_mode_roundrobin", "ip link delete dev team5")
+    vm.check("modprobe -r team")
+
+
+@explains("a target of netconsole", "rmdir")
+def test_target_of_netconsole(vm: Machine, client: Client) -> None:
+    vm.check("modprobe netconsole; mkdir /sys/kernel/config/netconsole/far")
+    # The console of the kernel's that it registers goes with it, targets or not.
+    freed(vm, client, "netconsole", "rmdir /sys/kernel/config/netconsole/far", data=True)
+
+
+# --- what rules of iptables take besides their extensions -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["iptables-nft", "iptables-legacy"])
+@explains("a logger, a helper or a set of ipset that a rule of iptables names", "ipset destroy")
+def test_arguments_of_rules(vm: Machine, client: Client, program: str) -> None:
+    vm.check(
+        f"modprobe nf_log_syslog; {program} -A OUTPUT -p udp --dport 9 -j LOG; ipset create hosts hash:ip; "
+        f"{program} -t raw -A OUTPUT -p tcp --dport 21 -j CT --helper ftp; "
+        f"{program} -A OUTPUT -m set --match-set hosts dst -j ACCEPT"
+    )
+    freed(vm, client, "nf_conntrack_ftp")
+    freed(vm, client, "nf_log_syslog")
+    explained = freed(vm, client, "ip_set_hash_ip")
+    assert [kind for kind, _ in kinds(explained)] == ["rule", "set"] or program == "iptables-legacy"
+    assert explained["free"][-2] == "ipset destroy hosts"
+    vm.check("iptables-legacy -t raw -F; iptables-legacy -F; nft flush ruleset")
 
 
 def test_nothing_was_denied(vm: Machine) -> None:

@@ -19,7 +19,7 @@ from kmodd.model import Remedy, User
 ROOT = Path(__file__).resolve().parents[2]
 LEGACY = {Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE, Remedy.DELETE_LEGACY_CHAIN}
 PROGRAMS = {
-    "umount": {Remedy.UNMOUNT},
+    "umount": {Remedy.UNMOUNT, Remedy.UNMOUNT_TREE},
     "swapoff": {Remedy.SWAP_OFF},
     "losetup": {Remedy.DETACH_LOOP},
     "ip": {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN, Remedy.DELETE_STATE},
@@ -49,7 +49,16 @@ PROGRAMS = {
     "udevadm": set(Remedy),
     "kmodctl": set(Remedy),
 }
-OPTIONS = {"--internal-only", "--namespace", "--detach", "--stop", "--dependents", "--disconnect", "--reset"}
+OPTIONS = {
+    "--internal-only",
+    "--namespace",
+    "--detach",
+    "--stop",
+    "--dependents",
+    "--disconnect",
+    "--recursive",
+    "--reset",
+}
 WRITTEN = {
     r"/dev/watchdog[0-9]+": ("V",),
     r"/sys/block/[^/.]+/queue/scheduler": ("none",),

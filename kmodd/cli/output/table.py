@@ -120,6 +120,8 @@ def _grow(
         branch = screen.glyphs.last if last else screen.glyphs.branch
         again = user.kind == "module" and user.name in seen
         detail = "see above" if again else clean(user.detail)
+        if user.file:
+            detail += f", {clean(user.file)}:{user.line}"
         name = clean(user.name)
         if user.kind == "kernel":
             name, detail = "the kernel itself", detail or "nothing in user space explains the reference"

@@ -29,7 +29,6 @@ _PROGRAMS = {
 }
 _DEVICE_PROGRAMS = {
     Remedy.DETACH_LOOP: "losetup --detach",
-    Remedy.SWAP_OFF: "swapoff",
     Remedy.STOP_ARRAY: "mdadm --stop",
     Remedy.DISCONNECT_DISK: "nbd-client --disconnect",
     Remedy.RESET_DISK: "zramctl --reset",
@@ -90,10 +89,11 @@ _LAYERS = {
     *(Remedy.DETACH_LOOP, Remedy.REMOVE_MAPPING, Remedy.STOP_ARRAY),
     *(Remedy.STOP_CACHE, Remedy.DISCONNECT_DISK, Remedy.RESET_DISK),
 }
-_CLOSING = {*_LAYERS, Remedy.UNMOUNT, Remedy.SWAP_OFF}
+_UNMOUNTING = {Remedy.UNMOUNT, Remedy.UNMOUNT_TREE}
+_CLOSING = {*_LAYERS, *_UNMOUNTING, Remedy.SWAP_OFF}
 _ORDER = (
     {Remedy.WRITE_SETTING},
-    {Remedy.SET_SYSCTL, Remedy.UNMOUNT, Remedy.SWAP_OFF},
+    {Remedy.SET_SYSCTL, *_UNMOUNTING, Remedy.SWAP_OFF},
     {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
     {
         *(Remedy.KILL, Remedy.STOP_UNIT, Remedy.RESTART_UNIT),
@@ -121,6 +121,10 @@ def command(user: User) -> str:
         return f"kill {' '.join(map(str, pids))}" if pids and all(pid > 1 for pid in pids) else ""
     if remedy is Remedy.UNMOUNT:
         return _unmount(target, user.pid)
+    if remedy is Remedy.UNMOUNT_TREE:
+        return _unmount(target, None, "--recursive ")
+    if remedy is Remedy.SWAP_OFF:
+        return f"swapoff {shlex.quote(target)}" if target.startswith("/") and _is_word(target) else ""
     if remedy in _PROGRAMS and _NAME.fullmatch(target):
         return f"{_PROGRAMS[remedy]} {shlex.quote(target)}"
     if remedy in _DEVICE_PROGRAMS and _DEVICE.fullmatch(target):
@@ -157,17 +161,23 @@ def free(module: str, users: Sequence[User], *, dependents: bool, disconnect: bo
         steps[user.command] = user
     # udev looks into a device that was just closed, and until it is done the device below is busy.
     closing = [step for step, user in steps.items() if user.remedy in _CLOSING]
-    below = [step for step in closing[1:] if steps[step].remedy in _LAYERS]
+    layers = [step for step in closing if steps[step].remedy in _LAYERS]
+    # An umount after a layer: the layer's device had a file of it.
+    below = (
+        [step for step in closing[1:] if step in layers or step in closing[closing.index(layers[0]) :]]
+        if layers
+        else []
+    )
     lines = [line for step in steps for line in ((SETTLE, step) if step in below else (step,))]
     options = (" --dependents" if dependents else "") + (" --disconnect" if disconnect else "")
     return (*lines, *([SETTLE] if below else []), f"kmodctl unload {module}{options}")
 
 
-def _unmount(point: str, pid: int | None) -> str:
+def _unmount(point: str, pid: int | None, options: str = "") -> str:
     if not point.startswith("/") or point == "/" or not _is_word(point):
         return ""
     if pid is None:
-        return f"umount {shlex.quote(point)}"
+        return f"umount {options}{shlex.quote(point)}"
     # The host's umount, and without its helpers: what lies in the namespace is not run (--namespace in umount(8)).
     return f"umount --internal-only --namespace {pid} {shlex.quote(point)}" if pid > 1 else ""
 
@@ -249,10 +259,15 @@ def _is_word(text: str) -> bool:
     return 0 < len(text) <= _TEXT_MAX and text.isprintable()
 
 
-def _rank(user: User) -> tuple[int, int]:
+def _rank(user: User) -> tuple[int, int, int]:
     group = next((rank for rank, group in enumerate(_ORDER) if user.remedy in group), len(_ORDER))
-    # Of the rules of a chain the last one goes first: those behind it get new numbers.
-    return group, -int(user.words[3]) if user.remedy is Remedy.DELETE_LEGACY_RULE and user.command else 0
+    # Of the rules of a chain the last one goes first: those behind it get new numbers. Of mounts the lowest in the tree.
+    within = 0
+    if user.remedy is Remedy.DELETE_LEGACY_RULE and user.command:
+        within = -int(user.words[3])
+    elif user.remedy in _UNMOUNTING:
+        within = -user.target.count("/")
+    return -user.level, group, within
 
 
 _LOOKED_AT = "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, sockets and kernel settings"

@@ -13,6 +13,7 @@ _HINTS = {
     "loop": "losetup --detach its loop devices",
     "process": "end the processes that have its devices open",
     "netdev": "ip link delete its interfaces, or set them down",
+    "file": "swapoff its swap files",
     "block": "release its block devices (umount, swapoff, dmsetup remove)",
     "device": "unbind its devices through their driver's unbind file",
     "array": "mdadm --stop its arrays",
@@ -67,7 +68,7 @@ _MAY_BE = (
     (("sch_", "cls_", "act_", "nft_", "nf_", "ip_set", "ip_vs"), "what is set up in another network namespace may"),
     (("binfmt_misc",), "a binary format that is registered may (mount it, and kmodctl why lists them)"),
     (("bpf", "xsk", "act_bpf", "cls_bpf"), "a program of BPF may (bpftool link)"),
-    (("n_", "slip", "slcan", "ppp_async", "ppp_synctty"), "the line discipline of a terminal may"),
+    (("n_", "slip", "slcan", "ppp_async", "ppp_synctty", "pps_ldisc"), "the line discipline of a terminal may"),
     (("algif_", "sha", "aes", "ghash", "crc", "poly1305", "chacha"), "encryption of disks or of the network may"),
 )
 """What is not looked at, by the beginning of a module's name."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, read_text, readlink
-from kmodd.kernel.users.devices import DeviceOwners, device_number
-from kmodd.kernel.users.mount import Mount, Mounts
+from kmodd.kernel.users.devices import DeviceOwners, device_number, is_linear, target_module
+from kmodd.kernel.users.mount import Mount, Mounts, unescaped
+from kmodd.kernel.users.process import inode
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
@@ -18,6 +19,8 @@ _TOP = 1 << 8
 """What is on top of everything: a mount, swap space."""
 _MAPPER, _TARGETS = "dm_mod", "dm_"
 _BCACHE = "bcache"
+_FILES_MAX = 8
+"""Loop devices on files on loop devices that are followed."""
 _CHOSEN = re.compile(r"\[([a-z0-9_-]+)\]")
 _Stacked = tuple[int, frozenset[str], User]
 """A user, and how many devices are below the one that it ends with."""
@@ -51,6 +54,8 @@ def block_users(
 def _users(root: Path, owners: DeviceOwners, mounts: Mounts) -> Iterator[_Stacked]:
     block = root / "sys/block"
     swaps = _swaps(root)
+    files = _Files(root, owners, mounts)
+    yield from _of_swap_files(swaps, files)
     mounted: dict[str, list[Mount]] = {}
     for mount in mounts.all:
         for device in _devices_of(root, mount):
@@ -59,32 +64,39 @@ def _users(root: Path, owners: DeviceOwners, mounts: Mounts) -> Iterator[_Stacke
     for disk in listdir(block):
         number = device_number(read_text(block / disk / "dev"))
         modules = owners.modules("block", *number) if number else frozenset()
-        yield from _of_itself(block / disk, number, modules, owners)
+        further, level = files.below(block / disk)
+        yield from _of_itself(block / disk, number, modules, owners, files)
+        modules |= further
         if not modules:
             continue
-        parts = [part for part in listdir(block / disk) if (block / disk / part / "partition").exists()]
+        level += bool(level)  # What is mounted stands on the device.
+        names = (name for name in listdir(block / disk) if name.startswith(disk))
+        parts = [part for part in names if (block / disk / part / "partition").exists()]
         for part, folder in ((disk, block / disk), *((part, block / disk / part) for part in parts)):
             depth = owners.depth(*(device_number(read_text(folder / "dev")) or (0, 0)))
             for mount in mounted.get(read_text(folder / "dev") or "", ()):
                 detail = f"mounted at {mount.point}{mount.elsewhere}"
-                yield _TOP, modules, mounts.user("block", f"/dev/{part}", detail, mount)
+                yield _TOP, modules, mounts.user("block", f"/dev/{part}", detail, mount, modules, level)
             for system in journals.get(part, ()):
                 for mount in mounted.get(read_text(block / system / "dev") or "", ()):
                     detail = f"journal of what is mounted at {mount.point}{mount.elsewhere}"
-                    yield _TOP, modules, mounts.user("block", f"/dev/{part}", detail, mount)
+                    yield _TOP, modules, mounts.user("block", f"/dev/{part}", detail, mount, modules, level)
             if f"/dev/{part}" in swaps:
                 device = f"/dev/{part}"
-                yield _TOP, modules, User("block", shown(device), "swap", remedy=Remedy.SWAP_OFF, target=device)
+                user = User("block", shown(device), "swap", remedy=Remedy.SWAP_OFF, target=device, level=level)
+                yield _TOP, modules, user
             for holder in listdir(folder / "holders"):
                 above = owners.depth(*(device_number(read_text(folder / "holders" / holder / "dev")) or (0, 0)))
                 remedy, target, words = _taking_apart(block, holder)
                 detail = shown(f"part of /dev/{holder}")
-                user = User("block", shown(f"/dev/{part}"), detail, remedy=remedy, target=target, words=words)
+                user = User(
+                    "block", shown(f"/dev/{part}"), detail, remedy=remedy, target=target, words=words, level=level
+                )
                 yield max(above, depth + 1), modules, user
 
 
 def _of_itself(
-    folder: Path, number: tuple[int, int] | None, modules: frozenset[str], owners: DeviceOwners
+    folder: Path, number: tuple[int, int] | None, modules: frozenset[str], owners: DeviceOwners, files: "_Files"
 ) -> Iterator[_Stacked]:
     """What a loop device, a mapping or an array holds by being set up.
 
@@ -99,33 +111,70 @@ def _of_itself(
         itself = read_text(folder / "loop/autoclear") == "1"
         remedy = Remedy.NOT_NEEDED if itself else Remedy.DETACH_LOOP
         detail = shown(backing) + (", detaches itself" if itself else "")
-        yield depth, modules | _LOOP, User("loop", shown(device), detail, remedy=remedy, target=device)
+        further, level = files.below(folder)
+        user = User("loop", shown(device), detail, remedy=remedy, target=device, level=level)
+        yield depth, modules | further | _LOOP, user
     elif own and (name := read_text(folder / "dm/name")):
         detail = shown(f"device-mapper device {name}")
         yield depth, own, User("block", shown(device), detail, remedy=Remedy.REMOVE_MAPPING, target=name)
-    elif own and (level := read_text(folder / "md/level")):
-        yield depth, own, User("array", shown(device), shown(level), remedy=Remedy.STOP_ARRAY, target=device)
+    elif own and (kind := read_text(folder / "md/level")):
+        yield depth, own, User("array", shown(device), shown(kind), remedy=Remedy.STOP_ARRAY, target=device)
     elif own and folder.name.startswith("nbd") and (pid := read_text(folder / "pid")):
         detail = shown(f"connected, pid {pid}")
         yield depth, own, User("block", shown(device), detail, remedy=Remedy.DISCONNECT_DISK, target=device)
 
 
+class _Files:
+    """Files that the kernel keeps open on what is mounted: of loop devices, and swap files."""
+
+    def __init__(self, root: Path, owners: DeviceOwners, mounts: Mounts) -> None:
+        self._root = root
+        self._owners = owners
+        self._mounts = mounts
+
+    def below(self, disk: Path, depth: int = 0) -> tuple[frozenset[str], int]:
+        """Modules of the mount that a loop device's file is on, and of what that one stands on; and how many those are."""
+        backing = read_text(disk / "loop/backing_file") or ""
+        holding = self.holding(backing) if backing and depth < _FILES_MAX else None
+        if holding is None:
+            return frozenset(), 0
+        modules, mount = holding
+        lower = self._root / "sys/dev/block" / mount.device
+        further, level = self.below(lower.parent if (lower / "partition").exists() else lower, depth + 1)
+        return modules | further, level + 1 + bool(level)
+
+    def holding(self, path: str) -> tuple[frozenset[str], Mount] | None:
+        """The mount with this file, and the modules behind it; None where that is the root or not known."""
+        mount = self._mounts.of_path(path)
+        file = inode(f"{self._root}/proc/1/root{path}") if mount is not None else None
+        device = device_number(mount.device) if mount is not None else None
+        if mount is None or file is None or (file.mount != mount.number and file.on != device):
+            return None
+        below = self._owners.modules("block", *device) if device else frozenset()
+        return self._mounts.modules(mount) | below, mount
+
+
+def _of_swap_files(swaps: set[str], files: _Files) -> Iterator[_Stacked]:
+    for path in swaps:
+        if not path.startswith("/dev/") and (holding := files.holding(path)) and holding[0]:
+            user = User("file", shown(path), "swap space", remedy=Remedy.SWAP_OFF, target=path, level=1)
+            yield _TOP, holding[0], user
+
+
 def _of_targets(block: Path, loaded: Mapping[str, int]) -> Iterator[_Stacked]:
     """Targets of device-mapper in use, with the mappings that may have them.
 
-    What a mapping consists of the kernel says to CAP_SYS_ADMIN alone, so it is known where there is one mapping alone. Of an
-    encrypted one the uuid says it.
+    Of LVM's and its like the uuid says what they consist of. Of others it is known where there is one alone.
     """
     targets = frozenset(name for name, count in loaded.items() if name.startswith(_TARGETS) and count > 0) - {_MAPPER}
-    mappings = (
-        {disk: read_text(block / disk / "dm/name") for disk in listdir(block) if disk.startswith("dm-")}
-        if targets
-        else {}
+    disks = [disk for disk in listdir(block) if disk.startswith("dm-")] if targets else []
+    targets -= {target_module(block / disk) for disk in disks}
+    plain = (
+        [disk for disk in disks if not target_module(block / disk) and not is_linear(block / disk)] if targets else []
     )
-    plain = [disk for disk in mappings if not (read_text(block / disk / "dm/uuid") or "").startswith("CRYPT-")]
     for disk in plain:
-        if name := mappings[disk]:
-            certain = len(mappings) == 1
+        if name := read_text(block / disk / "dm/name"):
+            certain = len(plain) == 1
             detail = f"device-mapper device {name}" + ("" if certain else ", or another one (dmsetup table)")
             remedy, target = (Remedy.REMOVE_MAPPING, name) if certain else (Remedy.NONE, "")
             yield 1, targets, User("block", shown(f"/dev/{disk}"), shown(detail), remedy=remedy, target=target)
@@ -206,4 +255,4 @@ def _taking_apart(block: Path, holder: str) -> tuple[Remedy, str, tuple[str, ...
 
 def _swaps(root: Path) -> set[str]:
     lines = (read_text(root / "proc/swaps", _SWAPS_MAX) or "").splitlines()[1:]
-    return {line.split()[0] for line in lines if line.strip()}
+    return {unescaped(line.split()[0]) for line in lines if line.strip()}

@@ -22,6 +22,14 @@ _BLOCK_NAMES = {
     "sr": "sr_mod",
     "virtblk": "virtio_blk",
 }
+_CHAR_NAMES = {"hidraw": "hid", "ipmidev": "ipmi_devintf"}
+"""Likewise of character devices."""
+_INPUT, _INPUT_NODES = "input", {"event": "evdev", "mouse": "mousedev", "mice": "mousedev", "js": "joydev"}
+_TERMINALS = re.compile(
+    r"(?P<name>\S+)\s+(?:/dev/)?\S+\s+(?P<major>[0-9]+)\s+(?P<first>[0-9]+)(?:-(?P<last>[0-9]+))?\s+\S.*"
+)
+_NO_LINES = {(5, 0), (5, 1), (5, 2)}
+"""/dev/tty, /dev/console and /dev/ptmx, which stand for others."""
 _BLOCK_NAME_MAX = 15
 """Letters that /proc/devices keeps of a block driver's name (struct blk_major_name in block/genhd.c)."""
 _WATCHDOG = "watchdog"
@@ -92,16 +100,24 @@ class DeviceOwners:
 
     def _of_char(self, major: int, minor: int) -> Iterator[str]:
         folder = f"{self._root}/sys/dev/char/{major}:{minor}"
-        yield from _drivers(folder)
+        subsystem = readlink(f"{folder}/subsystem").rpartition("/")[2]
+        if subsystem == _INPUT:
+            # It holds what hands its events out, and not the driver that has them (evdev_open in drivers/input/evdev.c).
+            yield from _input_handlers(_property(folder, "DEVNAME"))
+        else:
+            yield from _drivers(folder)
         if major == MISC_MAJOR:
             # All of misc's devices share one driver; only /proc/misc knows them apart.
             if name := self._misc.get(minor):
                 yield name
             if name == _WATCHDOG:  # The old name of the first one, as /dev/watchdog.
                 yield from watchdog_drivers(self._root / "sys/class/watchdog/watchdog0")
-        elif name := self._majors["char"].get(major):
+        elif name := self._terminals(major, minor):
             yield name
-        if subsystem := readlink(f"{folder}/subsystem").rpartition("/")[2]:
+        elif major not in self._terminal_majors and (name := self._majors["char"].get(major)):
+            # As `cpu/msr` in /proc/devices.
+            yield _CHAR_NAMES.get(name, name.rpartition("/")[2])
+        if subsystem:
             yield subsystem
             if subsystem == _WATCHDOG:
                 yield from watchdog_drivers(folder)
@@ -119,11 +135,8 @@ class DeviceOwners:
                 yield from (module for module in self._loaded if module.startswith(canonical(name)))
         yield from self._resolve(f"block-major-{major}-{minor}")
         # Behind device-mapper and md stands the target's or the level's module as well.
-        uuid = read_text(f"{disk}/dm/uuid") or ""
-        if uuid.startswith("CRYPT-"):
-            yield "dm_crypt"
-        elif uuid.startswith("mpath-"):
-            yield "dm_multipath"
+        if target := target_module(disk):
+            yield target
         level = read_text(f"{disk}/md/level") or ""
         if _MD_LEVEL.fullmatch(level):
             yield level
@@ -157,6 +170,34 @@ class DeviceOwners:
                 table[int(number)] = name.strip()
         return tables
 
+    def is_terminal(self, major: int, minor: int) -> bool:
+        """A line that has a line discipline: a serial one, or the inner end of a pseudoterminal."""
+        return bool(self._terminals(major, minor)) and (major, minor) not in _NO_LINES
+
+    def _terminals(self, major: int, minor: int) -> str:
+        """The driver of a terminal, of which several share a major number."""
+        return next(
+            (
+                name
+                for name, number, first, last in self._drivers_of_terminals
+                if number == major and first <= minor <= last
+            ),
+            "",
+        )
+
+    @cached_property
+    def _terminal_majors(self) -> frozenset[int]:
+        return frozenset(major for _, major, _, _ in self._drivers_of_terminals)
+
+    @cached_property
+    def _drivers_of_terminals(self) -> tuple[tuple[str, int, int, int], ...]:
+        """Name, major and minor numbers of each, from /proc/tty/drivers: `serial /dev/ttyS 4 64-95 serial`."""
+        lines = (read_text(self._root / "proc/tty/drivers", _TABLE_MAX) or "").splitlines()
+        rows = filter(None, map(_TERMINALS.fullmatch, map(str.strip, lines)))
+        return tuple(
+            (row["name"], int(row["major"]), int(row["first"]), int(row["last"] or row["first"])) for row in rows
+        )
+
     @cached_property
     def _misc(self) -> dict[int, str]:
         """Names of misc devices by minor number."""
@@ -172,14 +213,63 @@ def watchdog_drivers(folder: Path | str) -> Iterator[str]:
         yield module
 
 
+_MAPPINGS = (
+    ("CRYPT-VERITY-", "dm_verity"),
+    ("CRYPT-INTEGRITY-", "dm_integrity"),
+    ("CRYPT-", "dm_crypt"),
+    ("mpath-", "dm_multipath"),
+)
+"""Modules by the beginning of the uuid of a mapping (cryptsetup, multipath-tools)."""
+_LVM = "LVM-"
+_LAYERS = (
+    ("-tpool", "dm_thin_pool"),
+    ("-tmeta", "dm_thin_pool"),
+    ("-tdata", "dm_thin_pool"),
+    ("-cow", "dm_snapshot"),
+    ("-real", "dm_snapshot"),
+    ("-cdata", "dm_cache"),
+    ("-cmeta", "dm_cache"),
+    ("-cpool", "dm_cache"),
+)
+"""Modules of a mapping of LVM by the end of the uuid of one below it (build_dm_uuid in lib/misc/lvm-string.c)."""
+_IMAGES = (("_rimage_", "dm_raid"), ("_mimage_", "dm_mirror"))
+"""Likewise by the name of one below it."""
+
+
+def target_module(disk: Path | str) -> str:
+    """The module of a mapping's target, by what LVM, cryptsetup and multipath-tools call it; empty for others.
+
+    What a mapping consists of the kernel says to CAP_SYS_ADMIN alone (check_version_permission in drivers/md/dm-ioctl.c).
+    """
+    uuid = read_text(f"{disk}/dm/uuid") or ""
+    if not uuid.startswith(_LVM):
+        return next((module for start, module in _MAPPINGS if uuid.startswith(start)), "")
+    for below in listdir(f"{disk}/slaves"):
+        name, lower = (read_text(f"{disk}/slaves/{below}/dm/{file}") or "" for file in ("name", "uuid"))
+        by_uuid = (module for end, module in _LAYERS if lower.endswith(end))
+        if found := next(by_uuid, "") or next((module for part, module in _IMAGES if part in name), ""):
+            return found
+    return ""
+
+
+def is_linear(disk: Path | str) -> bool:
+    """A mapping of LVM whose target is of device-mapper itself (linear, striped)."""
+    return (read_text(f"{disk}/dm/uuid") or "").startswith(_LVM) and not target_module(disk)
+
+
 def device_number(text: str | None) -> tuple[int, int] | None:
     """Major and minor of `MAJOR:MINOR`, as a file `dev` has them."""
     major, _, minor = (text or "").partition(":")
     return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
+def _input_handlers(node: str) -> Iterator[str]:
+    yield from (module for begin, module in _INPUT_NODES.items() if node.startswith(f"input/{begin}"))
+
+
 def _drivers(folder: Path | str) -> Iterator[str]:
-    for link in ("device/driver/module", "driver/module"):
+    # A sound card or a disk of NVMe stands between its nodes and the device.
+    for link in ("device/driver/module", "driver/module", "device/device/driver/module"):
         if target := readlink(f"{folder}/{link}"):
             yield target.rpartition("/")[2]
 

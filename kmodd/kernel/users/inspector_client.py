@@ -325,11 +325,15 @@ def read_user(values: Any) -> User:
         unit=_text(values["unit"]),
         container=_text(values["container"]),
         netns=_text(values["netns"]),
+        mountns=_text(values["mountns"]),
+        file=_text(values["file"]),
+        line=_number(values["line"]),
         owner=_number(values["owner"]) if values["owner"] is not None else None,
         remedy=Remedy(values["remedy"]),
         target=_any_text(values["target"]),
         words=tuple(map(_any_text, _list(values["words"]))),
         pids=tuple(map(_number, _list(values["pids"]))),
+        level=_number(values["level"]),
     )
 
 

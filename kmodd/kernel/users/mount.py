@@ -42,6 +42,10 @@ class Mount:
     """Of the file system itself (`super options`), of the types alone whose options name modules."""
     task: Task
     """The first process that sees it."""
+    number: int = 0
+    """Its number (`stx_mnt_id` of statx(2))."""
+    below: bool = False
+    """Others are mounted on it."""
     copied: bool = False
     """Its file system is mounted in the system's own mount namespace too: an umount there leaves this mount."""
     covered: bool = False
@@ -72,6 +76,10 @@ class Mounts:
         self._charset = charset
         self._budget = budget
         self._types: dict[bytes, frozenset[str]] = {}
+        self._base: set[str] = set()
+        """The device of the root file system."""
+        self._held: dict[int | str, dict[int, frozenset[str]]] = {}
+        """Modules and level of what is unmounted, by the number of the mount and by its device."""
 
     @cached_property
     def all(self) -> tuple[Mount, ...]:
@@ -84,7 +92,7 @@ class Mounts:
         mounts: dict[bytes, Mount] = {}
         originals = Originals()
         devices: set[str] = set()
-        base: set[str] = set()
+        base = self._base
         for task, lines in self._tables():
             table, listed = MountTable(), dict[bytes, Mount]()
             for line in lines:
@@ -97,8 +105,9 @@ class Mounts:
                     break
                 listed[number] = mount
             if task.pid == 1:
+                listed = {each: replace(mount, below=bool(table.on_top(each))) for each, mount in listed.items()}
                 devices = {mount.device for mount in listed.values()}
-                base = {mount.device for mount in listed.values() if mount.point == "/"}
+                base |= {mount.device for mount in listed.values() if mount.point == "/"}
                 originals.add(table)
             elif listed:
                 listed = self._staying(table, listed, originals, devices)
@@ -160,18 +169,27 @@ class Mounts:
         for mount in self.all:
             if modules := self._modules(os.fsencode(mount.type)):
                 detail = f"type {mount.type}, source {mount.source}{mount.elsewhere}"
-                yield modules, self.user("mount", mount.point, detail, mount)
+                yield modules, self.user("mount", mount.point, detail, mount, modules)
             for option in mount.options.split(",") if mount.options else ():
                 if modules := self._of_option(mount.type, option):
                     detail = f"type {mount.type}, source {mount.source}, {option}{mount.elsewhere}"
-                    yield modules, self.user("mount", mount.point, detail, mount)
+                    yield modules, self.user("mount", mount.point, detail, mount, modules)
 
-    def user(self, kind: str, name: str, detail: str, mount: Mount) -> User:
-        """The use of a module by this mount, with what ends it."""
+    def modules(self, mount: Mount) -> frozenset[str]:
+        """The loaded modules behind its type and its options."""
+        modules = self._modules(os.fsencode(mount.type))
+        return modules.union(*(self._of_option(mount.type, each) for each in mount.options.split(",") if mount.options))
+
+    def user(self, kind: str, name: str, detail: str, mount: Mount, modules: frozenset[str], level: int = 0) -> User:
+        """The use of these modules by this mount, with what ends it; `level` as in `User`."""
         task = mount.task
         if task.pid == 1:
             remedy = Remedy.NONE if mount.point == "/" else Remedy.UNMOUNT
-            return User(kind, shown(name), shown(detail), remedy=remedy, target=mount.point)
+            if remedy and mount.below:
+                remedy, detail = Remedy.UNMOUNT_TREE, f"{detail}, with other mounts on it"
+            if remedy:
+                self._hold(mount, modules, level)
+            return User(kind, shown(name), shown(detail), remedy=remedy, target=mount.point, level=level)
         pids: tuple[int, ...] = ()
         members = self._tasks.members.get(task.namespace, ())
         if mount.copied and (unit := self._tasks.service(task, members)):
@@ -183,8 +201,45 @@ class Mounts:
         else:
             remedy, target, pids = self._tasks.ending(task, members)
         return User(
-            kind, shown(name), shown(detail), pid=task.pid, owner=task.uid, remedy=remedy, target=target, pids=pids
+            kind,
+            shown(name),
+            shown(detail),
+            pid=task.pid,
+            mountns=f"pid {task.pid}",
+            owner=task.uid,
+            remedy=remedy,
+            target=target,
+            pids=pids,
         )
+
+    def _hold(self, mount: Mount, modules: frozenset[str], level: int) -> None:
+        # What else shows the root file system is on its device as every process is.
+        keys: list[int | str] = [mount.number, *([] if mount.device in self._base else [mount.device])]
+        for key in keys:
+            levels = self._held.setdefault(key, {})
+            levels[level] = levels.get(level, frozenset()) | modules
+
+    def held(self, number: int, device: tuple[int, int]) -> Iterator[tuple[frozenset[str], int]]:
+        """Modules that are busy as long as a file of this mount is open, with the level of that use.
+
+        Of the users that were found so far; an umount fails while there is such a file. One of a copy in another mount
+        namespace, such as a container's, does not keep the original: the device counts where the kernel does not say the mount (-1).
+        """
+        levels = self._held.get(number if number >= 0 else f"{device[0]}:{device[1]}", {})
+        yield from ((modules, level + 1) for level, modules in levels.items())
+
+    def has_type(self, type_: str) -> bool:
+        """Something of this type is mounted that an umount ends."""
+        return any(mount.type.partition(".")[0] == type_ for mount in self.all)
+
+    def of_path(self, path: str) -> Mount | None:
+        """The mount of the system's own namespace that has this path, among those that are kept; None for the root."""
+        fitting = [
+            mount
+            for mount in self.all
+            if mount.task.pid == 1 and mount.point != "/" and path.startswith(f"{mount.point}/")
+        ]
+        return max(fitting, key=lambda mount: len(mount.point), default=None)
 
     def _lines(self, task: Task) -> Iterator[bytes]:
         """The table of a process, a piece at a time: its size is whatever the owner of the namespace wants."""
@@ -249,7 +304,8 @@ class Mounts:
         # What stands in the options of others, such as the folders of overlay, their users have chosen.
         if len(rest) > 2 and (type_ in _CHARSETS or type_.startswith(("nfs", "ext"))):
             options = rest[2].decode(errors="replace")[:_OPTIONS_MAX]
-        return Mount(device, _unescaped(root), _unescaped(point), type_, _unescaped(source), options, task)
+        number = int(fields[0]) if fields[0].isdigit() else 0
+        return Mount(device, unescaped(root), unescaped(point), type_, unescaped(source), options, task, number)
 
 
 def modules_of_type(type_: str, resolve_alias: Callable[[str], tuple[str, ...]]) -> Iterator[str]:
@@ -264,6 +320,6 @@ def modules_of_charset(name: str, resolve_alias: Callable[[str], tuple[str, ...]
     yield from resolve_alias(f"nls_{name}")
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
     r"""Undo `\040` and its like, which the kernel writes for space, tab, newline, `#` and backslash."""
     return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)

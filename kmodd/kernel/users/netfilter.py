@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import field
 from typing import TypeVar
 
+from kmodd.kernel.users.extensions import further_aliases, referred_sets
 from kmodd.kernel.users.netlink import attribute, attributes, big_endian, dump, text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
@@ -43,13 +44,19 @@ _REFERENCES = {"lookup": (1,), "dynset": (1,), "objref": (2, 4), "flow_offload":
 """Attributes of an expression that name a set, an object or a flowtable of the rule's table."""
 _TELLING = {*_COMPAT, *_REFERENCES, "log"}
 """Expressions of which more than the name is read."""
+_TAKING = {"CT", "set", "SET"}
+_DATA_MAX = 32
+"""Bytes of an extension's arguments (NFTA_TARGET_INFO, NFTA_MATCH_INFO) that are kept, of those that tell of further modules."""
 _EXPRESSIONS_MAX = 128
 _COUNT_MAX = 8192
 """Things of one sort that are kept."""
 
 _IPSET_LIST = 6 << 8 | 7
-_IPSET_PROTOCOL, _IPSET_NAME, _IPSET_TYPE, _IPSET_FLAGS = 1, 2, 3, 6
-_IPSET_VERSION = 6
+_IPSET_PROTOCOL, _IPSET_NAME, _IPSET_TYPE, _IPSET_FLAGS, _IPSET_INDEX = 1, 2, 3, 6, 11
+_IPSET_VERSION = 7
+"""Linux 4.20: from this version on, the index of a set is shown."""
+_LIST_SET = "list:set"
+"""The type of sets of other sets, which cannot be destroyed before."""
 _IPSET_HEADERS_ONLY = 1 << 2
 """IPSET_FLAG_LIST_HEADER: without the members of the set."""
 
@@ -65,6 +72,8 @@ class Expression:
     references: tuple[str, ...] = ()
     inner: tuple["Expression", ...] = ()
     """Those that the elements get which a `dynset` adds."""
+    data: bytes = b""
+    """The beginning of an extension's arguments, where they tell of further modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +154,22 @@ def _all(number: int, read: Callable[[bytes], _T | None], firewall: Firewall, in
     return things
 
 
-def ip_sets() -> tuple[tuple[str, str], ...]:
-    """Name and type (`hash:ip`) of each set of ipset; call it only while ip_set is loaded, as `firewall`."""
+@dataclass(frozen=True, slots=True)
+class IpSet:
+    """A set of ipset."""
+
+    name: str
+    type: str
+    """Such as `hash:ip`."""
+    index: int = -1
+    """What rules call it; -1 where the kernel does not say."""
+
+
+def ip_sets() -> tuple[IpSet, ...]:
+    """The sets of ipset; call it only while ip_set is loaded, as `firewall`."""
     request = _nfgenmsg() + attribute(_IPSET_PROTOCOL, bytes([_IPSET_VERSION]))
     request += attribute(_IPSET_FLAGS | 0x4000, _IPSET_HEADERS_ONLY.to_bytes(4, "big"))
-    sets: dict[tuple[str, str], None] = {}
+    sets: dict[IpSet, None] = {}
     for message, body in dump(_NETFILTER, _IPSET_LIST, request):
         if message >> 8 == _IPSET_LIST >> 8 and len(sets) < _COUNT_MAX and (each := read_ip_set(body)):
             sets[each] = None
@@ -204,11 +224,12 @@ def read_flowtable(body: bytes) -> Item | None:
     return Item(family, text(values.get(1, b"")), text(values.get(2, b""))) if family else None
 
 
-def read_ip_set(body: bytes) -> tuple[str, str] | None:
-    """Name and type; None for what is none."""
+def read_ip_set(body: bytes) -> IpSet | None:
+    """One message; None for what is no set."""
     values = dict(attributes(body[4:]))
     name, type_ = text(values.get(_IPSET_NAME, b"")), text(values.get(_IPSET_TYPE, b""))
-    return (name, type_) if name and type_ else None
+    index = big_endian(values[_IPSET_INDEX]) if _IPSET_INDEX in values else -1
+    return IpSet(name, type_, index) if name and type_ else None
 
 
 def _nfgenmsg() -> bytes:
@@ -246,6 +267,7 @@ def _expression(data: bytes, depth: int = 0) -> Expression | None:
     return Expression(
         name,
         extension=text(inside.get(1, b"")) if name in _COMPAT else "",
+        data=inside.get(3, b"")[:_DATA_MAX] if name in _COMPAT and text(inside.get(1, b"")) in _TAKING else b"",
         group=name == "log" and 1 in inside,
         references=references,
         inner=inner,
@@ -266,10 +288,12 @@ class NetfilterUsers:
         loaded: Collection[str],
         resolve: Callable[[str], tuple[str, ...]],
         firewall: Callable[[Callable[[], bool]], Firewall],
-        sets: Callable[[], Iterable[tuple[str, str]]],
+        sets: Callable[[], Iterable[IpSet]],
     ) -> None:
         """`loaded` are the modules that are looked for, `resolve` answers the modules with an alias."""
         self._expressions: dict[tuple[int, Expression], frozenset[str]] = {}
+        self._of_index: dict[int, frozenset[str]] = {}
+        """Modules of the sets of ipset, by their indices."""
         self._loaded = loaded
         self._resolve = resolve
         self._firewall = firewall
@@ -277,6 +301,13 @@ class NetfilterUsers:
 
     def users(self, budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
         """Rules before what they refer to, and everything of a table before the table, which nf_tables itself is held by."""
+        sets: Iterable[IpSet] = ()
+        if _IP_SET in self._loaded:
+            try:
+                sets = self._sets()
+            except OSError:
+                budget.met("the sets of ipset cannot be read")
+        self._of_index = {each.index: self._loaded_of(f"ip_set_{each.type}") for each in sets if each.index >= 0}
         if _NFT in self._loaded:
             try:
                 firewall = self._firewall(budget.in_time_for_rules)
@@ -288,11 +319,7 @@ class NetfilterUsers:
                 if firewall.changed:
                     budget.met("the rules of nf_tables changed while they were read")
                 yield from self._of_tables(firewall)
-        if _IP_SET in self._loaded:
-            try:
-                yield from self._of_sets()
-            except OSError:
-                budget.met("the sets of ipset cannot be read")
+        yield from self._of_sets(sets)
 
     def _of_tables(self, firewall: Firewall) -> Iterator[tuple[frozenset[str], User]]:
         held: dict[tuple[int, str, str], frozenset[str]] = {}
@@ -360,9 +387,12 @@ class NetfilterUsers:
         if expression.name == "log":
             families = (_IP, _IP6) if family == _INET else (family,)
             modules |= self._loaded_of(*(f"nf-logger-{each}-{int(expression.group)}" for each in families))
-        if expression.extension:
+        if extension := expression.extension:
             prefixes = ("xt", *_XTABLES.get(family, ()))
-            modules |= self._loaded_of(*(f"{prefix}_{expression.extension}" for prefix in prefixes))
+            modules |= self._loaded_of(*(f"{prefix}_{extension}" for prefix in prefixes))
+            modules |= self._loaded_of(*further_aliases(extension, family, expression.data))
+            for index in referred_sets(extension, expression.data):
+                modules |= self._of_index.get(index, frozenset())
         return modules.union(*(self._of(family, each) for each in expression.inner))
 
     def _loaded_of(self, *aliases: str) -> frozenset[str]:
@@ -370,10 +400,11 @@ class NetfilterUsers:
         names = (name for alias in aliases for name in (canonical(alias), *self._resolve(alias)))
         return frozenset(name for name in names if name in self._loaded)
 
-    def _of_sets(self) -> Iterator[tuple[frozenset[str], User]]:
-        for name, type_ in self._sets():
-            if modules := self._loaded_of(f"ip_set_{type_}"):
-                yield modules, User("set", shown(name), shown(type_), remedy=Remedy.DESTROY_SET, words=(name,))
+    def _of_sets(self, sets: Iterable[IpSet]) -> Iterator[tuple[frozenset[str], User]]:
+        for each in sorted(sets, key=lambda each: each.type != _LIST_SET):
+            if modules := self._loaded_of(f"ip_set_{each.type}"):
+                user = User("set", shown(each.name), shown(each.type), remedy=Remedy.DESTROY_SET, words=(each.name,))
+                yield modules, user
 
 
 def _rule(rule: Rule) -> User:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Network interfaces of a module, traffic control, and network defaults, by the modules that they hold."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, note, read_text, readlink
@@ -14,6 +14,7 @@ from kmodd.text import shown
 _SCHEDULERS, _CLASSIFIERS, _ACTIONS = "sch_", "cls_", "act_"
 _FALLBACK = "pfifo_fast"
 """The qdisc that is always part of the kernel, as `noqueue` and `mq` (net/sched/sch_generic.c)."""
+_TEAM, _TEAM_MODES = "team", "team_mode_"
 _QDISC, _CONGESTION = "net.core.default_qdisc", "net.ipv4.tcp_congestion_control"
 
 
@@ -115,11 +116,14 @@ _SIGNS = {"bridge": "bridge", "bonding": "bond", "tun_flags": "tun"}
 
 
 def interfaces(
-    root: Path, modules_of: Callable[[str], frozenset[str]], kinds: Callable[[], dict[str, str]]
+    root: Path,
+    modules_of: Callable[[str], frozenset[str]],
+    kinds: Callable[[], dict[str, str]],
+    loaded: Mapping[str, int],
 ) -> Iterator[tuple[frozenset[str], User]]:
     """Interfaces of this network namespace, with driver or link kind (`ip link add … type KIND`) and state as detail.
 
-    `modules_of` answers the loaded modules behind a link kind.
+    `modules_of` answers the loaded modules behind a link kind, `loaded` are those that are looked for, with their references.
     """
     folder = root / "sys/class/net"
     try:
@@ -128,6 +132,13 @@ def interfaces(
         note(error)
         kind_of = {interface: _sign(folder / interface) for interface in listdir(folder)}
     known: dict[str, frozenset[str]] = {"": frozenset()}
+    modes = frozenset(name for name, count in loaded.items() if name.startswith(_TEAM_MODES) and count > 0)
+    teams = [interface for interface, kind in kind_of.items() if kind == _TEAM] if modes else []
+    for interface in teams:
+        # The mode of a team holds its module (team_mode_get in drivers/net/team/team.c); which it is, only its administrator may see.
+        certain = len(teams) == 1
+        detail = "mode of the team" if certain else "mode of the team, or of another one (teamnl)"
+        yield modes, _user(interface, detail, Remedy.DELETE_LINK if certain else Remedy.NONE)
     for interface in listdir(folder):
         state = read_text(folder / interface / "operstate") or "unknown"
         driver = canonical(readlink(folder / interface / "device/driver/module").rpartition("/")[2])

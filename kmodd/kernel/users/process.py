@@ -26,12 +26,21 @@ _ATTRIBUTE = "system.sockprotoname"
 _ALG, _ALG_TYPES = "ALG", "algif_"
 _CONGESTION, _DIAG, _UPPER = "tcp_", "tcp_diag", frozenset({"tls", "smc", "espintcp"})
 """Modules of congestion controls, the one that answers about them, and modules of upper layers of TCP."""
+_NETFILTER, _BOUND = "12", ("nfnetlink_queue", "nfnetlink_log")
+"""NETLINK_NETFILTER, and its parts that a process binds a socket to (instance_create in net/netfilter/nfnetlink_queue.c)."""
 _ANONYMOUS = {
     "kvm-vm": ("kvm", "kvm_intel", "kvm_amd"),
     "kvm-vcpu": ("kvm", "kvm_intel", "kvm_amd"),
     "[vfio-device]": ("vfio", "vfio_pci_core", "vfio_pci"),
 }
 """Modules of files without a path (anon_inode_getfd in virt/kvm/kvm_main.c, drivers/vfio/vfio_main.c), as their links read."""
+_DISCIPLINES = 31
+"""NR_LDISCS of linux/tty.h."""
+_ATTACHING = {"ldattach", "slattach", "inputattach", "pppd", "slcand", "kissattach", "btattach", "hciattach"}
+"""Programs that open a terminal to give it a line discipline, and keep it open for that."""
+_CONTROLLING = 4
+"""Place of tty_nr in /proc/PID/stat behind the name (proc(5))."""
+_FUSE = frozenset({"fuse"})
 _DMA_BUFFER = "/dmabuf:"
 
 
@@ -110,15 +119,27 @@ class SocketModules:
             table = read_text(folder / "net/netlink", _NETLINK_MAX) or ""
             if len(table) >= _NETLINK_MAX - 1 and self._budget is not None:
                 self._budget.met("there are more netlink sockets than are examined")
+            bindings = self._bindings(folder)
             for line in table.splitlines()[1:]:
                 fields = line.split()
                 if len(fields) < 10:
                     continue
-                number, inode = fields[1], fields[9]
+                number, port, inode = fields[1], fields[2], fields[9]
                 if number not in known:
                     known[number] = self._of(self._resolve(f"net-pf-16-proto-{number}"))
-                if known[number] and inode != "0":
-                    modules[inode] = known[number]
+                bound = bindings.get(port, frozenset()) if number == _NETFILTER else frozenset()
+                if (known[number] or bound) and inode != "0":
+                    modules[inode] = known[number] | bound
+        return modules
+
+    def _bindings(self, folder: Path) -> dict[str, frozenset[str]]:
+        """Queues and groups of nfnetlink_queue and nfnetlink_log, by the port of their socket: each holds its module."""
+        modules: dict[str, frozenset[str]] = {}
+        for module in _BOUND:
+            table = (read_text(folder / "net/netfilter" / module, _NETLINK_MAX) or "") if module in self._loaded else ""
+            for fields in map(str.split, table.splitlines()):
+                if len(fields) > 1:
+                    modules[fields[1]] = modules.get(fields[1], frozenset()) | {module}
         return modules
 
     @cached_property
@@ -156,25 +177,32 @@ class SocketModules:
 
 _AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
-_STATX_TYPE = 1
+_STATX_TYPE, _STATX_MNT_ID = 1, 0x1000
 
 
 class _Statx(ctypes.Structure):
     """struct statx of linux/stat.h, 256 bytes; only the fields that are read have names."""
 
     _fields_ = (
-        ("head", ctypes.c_uint8 * 28),
+        ("mask", ctypes.c_uint32),
+        ("head", ctypes.c_uint8 * 24),
         ("mode", ctypes.c_uint16),
         ("middle", ctypes.c_uint8 * 98),
         ("rdev_major", ctypes.c_uint32),
         ("rdev_minor", ctypes.c_uint32),
         ("dev_major", ctypes.c_uint32),
         ("dev_minor", ctypes.c_uint32),
-        ("tail", ctypes.c_uint8 * 112),
+        ("mnt_id", ctypes.c_uint64),
+        ("tail", ctypes.c_uint8 * 104),
     )
 
 
 _LIBC = ctypes.CDLL(None)
+
+
+def _old_number(major: int, minor: int) -> int:
+    """new_encode_dev of linux/kdev_t.h, as /proc/PID/stat has it."""
+    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +215,8 @@ class Inode:
     """Major and minor of the device."""
     on: tuple[int, int]
     """The device that its file system is on; major 0 for a file system without one."""
+    mount: int = -1
+    """The number of its mount; -1 before Linux 5.8, which does not say."""
 
 
 def inode(link: str | Path) -> Inode | None:
@@ -196,10 +226,12 @@ def inode(link: str | Path) -> Inode | None:
     on FUSE could let the call hang forever.
     """
     answer = _Statx()
-    if _LIBC.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, _STATX_TYPE, ctypes.byref(answer)) != 0:
+    wanted = _STATX_TYPE | _STATX_MNT_ID
+    if _LIBC.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, wanted, ctypes.byref(answer)) != 0:
         return None
     kind = "char" if stat.S_ISCHR(answer.mode) else "block" if stat.S_ISBLK(answer.mode) else ""
-    return Inode(kind, (answer.rdev_major, answer.rdev_minor), (answer.dev_major, answer.dev_minor))
+    number = answer.mnt_id if answer.mask & _STATX_MNT_ID else -1
+    return Inode(kind, (answer.rdev_major, answer.rdev_minor), (answer.dev_major, answer.dev_minor), number)
 
 
 class Unmounted:
@@ -240,6 +272,21 @@ class Unmounted:
         return frozenset(device_number(mount.device) for mount in self._mounts.all)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """Something that a process has open, and that holds modules."""
+
+    name: str
+    """As its link reads, with what it is."""
+    modules: frozenset[str]
+    certain: bool = True
+    """It holds all of these; else one of them."""
+    level: int = 0
+    """As of `User`."""
+    follows: bool = False
+    """It ends with another user of the module."""
+
+
 class OpenFiles:
     """What processes have open that holds a module."""
 
@@ -248,21 +295,36 @@ class OpenFiles:
         owners: DeviceOwners,
         sockets: SocketModules,
         unmounted: Unmounted,
-        loaded: Collection[str],
+        mounts: Mounts,
+        loaded: Mapping[str, int],
+        resolve: Callable[[str], tuple[str, ...]],
         budget: Budget,
     ) -> None:
-        """`loaded` are the modules that are looked for."""
+        """`loaded` are the modules that are looked for, with the references that no module holds; `resolve` answers those with an
+        alias. The users of `mounts` were listed before.
+        """
+        self._resolve = resolve
+        self._mounts = mounts
         self._owners = owners
         self._sockets = sockets
         self._unmounted = unmounted
         self._loaded = loaded
         self._budget = budget
 
-    def of(self, folder: Path, uid: int) -> Iterator[tuple[str, frozenset[str], bool]]:
-        """What is open, as its link reads, with the modules behind it, and whether it holds them all or one of them."""
-        for link in (f"{folder}/cwd", f"{folder}/root"):
-            if (place := inode(link)) and (modules := self._unmounted.modules(place.on)):
-                yield f"{readlink(link)} of a file system that is unmounted", modules, True
+    def of(self, folder: Path, uid: int) -> Iterator[OpenFile]:
+        """What is open, and what is used without a descriptor: of several files of a mount, the first."""
+        levels: set[tuple[frozenset[str], int]] = set()
+        for each in self._of(folder, uid):
+            if each.level:
+                if (each.modules, each.level) in levels:
+                    continue
+                levels.add((each.modules, each.level))
+            yield each
+
+    def _of(self, folder: Path, uid: int) -> Iterator[OpenFile]:
+        for link in (f"{folder}/cwd", f"{folder}/root", f"{folder}/exe"):
+            if place := inode(link):
+                yield from self._of_place(place, link)
         try:
             with os.scandir(folder / "fd") as entries:
                 for count, entry in enumerate(entries, 1):
@@ -274,24 +336,52 @@ class OpenFiles:
                     if target.startswith("socket:"):
                         for use in self._sockets.uses(entry.path, target):
                             text = f"socket {use.protocol}"
-                            yield text if use.certain else f"{text} of one of these types", use.modules, use.certain
+                            name = text if use.certain else f"{text} of one of these types"
+                            yield OpenFile(name, use.modules, use.certain)
                     elif target.startswith(("anon_inode:", _DMA_BUFFER)):
                         if modules := self._without_path(f"{folder}/fdinfo/{entry.name}", target):
-                            yield target, modules, True
+                            yield OpenFile(target, modules)
                     elif target.startswith("/"):
                         yield from self._of_file(entry.path, target)
         except OSError as error:
             note(error)
             return
 
-    def _of_file(self, link: str, target: str) -> Iterator[tuple[str, frozenset[str], bool]]:
+    def _of_file(self, link: str, target: str) -> Iterator[OpenFile]:
         file = inode(link)
         if file is None:
             return
         if file.kind and (modules := self._owners.modules(file.kind, *file.number)):
-            yield target, modules, True
-        elif modules := self._unmounted.modules(file.on):
-            yield f"{target} of a file system that is unmounted", modules, True
+            # An umount ends the process that serves the file system.
+            yield OpenFile(target, modules, follows=modules == _FUSE and self._mounts.has_type("fuse"))
+        if file.kind == "char" and self._disciplines and self._owners.is_terminal(*file.number):
+            yield from self._of_terminal(link, target, file.number)
+        yield from self._of_place(file, link)
+
+    def _of_terminal(self, link: str, target: str, number: tuple[int, int]) -> Iterator[OpenFile]:
+        """A terminal whose line discipline may be a module's, which the kernel shows only to who opens it (TIOCGETD, ioctl_tty(2)).
+
+        Not one that controls the process: that has the discipline of terminals.
+        """
+        folder = Path(link).parents[1]
+        fields = (read_text(folder / "stat") or "").rpartition(")")[2].split()
+        if len(fields) <= _CONTROLLING or int(fields[_CONTROLLING]) == _old_number(*number):
+            return
+        certain = readlink(folder / "exe").rpartition("/")[2] in _ATTACHING and len(self._disciplines) == 1
+        name = f"{target} with its line discipline" if certain else f"{target}, whose line discipline may be it"
+        yield OpenFile(name, self._disciplines, certain=certain)
+
+    @cached_property
+    def _disciplines(self) -> frozenset[str]:
+        """Modules of line disciplines that something uses."""
+        names = (name for number in range(_DISCIPLINES) for name in self._resolve(f"tty-ldisc-{number}"))
+        return frozenset(name for name in names if self._loaded.get(name, 0) > 0)
+
+    def _of_place(self, file: Inode, link: str) -> Iterator[OpenFile]:
+        if modules := self._unmounted.modules(file.on):
+            yield OpenFile(f"{readlink(link)} of a file system that is unmounted", modules)
+        for modules, level in self._mounts.held(file.mount, file.on):
+            yield OpenFile(readlink(link), modules, level=level)
 
     def _without_path(self, information: str, target: str) -> frozenset[str]:
         names: tuple[str, ...] = ()
@@ -317,22 +407,22 @@ def processes(
         folder = tasks.folder(task)
         executable, ending, unit, container = "", None, "", ""
         seen: set[tuple[str, frozenset[str]]] = set()
-        for path, modules, certain in files.of(folder, task.user):
-            if (path, modules) in seen:
+        for each in files.of(folder, task.user):
+            if (each.name, each.modules) in seen:
                 continue
-            seen.add((path, modules))
+            seen.add((each.name, each.modules))
             if not executable:
                 executable = shown(_executable(folder))
                 unit, container = map(shown, place(read_text(folder / "cgroup", _CGROUP_MAX) or ""))
             remedy, target, pids = ending = ending or tasks.ending(task)
-            if not certain:
-                remedy, target, pids = Remedy.NONE, "", ()
+            if not each.certain or each.follows:
+                remedy, target, pids = Remedy.NOT_NEEDED if each.follows else Remedy.NONE, "", ()
             yield (
-                modules,
+                each.modules,
                 User(
                     "process",
                     executable,
-                    shown(f"pid {task.pid} {path}"),
+                    shown(f"pid {task.pid} {each.name}"),
                     pid=task.pid,
                     exe=executable,
                     unit=unit,
@@ -342,6 +432,7 @@ def processes(
                     remedy=remedy,
                     target=target,
                     pids=pids,
+                    level=each.level,
                 ),
             )
 

@@ -12,9 +12,10 @@ from kmodd.kernel.users.elsewhere import NetNamespaces
 from kmodd.kernel.users.ipsec import State, ipsec_states, ipsec_users
 from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
-from kmodd.kernel.users.netfilter import Firewall, NetfilterUsers, firewall, ip_sets
+from kmodd.kernel.users.netfilter import Firewall, IpSet, NetfilterUsers, firewall, ip_sets
 from kmodd.kernel.users.netlink import TcpUse, tcp_uses
 from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind, traffic_users
+from kmodd.kernel.users.places import Places
 from kmodd.kernel.users.process import OpenFiles, SocketModules, Unmounted, processes
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
 from kmodd.kernel.users.settings import setting_users
@@ -70,7 +71,7 @@ class ProcUsage:
         kinds: Callable[[], dict[str, str]] = link_kinds,
         traffic: ReadTraffic = traffic_control,
         netfilter: Callable[[Callable[[], bool]], Firewall] = firewall,
-        sets: Callable[[], Iterable[tuple[str, str]]] = ip_sets,
+        sets: Callable[[], Iterable[IpSet]] = ip_sets,
         tcp: Callable[[], Iterable[TcpUse]] = tcp_uses,
         states: Callable[[], Iterable[State]] = ipsec_states,
         owner: NamespaceOwner = namespace_owner,
@@ -91,7 +92,9 @@ class ProcUsage:
         Takes as long as the budget allows; what it left out, and what could not be read, the budget says afterwards.
         """
         reported: set[tuple[str, User]] = set()
-        yield from bounded(self._all(budget, reported), budget, reported)
+        places = Places(self._root)
+        located = ((modules, places.located(user)) for modules, user in self._all(budget, reported))
+        yield from bounded(located, budget, reported)
 
     def _all(self, budget: Budget, reported: Collection[tuple[str, User]]) -> Iterator[Sighting]:
         loaded = references(self._root)
@@ -108,7 +111,7 @@ class ProcUsage:
         yield from mounts.users()
         yield from block_users(self._root, owners, mounts, loaded, self._resolve)
         yield from setting_users(self._root, loaded, self._resolve, mounts, budget)
-        yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds)
+        yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds, loaded)
         yield from traffic_users(self._root, loaded, self._resolve, self._traffic, budget)
         yield from NetfilterUsers(loaded, self._resolve, self._netfilter, self._sets).users(budget)
         yield from ipvs_users(self._root / "proc/net/ip_vs", loaded, budget)
@@ -118,7 +121,12 @@ class ProcUsage:
         yield from namespaces.users(loaded)
         sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders)
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
-        yield from processes(tasks, OpenFiles(owners, sockets, unmounted, loaded, budget), namespaces.labels, budget)
+        yield from processes(
+            tasks,
+            OpenFiles(owners, sockets, unmounted, mounts, loaded, self._resolve, budget),
+            namespaces.labels,
+            budget,
+        )
         yield from watchdogs(self._root, loaded)
         if loaded.get(_SCTP, 0) > 0:
             yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)

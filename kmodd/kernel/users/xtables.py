@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from kmodd.kernel.files import read_text
+from kmodd.kernel.users.extensions import further_aliases
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -54,6 +55,8 @@ class Kind:
     hooks: tuple[str, ...]
     prefix: str
     """Modules of its extensions, beside `xt_`."""
+    netfilter: int
+    """The family's number of netfilter (NFPROTO_IPV4 and its like)."""
 
     @property
     def info(self) -> struct.Struct:
@@ -63,9 +66,9 @@ class Kind:
 
 _SOL_IPV6 = 41
 KINDS = (
-    Kind("iptables-legacy", "ip_tables_names", socket.AF_INET, 0, 64, 88, 112, _HOOKS, "ipt"),
-    Kind("ip6tables-legacy", "ip6_tables_names", socket.AF_INET6, _SOL_IPV6, 64, 140, 168, _HOOKS, "ip6t"),
-    Kind("arptables-legacy", "arp_tables_names", socket.AF_INET, 0, 96, 164, 192, _ARP_HOOKS, "arpt"),
+    Kind("iptables-legacy", "ip_tables_names", socket.AF_INET, 0, 64, 88, 112, _HOOKS, "ipt", 2),
+    Kind("ip6tables-legacy", "ip6_tables_names", socket.AF_INET6, _SOL_IPV6, 64, 140, 168, _HOOKS, "ip6t", 10),
+    Kind("arptables-legacy", "arp_tables_names", socket.AF_INET, 0, 96, 164, 192, _ARP_HOOKS, "arpt", 3),
 )
 
 ReadTable = Callable[[Kind, str], tuple[bytes, bytes]]
@@ -83,6 +86,8 @@ class LegacyRule:
     """0 for the head of a chain that a user made."""
     extensions: tuple[str, ...] = ()
     """Names of its matches and of its target, where they are extensions."""
+    aliases: tuple[str, ...] = ()
+    """Of the modules that these take besides their own."""
 
 
 def read_table(kind: Kind, name: str) -> tuple[bytes, bytes]:
@@ -137,7 +142,8 @@ def legacy_users(
                 for name in rule.extensions:
                     if name not in known:
                         known[name] = _modules(kind, name, loaded, resolve)
-                if modules := frozenset[str]().union(*(known[name] for name in rule.extensions)):
+                further = (module for alias in rule.aliases for module in resolve(alias) if module in loaded)
+                if modules := frozenset(further).union(*(known[name] for name in rule.extensions)):
                     yield modules, _user(rule)
             own = frozenset({canonical(f"{kind.prefix}able_{table}")} & set(loaded))
             if rules and own:
@@ -160,8 +166,9 @@ def rules_of(kind: Kind, table: str, info: bytes, entries: bytes) -> Iterator[Le
         target, following = _OFFSETS.unpack_from(entries, position + kind.offsets)
         if not kind.matches <= target < following or position + following > len(entries):
             raise OSError(errno.EBADMSG, "a table is cut off")
-        names = list(_extensions(entries[position + kind.matches : position + target]))
-        names += list(_extensions(entries[position + target : position + following]))[:1]
+        extensions = list(_extensions(entries[position + kind.matches : position + target]))
+        extensions += list(_extensions(entries[position + target : position + following]))[:1]
+        names = [name for name, _ in extensions]
         if position in begins:
             chain, number = kind.hooks[begins[position]], 0
         if names[-1:] == [_ERROR]:
@@ -173,20 +180,22 @@ def rules_of(kind: Kind, table: str, info: bytes, entries: bytes) -> Iterator[Le
             number += 1
             # The last entry of a chain of the kernel's own is its policy.
             if position not in ends:
-                yield LegacyRule(kind.program, table, chain, number, tuple(filter(None, names)))
+                further = [alias for name, data in extensions for alias in further_aliases(name, kind.netfilter, data)]
+                yield LegacyRule(kind.program, table, chain, number, tuple(filter(None, names)), tuple(further))
                 count += 1
                 if count == _RULES_MAX:
                     return
         position += following
 
 
-def _extensions(data: bytes) -> Iterator[str]:
+def _extensions(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and arguments of each."""
     position = 0
     while position + _EXTENSION.size <= len(data):
         size, name, _ = _EXTENSION.unpack_from(data, position)
         if size < _EXTENSION.size:
             raise OSError(errno.EBADMSG, "a table is cut off")
-        yield _text(name)
+        yield _text(name), data[position + _EXTENSION.size : position + size]
         position += size
 
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What keeps a mount busy, so that it ends before the umount: processes, swap files, loop devices, other mounts; and where fstab has it."""
+
+from pathlib import Path
+
+import pytest
+
+from kmodd.core.diagnosis.advice import advised, free
+from kmodd.kernel.users import block as usage_block
+from kmodd.kernel.users import process as usage_process
+from kmodd.kernel.users.process import Inode
+from kmodd.model import Remedy, User
+from tests.kernel.usage_root import FakeRoot
+
+Found = dict[str, Inode]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> FakeRoot:
+    return FakeRoot(tmp_path)
+
+
+@pytest.fixture
+def inodes(monkeypatch: pytest.MonkeyPatch) -> Found:
+    """What statx(2) answers of links, by the end of their paths; nothing of others."""
+    known: Found = {}
+
+    def inode(link: str | Path) -> Inode | None:
+        return next((found for end, found in known.items() if str(link).endswith(end)), None)
+
+    monkeypatch.setattr(usage_process, "inode", inode)
+    monkeypatch.setattr(usage_block, "inode", inode)
+    return known
+
+
+def commands(users: list[User]) -> list[str]:
+    return [line for line in free("m", advised(users), dependents=False) if line != "udevadm settle"][:-1]
+
+
+TABLE = """\
+20 1 254:0 / / rw - ext4 /dev/vda rw
+30 20 1:0 / /data rw - vfat /dev/ram0 rw
+31 30 0:50 / /data/tmp rw - tmpfs none rw
+32 30 1:0 /x /data/y\\040z rw - vfat /dev/ram0 rw
+"""
+
+
+def test_a_mount_goes_with_what_is_mounted_on_it_and_the_lower_one_last(root: FakeRoot) -> None:
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    found = root.found("vfat")
+    assert [(user.name, user.remedy) for user in found] == [
+        ("/data", Remedy.UNMOUNT_TREE),
+        ("/data/y z", Remedy.UNMOUNT),
+    ]
+    assert found[0].detail == "type vfat, source /dev/ram0, with other mounts on it"
+    assert commands(found) == ["umount '/data/y z'", "umount --recursive /data"]
+
+
+@pytest.mark.parametrize("number", [30, -1], ids=["by its mount", "by its device"])
+def test_a_process_with_a_file_of_it_ends_before_the_umount(root: FakeRoot, inodes: Found, number: int) -> None:
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    root.process(7, "/usr/bin/less", ("/data/a", "/data/b", "/etc/passwd"))
+    inodes["7/cwd"] = Inode("", (0, 0), (254, 0), 20)
+    inodes["7/fd/0"] = inodes["7/fd/1"] = Inode("", (0, 0), (1, 0), number)
+    users = [user for user in root.found("vfat") if user.kind == "process"]
+    assert [user.level for user in users] == [1], "one file stands for all"
+    assert users[0].detail in {"pid 7 /data/a", "pid 7 /data/b"}
+    assert commands(root.found("vfat"))[0] == "kill 7"
+    assert [user.detail for user in root.found("ext4") if user.kind == "process"] == [], "the root is not unmounted"
+
+
+def test_a_file_of_a_copy_in_a_container_does_not_keep_the_original(root: FakeRoot, inodes: Found) -> None:
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    root.process(7, "/usr/bin/less", ("/data/a",))
+    inodes["7/fd/0"] = Inode("", (0, 0), (1, 0), 99)
+    assert [user.kind for user in root.found("vfat")] == ["mount", "mount"]
+
+
+def test_a_swap_file_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None:
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    root.put("proc/swaps", "Filename Type Size Used Priority\n/data/a\\040b file 1 0 -2\n/elsewhere file 1 0 -3\n")
+    inodes["proc/1/root/data/a b"] = Inode("", (0, 0), (1, 0), 30)
+    found = root.found("vfat")
+    assert [(user.kind, user.name, user.remedy) for user in found if user.level] == [
+        ("file", "/data/a b", Remedy.SWAP_OFF)
+    ]
+    assert commands(found) == ["swapoff '/data/a b'", "umount '/data/y z'", "umount --recursive /data"]
+
+
+def test_what_stands_on_a_loop_device_on_a_file_goes_from_the_top(root: FakeRoot, inodes: Found) -> None:
+    upper = "40 20 7:0 / /mnt rw - ext4 /dev/loop0 rw\n"
+    root.process(1, "/sbin/init", mountinfo=TABLE.replace("/data/y\\040z", "/data/y") + upper)
+    root.put("sys/block/loop0/dev", "7:0\n")
+    root.put("sys/block/loop0/loop/backing_file", "/data/image\n")
+    root.put("sys/block/loop0/loop/autoclear", "0\n")
+    root.link("sys/dev/block/7:0", str(root.path / "sys/block/loop0"))
+    root.put("proc/devices", "Block devices:\n  1 ramdisk\n  7 loop\n")
+    root.process(7, "/usr/bin/less", ("/mnt/a",))
+    inodes["proc/1/root/data/image"] = Inode("", (0, 0), (1, 0), 30)
+    inodes["7/fd/0"] = Inode("", (0, 0), (7, 0), 40)
+    expected = ["kill 7", "umount /mnt", "losetup --detach /dev/loop0", "umount /data/y", "umount --recursive /data"]
+    root.put("proc/modules", "loop 1 1 - Live 0x0\n")
+    assert commands(root.found("vfat")) == expected
+    lines = free("vfat", advised(root.found("vfat")), dependents=False)
+    assert lines[lines.index("umount /data/y") - 1] == "udevadm settle", (
+        "udev may have the device open, and so the file"
+    )
+
+
+def test_a_loop_device_on_a_file_of_the_root_stands_on_nothing(root: FakeRoot, inodes: Found) -> None:
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    root.put("sys/block/loop0/dev", "7:0\n")
+    root.put("sys/block/loop0/loop/backing_file", "/data/tmp/image\n")
+    inodes["proc/1/root/data/tmp/image"] = Inode("", (0, 0), (0, 50), 31)
+    assert [user.kind for user in root.found("vfat")] == ["mount", "mount"], "the file is on another mount"
+
+
+def test_the_server_of_a_file_system_ends_with_its_mount(root: FakeRoot, inodes: Found) -> None:
+    table = "20 1 254:0 / / rw - ext4 /dev/vda rw\n30 20 0:60 / /far rw - fuse.sshfs host:/ rw\n"
+    root.process(1, "/sbin/init", mountinfo=table)
+    root.put("proc/misc", "229 fuse\n")
+    root.process(7, "/usr/bin/sshfs", ("/dev/fuse",))
+    inodes["7/fd/0"] = Inode("char", (10, 229), (0, 5), 22)
+    assert [(user.kind, user.remedy) for user in root.found("fuse")] == [
+        ("mount", Remedy.UNMOUNT),
+        ("process", Remedy.NOT_NEEDED),
+    ]
+    assert commands(root.found("fuse")) == ["umount /far"]
+    (root.path / "proc/1/mountinfo").write_text(table.splitlines()[0] + "\n")
+    assert commands(root.found("fuse")) == ["kill 7"]
+
+
+# --- where the configuration has it -----------------------------------------------------------------------------------
+
+
+def test_line_of_fstab(root: FakeRoot) -> None:
+    root.put("etc/fstab", "# devices\n\n/dev/ram0 /data vfat ro 0 0\n/dev/ram0 /data/y\\040z vfat ro\n")
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    assert [(user.file, user.line) for user in root.found("vfat")] == [("/etc/fstab", 3), ("/etc/fstab", 4)]
+    (root.path / "etc/fstab").chmod(0o600)
+    assert {user.file for user in root.found("vfat")} == {""}, "not everyone may read it"
+
+
+def test_line_of_sysctl(root: FakeRoot) -> None:
+    root.put("proc/sys/net/core/default_qdisc", "fq\n")
+    root.put("usr/lib/sysctl.d/50-a.conf", "net.core.default_qdisc = fq\n")
+    root.put("etc/sysctl.d/50-a.conf", "")
+    assert [user.file for user in root.found("sch_fq")] == [""], "the file of /etc masks the other"
+    root.put("etc/sysctl.d/90-b.conf", "; mine\n-net/core/default_qdisc=fq\n")
+    assert [(user.file, user.line) for user in root.found("sch_fq")] == [("/etc/sysctl.d/90-b.conf", 2)]
+    root.put("etc/sysctl.conf", "net.core.default_qdisc=fq_codel\n")
+    assert [user.file for user in root.found("sch_fq")] == [""], "the value comes from elsewhere"
+
+
+def test_lines_of_mappings_and_arrays(root: FakeRoot) -> None:
+    root.put("etc/crypttab", "safe UUID=1 none luks\n")
+    root.put("etc/mdadm/mdadm.conf", "HOMEHOST <system>\nARRAY /dev/md7 metadata=1.2\n")
+    root.put("sys/block/dm-0/dev", "253:0\n")
+    root.put("sys/block/dm-0/dm/name", "safe\n")
+    root.put("sys/block/md7/dev", "9:7\n")
+    root.put("sys/block/md7/md/level", "raid1\n")
+    root.put("proc/devices", "Block devices:\n  9 md\n253 device-mapper\n")
+    assert [(user.file, user.line) for user in root.found("dm_mod")] == [("/etc/crypttab", 1)]
+    assert [(user.file, user.line) for user in root.found("md_mod")] == [("/etc/mdadm/mdadm.conf", 2)]
