@@ -488,6 +488,7 @@ LOAD, UNLOAD = "org.kmodd1.load", "org.kmodd1.unload"
         ("no", "org.kmodd1.import-module", {"module": "nbd"}),
         ("no", "org.kmodd1.set-parameter", {"module": "nbd", "modules": "nbd", "parameters": "max_part=16"}),
         ("no", "org.kmodd1.read-history", {}),
+        ("no", "org.kmodd1.inspect", {"module": "nbd", "modules": "nbd"}),
         ("no", "org.freedesktop.systemd1.manage-units", {}),
     ],
 )
@@ -496,3 +497,14 @@ def test_the_node_gives_the_cluster_what_its_rule_names(
 ) -> None:
     assert polkit.ask(action, **details) == expected
     assert polkit.ask(action, user="someone", **details) == "undecided"
+
+
+def test_the_cluster_sees_the_kernels_log_of_listed_modules_where_the_node_says_so(polkit: Rules) -> None:
+    inspect = "org.kmodd1.inspect"
+    polkit.run("kmoddAgentMayInspect = true")
+    assert polkit.ask(inspect, module="nbd", modules="nbd") == "yes"
+    assert polkit.ask(inspect, module="loop", modules="loop") == "no"
+    assert polkit.ask(inspect, modules="nbd loop") == "no"
+    assert polkit.ask(inspect) == "no"
+    assert polkit.ask("org.kmodd1.read-history", module="nbd", modules="nbd") == "no"
+    assert polkit.ask(LOAD, module="nbd", modules="nbd", parameters="nbds_max=65") == "no"

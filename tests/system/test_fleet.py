@@ -41,6 +41,7 @@ LISTED: dict[str, list[str]] = {
     f"{T}dep_b": [],
     f"{T}slow": ["ms=15000"],
     f"{T}good": [],
+    f"{T}fail": [],
     f"{T}init_wait": [],
     f"{T}exit_wait": [],
     "loop": [],
@@ -104,14 +105,16 @@ def kubeconfig(kubernetes: Cluster, node: Node) -> str:
     return text
 
 
-def rule(vm: Machine, modules: dict[str, list[str]]) -> None:
+def rule(vm: Machine, modules: dict[str, list[str]], *, inspects: bool = False) -> None:
     """The shipped rule with this list."""
     text = (ROOT / "deploy/kubernetes/node/50-kmodd-agent.rules").read_text()
     text, count = re.subn(
         r"(?s)(var kmoddAgentModules = )\{.*?\};", lambda found: f"{found[1]}{json.dumps(modules)};", text
     )
     assert count == 1
-    vm.write_file(RULE, text)
+    closed = "var kmoddAgentMayInspect = false;"
+    assert closed in text
+    vm.write_file(RULE, text.replace(closed, "var kmoddAgentMayInspect = true;") if inspects else text)
 
 
 def boot_id(vm: Machine) -> str:
@@ -196,6 +199,21 @@ def test_a_set_appears_and_its_modules_come(vm: Machine, node: Node, client: Cli
     by = client.explain(f"{T}dep_b")["loaded-by"]
     assert (by["uid"], by["reason"]) == (uid(vm), "ModuleSet base")
     assert record(vm, "KMODD_EVENT=module.loaded", f"KMODD_MODULE={T}dep_b")["KMODD_ON_BEHALF_OF"] == "ModuleSet/base"
+    node.want()
+    is_gone(vm)
+
+
+def test_the_kernels_log_is_shown_where_the_rule_allows_it(vm: Machine, node: Node) -> None:
+    assert vm.check("sysctl -n kernel.dmesg_restrict").strip() == "1"
+    node.want(one_set("base", f"{T}fail"))
+    assert node.reaches(f"{T}fail", "Failed", "InitFailed", PATIENCE).kernel_log == ()
+    rule(vm, LISTED, inspects=True)
+    node.want(one_set("base", f"{T}good"))
+    node.reaches(f"{T}good", "Ready", seconds=PATIENCE)
+    node.want(one_set("base", f"{T}fail"))
+    status = node.reaches(f"{T}fail", "Failed", "InitFailed", PATIENCE)
+    assert any(f"{T}fail" in line for line in status.kernel_log), status
+    rule(vm, LISTED)
     node.want()
     is_gone(vm)
 
