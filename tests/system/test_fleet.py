@@ -218,6 +218,18 @@ def test_the_kernels_log_is_shown_where_the_rule_allows_it(vm: Machine, node: No
     is_gone(vm)
 
 
+def test_a_restart_of_the_daemon_keeps_who_loaded_what(vm: Machine, node: Node, client: Client) -> None:
+    """The rule allows the agent to unload what its own user loaded."""
+    node.want(one_set("base", f"{T}dep_b"))
+    node.reaches(f"{T}dep_b", "Ready", seconds=PATIENCE)
+    before = client.explain(f"{T}dep_b")["loaded-by"]
+    vm.check(["systemctl", "restart", "kmodd.service"], timeout=PATIENCE)
+    assert client.explain(f"{T}dep_b")["loaded-by"] == before
+    node.wait(lambda found: bool(found.status.modules) and found.status.modules[0].owned_by_agent, PATIENCE)
+    node.want()
+    is_gone(vm)
+
+
 def test_a_rule_reads_the_set_that_a_step_is_for(vm: Machine, node: Node) -> None:
     text = """polkit.addRule(function (action, subject) {
         if (subject.user === "kmodd-agent" && action.lookup("on-behalf-of") === "ModuleSet/other") { return polkit.Result.NO; }
@@ -285,6 +297,8 @@ def test_hostile_specifications_get_what_the_rule_lists(vm: Machine, node: Node)
         ("load", "nbd"),
         ("load", f"{T}params", "an_int=42"),
         ("unload", f"{T}xz"),
+        ("unload", "dummy"),
+        ("reload", "dummy"),
         ("config", "blacklist", f"{T}good"),
         ("config", "autoload", f"{T}good"),
         ("config", "options", f"{T}params", "an_int=1"),
@@ -296,13 +310,13 @@ def test_hostile_specifications_get_what_the_rule_lists(vm: Machine, node: Node)
 def test_who_takes_the_agent_over_gets_what_the_rule_lists(
     vm: Machine, agents: Kmodctl, arguments: tuple[str, ...]
 ) -> None:
-    """Any program of the agent's user, not only the agent."""
-    vm.check(f"modprobe {T}xz")
+    """Any program of the agent's user, not only the agent. `dummy` is listed, and loaded by root."""
+    vm.check(f"modprobe -a {T}xz dummy")
     before = vm.check("cut -d' ' -f1 /proc/modules | sort; ls /etc/modprobe.d /etc/modules-load.d")
     ended = agents(*arguments)
     assert ended.code == 4, ended
     assert vm.check("cut -d' ' -f1 /proc/modules | sort; ls /etc/modprobe.d /etc/modules-load.d") == before
-    vm.check(f"rmmod {T}xz")
+    vm.check(f"rmmod {T}xz dummy")
 
 
 @pytest.fixture(scope="module")
