@@ -127,7 +127,7 @@ def _failure(entry: object) -> Failure | None:
 
 
 def read_loader(value: object) -> LoadedBy | None:
-    """Who asked, as `asdict` made it; None for None. KeyError or TypeError for what is none."""
+    """The caller, as `asdict` made it; None for None. KeyError or TypeError for what is no caller."""
     if value is None:
         return None
     data = dict(_of(value, dict))
