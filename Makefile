@@ -65,8 +65,9 @@ bench: setup ## measure kmodd and its gateway, in the virtual machine next to mo
 	@$(VENV)/bin/python -m tests.bench
 
 NODES ?= 100
-bench-fleet: setup ## time the fleet on a real API server: NODES agents (100), whose kernel and bus are simulated
-	@$(VENV)/bin/python -m tests.bench.fleet $(NODES)
+REST ?= 660
+bench-fleet: setup ## time the fleet on a real API server: NODES agents (100), whose kernel and bus are simulated, and REST seconds of rest (660)
+	@$(VENV)/bin/python -m tests.bench.fleet $(NODES) --rest $(REST)
 
 conformance: setup ## compare kmodd with modprobe (of Debian 12 and 13) on a hundred thousand random requests, without the virtual machine
 	@$(VENV)/bin/python -m tests.conformance

@@ -447,7 +447,10 @@ def _users(evidence: Evidence) -> tuple[StatusUser, ...]:
     shown: Sequence[User] = (*modules, *(user for user in evidence.users if user.kind != "module"))
     return tuple(
         StatusUser(
-            user.kind, _within(user.name, USER_TEXT_MAX), _within(user.detail, USER_TEXT_MAX), max(user.count, 0)
+            user.kind,
+            _within(user.name, USER_TEXT_MAX),
+            _within(user.detail, USER_TEXT_MAX),
+            max(user.count, 0) or None,
         )
         for user in shown[:USERS_MAX]
     )

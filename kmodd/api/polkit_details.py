@@ -16,6 +16,8 @@ UNLOAD = "org.kmodd1.unload"
 SET_PARAMETER = "org.kmodd1.set-parameter"
 OVERRIDE = "org.kmodd1.override-policy"
 
+UNKNOWN = "unknown"
+"""In place of the user who loaded a module where kmodd did not load it."""
 _ONE_NAME = re.compile(r"[!-~]+")
 """What no reader splits, of names joined by spaces."""
 _TEXT_MAX = 2048
@@ -49,8 +51,8 @@ def actions(plan: Plan) -> tuple[str, ...]:
 
 
 def details(plan: Plan, action: str) -> Mapping[str, str]:
-    """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`, `consequences` (what
-    live goes with them), `on-behalf-of`.
+    """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`, `loaded-by` (the users
+    who loaded what would be removed), `consequences` (what live goes with them), `on-behalf-of`.
 
     BadModule for a module whose name would look like two of them.
     """
@@ -79,6 +81,9 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     if live:
         # Shown to polkit rules and in the prompt of the caller's session: only what every user may see.
         passed["consequences"] = ", ".join(dict.fromkeys(live))[:_TEXT_MAX]
+    if plan.loaders:
+        users = {UNKNOWN if uid is None else str(uid) for _, uid in plan.loaders}
+        passed["loaded-by"] = " ".join(sorted(users))
     if plan.sha256:
         passed["sha256"] = " ".join(plan.sha256)
     return passed | behalf(plan.request.on_behalf_of)

@@ -16,6 +16,7 @@ from kmodd.fleet.resources import (
     ModuleSet,
     NodeModules,
     NodeModulesSpec,
+    NodeSet,
     parse_metadata,
     parse_module_set,
     parse_node_modules,
@@ -76,6 +77,8 @@ class Cache:
         self.nodes: dict[str, SeenNode] = {}
         self.modules: dict[str, NodeModules] = {}
         self.bad_modules: set[str] = set()
+        self.settled: dict[str, tuple[NodeSet, ...]] = {}
+        """By node: the sets of the last specification that its agent reported about."""
         self.behind: dict[str, float] = {}
         """Since when a node's agent has not taken note of its spec, by the clock."""
         self.contacts: dict[str, tuple[str, float]] = {}
@@ -142,6 +145,10 @@ class Cache:
             return news
         self.modules[name] = modules
         self.bad_modules.discard(name)
+        if modules.status.observed_generation == metadata.generation:
+            self.settled[name] = modules.spec.sets
+        elif before is None or before.metadata.uid != metadata.uid:
+            self.settled.pop(name, None)
         was_silent = self._quiet(name)
         contact = modules.status.last_contact
         if self.contacts.get(name, ("", 0.0))[0] != contact or name not in self.contacts:
@@ -176,6 +183,7 @@ class Cache:
             self.behind.pop(name, None)
         elif name in self.bad_modules or (name in self.modules and self.modules[name].metadata.uid == uid):
             self.modules.pop(name, None)
+            self.settled.pop(name, None)
             self.bad_modules.discard(name)
             self.behind.pop(name, None)
             self.contacts.pop(name, None)
@@ -187,7 +195,7 @@ class Cache:
         tables: tuple[dict[str, Any], ...] = {
             MODULE_SETS: (self.sets, self.bad_sets),
             NODES: (self.nodes,),
-            NODE_MODULES: (self.modules, self.behind, self.contacts),
+            NODE_MODULES: (self.modules, self.settled, self.behind, self.contacts),
         }[kind]
         for table in tables:
             for name in [name for name in table if name not in present]:
@@ -206,7 +214,13 @@ class Cache:
     def members(self) -> list[Member]:
         """Every node with what is known of it."""
         return [
-            Member(entry.node, self._given(name), entry.node.lost or self._quiet(name), name in self.bad_modules)
+            Member(
+                entry.node,
+                self._given(name),
+                entry.node.lost or self._quiet(name),
+                name in self.bad_modules,
+                self.settled.get(name, ()),
+            )
             for name, entry in self.nodes.items()
         ]
 

@@ -30,7 +30,7 @@ class Standing(StrEnum):
     ABSENT = "absent"
     """The node was not given the set."""
     MOVING = "moving"
-    """The agent has not reported about the spec that the node has now, or not since the node started."""
+    """The agent has not reported about the set as the node has it now, or not since the node started."""
     READY = "ready"
     IDLE = "idle"
     """On demand, not demanded, and loadable."""
@@ -78,6 +78,8 @@ class Member:
     """The node is lost, or its agent has written nothing, or taken no note of a spec, for too long."""
     unreadable: bool = False
     """There is a NodeModules that this version cannot read: nothing is written to it."""
+    settled: tuple[NodeSet, ...] = ()
+    """The sets of the last specification that the agent reported about, as far as this process saw it."""
 
     def entry(self, name: str) -> NodeSet | None:
         """The set as the node was last given it."""
@@ -106,11 +108,13 @@ class Member:
         return self.rebooted or self.modules.status.observed_generation != self.modules.metadata.generation
 
     def standing(self, name: str) -> Standing:
-        """What the set is like on the node."""
+        """What the set is like on the node. While other sets of the node change, what was reported about this one holds."""
         entry, report = self.entry(name), self.report(name)
         if entry is None or self.modules is None:
             return Standing.ABSENT
-        if report is None or self.behind or report.generation != entry.generation:
+        if report is None or self.rebooted or report.generation != entry.generation:
+            return Standing.MOVING
+        if self.behind and entry not in self.settled:
             return Standing.MOVING
         if self.silent:
             return Standing.SILENT

@@ -2,8 +2,10 @@
 """The loaded modules, kept current by the kernel's uevents, whichever program loads or unloads them."""
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, field, replace
 
 from kmodd.core.events import (
     Audit,
@@ -18,6 +20,7 @@ from kmodd.core.events import (
     StepStarted,
     StepSucceeded,
 )
+from kmodd.core.operations.failures import read_loader
 from kmodd.kernel.ports import Facts, LoadedModules, UeventSource
 from kmodd.model import KernelFacts, LoadedBy, LoadedModule, Origin, Record, State, StepAction, Uevent
 from kmodd.names import ModuleName
@@ -54,6 +57,9 @@ class Presence:
     load_duration_usec: int = 0
     """How long the kernel took; 0 where kmodd did not load it."""
     by: LoadedBy | None = None
+    """Who loaded it through kmodd, in this run of the daemon or an earlier one since boot."""
+    instance: int = field(default=0, compare=False)
+    """`LoadedModules.instance` of what `by` loaded."""
 
 
 @dataclass(slots=True)
@@ -71,7 +77,19 @@ class Registry:
     A module is here from the moment its init() has succeeded until it is gone; one that hangs in init() is not.
     """
 
-    def __init__(self, loaded: LoadedModules, facts: Facts, events: Events, audit: Audit, clock: Clock) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModules,
+        facts: Facts,
+        events: Events,
+        audit: Audit,
+        clock: Clock,
+        kept: bytes | None = None,
+        keep: Callable[[bytes], None] = lambda data: None,
+    ) -> None:
+        """`kept` is what `keep` was given last, by an earlier daemon since boot: who loaded what; None for nothing."""
+        self._kept = kept
+        self._keep = keep
         self._loaded = loaded
         self._facts_source = facts
         self._events = events
@@ -117,11 +135,20 @@ class Registry:
             return presence
         return replace(presence, by=replace(presence.by, client=program))
 
+    def loader(self, name: ModuleName) -> LoadedBy | None:
+        """Who loaded through kmodd what is loaded now; None where others loaded it, also where no event of that has come yet."""
+        presence, claim = self.presence(name), self._claims.get((name, StepAction.INSERT))
+        if claim is not None and claim.ended and name not in self._presences:
+            return claim.by  # a moment ago: its event is on its way
+        return presence.by if presence.by is not None and self._instance(name) == presence.instance else None
+
     def name_client(self, sender: str, program: str) -> None:
         """The program of a connection became known: from now on it stands where only the connection could be named."""
         while len(self._programs) >= PROGRAMS_MAX:
             del self._programs[next(iter(self._programs))]
         self._programs[sender] = program
+        if any(presence.by is not None and presence.by.client == sender for presence in self._presences.values()):
+            self._remember()
 
     def facts(self) -> KernelFacts:
         """Kernel facts as last seen."""
@@ -135,7 +162,7 @@ class Registry:
         """Take what is loaded now as given, without a signal, and follow operations; the answer stops following."""
         self._facts = self._facts_source.read()
         self._modules = self._read()
-        self._presences = dict.fromkeys(self._modules, _UNKNOWN)
+        self._presences = {**dict.fromkeys(self._modules, _UNKNOWN), **self._recall()}
         unsubscribe = self._events.subscribe(self._on_event, StepStarted, StepSucceeded, StepFailed)
 
         def stop() -> None:
@@ -204,6 +231,8 @@ class Registry:
         self._modules = truth
         for action, name in steps:
             self._publish_step(action, name)
+        if steps:
+            self._remember()
         self._forget_ended_claims()
         self._publish_changes(before, truth, {name for _, name in steps})
         self._publish_facts(facts, counted=len(before) != len(truth))
@@ -218,7 +247,7 @@ class Registry:
         claim = self._claims.get((name, step))
         if action == "add":
             by, duration = (claim.by, claim.duration_usec) if claim is not None else (None, 0)
-            self._presences[name] = Presence(self._clock(), duration, by)
+            self._presences[name] = Presence(self._clock(), duration, by, self._instance(name) if by is not None else 0)
         else:
             self._presences.pop(name, None)
         if claim is None:
@@ -251,6 +280,32 @@ class Registry:
             manager.append("LoadedCount")
         if manager:
             self._events.publish(ManagerChanged(tuple(manager)))
+
+    # --- over a restart of the daemon ---------------------------------------------------------------------------------
+
+    def _instance(self, name: ModuleName) -> int:
+        try:
+            return self._loaded.instance(name)
+        except OSError:
+            return 0  # not known, and so nothing is claimed of it
+
+    def _remember(self) -> None:
+        present = {name: self.presence(name) for name in self._presences}
+        rows = {name: asdict(presence) for name, presence in present.items() if presence.by and presence.instance}
+        data = json.dumps(rows).encode()
+        if data != self._kept:
+            self._keep(data)
+            self._kept = data
+
+    def _recall(self) -> dict[ModuleName, Presence]:
+        """What an earlier daemon knew, of modules that nothing else loaded since; nothing of what it did not write."""
+        found: dict[ModuleName, Presence] = {}
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            for name, row in json.loads(self._kept or b"{}").items():
+                at, took, instance = (int(row[key]) for key in ("loaded_at", "load_duration_usec", "instance"))
+                if name in self._modules and instance and self._instance(name) == instance:
+                    found[name] = Presence(at, took, read_loader(row["by"]), instance)
+        return found
 
     # --- our own operations -------------------------------------------------------------------------------------------
 

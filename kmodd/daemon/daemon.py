@@ -103,14 +103,17 @@ class Daemon:
         )
         root = None if settings.simulate else Path("/")
         self._desired = desired = desired_state(root, kernel, self._audit, self._take_over)
-        self._registry = registry = Registry(kernel.loaded, kernel.facts, events, self._audit, clock)
+        runtime = Path(settings.runtime_directory) if settings.runtime_directory else None
+        kept_loaders = StateFile(runtime and runtime / "loaders.json")
+        self._registry = registry = Registry(
+            kernel.loaded, kernel.facts, events, self._audit, clock, kept_loaders.read(), kept_loaders.write
+        )
         policy = Policy(kernel.index)
         self._values = values = LiveValues(kernel.loaded, kernel.executor)
         locks = ModuleLocks()
         self._jobs = jobs = Jobs(events, clock)
         if settings.runtime_directory:
             migrate_state(Path(settings.runtime_directory))
-        runtime = Path(settings.runtime_directory) if settings.runtime_directory else None
         kept_failures = StateFile(runtime and runtime / "failures.json", on_trouble=self._cannot_remember)
         failures = Failures(kept_failures.read(), kept_failures.write)
         kept_values = StateFile(runtime and runtime / "values.json")
@@ -138,6 +141,7 @@ class Daemon:
             capable=kernel.executor.is_capable,
             authorised=place.content.sha256,
             stuck_max=lambda: desired.daemon_settings.stuck_max,
+            loader=registry.loader,
         )
         kept_leases = KeptLeases(runtime and runtime / "leases.json")
         self._leases = Leases(

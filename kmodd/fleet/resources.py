@@ -211,7 +211,8 @@ class StatusUser:
     kind: str
     name: str = ""
     detail: str = ""
-    count: int = 0
+    count: int | None = None
+    """How many of the kind, where they are not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -573,7 +574,7 @@ def _module_status(row: _Fields) -> ModuleStatus:
                 user.text("kind", 64),
                 user.text("name", USER_TEXT_MAX),
                 user.text("detail", USER_TEXT_MAX),
-                user.number("count"),
+                user.number("count") or None,
             )
             for user in row.rows("users", USERS_MAX)
         ),

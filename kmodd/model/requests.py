@@ -150,6 +150,8 @@ class Plan:
 
     unseen: tuple[ModuleName, ...] = field(default=(), kw_only=True)
     """Modules that steps remove whose consequences have not been examined yet: not to be executed."""
+    loaders: tuple[tuple[ModuleName, int | None], ...] = field(default=(), kw_only=True, compare=False)
+    """Modules that steps remove, each with the user who loaded it through kmodd; None where it was not."""
     version: int = field(default=-1, kw_only=True, compare=False)
     """How many changes `Operations` knew of when it began to read for this plan; -1 for a plan that is always made again."""
     made: int = field(default=0, kw_only=True, compare=False)

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`make bench-fleet`: a cluster's modules from intent to status. `python3 -m tests.bench.fleet [NODES [PROCESSES]]`
+"""`make bench-fleet`: a cluster's modules from intent to status. `python3 -m tests.bench.fleet [NODES]`
 
 Real: API server, etcd, TLS, the coordinator as a process, and each agent's whole code from its watch to its status, with a
-connection and a token of its own, several agents in a process. Simulated: kernel and bus (a load takes LOAD seconds, and fails where
-the scene says so), Nodes and Pods, which are objects without a kubelet. Servers, coordinator and agents share this machine.
+connection and a token of its own, several agents in a process. Simulated: kernel and bus, Nodes and Pods, which are objects without a
+kubelet. A load or unload takes as long as agents need that are processes, each with a kmodd and a bus of its own: these are measured
+first, and end then. Loads fail where the scene says so. Servers, coordinator and agents share this machine.
 """
 
+import argparse
 import asyncio
 import datetime as dt
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import aclosing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,11 +27,17 @@ import yaml
 
 from kmodd.agent.reconciler import Clock, Reconciler
 from kmodd.agent.record import StateFolder
+from kmodd.fleet import kubernetes
 from kmodd.fleet.kubernetes import NODE_MODULES, Access, Api, Listing
 from kmodd.fleet.resources import parse_node_modules
 from kmodd.journal.writer import Terminal, make_logger
+from tests.cli.private_bus import private_bus
+from tests.fleet import simulated_node
 from tests.fleet.cluster import ROOT, Cluster, cluster
+from tests.fleet.running import Node as NodeOfProcesses
+from tests.fleet.running import one_set
 from tests.fleet.simulated_node import BAD, SimulatedClient, SimulatedNode
+from tests.gateway.processes import daemon
 
 if TYPE_CHECKING:
     from kmodd.agent.node import Node
@@ -35,16 +45,23 @@ if TYPE_CHECKING:
 
 GROUP = "/apis/kmodd.org/v1alpha1"
 SYSTEM = "kmodd-system"
-OUTAGE = 20.0
-CHURN_SECONDS, CHURN_RATE = 20.0, 20.0
+OUTAGE = 120.0
+CHURN_SECONDS, CHURN_RATE = 20.0, 50.0
+WATCH = 660.0
+"""Seconds in which each agent's watch ends once: at rest, that is all it does."""
+HOUR = 3600.0
+WITHIN = 0.1
+"""Share by which calibrated agents may differ from full processes."""
 MERGE = "application/merge-patch+json"
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "POD_NAME": "bench"}
 
 
 # --- an agent ---------------------------------------------------------------------------------------------------------
 
 
 async def agents(folder: Path, names: list[str]) -> None:
-    """Agents of these nodes, until the process is ended; prints how many requests they sent when a line is read."""
+    """Agents of these nodes, until the process is ended. Each line of input sets the seconds of a load, if it has any, and is
+    answered with the number of requests that they sent."""
     clock = Clock(time.monotonic, lambda: dt.datetime.now(dt.UTC), random.random)
     logger = make_logger(Terminal((folder / f"agents-{os.getpid()}.log").open("w")))
     apis, tasks = [], []
@@ -66,7 +83,8 @@ async def agents(folder: Path, names: list[str]) -> None:
         tasks.append(asyncio.ensure_future(reconciler.run()))
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        del line
+        if line.strip():
+            simulated_node.LOAD = float(line)
         print(sum(api.requests for api in apis), flush=True)
     for task in tasks:
         task.cancel()
@@ -128,6 +146,17 @@ def ready(name: str, **parameters: str) -> Any:
     return check
 
 
+def reported(sets: int) -> Any:
+    """The agent reported so many sets, all ready, about the present specification."""
+
+    def check(found: Any) -> bool:
+        status = found.status
+        current = bool(status.conditions) and status.observed_generation == found.metadata.generation
+        return current and [row.state for row in status.sets] == ["Ready"] * sets and not status.modules[2 * sets :]
+
+    return check
+
+
 def show(what: str, times: list[float], total: int) -> None:
     """One line of the result."""
     points = [times[min(int(len(times) * share), len(times) - 1)] for share in (0.5, 0.99, 1.0)] if times else []
@@ -180,17 +209,19 @@ class Bench:
         path = self.server.write_kubeconfig(f"{name}.conf", token_file=token)
         path.rename(self.folder / f"{name}.conf")
 
-    def start(self) -> None:
-        """The programs."""
-        environment = {"PATH": "/usr/bin:/bin", "POD_NAME": "bench"}
+    def start_coordinator(self) -> None:
+        """The coordinator as a process."""
         log = (self.folder / "coordinator.log").open("w")
         self.children["coordinator"] = subprocess.Popen(
             [sys.executable, "-m", "kmodd.coordinator.main", "--kubeconfig", str(self.folder / "coordinator.conf")],
             stderr=log,
             cwd=ROOT,
-            env=environment,
+            env=ENVIRONMENT,
             text=True,
         )
+
+    def start_agents(self) -> None:
+        """Agents, many in a process."""
         size = -(-len(self.names) // self.processes)
         for number in range(self.processes):
             names = self.names[number * size : (number + 1) * size]
@@ -199,18 +230,32 @@ class Bench:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=ROOT,
-                env=environment,
+                env=ENVIRONMENT,
                 text=True,
             )
 
-    def requests(self) -> int:
-        """Requests that all agents have sent."""
+    @contextmanager
+    def full(self, count: int) -> Iterator[list[str]]:
+        """Names of nodes whose agent is a process, with a bus and a kmodd, on a simulated kernel."""
+        with ExitStack() as stack:
+            names = [f"full-{number:02}" for number in range(count)]
+            for name in names:
+                place = self.folder / name
+                place.mkdir()
+                bus = stack.enter_context(private_bus(place, log=subprocess.DEVNULL))
+                stack.enter_context(daemon(bus))
+                node = NodeOfProcesses(self.server, bus, place, name)
+                stack.enter_context(node.agent())
+            yield names
+
+    def requests(self, load: float | None = None) -> int:
+        """Requests that all agents have sent; with `load`, let each load take as many seconds from now on."""
         total = 0
         for name, child in self.children.items():
             if name.startswith("agents"):
                 assert child.stdin is not None
                 assert child.stdout is not None
-                child.stdin.write("\n")
+                child.stdin.write("\n" if load is None else f"{load}\n")
                 child.stdin.flush()
                 total += int(child.stdout.readline())
         return total
@@ -221,16 +266,61 @@ class Bench:
             child.kill()
             child.wait()
 
-    async def run(self) -> None:
-        """All scenes."""
+    async def calibrate(self, observer: Observer, count: int) -> None:
+        """Measure as many nodes of both kinds, one after the other, and let simulated loads take what the others need more."""
+        with self.full(count) as names:
+            real = [await self.step(observer, name) for name in names]
+        chosen = self.names[:count]
+        before = [await self.step(observer, name) for name in chosen]
+        load = max(simulated_node.LOAD + statistics.median(real) - statistics.median(before), 0.0)
+        await asyncio.to_thread(self.requests, load)
+        after = [await self.step(observer, name) for name in chosen]
+        show("one module, agent, kmodd and bus as processes", sorted(real), count)
+        show(f"the same, simulated, a load takes {load * 1000:.0f} ms", sorted(after), count)
+        ratio = statistics.median(after) / statistics.median(real)
+        print(
+            f"    simulated to real: {ratio:.2f}{'' if abs(ratio - 1) <= WITHIN else ', NOT WITHIN 10 %'}", flush=True
+        )
+        for name in [*names, *chosen]:
+            self.server.need("DELETE", f"{GROUP}/nodemodules/{name}")
+
+    async def step(self, observer: Observer, name: str) -> float:
+        """Seconds from a specification of one more module to the report that it is ready, and leave nothing loaded."""
+        took = 0.0
+        for sets in (
+            [one_set("first", "dummy")],
+            [one_set("first", "dummy"), one_set("second", "veth")],
+            [],
+        ):
+            document = {
+                "apiVersion": "kmodd.org/v1alpha1",
+                "kind": "NodeModules",
+                "metadata": {"name": name},
+                "spec": {"sets": sets},
+            }
+            began = time.monotonic()
+            await asyncio.to_thread(self.server.apply, document)
+            (seconds,) = await observer.times([name], began, reported(len(sets)), 60)
+            took = seconds if len(sets) > 1 else took
+        return took
+
+    async def run(self, full: int, rest: float) -> None:
+        """All scenes, with so many agents as processes and so many seconds of rest."""
         count = len(self.names)
         observer = Observer(Api(Access(self.server.kubeconfig), "bench"))
         following = asyncio.ensure_future(observer.follow())
         good = [name for name in self.names if int(name.rpartition("-")[2]) % 100 != 7]
         try:
+            if full:
+                await self.calibrate(observer, min(full, count))
             self.server.apply(module_set("warm", [{"name": "dummy"}]))
             began = time.monotonic()
-            show("from nothing, programs started", await observer.times(self.names, began, ready("warm"), 600), count)
+            self.start_coordinator()
+            show(
+                "from nothing, the coordinator started",
+                await observer.times(self.names, began, ready("warm"), 600),
+                count,
+            )
 
             began = time.monotonic()
             self.server.apply(module_set("base", [{"name": "loop"}]))
@@ -249,21 +339,27 @@ class Bench:
             status = self.server.need("GET", f"{GROUP}/modulesets/base")["status"]
             print(f"    the set's status: {status['ready']} ready, {status['failed']} failed, {status['topReasons']}")
 
-            self.server.pause("kube-apiserver")
+            sent = await asyncio.to_thread(self.requests)
+            self.server.kill("kube-apiserver")
             await asyncio.sleep(OUTAGE)
-            self.server.resume("kube-apiserver")
+            await asyncio.to_thread(self.server.start_server)
             began = time.monotonic()
             await asyncio.to_thread(self.server.apply, module_set("after", [{"name": "nbd"}]))
             times = await observer.times(self.names, began, ready("after"), 300)
             show(f"a set right after {OUTAGE:.0f} s without API server", times, count)
+            await asyncio.sleep(max(began + 60 - time.monotonic(), 0))
+            sent = await asyncio.to_thread(self.requests) - sent
+            print(f"    requests of the agents in the outage and the minute after: {sent / count:.1f} for each node")
 
             await self.churn(observer)
 
             await asyncio.sleep(15)
             before = await asyncio.to_thread(self.requests)
-            await asyncio.sleep(30)
+            await asyncio.sleep(rest)
             sent = await asyncio.to_thread(self.requests) - before
-            print(f"  requests of the agents in 30 s at rest: {sent} ({sent / count:.2f} for each node)")
+            hourly = sent / count / rest * HOUR
+            short = "" if rest >= WATCH else f"; {WATCH:.0f} s have each watch end once"
+            print(f"  requests of an agent at rest: {hourly:.1f} an hour (measured for {rest:.0f} s{short})")
             self.costs()
         finally:
             following.cancel()
@@ -275,36 +371,36 @@ class Bench:
         self.server.apply(module_set("zram", [{"name": "zram"}], mode="OnDemand", demand=demand))
         idle = lambda found: any(each.name == "zram" for each in found.spec.sets)  # noqa: E731 - as `ready` makes them
         await observer.times(self.names, time.monotonic(), idle, 120)
-        chosen = random.sample(self.names, min(int(CHURN_SECONDS * CHURN_RATE), len(self.names)))
+        pods = int(CHURN_SECONDS * CHURN_RATE)
         waits = []
 
-        async def one(name: str) -> None:
+        async def one(number: int, name: str) -> None:
             path = "/api/v1/namespaces/default/pods"
             pod = {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": f"pod-{name}", "labels": {"uses": "zram"}},
+                "metadata": {"name": f"pod-{number}", "labels": {"uses": "zram"}},
                 "spec": {"nodeName": name, "containers": [{"name": "main", "image": "none"}]},
             }
             began = time.monotonic()
             await asyncio.to_thread(self.server.need, "POST", path, pod)
             waits.extend(await observer.times([name], began, ready("zram"), 120))
-            await asyncio.to_thread(self.server.need, "DELETE", f"{path}/pod-{name}?gracePeriodSeconds=0")
+            await asyncio.to_thread(self.server.need, "DELETE", f"{path}/pod-{number}?gracePeriodSeconds=0")
 
         tasks = []
-        for name in chosen:
-            tasks.append(asyncio.ensure_future(one(name)))
+        for number in range(pods):
+            tasks.append(asyncio.ensure_future(one(number, random.choice(self.names))))  # noqa: S311 - no secret
             await asyncio.sleep(1 / CHURN_RATE)
         await asyncio.gather(*tasks)
-        show(f"modules of pods, {CHURN_RATE:.0f} pods a second", sorted(waits), len(chosen))
+        show(f"modules of pods, {CHURN_RATE:.0f} pods a second", sorted(waits), pods)
 
     def costs(self) -> None:
         """Memory and processor time of each program."""
-        for name, child in self.children.items():
-            resident, seconds = usage(child.pid)
+        for name, pid in {**self.server.pids, **{name: child.pid for name, child in self.children.items()}}.items():
+            resident, seconds = usage(pid)
             agents = -(-len(self.names) // self.processes) if name.startswith("agents") else 1
             text = f" ({resident / agents:.1f} MiB, {seconds / agents:.2f} s for each agent)" if agents > 1 else ""
-            print(f"  {name:<20} {resident:7.0f} MiB  {seconds:7.1f} s processor{text}")
+            print(f"  {name:<24} {resident:7.0f} MiB  {seconds:7.1f} s processor{text}")
 
 
 def main() -> int:
@@ -313,8 +409,17 @@ def main() -> int:
         with suppress(KeyboardInterrupt):
             asyncio.run(agents(Path(sys.argv[2]), sys.argv[3:]))
         return 0
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    processes = int(sys.argv[2]) if len(sys.argv) > 2 else max(1, min(8, count // 100))
+    parser = argparse.ArgumentParser(prog="bench-fleet")
+    parser.add_argument("nodes", type=int, nargs="?", default=100)
+    parser.add_argument(
+        "--processes", type=int, default=0, help="of simulated agents (default: one for 100 nodes, at most 8)"
+    )
+    parser.add_argument("--full", type=int, default=20, help="agents as processes to calibrate by; 0 for none")
+    parser.add_argument("--rest", type=float, default=WATCH, help="seconds in which requests at rest are counted")
+    arguments = parser.parse_args()
+    count = arguments.nodes
+    processes = arguments.processes or max(1, min(8, count // 100))
+    kubernetes.SPREAD = 1.0  # of the observer, in this process: it sees what comes after the outage when it comes
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     place = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -326,8 +431,8 @@ def main() -> int:
             print(f"{count} nodes, kernel and bus simulated, {os.cpu_count()} processors for everything", flush=True)
             bench.prepare()
             try:
-                bench.start()
-                asyncio.run(bench.run())
+                bench.start_agents()
+                asyncio.run(bench.run(arguments.full, arguments.rest))
             finally:
                 bench.stop()
     return 0

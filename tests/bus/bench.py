@@ -162,7 +162,7 @@ async def bench(
         )  # fmt: skip
         deeds = Deeds(
             planner, kernel,
-            locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=Ticks(),
+            locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=Ticks(), loader=registry.loader,
         )  # fmt: skip
         wishes: dict[ModuleName, DesiredModule] = {}
         leases = Leases(

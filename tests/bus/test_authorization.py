@@ -110,6 +110,11 @@ async def test_rules_receive_the_details_of_the_plan(service: Bench) -> None:
     )
     asked_both = await asked_for(service, "Reload", "sa{ss}a{sv}", "dummy", {}, {})
     assert [action for action, _ in asked_both] == ["load", "unload"]
+    assert {details["loaded-by"] for _, details in asked_both} == {"1000"}
+    service.kernel.modprobe("loop")
+    await asyncio.sleep(0.2)
+    (asked,) = await asked_for(service, "Unload", "sa{sv}", "loop", {})
+    assert asked[1]["loaded-by"] == "unknown"
 
 
 async def test_a_batch_needs_the_actions_of_its_operations(service: Bench) -> None:

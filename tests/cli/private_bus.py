@@ -25,13 +25,13 @@ CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Con
 
 
 @contextmanager
-def private_bus(folder: Path) -> Iterator[str]:
-    """Run dbus-daemon and give its address; activation files go to `folder/services`."""
+def private_bus(folder: Path, *, log: int | None = None) -> Iterator[str]:
+    """Run dbus-daemon and give its address; activation files go to `folder/services`, and what it complains about to `log`."""
     (folder / "services").mkdir(exist_ok=True)
     configuration = folder / "bus.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder))
     command = ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--print-address=1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             assert process.stdout is not None
             # The guid that follows the comma is of no use to a client.

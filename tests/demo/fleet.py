@@ -6,6 +6,7 @@ written as if it had been bound to its node.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from tests.gateway.processes import daemon
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
 NODES = ("worker-1", "worker-2")
+KUBELET = {"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]}}
+"""What a kubelet says of its node."""
 
 
 class Stage:
@@ -47,7 +50,7 @@ class Stage:
     def kubectl(self, arguments: str) -> None:
         """Run it and show what it says."""
         print(self.paint("1", f"$ kubectl {arguments}"), flush=True)
-        self._run(*arguments.split())
+        self._run(*shlex.split(arguments))
         print(flush=True)
 
     def apply(self, document: dict[str, Any]) -> None:
@@ -56,6 +59,11 @@ class Stage:
         print(self.paint("1", "$ kubectl apply -f - <<END"), text + "END", sep="\n", flush=True)
         self._run("apply", "-f", "-", given=json.dumps(document))
         print(flush=True)
+
+    def status(self, node: str, module: str) -> None:
+        """Show what a node's agent says about a module."""
+        self.kubectl(f"get nodemodules {node} -o \"jsonpath={{.status.modules[?(@.name=='{module}')]}}\"")
+        print()
 
     def _run(self, *arguments: str, given: str | None = None) -> None:
         command = [str(KUBECTL), "--kubeconfig", str(self.server.kubeconfig), *arguments]
@@ -94,55 +102,64 @@ def play(stage: Stage, nodes: list[Node]) -> None:
     stage.kubectl("get modulesets,nodemodules")
     stage.kubectl("get nodes -L modules.kmodd.org/storage")
 
-    stage.scene("A reload goes over the nodes one at a time", "A changed parameter takes the module away for a moment.")
-    stage.apply(
-        module_set("storage", {"name": "loop", "parameters": {"max_loop": "16"}}, rollout={"maxUnavailable": 1})
+    stage.scene(
+        "A reload goes over the nodes one at a time",
+        "A changed parameter takes the module away for a moment. The init function of this module takes as many milliseconds.",
     )
+    slow = {"name": "kmodd_test_slow", "parameters": {"ms": "500"}}
+    stage.apply(module_set("slow", slow))
+    wait_for(lambda: ready("slow"), 60)
+    stage.apply(module_set("slow", {**slow, "parameters": {"ms": "2000"}}, rollout={"maxUnavailable": 1}))
     shown = ""
     deadline = time.monotonic() + 60
-    while not (seen("storage") and phase("storage") == "Complete" and ready("storage")):
+    while not (seen("slow") and phase("slow") == "Complete" and ready("slow")):
         assert time.monotonic() < deadline
-        message = str(fleet.set_condition("storage", "Progressing").get("message"))
-        if seen("storage") and message != shown:
+        message = str(fleet.set_condition("slow", "Progressing").get("message"))
+        if seen("slow") and message != shown:
             print(f"  {message}", flush=True)
             shown = message
         time.sleep(0.05)
+    print(f"  {len(nodes)} nodes ready\n", flush=True)
     stage.kubectl("get modulesets")
 
     stage.scene("A failure has its reason in the cluster", "The name of kmodd's error, its sentence and what helps.")
     stage.apply(module_set("broken", {"name": "kmodd_test_bad_symbol"}))
     wait_for(lambda: fleet.status("broken").get("failed") == len(nodes), 60)
     stage.kubectl("get modulesets")
-    stage.kubectl("get nodemodules worker-1 -o jsonpath={.status.modules[?(@.name=='kmodd_test_bad_symbol')]}")
-    print()
+    stage.status("worker-1", "kmodd_test_bad_symbol")
     wait_for(lambda: bool(fleet.events("worker-1")), 20)
     stage.kubectl("get events --field-selector involvedObject.name=worker-1")
     stage.kubectl("delete moduleset broken")
 
     stage.scene(
         "A busy module is never removed by force",
-        "The module is in use as soon as it is loaded; then the set is deleted.",
+        "On worker-1 another program loads nft_nat, which uses nf_nat; then the set is deleted.",
     )
-    stage.apply(module_set("mounted", {"name": "kmodd_test_mounted"}))
-    wait_for(lambda: ready("mounted"), 60)
-    stage.kubectl("delete moduleset mounted")
-    nodes[0].reaches("kmodd_test_mounted", "Blocked", "InUse", seconds=60)
+    stage.apply(module_set("nat", {"name": "nf_nat"}))
+    wait_for(lambda: ready("nat"), 60)
+    nodes[0].load("nft_nat")
+    stage.kubectl("delete moduleset nat")
+    nodes[0].reaches("nf_nat", "Blocked", "InUse", seconds=60)
+    nodes[1].until_gone("nf_nat", seconds=60)
     stage.kubectl("get nodemodules")
-    stage.kubectl("get nodemodules worker-1 -o jsonpath={.status.modules[?(@.name=='kmodd_test_mounted')].users}")
-    print()
+    stage.status("worker-1", "nf_nat")
+    nodes[0].unload("nft_nat")
+    print("The other program unloads nft_nat: the agent hears of it.\n", flush=True)
+    nodes[0].wait(lambda found: all(row.name != "nf_nat" for row in found.status.modules), 60)
+    stage.kubectl("get nodemodules")
 
     stage.scene("Pods bring their modules", "While a pod with the label is bound to a node, and five seconds longer.")
-    demand = {"podSelector": {"uses": "nbd"}, "unloadAfterSeconds": 5}
-    stage.apply(module_set("nbd", {"name": "dummy"}, mode="OnDemand", demand=demand))
-    wait_for(lambda: [fleet.label(name, "nbd") for name in NODES] == ["loadable", "loadable"], 60)
-    stage.kubectl("get nodes -L modules.kmodd.org/nbd")
-    fleet.pod("client", "worker-2", uses="nbd")
-    print("A pod with the label uses=nbd is bound to worker-2.\n")
-    wait_for(lambda: fleet.label("worker-2", "nbd") == "ready", 60)
-    stage.kubectl("get nodes -L modules.kmodd.org/nbd")
+    demand = {"podSelector": {"uses": "tun"}, "unloadAfterSeconds": 5}
+    stage.apply(module_set("vpn", {"name": "tun"}, mode="OnDemand", demand=demand))
+    wait_for(lambda: [fleet.label(name, "vpn") for name in NODES] == ["loadable", "loadable"], 60)
+    stage.kubectl("get nodes -L modules.kmodd.org/vpn")
+    fleet.pod("client", "worker-2", uses="tun")
+    print("A pod with the label uses=tun is bound to worker-2.\n")
+    wait_for(lambda: fleet.label("worker-2", "vpn") == "ready", 60)
+    stage.kubectl("get nodes -L modules.kmodd.org/vpn")
     fleet.delete("/api/v1/namespaces/default/pods/client")
     print("The pod is gone.\n")
-    wait_for(lambda: "dummy" not in nodes[1].loaded(), 60)
+    wait_for(lambda: "tun" not in nodes[1].loaded(), 60)
     print("Five seconds later the module is, too.\n")
 
     stage.scene("Without the API server", "The server is stopped; agents follow what they were given last.")
@@ -177,9 +194,12 @@ def main() -> int:
         for name in NODES:
             place = folder / name
             place.mkdir()
-            bus = stack.enter_context(private_bus(place))
+            bus = stack.enter_context(private_bus(place, log=subprocess.DEVNULL))
             stack.enter_context(daemon(bus))
             fleet.node(name)
+            server.need(
+                "PATCH", f"/api/v1/nodes/{name}/status", KUBELET, content="application/strategic-merge-patch+json"
+            )
             node = Node(server, bus, place, name)
             stack.enter_context(node.agent())
             nodes.append(node)

@@ -255,6 +255,11 @@ class Cluster:
                 env={"PATH": "/usr/bin:/bin", "HOME": str(self.folder)},
             )
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the servers that run."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     def kill(self, name: str) -> None:
         """End a server at once (SIGKILL)."""
         process = self._processes.pop(name)

@@ -1,22 +1,38 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Each error of the table as a reason in the cluster, and an agent whose API server, kmodd or rights go away."""
 
+import asyncio
+import datetime as dt
 import http.client
+import io
 import os
+import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import yaml
 
+from kmodd.agent import planning
+from kmodd.agent.reconciler import Clock, Reconciler
+from kmodd.agent.record import StateFolder
 from kmodd.errors import ERRORS
+from kmodd.fleet.kubernetes import Access, Api
+from kmodd.fleet.resources import NodeModules
+from kmodd.journal.writer import Terminal, make_logger
 from tests.cli.private_bus import private_bus
 from tests.fleet.cluster import CRDS, Cluster, wait_for
 from tests.fleet.running import Node, module, new_node, one_set
+from tests.fleet.simulated_node import BAD, SimulatedClient, SimulatedNode
 from tests.fleet.test_agent import conditions, states
 from tests.gateway.processes import daemon
+
+if TYPE_CHECKING:
+    from kmodd.agent.node import Node as Kmodd
+    from kmodd.client import Client
 
 PROVOKED = {
     "NoSuchModule": module("nowhere"),
@@ -221,6 +237,49 @@ def test_an_outage_of_the_api_unloads_nothing_and_loads_go_on(
         node.want(one_set("b", "dummy"))
         node.until_gone("vfat")
         node.until_loaded("dummy")
+
+
+async def test_a_clock_that_jumps_changes_dates_and_nothing_else(
+    kubernetes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decades back and ahead: what is due is due by the monotonic clock. The agent is whole, its kernel simulated in this process."""
+    monkeypatch.setattr(planning, "FIRST_WAIT", 0.3)
+    node, now = new_node(kubernetes, "", tmp_path), [dt.datetime(2026, 1, 2, tzinfo=dt.UTC)]
+    clock = Clock(time.monotonic, lambda: now[0], random.random)
+    api = Api(Access(node.kubeconfig), "kmodd-agent")
+    node.state.mkdir()
+    reconciler = Reconciler(
+        node.name,
+        api,
+        cast("Client", SimulatedClient()),
+        cast("Kmodd", SimulatedNode(bad=True)),
+        StateFolder(node.state),
+        "boot",
+        clock,
+        make_logger(Terminal(io.StringIO())),
+    )
+
+    async def wait(condition: Callable[[NodeModules], bool]) -> NodeModules:
+        return await asyncio.to_thread(node.wait, condition)
+
+    await asyncio.to_thread(node.want, one_set("a", module("loop", max_loop=BAD)))
+    work = asyncio.ensure_future(reconciler.run())
+    try:
+        tries = 0
+        for year in (2026, 1999, 2099):
+            now[0] = dt.datetime(year, 1, 2, tzinfo=dt.UTC)
+            found = await wait(lambda found: any(row.attempts > tries for row in found.status.modules))  # noqa: B023 - waited for here
+            tries = found.status.modules[0].attempts
+            assert found.status.modules[0].reason == "InitFailed"
+        await asyncio.to_thread(node.want, one_set("a", "loop"))
+        found = await wait(lambda found: conditions(found).get("Ready", ("",))[0] == "True")
+        assert found.status.last_contact.startswith("2099-01-02")
+        times = {row.type: row.last_transition_time[:4] for row in found.status.conditions}
+        assert times["Ready"] == "2099", times
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await api.close()
 
 
 def ready(node: Node) -> Any:

@@ -79,12 +79,13 @@ class Machine:
     generation: int = 0
     status: NodeModulesStatus = field(default_factory=NodeModulesStatus)
     silent: bool = False
+    settled: tuple[NodeSet, ...] = ()
 
     def member(self) -> Member:
         modules = None
         if self.spec is not None:
             modules = NodeModules(Metadata(self.name, "uid", self.generation), self.spec, self.status)
-        return Member(Node(self.name, "uid", dict(self.labels)), modules, self.silent)
+        return Member(Node(self.name, "uid", dict(self.labels)), modules, self.silent, settled=self.settled)
 
     def write(self, spec: NodeModulesSpec) -> None:
         self.spec = spec
@@ -93,6 +94,7 @@ class Machine:
     def report(self, state: ModuleState = ModuleState.READY, reason: str = "", message: str = "") -> None:
         """The agent brings the node to its spec, or does not, and says so about every set."""
         assert self.spec is not None
+        self.settled = self.spec.sets
         self.status = NodeModulesStatus(
             observed_generation=self.generation,
             sets=tuple(
@@ -360,6 +362,30 @@ def test_a_label_stays_while_another_set_changes_and_goes_before_this_one_is_rel
     machines[0].report()
     step(machines, module_set("a", module("loop", max_loop="8"), generation=2), module_set("b"))
     assert summary.node_labels(machines[0].member(), ["a"]) == {"modules.kmodd.org/a": "unavailable"}
+
+
+def test_a_set_stays_ready_while_another_one_changes() -> None:
+    """Pods that come and go change nodes all the time; the sets that they do not need are not less ready for that."""
+    base, disk = module_set("a"), module_set("disk", on_demand=True)
+    machines = settled(2, base, disk)
+    step(machines, base, disk, demand={"disk": {"node-1"}})
+    members = {machine.name: machine.member() for machine in machines}
+    assert members["node-1"].behind
+    decided = plan([base, disk], list(members.values()), {"disk": {"node-1"}})
+    assert summary.set_status(base, decided, members, NOW).conditions[0].message == "2 nodes ready"
+    assert members["node-1"].standing("disk") is Standing.MOVING
+    # A set of the same name and generation that is another one is not what was reported about.
+    step(machines, module_set("a", module("dummy")), disk, demand={"disk": {"node-1"}})
+    assert machines[0].member().standing("a") is Standing.MOVING
+    # Nor does a report from before the node started count, or one that this process did not see together with its specification.
+    machines = settled(1, base)
+    step(machines, base, module_set("b"))
+    assert machines[0].member().standing("a") is Standing.READY
+    assert replace(machines[0].member(), settled=()).standing("a") is Standing.MOVING
+    started = replace(machines[0].member(), node=Node("node-0", boot_id="2"))
+    status = replace(machines[0].status, boot_id="1")
+    assert started.modules is not None
+    assert replace(started, modules=replace(started.modules, status=status)).standing("a") is Standing.MOVING
 
 
 def test_a_silent_node_is_unavailable_and_its_condition_unknown() -> None:

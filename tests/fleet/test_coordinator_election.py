@@ -246,6 +246,24 @@ def test_a_spec_that_is_being_written_counts_as_given() -> None:
     assert set(plan([wanted], cache.members(), {}).specs) == {"a"}
 
 
+def test_the_specification_that_was_reported_about_is_kept_while_another_is_on_its_way() -> None:
+    one = NodeSet("s", (WantedModule(parse_module("loop")),), 1)
+    cache = Cache(lambda: 0.0)
+    cache.put(NODES, node())
+
+    def seen(*sets: NodeSet, generation: int, observed: int, uid: str = "u1") -> tuple[NodeSet, ...]:
+        document = node_modules(generation, observed, uid=uid)
+        document["spec"] = as_json(NodeModulesSpec(sets))
+        cache.put(NODE_MODULES, document)
+        return cache.members()[0].settled
+
+    assert seen(one, generation=2, observed=1) == ()
+    assert seen(one, generation=2, observed=2) == (one,)
+    assert seen(generation=3, observed=2) == (one,)
+    assert seen(one, generation=4, observed=3, uid="u2") == (), "another object of the same name"
+    assert seen(generation=4, observed=4, uid="u2") == ()
+
+
 def test_contact_and_the_kubelets_heartbeat_are_no_reason_for_a_pass() -> None:
     cache = Cache(lambda: 0.0)
     assert cache.put(NODES, node())

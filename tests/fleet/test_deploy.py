@@ -470,7 +470,12 @@ LOAD, UNLOAD = "org.kmodd1.load", "org.kmodd1.unload"
     ("expected", "action", "details"),
     [
         ("yes", LOAD, {"module": "nbd", "modules": "nbd"}),
-        ("yes", UNLOAD, {"module": "nbd", "modules": "nbd"}),
+        ("yes", UNLOAD, {"module": "nbd", "modules": "nbd", "loaded-by": "60964"}),
+        ("yes", UNLOAD, {"module": "nbd", "modules": "nbd", "loaded-by": "60964", "parameters": "nbds_max=64"}),
+        ("no", UNLOAD, {"module": "nbd", "modules": "nbd", "loaded-by": "0"}),
+        ("no", UNLOAD, {"module": "nbd", "modules": "nbd", "loaded-by": "60964 unknown"}),
+        ("no", UNLOAD, {"module": "nbd", "modules": "nbd"}),
+        ("no", UNLOAD, {"module": "loop", "modules": "loop", "loaded-by": "60964"}),
         ("yes", LOAD, {"module": "nbd", "modules": "nbd", "parameters": "max_part=16 nbds_max=64"}),
         ("yes", LOAD, {"module": "wireguard", "modules": "udp_tunnel wireguard"}),
         ("no", LOAD, {"module": "nbd", "modules": "nbd", "parameters": "nbds_max=65"}),
@@ -488,6 +493,7 @@ LOAD, UNLOAD = "org.kmodd1.load", "org.kmodd1.unload"
         ("no", "org.kmodd1.import-module", {"module": "nbd"}),
         ("no", "org.kmodd1.set-parameter", {"module": "nbd", "modules": "nbd", "parameters": "max_part=16"}),
         ("no", "org.kmodd1.read-history", {}),
+        ("no", "org.kmodd1.inspect", {"module": "nbd", "modules": "nbd"}),
         ("no", "org.freedesktop.systemd1.manage-units", {}),
     ],
 )
@@ -496,3 +502,27 @@ def test_the_node_gives_the_cluster_what_its_rule_names(
 ) -> None:
     assert polkit.ask(action, **details) == expected
     assert polkit.ask(action, user="someone", **details) == "undecided"
+
+
+def test_the_node_may_let_the_cluster_unload_what_others_loaded(polkit: Rules) -> None:
+    polkit.run("kmoddAgentUnloads = null")
+    assert polkit.ask(UNLOAD, module="nbd", modules="nbd", **{"loaded-by": "0 unknown"}) == "yes"
+    assert polkit.ask(UNLOAD, module="loop", modules="loop", **{"loaded-by": "60964"}) == "no"
+
+
+def test_the_rule_knows_the_agents_user() -> None:
+    rule = (DEPLOY / "node/50-kmodd-agent.rules").read_text()
+    number = re.search(r"^u kmodd-agent (\d+) ", (DEPLOY / "node/kmodd-agent.sysusers").read_text(), re.MULTILINE)
+    assert number
+    assert f'var kmoddAgentUnloads = "{number[1]}";' in rule
+
+
+def test_the_cluster_sees_the_kernels_log_of_listed_modules_where_the_node_says_so(polkit: Rules) -> None:
+    inspect = "org.kmodd1.inspect"
+    polkit.run("kmoddAgentMayInspect = true")
+    assert polkit.ask(inspect, module="nbd", modules="nbd") == "yes"
+    assert polkit.ask(inspect, module="loop", modules="loop") == "no"
+    assert polkit.ask(inspect, modules="nbd loop") == "no"
+    assert polkit.ask(inspect) == "no"
+    assert polkit.ask("org.kmodd1.read-history", module="nbd", modules="nbd") == "no"
+    assert polkit.ask(LOAD, module="nbd", modules="nbd", parameters="nbds_max=65") == "no"

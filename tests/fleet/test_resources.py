@@ -187,7 +187,7 @@ def test_a_whole_status_is_taken_and_comes_back(kubernetes: Cluster) -> None:
                 "m is in use",
                 "kmodctl why m",
                 ("a line",),
-                (StatusUser("mount", "/mnt", "/dev/sda", 0), StatusUser("process", count=3)),
+                (StatusUser("mount", "/mnt", "/dev/sda"), StatusUser("process", count=3)),
                 (("a", "1"),),
                 "1.0",
                 owned_by_agent=True,

@@ -41,6 +41,7 @@ LISTED: dict[str, list[str]] = {
     f"{T}dep_b": [],
     f"{T}slow": ["ms=15000"],
     f"{T}good": [],
+    f"{T}fail": [],
     f"{T}init_wait": [],
     f"{T}exit_wait": [],
     "loop": [],
@@ -104,14 +105,16 @@ def kubeconfig(kubernetes: Cluster, node: Node) -> str:
     return text
 
 
-def rule(vm: Machine, modules: dict[str, list[str]]) -> None:
+def rule(vm: Machine, modules: dict[str, list[str]], *, inspects: bool = False) -> None:
     """The shipped rule with this list."""
     text = (ROOT / "deploy/kubernetes/node/50-kmodd-agent.rules").read_text()
     text, count = re.subn(
         r"(?s)(var kmoddAgentModules = )\{.*?\};", lambda found: f"{found[1]}{json.dumps(modules)};", text
     )
     assert count == 1
-    vm.write_file(RULE, text)
+    closed = "var kmoddAgentMayInspect = false;"
+    assert closed in text
+    vm.write_file(RULE, text.replace(closed, "var kmoddAgentMayInspect = true;") if inspects else text)
 
 
 def boot_id(vm: Machine) -> str:
@@ -200,6 +203,33 @@ def test_a_set_appears_and_its_modules_come(vm: Machine, node: Node, client: Cli
     is_gone(vm)
 
 
+def test_the_kernels_log_is_shown_where_the_rule_allows_it(vm: Machine, node: Node) -> None:
+    assert vm.check("sysctl -n kernel.dmesg_restrict").strip() == "1"
+    node.want(one_set("base", f"{T}fail"))
+    assert node.reaches(f"{T}fail", "Failed", "InitFailed", PATIENCE).kernel_log == ()
+    rule(vm, LISTED, inspects=True)
+    node.want(one_set("base", f"{T}good"))
+    node.reaches(f"{T}good", "Ready", seconds=PATIENCE)
+    node.want(one_set("base", f"{T}fail"))
+    status = node.reaches(f"{T}fail", "Failed", "InitFailed", PATIENCE)
+    assert any(f"{T}fail" in line for line in status.kernel_log), status
+    rule(vm, LISTED)
+    node.want()
+    is_gone(vm)
+
+
+def test_a_restart_of_the_daemon_keeps_who_loaded_what(vm: Machine, node: Node, client: Client) -> None:
+    """The rule allows the agent to unload what its own user loaded."""
+    node.want(one_set("base", f"{T}dep_b"))
+    node.reaches(f"{T}dep_b", "Ready", seconds=PATIENCE)
+    before = client.explain(f"{T}dep_b")["loaded-by"]
+    vm.check(["systemctl", "restart", "kmodd.service"], timeout=PATIENCE)
+    assert client.explain(f"{T}dep_b")["loaded-by"] == before
+    node.wait(lambda found: bool(found.status.modules) and found.status.modules[0].owned_by_agent, PATIENCE)
+    node.want()
+    is_gone(vm)
+
+
 def test_a_rule_reads_the_set_that_a_step_is_for(vm: Machine, node: Node) -> None:
     text = """polkit.addRule(function (action, subject) {
         if (subject.user === "kmodd-agent" && action.lookup("on-behalf-of") === "ModuleSet/other") { return polkit.Result.NO; }
@@ -267,6 +297,8 @@ def test_hostile_specifications_get_what_the_rule_lists(vm: Machine, node: Node)
         ("load", "nbd"),
         ("load", f"{T}params", "an_int=42"),
         ("unload", f"{T}xz"),
+        ("unload", "dummy"),
+        ("reload", "dummy"),
         ("config", "blacklist", f"{T}good"),
         ("config", "autoload", f"{T}good"),
         ("config", "options", f"{T}params", "an_int=1"),
@@ -278,13 +310,13 @@ def test_hostile_specifications_get_what_the_rule_lists(vm: Machine, node: Node)
 def test_who_takes_the_agent_over_gets_what_the_rule_lists(
     vm: Machine, agents: Kmodctl, arguments: tuple[str, ...]
 ) -> None:
-    """Any program of the agent's user, not only the agent."""
-    vm.check(f"modprobe {T}xz")
+    """Any program of the agent's user, not only the agent. `dummy` is listed, and loaded by root."""
+    vm.check(f"modprobe -a {T}xz dummy")
     before = vm.check("cut -d' ' -f1 /proc/modules | sort; ls /etc/modprobe.d /etc/modules-load.d")
     ended = agents(*arguments)
     assert ended.code == 4, ended
     assert vm.check("cut -d' ' -f1 /proc/modules | sort; ls /etc/modprobe.d /etc/modules-load.d") == before
-    vm.check(f"rmmod {T}xz")
+    vm.check(f"rmmod {T}xz dummy")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 """Operations on the simulated kernel: what the kernel, the caller, the journal and the jobs see."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -27,7 +28,7 @@ from kmodd.errors import (
 )
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import Fault, SimulatedModule, SimulatedParameter, parameter
-from kmodd.model import Caller, Operation, OperationResult, Outcome, Result, User
+from kmodd.model import Caller, LoadedBy, Operation, OperationResult, Outcome, Result, User
 from kmodd.names import ModuleName
 from tests.unit.fakes import (
     Broadcaster,
@@ -99,7 +100,11 @@ class Bench:
         assert not [name for name in self.kernel.machine.modules if owner(self.locks, name) is not None]
 
 
-def make_bench(kernel: SimulatedKernel, failures: Failures | None = None) -> Bench:
+def make_bench(
+    kernel: SimulatedKernel,
+    failures: Failures | None = None,
+    loader: Callable[[ModuleName], LoadedBy | None] = lambda name: None,
+) -> Bench:
     hub, journal, clock = Broadcaster(), Journal(), Ticks()
     locks, jobs = ModuleLocks(), Jobs(hub, clock)
     failures = failures if failures is not None else Failures()
@@ -111,7 +116,15 @@ def make_bench(kernel: SimulatedKernel, failures: Failures | None = None) -> Ben
         failed=lambda name: failures.get(name) is not None,
     )
     operations = Operations(
-        planner, kernel, locks=locks, jobs=jobs, failures=failures, audit=journal, events=hub, clock=clock
+        planner,
+        kernel,
+        locks=locks,
+        jobs=jobs,
+        failures=failures,
+        audit=journal,
+        events=hub,
+        clock=clock,
+        loader=loader,
     )
     return Bench(kernel, operations, jobs, locks, failures, journal, hub)
 
@@ -146,6 +159,20 @@ async def test_unload_answers_what_was_removed_in_order(bench: Bench) -> None:
     await bench.run(load("vfat"))
     assert await bench.run(unload("vfat", unused=True)) == names("vfat", "fat")
     assert bench.live() == []
+
+
+async def test_a_module_that_another_user_loaded_since_authorization_is_a_conflict() -> None:
+    by = {ModuleName("vfat"): LoadedBy(60964, ":1.5", "", 1)}
+    bench = make_bench(machine(*MODULES), loader=by.get)
+    await bench.run(load("vfat"))
+    plan = bench.operations.plan(request(unload("vfat", unused=True)))
+    assert plan.loaders == (("fat", None), ("vfat", 60964))
+    for other in (LoadedBy(0, ":1.6", "", 2), LoadedBy(None, ":1.7", "", 2)):
+        by[ModuleName("vfat")] = other
+        with pytest.raises(Conflict, match="vfat was loaded by another user since authorization"):
+            await bench.operations.run(plan, CALLER)
+    by[ModuleName("vfat")] = LoadedBy(60964, ":1.9", "again", 3)
+    assert await bench.operations.run(plan, CALLER) == names("vfat", "fat")
 
 
 async def test_unload_of_what_is_not_loaded_touches_nothing(bench: Bench) -> None:

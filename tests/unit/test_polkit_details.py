@@ -53,6 +53,19 @@ def test_parameters_in_a_batch_are_those_of_the_modules_that_an_alias_stands_for
     assert told["parameters"] == "dummy.b=2"
 
 
+def test_who_loaded_what_would_be_removed_is_a_detail() -> None:
+    fat, vfat = ModuleName("fat"), ModuleName("vfat")
+    plan = planned(unload("vfat"), loaded=("fat", "vfat"))
+    assert "loaded-by" not in details(plan, "unload")
+    for loaders, shown in (
+        (((vfat, 60964),), "60964"),
+        (((fat, 0), (vfat, 60964)), "0 60964"),
+        (((fat, 60964), (vfat, 60964)), "60964"),
+        (((fat, None), (vfat, 60964)), "60964 unknown"),
+    ):
+        assert details(replace(plan, loaders=loaders), "unload")["loaded-by"] == shown
+
+
 @pytest.mark.parametrize("name", ["a b", "a\xa0b", "a\u2003b", "a\nb", ""])
 def test_a_name_that_looks_like_two_is_refused(name: str) -> None:
     plan = planned(load("fat"))

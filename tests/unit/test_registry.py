@@ -3,7 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -87,6 +87,49 @@ def counting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
     monkeypatch.setattr(desk.kernel.loaded, "snapshot", counted)
     return readings
+
+
+class Unrecorded:
+    """An audit that keeps nothing."""
+
+    def record(self, record: Record) -> None:
+        """Do nothing."""
+
+
+async def test_who_loaded_what_is_known_after_a_restart_and_not_of_what_others_loaded(desk: Desk) -> None:
+    kept: list[bytes] = []
+
+    def started(last: bytes | None) -> Registry:
+        made = Registry(
+            desk.kernel.loaded, desk.kernel.facts, desk.hub, Unrecorded(), lambda: NOW + 9, last, kept.append
+        )
+        stops.append(made.start())
+        return made
+
+    stops: list[Callable[[], None]] = []
+    first = started(None)
+    for name in ("vfat", "loop"):
+        desk.hub.publish(StepStarted(M(name), StepAction.INSERT, BY))
+        desk.kernel.modprobe(name)
+        assert first.loader(M(name)) is None, "it may be of others until the call is back"
+        desk.hub.publish(StepSucceeded(M(name), StepAction.INSERT, BY, 70, changed=True))
+        assert first.loader(M(name)) == BY, "also before its event"
+        first.look()
+        assert first.loader(M(name)) == BY
+    first.name_client(BY.client, "/usr/bin/kmodctl")
+    # While kmodd is away, others load one of them again.
+    desk.kernel.rmmod("loop")
+    desk.kernel.modprobe("loop")
+    assert first.loader(M("loop")) is None, "no event has come yet"
+    second = started(kept[-1])
+    known = Presence(NOW + 9, 70, replace(BY, client="/usr/bin/kmodctl"))
+    assert second.presence(M("vfat")) == known
+    assert second.loader(M("vfat")) == known.by
+    assert second.presence(M("loop")) == Presence()
+    for damaged in (b"", b"[]", b"{", b'{"vfat": {}}', b'{"vfat": 1}', b'{"vfat": {"loaded_at": "x"}}'):
+        assert started(damaged).presence(M("vfat")) == Presence()
+    for stop in stops:
+        stop()
 
 
 async def test_initial_modules_are_known_and_not_announced(desk: Desk) -> None:

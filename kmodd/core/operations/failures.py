@@ -105,7 +105,7 @@ def _failure(entry: object) -> Failure | None:
             message=_of(data["message"], str),
             time=_of(data["time"], int),
             stuck=_of(data["stuck"], bool),
-            by=_asker(data.get("by")),
+            by=read_loader(data.get("by")),
             worker=_of(data.get("worker", ""), str),
             evidence=Evidence(
                 errno=None if evidence["errno"] is None else _of(evidence["errno"], int),
@@ -126,7 +126,8 @@ def _failure(entry: object) -> Failure | None:
         return None
 
 
-def _asker(value: object) -> LoadedBy | None:
+def read_loader(value: object) -> LoadedBy | None:
+    """The caller, as `asdict` made it; None for None. KeyError or TypeError for what is no caller."""
     if value is None:
         return None
     data = dict(_of(value, dict))

@@ -80,12 +80,15 @@ class Operations:
         capable: Callable[[int], bool] = lambda worker: True,
         authorised: Callable[[Step], str] = lambda step: "",
         stuck_max: Callable[[], int] = lambda: STUCK_MAX,
+        loader: Callable[[ModuleName], LoadedBy | None] = lambda name: None,
     ) -> None:
         """`capable` tells whether a worker (by process number) holds CAP_SYS_MODULE; called only to explain a refusal.
 
         `authorised` answers the SHA-256 that the file of a step must have; empty for files that are not the store's.
 
         `stuck_max` returns how many calls may be stuck in the kernel; beyond that further operations are refused.
+
+        `loader` tells who loaded a module through kmodd; None where that is not how it came.
         """
         self._planner = planner
         self._kernel = kernel
@@ -96,6 +99,7 @@ class Operations:
         self._clock = clock
         self._events = events
         self._stuck_max = stuck_max
+        self._loader = loader
         self._calls = KernelCalls(kernel, capable=capable, authorised=authorised)
         self._live = LiveParameters(kernel.index, planner.values, planner.given)
         self._afterwards = Deferred()
@@ -130,7 +134,15 @@ class Operations:
         # Taken before anything is read: what changes while the plan is made may not be in it.
         version, made = self._version, self._clock()
         flight = partial(self._stuck.flight, number=0)
-        return (yield from self._planner.work(request, flight, look=look, version=version, made=made))
+        plan = yield from self._planner.work(request, flight, look=look, version=version, made=made)
+        return self._with_loaders(plan)
+
+    def _with_loaders(self, plan: Plan) -> Plan:
+        removed = {step.module for step in plan.steps if step.action is StepAction.REMOVE and step.error is None}
+        if not removed:
+            return plan
+        by = [(name, self._loader(name)) for name in sorted(removed)]
+        return replace(plan, loaders=tuple((name, None if one is None else one.uid) for name, one in by))
 
     async def look(self, plan: Plan) -> PlanReadings:
         """Read what the plan takes on trust; the answer is for `work`, which makes the plan that counts."""
@@ -317,9 +329,9 @@ class Operations:
         """Plan under the locks of an operation, and take nothing on trust."""
         flight = partial(self._stuck.flight, number=number)
         plan = self._planner.plan(request, flight)
-        if not (plan.unread or plan.unseen):
-            return plan
-        return self._planner.plan(request, flight, look=await self.look(plan))
+        if plan.unread or plan.unseen:
+            plan = self._planner.plan(request, flight, look=await self.look(plan))
+        return self._with_loaders(plan)
 
     def _check(self, plan: Plan, fresh: Plan) -> None:
         if fresh is not plan:
@@ -395,6 +407,10 @@ def _check_consent(plan: Plan, fresh: Plan) -> None:
                 module=step.module,
                 evidence=Evidence(hint=f"kmodctl why {step.module}"),
             )
+    loaders = dict(plan.loaders)
+    for name, uid in fresh.loaders:
+        if loaders.get(name, uid) != uid:
+            raise Conflict(f"{name} was loaded by another user since authorization; try again", module=name)
     paths = {step.module: step.path for step in plan.steps if step.path}
     for step in begun:
         if step.path and step.path != paths.get(step.module, step.path):
