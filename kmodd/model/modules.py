@@ -77,6 +77,8 @@ class User:
     """What that command is about, where it takes several words: a table, a chain, a handle."""
     pids: tuple[int, ...] = ()
     """The processes that have to end for it, where the remedy is to end them."""
+    entry: str = ""
+    """The network namespace that the command has to enter, `/run/netns/NAME` or `/proc/PID/ns/net`; empty for none."""
     count: int = 0
     """How many users of this kind the row stands for, where the caller may not see them; 0 for a user that is shown."""
 

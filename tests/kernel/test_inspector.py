@@ -40,6 +40,7 @@ USER: dict[str, Any] = {
     "target": "/m",
     "words": [],
     "pids": [],
+    "entry": "",
 }
 READ = User("mount", "/m", "type overlay, source x", pid=7, owner=1000, remedy=Remedy.UNMOUNT, target="/m")
 
