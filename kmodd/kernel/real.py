@@ -46,6 +46,7 @@ def real_kernel(
     worker_socket: str = "",
     inspector_socket: str = "",
     tables_socket: str = "",
+    namespaces_socket: str = "",
     watcher_socket: str = "",
     log_descriptor: int = -1,
     state_directory: str = "",
@@ -53,9 +54,9 @@ def real_kernel(
 ) -> RealKernel:
     """The parts for the kernel `release` with its files below `root`.
 
-    `worker_socket`, `inspector_socket` and `tables_socket` are where systemd starts workers and inspectors; without them they
-    are children. Without `watcher_socket` requests are not traced. Where `log_descriptor` is an open /dev/kmsg, that is used, and no
-    right to open the device is needed.
+    `worker_socket`, `inspector_socket`, `tables_socket` and `namespaces_socket` are where systemd starts workers and inspectors;
+    without them they are children. Without `watcher_socket` requests are not traced. Where `log_descriptor` is an open /dev/kmsg, that
+    is used, and no right to open the device is needed.
     `state_directory` keeps what outlives the process; empty for nowhere. `devices` is where the system's /dev can be seen:
     the unit's own has a few nodes only.
 
@@ -74,7 +75,12 @@ def real_kernel(
         loaded=ProcModules(root),
         executor=WorkerPool(tree=root / "lib/modules" / release, unit_socket=worker_socket),
         log=SharedKmsg(log_descriptor) if is_kernel_log(log_descriptor) else Kmsg(root / "dev/kmsg"),
-        inspection=Inspector(unit_socket=inspector_socket, tables_socket=tables_socket, network=root / "proc/net"),
+        inspection=Inspector(
+            unit_socket=inspector_socket,
+            tables_socket=tables_socket,
+            namespaces_socket=namespaces_socket,
+            network=root / "proc/net",
+        ),
         facts=facts,
         installed=InstalledIndexes(
             root,

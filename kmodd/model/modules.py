@@ -85,6 +85,8 @@ class User:
     """The processes that have to end for it, where the remedy is to end them."""
     level: int = 0
     """How many users it stands on that can end only after it: a process with a file of a mount, a loop device on such a file."""
+    entry: str = ""
+    """The network namespace that the command has to enter, `/run/netns/NAME` or `/proc/PID/ns/net`; empty for none."""
     count: int = 0
     """How many users of this kind the row stands for, where the caller may not see them; 0 for a user that is shown."""
 

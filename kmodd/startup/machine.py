@@ -27,6 +27,7 @@ def real_kernel(settings: Settings) -> Kernel:
         worker_socket=settings.worker_socket,
         inspector_socket=settings.inspector_socket,
         tables_socket=settings.tables_socket,
+        namespaces_socket=settings.namespaces_socket,
         watcher_socket=settings.watcher_socket,
         log_descriptor=0,
         state_directory=settings.state_directory,

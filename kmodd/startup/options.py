@@ -66,6 +66,8 @@ class Settings:
     """Where systemd starts the processes that look at other processes, likewise."""
     tables_socket: str = ""
     """Where systemd starts the processes that read tables of iptables-legacy, likewise."""
+    namespaces_socket: str = ""
+    """Where systemd starts the processes that enter network namespaces, likewise."""
     watcher_socket: str = ""
     """Where systemd starts the process that reads the kernel's trace of module requests; empty for none."""
     devices: str = "/dev"
@@ -106,6 +108,7 @@ class Settings:
             parser_socket="" if simulate else environment.get("KMODD_PARSER_SOCKET", ""),
             inspector_socket="" if simulate else environment.get("KMODD_INSPECTOR_SOCKET", ""),
             tables_socket="" if simulate else environment.get("KMODD_TABLES_SOCKET", ""),
+            namespaces_socket="" if simulate else environment.get("KMODD_NAMESPACES_SOCKET", ""),
             watcher_socket="" if simulate else environment.get("KMODD_WATCHER_SOCKET", ""),
             devices=environment.get("KMODD_DEVICES", "/dev"),
         )

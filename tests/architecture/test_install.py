@@ -29,6 +29,8 @@ BELOW_PREFIX = {
     "bin/kmodd-notifier",
     "lib/kernel/install.d/95-kmodd-surface.install",
     "lib/systemd/catalog/kmodd.catalog",
+    "lib/systemd/system/kmodd-inspector-namespaces.socket",
+    "lib/systemd/system/kmodd-inspector-namespaces@.service",
     "lib/systemd/system/kmodd-inspector-tables.socket",
     "lib/systemd/system/kmodd-inspector-tables@.service",
     "lib/systemd/system/kmodd-inspector.socket",

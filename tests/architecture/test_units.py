@@ -17,6 +17,7 @@ SERVICES = [
     "kmodd-parser@.service",
     "kmodd-inspector@.service",
     "kmodd-inspector-tables@.service",
+    "kmodd-inspector-namespaces@.service",
     "kmodd-watcher@.service",
 ]
 HIGHEST_EXPOSURE = 20  # tenths
@@ -88,6 +89,7 @@ def test_the_journal_drops_no_unit_for_the_flood_of_another(units: Path) -> None
         ("kmodd-parser@.service", ""),
         ("kmodd-inspector@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_NET_ADMIN"),
         ("kmodd-inspector-tables@.service", "CAP_NET_ADMIN"),
+        ("kmodd-inspector-namespaces@.service", "CAP_SYS_ADMIN CAP_NET_ADMIN"),
         ("kmodd-watcher@.service", "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"),
     ],
 )
@@ -97,7 +99,11 @@ def test_each_process_has_the_capabilities_of_its_task_alone(units: Path, servic
 
 @pytest.mark.parametrize(
     ("service", "families"),
-    [("kmodd-inspector@.service", "AF_NETLINK"), ("kmodd-inspector-tables@.service", "AF_INET AF_INET6")],
+    [
+        ("kmodd-inspector@.service", "AF_NETLINK"),
+        ("kmodd-inspector-tables@.service", "AF_INET AF_INET6"),
+        ("kmodd-inspector-namespaces@.service", "AF_NETLINK AF_INET AF_INET6"),
+    ],
 )
 def test_the_inspector_reaches_nothing_but_its_socket(units: Path, service: str, families: str) -> None:
     settings = read(units, service)
@@ -118,10 +124,20 @@ def test_the_inspector_calls_no_function_that_makes_a_socket_of_another_family()
     assert {name: found for name, found in calls.items() if found} == {}
 
 
-def test_the_watcher_starts_with_the_daemon_which_needs_it_not(units: Path) -> None:
+def test_who_may_enter_network_namespaces_makes_none_and_sees_no_process(units: Path) -> None:
+    text = (units / "kmodd-inspector-namespaces@.service").read_text()
+    settings = read(units, "kmodd-inspector-namespaces@.service")
+    assert settings["RestrictNamespaces"] == "net", "setns(2) of other kinds is refused"
+    assert settings["ProtectProc"] == "invisible"
+    assert "SystemCallFilter=~clone clone3 fork vfork unshare\n" in text
+    assert "PrivateNetwork" not in settings, "a namespace of its own would hold modules"
+
+
+def test_what_the_daemon_can_do_without_starts_with_it_all_the_same(units: Path) -> None:
     settings = read(units, "kmodd.service", "Unit")
-    assert settings["Wants"] == "kmodd-watcher.socket"
+    assert settings["Wants"] == "kmodd-watcher.socket kmodd-inspector-namespaces.socket"
     assert "watcher" not in settings["Requires"]
+    assert "namespaces" not in settings["Requires"], "who does not want a process with CAP_SYS_ADMIN masks its socket"
 
 
 def test_the_watcher_reaches_nothing_but_its_socket(units: Path) -> None:
@@ -150,6 +166,7 @@ def test_no_number_of_crashes_ends_a_service_for_good(units: Path, service: str)
         "kmodd-parser.socket",
         "kmodd-inspector.socket",
         "kmodd-inspector-tables.socket",
+        "kmodd-inspector-namespaces.socket",
         "kmodd-watcher.socket",
     ],
 )

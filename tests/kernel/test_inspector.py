@@ -44,6 +44,7 @@ USER: dict[str, Any] = {
     "words": [],
     "pids": [],
     "level": 0,
+    "entry": "",
 }
 READ = User("mount", "/m", "type overlay, source x", pid=7, owner=1000, remedy=Remedy.UNMOUNT, target="/m")
 

@@ -52,18 +52,6 @@ def test_services_of_ipvs(root: FakeRoot) -> None:
     assert len(root.found("ip_vs")) == 3, "each service holds IPVS itself"
 
 
-def test_services_in_another_namespace_end_with_its_processes(root: FakeRoot) -> None:
-    root.process(1, "/sbin/init")
-    root.process(7, "/usr/bin/sleep")
-    root.link("proc/1/ns/net", "net:[1]")
-    root.link("proc/self", "1")
-    root.link("proc/7/ns/net", "net:[2]")
-    root.put("proc/7/net/ip_vs", IPVS)
-    (user,) = root.found("ip_vs_wrr")
-    assert (user.kind, user.pid, user.remedy, user.pids) == ("service", 7, Remedy.KILL, (7,))
-    assert user.detail == "scheduler wrr, in network namespace pid 7"
-
-
 # --- IPsec ------------------------------------------------------------------------------------------------------------
 
 STATE = (

@@ -83,19 +83,6 @@ def test_state_of_ipsec(vm: Machine, client: Client) -> None:
     freed(vm, client, "esp4", "ip xfrm state delete src 10.0.0.1 dst 10.0.0.2 proto esp spi 0x00000100")
 
 
-def test_rule_in_another_network_namespace(vm: Machine, client: Client) -> None:
-    """It cannot be seen from outside: the namespace is named, and no command is printed."""
-    vm.check(
-        "ip netns add blue; ip netns exec blue nft 'add table inet t; add chain inet t c; add rule inet t c ct state new'"
-    )
-    explained = client.explain("nft_ct")
-    assert ("namespace", "blue") in kinds(explained)
-    assert "kernel" in {kind for kind, _ in kinds(explained)}
-    assert explained["free"] == []
-    vm.check("ip netns del blue")
-    soon(lambda: client.explain("nft_ct")["references"] == 0, "the kernel takes the namespace down")
-
-
 # --- kernel settings --------------------------------------------------------------------------------------------------
 
 

@@ -380,7 +380,7 @@ async def test_a_rule_that_modprobe_ignores_is_shown_with_what_makes_it_hold() -
     [
         ("dm_zero", "a device-mapper table may (dmsetup table)"),
         ("tcp_bbr", "open TCP sockets may (ss --tcp --info)"),
-        ("sch_fq", "what is set up in another network namespace may"),
+        ("sch_fq", "what is set up in a network namespace that only an open file keeps may"),
         ("loop", ""),
     ],
 )

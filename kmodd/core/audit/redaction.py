@@ -18,6 +18,8 @@ from kmodd.values import dataclass
 
 OTHERS = "of other users"
 _UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state"})
+_OF_PROCESSES = frozenset({"process", "mount"})
+"""Kinds of which users with one pid are counted as one."""
 LOADED = "loaded through kmodd"
 """Why a module is there, without who loaded it and for what."""
 USERS, CONSEQUENCES, LOADER, LOG = "users", "consequences", "loaded-by", "kernel-log"
@@ -137,7 +139,8 @@ def _summarized(users: Iterable[User], hidden: list[User]) -> Iterable[User]:
             shown_names.add(user.kind)
             same = [each for each in hidden if each.kind == user.kind]
             # A process has a row for each path it has open.
-            count = len({each.pid for each in same}) if all(each.pid is not None for each in same) else len(same)
+            one_by_one = user.kind not in _OF_PROCESSES or any(each.pid is None for each in same)
+            count = len(same) if one_by_one else len({each.pid for each in same})
             # A rule of netfilter belongs to no user: only the administrator of the network may see it.
             whose = f" {OTHERS}" if user.kind not in _UNOWNED else ""
             yield User(user.kind, "", f"{counted(user.kind, count)}{whose}", count=count)

@@ -83,6 +83,16 @@ _LINK_PROGRAMS = {
     Remedy.DELETE_LINK: "ip link delete dev {}",
     Remedy.SET_LINK_DOWN: "ip link set dev {} down",
 }
+_OF_NETWORK = {
+    *(Remedy.SET_SYSCTL, Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN),
+    *(Remedy.DELETE_FILTER, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC, Remedy.DELETE_ACTION),
+    *(Remedy.DELETE_RULE, Remedy.DELETE_SET, Remedy.DELETE_OBJECT, Remedy.DELETE_FLOWTABLE, Remedy.DELETE_CHAIN),
+    *(Remedy.DELETE_TABLE, Remedy.DESTROY_SET, Remedy.DELETE_SERVICE, Remedy.DELETE_STATE),
+    *(Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE, Remedy.DELETE_LEGACY_CHAIN),
+}
+"""What is ended by a program that is run in its network namespace."""
+_NAMED_ENTRY = re.compile(r"/run/netns/([A-Za-z0-9_][A-Za-z0-9_.@+-]{0,254})")
+_PROCESS_ENTRY = re.compile(r"/proc/[1-9][0-9]{0,9}/ns/net")
 SETTLE = "udevadm settle"
 """Waits for udev, between devices on top of each other."""
 _LAYERS = {
@@ -115,6 +125,18 @@ last goes first."""
 
 def command(user: User) -> str:
     """The command that ends this use; empty where none is known, or none that is safe to print."""
+    plain = _command(user)
+    if not user.entry or not plain:
+        return plain
+    if user.remedy not in _OF_NETWORK:
+        return ""
+    # Neither runs anything but the host's program: a network namespace has no files.
+    if name := _NAMED_ENTRY.fullmatch(user.entry):
+        return f"ip netns exec {name[1]} {plain}"
+    return f"nsenter --net={user.entry} {plain}" if _PROCESS_ENTRY.fullmatch(user.entry) else ""
+
+
+def _command(user: User) -> str:
     target, remedy = user.target, user.remedy
     if remedy is Remedy.KILL:
         pids = user.pids or ((user.pid,) if user.pid is not None else ())

@@ -65,7 +65,10 @@ _MAY_BE = (
     (("dm_",), "a device-mapper table may (dmsetup table)"),
     (("ebtable", "ebt_"), "a rule of ebtables-legacy may (ebtables-legacy -L)"),
     (("tcp_",), "open TCP sockets may (ss --tcp --info)"),
-    (("sch_", "cls_", "act_", "nft_", "nf_", "ip_set", "ip_vs"), "what is set up in another network namespace may"),
+    (
+        ("sch_", "cls_", "act_", "nft_", "nf_", "ip_set", "ip_vs"),
+        "what is set up in a network namespace that only an open file keeps may",
+    ),
     (("binfmt_misc",), "a binary format that is registered may (mount it, and kmodctl why lists them)"),
     (("bpf", "xsk", "act_bpf", "cls_bpf"), "a program of BPF may (bpftool link)"),
     (("n_", "slip", "slcan", "ppp_async", "ppp_synctty", "pps_ldisc"), "the line discipline of a terminal may"),

@@ -3,13 +3,14 @@
 
 import asyncio
 import json
+import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kmodd.kernel.users.inspector import ANSWER_MAX, CONSEQUENCES_MAX, EXECUTABLES_MAX
+from kmodd.kernel.users.inspector import ANSWER_MAX, CONSEQUENCES_MAX, EXECUTABLES_MAX, NAMESPACES_MAX
 from kmodd.kernel.worker.worker_client import WorkerProcess, WorkerUnit
 from kmodd.model import Consequence, ConsequenceKind, Remedy, Usage, User
 from kmodd.names import ModuleName
@@ -34,10 +35,26 @@ _ENDING = 1.0
 _TEXT_MAX = 4096
 _LIST_MAX = 64
 _UNANSWERED = "the inspector did not answer"
+_NOT_ENTERED = "other network namespaces were not examined"
 _TABLE_NAMES = ("ip_tables_names", "ip6_tables_names", "arp_tables_names")
 """Files in /proc/net, each there while the kernel has such tables, and readable to root alone. As in `xtables`, which an idle
 daemon does not import.
 """
+
+
+@dataclass(slots=True)
+class _Place:
+    """A network namespace that the inspector has opened."""
+
+    user: User
+    """What each user in it gets from it."""
+    tables: dict[str, tuple[str, ...]] | None
+    file: int
+
+
+def _close(places: list[_Place]) -> None:
+    while places:
+        os.close(places.pop().file)
 
 
 @dataclass(slots=True)
@@ -57,17 +74,20 @@ class Inspector:
         *,
         unit_socket: str = "",
         tables_socket: str = "",
+        namespaces_socket: str = "",
         network: Path = Path("/proc/net"),
         program: Sequence[str] = (),
         timeout: float = TIMEOUT,
     ) -> None:
-        """`unit_socket` is where systemd starts inspectors, and `tables_socket` those for tables; without them they are children.
+        """`unit_socket` is where systemd starts inspectors, `tables_socket` those for tables, and `namespaces_socket` those that enter
+        network namespaces; without them they are children.
 
         `network` is the folder that shows whether there are tables of iptables-legacy and its like.
         """
         command = tuple(program) or (sys.executable, "-I", "-S", str(Path(__file__).with_name("inspector.py")))
         self._network = network
         self._tables = _Conversation(tables_socket, command, timeout)
+        self._entering = _Conversation(namespaces_socket, command, timeout, unanswered=_NOT_ENTERED)
         self._searching = _Conversation(unit_socket, command, timeout)
         self._naming = _Conversation(unit_socket, command, min(timeout, NAMING_TIMEOUT))
         self._foreseeing = _Conversation(unit_socket, command, timeout)
@@ -123,7 +143,7 @@ class Inspector:
         """End the processes; who waits gets what is known, which is nothing."""
         tasks: list[asyncio.Task[Any]] = [task for task in (self._search, self._lookup) if task is not None]
         tasks += [self._next[1]] if self._next is not None else []
-        conversations = (self._searching, self._tables, self._naming, self._foreseeing)
+        conversations = (self._searching, self._tables, self._entering, self._naming, self._foreseeing)
         await asyncio.gather(*(each.close() for each in conversations), *tasks, return_exceptions=True)
 
     def _keep(self, search: "asyncio.Task[_Search]") -> None:
@@ -137,22 +157,41 @@ class Inspector:
             asyncio.get_running_loop().call_later(KEPT, forget)
 
     async def _run_search(self) -> _Search:
-        orders = [self._searching.ask({"search": True})]
+        elsewhere: list[asyncio.Task[_Reply]] = []
+
+        def listed(places: list[_Place]) -> None:
+            # While the inspector looks at processes.
+            if places and not elsewhere:
+                elsewhere.append(asyncio.get_running_loop().create_task(self._run_elsewhere(places)))
+
+        orders = [self._searching.ask({"search": True}, listed=listed)]
         if any((self._network / name).exists() for name in _TABLE_NAMES):
             orders.append(self._tables.ask({"tables": True}))
         rest, *tables = await asyncio.gather(*orders)
-        replies = (*tables, rest)
+        entered = [await each for each in elsewhere]
+        replies = (*tables, rest, *entered)
         search = _Search(partial=", ".join(dict.fromkeys(reply.partial for reply in replies if reply.partial)))
-        known: frozenset[str] = frozenset()
         for reply in replies:
             search.crowded |= frozenset(reply.crowded)
             for modules, user in reply.users:
-                for module in modules:
-                    # Namespaces that cannot be seen are listed for a module of which no other user is known.
-                    if user.kind != "namespace" or module not in known:
-                        search.users.setdefault(module, []).append(user)
-            known = frozenset(search.users)
+                for module in modules if user.kind != "namespace" else ():
+                    search.users.setdefault(module, []).append(user)
+        # Namespaces that were not examined are listed for a module of which no other user is known.
+        known = frozenset(search.users)
+        for modules, user in rest.users if not entered or entered[0].partial else ():
+            for module in modules if user.kind == "namespace" else ():
+                if module not in known:
+                    search.users.setdefault(module, []).append(user)
         return search
+
+    async def _run_elsewhere(self, places: list[_Place]) -> "_Reply":
+        users = [place.user for place in places]
+        reply = await self._entering.ask({"namespaces": [place.tables for place in places]}, places)
+        try:
+            reply.users = [(modules, _at(user, users[int(user.netns)])) for modules, user in reply.users]
+        except (ValueError, IndexError):
+            reply.users, reply.partial = [], _NOT_ENTERED
+        return reply
 
     async def _run_foresight(self, names: set[ModuleName]) -> "_Reply":
         async with self._turn:
@@ -184,9 +223,15 @@ class _Reply:
     crowded: tuple[str, ...] = ()
     size: int = 0
     ended: bool = False
+    places: list[_Place] = field(default_factory=list)
+    listed: Callable[[list[_Place]], None] = _close
+    """Called with these when they are all there."""
 
-    def take(self, data: bytes) -> None:
-        """Read one answer as if a stranger had written it; ValueError, KeyError or TypeError for anything odd."""
+    def take(self, data: bytes, files: list[int]) -> None:
+        """Read one answer as if a stranger had written it; ValueError, KeyError or TypeError for anything odd.
+
+        `files` are the descriptors that came with it; one that is kept is taken away.
+        """
         self.size += len(data) + _OVERHEAD
         if self.size > _BYTES_MAX:
             raise ValueError("too many answers")
@@ -196,6 +241,14 @@ class _Reply:
         if "end" in answer:
             self.partial, self.crowded = _text(answer["partial"]), _texts(answer["crowded"])
             self.ended = True
+        elif "namespace" in answer:
+            if len(files) != 1 or len(self.places) == NAMESPACES_MAX:
+                raise ValueError("not one of a few network namespaces")
+            self.places.append(_Place(read_user(answer["namespace"]), _read_tables(answer["tables"]), files[0]))
+            files.clear()
+        elif "namespaces" in answer:
+            places, self.places = self.places, []
+            self.listed(places)
         elif "consequence" in answer:
             row = read_consequence(answer["consequence"])
             self.consequences += [(module, row) for module in _texts(answer["modules"])]
@@ -208,10 +261,14 @@ class _Reply:
 class _Conversation:
     """One process with orders one after the other; it is started for an order, and let go when it is idle."""
 
-    def __init__(self, unit_socket: str, program: Sequence[str], timeout: float) -> None:
+    def __init__(
+        self, unit_socket: str, program: Sequence[str], timeout: float, *, unanswered: str = _UNANSWERED
+    ) -> None:
+        """`unanswered` is what a reply says that did not come, or not all of it."""
         self._unit_socket = unit_socket
         self._program = program
         self._timeout = timeout
+        self._unanswered = unanswered
         self._loop = asyncio.get_running_loop()
         self._process: WorkerProcess | None = None
         self._leaving: set[WorkerProcess] = set()
@@ -221,20 +278,36 @@ class _Conversation:
         self._idle: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def ask(self, order: Mapping[str, Any]) -> _Reply:
-        """All answers until the process exited, sent an invalid one or took too long; never raises."""
+    async def ask(
+        self,
+        order: Mapping[str, Any],
+        places: list[_Place] | None = None,
+        *,
+        listed: Callable[[list[_Place]], None] = _close,
+    ) -> _Reply:
+        """All answers until the process exited, sent an invalid one or took too long; never raises.
+
+        `places` go with the order and are closed; `listed` is called with those that the process has opened.
+        """
         if self._idle is not None:
             self._idle.cancel()
-        reply = self._reply = _Reply()
+        reply = self._reply = _Reply(partial=self._unanswered, listed=listed)
+        places = places or []
         self._done = done = self._loop.create_future()
         try:
-            if not self._closed and self._hand_over(json.dumps(order).encode()):
+            handed_over = not self._closed and self._hand_over(
+                json.dumps(order).encode(), [each.file for each in places]
+            )
+            _close(places)
+            if handed_over:
                 async with asyncio.timeout(self._timeout):
                     await done
         except (OSError, TimeoutError):
             pass
         finally:
             self._done = None
+            _close(places)
+            _close(reply.places)
             if not reply.ended or self._loop.time() > self._replaced_at:
                 self._release_waiting()
             if not self._closed:
@@ -253,22 +326,22 @@ class _Conversation:
         for process in tuple(self._leaving):
             self._gone(process)
 
-    def _hand_over(self, order: bytes) -> bool:
+    def _hand_over(self, order: bytes, files: Sequence[int]) -> bool:
         # One that was waiting may have ended meanwhile: then a new one gets the order.
-        if self._process is not None and self._process.send(order):
+        if self._process is not None and self._process.send(order, files):
             return True
         self._release_waiting()
         kind = _InspectorUnit if self._unit_socket else _InspectorProcess
         program = (self._unit_socket,) if self._unit_socket else self._program
         self._process = kind(program, answered=self._answered, ended=self._ended)
         self._replaced_at = self._loop.time() + AGE_MAX
-        return self._process.send(order)
+        return self._process.send(order, files)
 
     def _answered(self, process: WorkerProcess, data: bytes) -> None:
         if process is not self._process:
             return
         try:
-            self._reply.take(data)
+            self._reply.take(data, process.files)
         except (ValueError, KeyError, TypeError, RecursionError):
             self._release_waiting()
             self._finish()
@@ -303,10 +376,42 @@ class _Conversation:
 
 class _InspectorProcess(WorkerProcess):
     answer_max = ANSWER_MAX
+    files_max = 1
 
 
 class _InspectorUnit(WorkerUnit):
     answer_max = ANSWER_MAX
+    files_max = 1
+
+
+def _at(user: User, place: User) -> User:
+    """What was found in a network namespace, with where that is, and what ends it there or from outside."""
+    # As with what goes with a module (`core.planning.consequences`).
+    where = f"network namespace {place.netns}"
+    if place.netns.startswith("pid "):
+        where = f"the network namespace of {place.netns}"
+    found = replace(
+        user,
+        detail=", ".join(filter(None, (user.detail, f"in {where}"))),
+        pid=place.pid,
+        unit=place.unit,
+        container=place.container,
+        netns=place.netns,
+        owner=place.owner,
+        entry=place.entry,
+    )
+    if place.entry or user.remedy is Remedy.NOT_NEEDED:
+        return found
+    return replace(found, remedy=place.remedy, target=place.target, words=(), pids=place.pids)
+
+
+def _read_tables(values: Any) -> dict[str, tuple[str, ...]] | None:
+    """Tables of iptables-legacy by the file that names them; errors as of `read_user`."""
+    if values is None:
+        return None
+    if not isinstance(values, Mapping) or set(values) != set(_TABLE_NAMES):
+        raise TypeError("not the names of tables")
+    return {name: _texts(values[name]) for name in _TABLE_NAMES}
 
 
 def read_user(values: Any) -> User:
@@ -334,6 +439,7 @@ def read_user(values: Any) -> User:
         words=tuple(map(_any_text, _list(values["words"]))),
         pids=tuple(map(_number, _list(values["pids"]))),
         level=_number(values["level"]),
+        entry=_any_text(values["entry"]),
     )
 
 

@@ -127,6 +127,8 @@ def firewall(in_time: Callable[[], bool]) -> Firewall:
     """
     tables = Firewall()
     tables.tables = _all(_GETTABLE, read_table, tables, in_time)
+    if not tables.tables and not tables.changed:
+        return tables  # everything else is in one
     tables.chains = _all(_GETCHAIN, read_chain, tables, in_time)
     tables.rules = _all(_GETRULE, read_rule, tables, in_time)
     tables.sets = _all(_GETSET, read_set, tables, in_time)

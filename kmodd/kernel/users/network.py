@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Network interfaces of a module, traffic control, and network defaults, by the modules that they hold."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, note, read_text, readlink
-from kmodd.kernel.users.rtnetlink import Qdisc, Traffic
+from kmodd.kernel.users.rtnetlink import Link, Qdisc, Traffic
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -149,6 +149,16 @@ def interfaces(
             yield frozenset({driver}), _user(interface, f"driver {driver}, state {state}", Remedy.SET_LINK_DOWN)
         if others := known[kind] - {driver}:
             yield others, _user(interface, f"link kind {kind}, state {state}", Remedy.DELETE_LINK)
+
+
+def link_users(
+    links: Iterable[Link], modules_of: Callable[[str], frozenset[str]]
+) -> Iterator[tuple[frozenset[str], User]]:
+    """As `interfaces`, of a network namespace that sysfs does not show, by link kind alone."""
+    for link in links:
+        if link.kind and (modules := modules_of(link.kind)):
+            state = "up" if link.up else "down"
+            yield modules, _user(link.name, f"link kind {link.kind}, state {state}", Remedy.DELETE_LINK)
 
 
 def modules_of_kind(kind: str, resolve_alias: Callable[[str], tuple[str, ...]]) -> Iterator[str]:

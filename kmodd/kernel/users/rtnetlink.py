@@ -298,10 +298,11 @@ def _index(value: bytes | None) -> int:
 
 def link_kinds() -> dict[str, str]:
     """Interface → kind, for those that have a kind, in this network namespace; OSError if the query fails."""
-    return {link.name: link.kind for link in _links() if link.name and link.kind}
+    return {link.name: link.kind for link in all_links() if link.name and link.kind}
 
 
-def _links() -> Iterator[Link]:
+def all_links() -> Iterator[Link]:
+    """Every interface of this network namespace; OSError if the query fails."""
     links = dump(socket.NETLINK_ROUTE, _GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
     return (read_link(body) for message, body in links if message == _NEWLINK)
 
@@ -314,7 +315,7 @@ def traffic_control(filters: bool, actions: Collection[str], in_time: Callable[[
     listed = dump(socket.NETLINK_ROUTE, _GETQDISC, _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
     bodies = [body for message, body in listed if message == _NEWQDISC][:_QDISCS_MAX]
     # Not by if_indextoname(3): it makes a socket of another family, which the inspector may not. What has no name here is gone meanwhile.
-    names = {link.index: link.name for link in _links()}
+    names = {link.index: link.name for link in all_links()} if bodies else {}
     indexes = {name: index for index, name in names.items()}
     qdiscs = [qdisc for body in bodies if (qdisc := read_qdisc(body, lambda index: names.get(index, "")))]
     chosen: dict[Filter, None] = {}
@@ -322,9 +323,11 @@ def traffic_control(filters: bool, actions: Collection[str], in_time: Callable[[
         for parent in _parents(qdisc) if in_time() else ():
             request = _TCMSG.pack(socket.AF_UNSPEC, indexes[qdisc.device], 0, parent, 0)
             for message, body in dump(socket.NETLINK_ROUTE, _GETFILTER, request):
+                if not in_time():
+                    break
                 if message == _NEWFILTER and len(chosen) < _FILTERS_MAX and (each := read_filter(body, qdisc.device)):
                     chosen[each] = None
-    alone = [each for kind in actions if in_time() for each in _actions(kind)]
+    alone = [each for kind in actions for each in _actions(kind, in_time)]
     return Traffic(tuple(qdiscs), tuple(_merged(chosen)), tuple(alone))
 
 
@@ -374,9 +377,11 @@ def classid(number: int) -> str:
     return f"{major:x}:" if major and not minor else f"{major:x}:{minor:x}" if major else f":{minor:x}"
 
 
-def _actions(kind: str) -> Iterator[Action]:
+def _actions(kind: str, in_time: Callable[[], bool]) -> Iterator[Action]:
     request = bytes(4) + attribute(1, attribute(1, attribute(1, kind.encode() + b"\0"), nested=True), nested=True)
     for message, body in dump(socket.NETLINK_ROUTE, _GETACTION, request):
+        if not in_time():
+            return
         if message == _GETACTION:
             yield from read_actions(kind, body)
 

@@ -4,9 +4,12 @@
 import fcntl
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +30,10 @@ class Limits:
     processes: int = 32768
     namespaces: int = 64
     """Mount namespaces beside the first process's."""
+    network_namespaces: int = 128
+    """Network namespaces beside the system's own that are entered."""
+    namespace_share: float = 0.25
+    """The part of the time that one of several may take: what is in it may be a stranger's."""
     mount_bytes: int = 16 << 20
     """Bytes of mountinfo in all."""
     mount_bytes_per_user: int = 4 << 20
@@ -94,6 +101,17 @@ class Budget:
         self.met(f"the rules of netfilter were not examined after {most:g} s")
         return False
 
+    def part(self, count: int) -> "Budget":
+        """That of one of so many network namespaces that are left, which `add` counts afterwards."""
+        left = self.limits.seconds - (self._clock() - self._begin)
+        seconds = min(left, max(left / count, self.limits.seconds * self.limits.namespace_share))
+        return Budget(replace(self.limits, seconds=seconds), self._clock)
+
+    def add(self, part: "Budget") -> None:
+        """What was left out in another network namespace."""
+        for bound in part._met:
+            self.met(f"{bound}, in another network namespace")
+
     def take_mount_bytes(self, uid: int, size: int) -> bool:
         """Bytes of a mount table of this user's were read; False when no more of that user's may be."""
         self._mount_bytes[uid] += size
@@ -120,11 +138,9 @@ class Budget:
 
 def bounded(sightings: Iterable[Sighting], budget: Budget, reported: set[tuple[str, User]]) -> Iterator[Sighting]:
     """Each user once for each module, up to the bounds; `reported` gets what was answered, and the budget what was left out."""
-    faults: set[str] = set()
-    FAULTS.set(faults)
     counts: Counter[str] = Counter()
     answers = 0
-    try:
+    with faults_noted(budget):
         for modules, user in sightings:
             fresh = frozenset(module for module in modules if (module, user) not in reported)
             for module in fresh:
@@ -140,6 +156,15 @@ def bounded(sightings: Iterable[Sighting], budget: Budget, reported: set[tuple[s
             answers += 1
             reported.update((module, user) for module in fresh)
             yield fresh, user
+
+
+@contextmanager
+def faults_noted(budget: Budget) -> Iterator[None]:
+    """Faults of the machine that are met meanwhile are something left out."""
+    faults: set[str] = set()
+    FAULTS.set(faults)
+    try:
+        yield
     finally:
         FAULTS.set(None)
         if faults:
@@ -158,8 +183,8 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0  # `-` on a kernel that cannot unload
 
 
-_NS_GET_USERNS = 0xB701
-"""linux/nsfs.h: a descriptor of the user namespace that owns a namespace."""
+_NS_GET_USERNS, _NS_GET_OWNER_UID = 0xB701, 0xB704
+"""linux/nsfs.h: a descriptor of the user namespace that owns a namespace, and the user who made a user namespace."""
 _CGROUP_MAX = 1 << 14
 _PROCESSES_MAX = 1 << 16
 _SERVICE = re.compile(r"[A-Za-z0-9:_.\\@-]{1,247}\.service")
@@ -179,13 +204,19 @@ def namespace_owner(link: Path) -> str:
     """Ask the kernel (ioctl_ns(2)); the namespace is opened and not entered."""
     namespace = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
-        try:
-            return f"user:[{os.fstat(owner).st_ino}]"
-        finally:
-            os.close(owner)
+        return owner_of(namespace)[0]
     finally:
         os.close(namespace)
+
+
+def owner_of(namespace: int) -> tuple[str, int]:
+    """The user namespace that owns the namespace of this descriptor, as its link reads, and who made that one; OSError."""
+    owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+    try:
+        uid = int.from_bytes(fcntl.ioctl(owner, _NS_GET_OWNER_UID, bytes(4)), sys.byteorder)
+        return f"user:[{os.fstat(owner).st_ino}]", uid
+    finally:
+        os.close(owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,17 +297,21 @@ class Tasks:
                 members.setdefault(task.namespace, []).append(task)
         return {namespace: tuple(tasks) for namespace, tasks in members.items()}
 
+    @cached_property
+    def initial(self) -> str:
+        """The user namespace of the first process, as its link reads; empty where that may not be read."""
+        return readlink(self._proc / "1/ns/user")
+
     def is_roots(self, task: Task) -> bool:
         """Its mount namespace, and itself, belong to the initial user namespace: only root can have put them there.
 
         In a namespace of a user namespace owned by another user, that user chooses what every path and program is.
         """
-        initial = readlink(self._proc / "1/ns/user")
         folder = self.folder(task)
-        if not initial or readlink(folder / "ns/user") != initial:
+        if not self.initial or readlink(folder / "ns/user") != self.initial:
             return False
         try:
-            return self._owner(folder / "ns/mnt") == initial
+            return self._owner(folder / "ns/mnt") == self.initial
         except OSError as error:
             note(error)
             return False

@@ -9,12 +9,12 @@ from kmodd.kernel.users.block import block_users
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, watchdogs
 from kmodd.kernel.users.elsewhere import NetNamespaces
-from kmodd.kernel.users.ipsec import State, ipsec_states, ipsec_users
-from kmodd.kernel.users.ipvs import ipvs_users
+from kmodd.kernel.users.ipsec import State, ipsec_states
 from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
-from kmodd.kernel.users.netfilter import Firewall, IpSet, NetfilterUsers, firewall, ip_sets
+from kmodd.kernel.users.namespaces import Kernel
+from kmodd.kernel.users.netfilter import Firewall, IpSet, firewall, ip_sets
 from kmodd.kernel.users.netlink import TcpUse, tcp_uses
-from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind, traffic_users
+from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind
 from kmodd.kernel.users.places import Places
 from kmodd.kernel.users.process import OpenFiles, SocketModules, Unmounted, processes
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
@@ -60,7 +60,7 @@ class ProcUsage:
     `netlink` and `ipsec` (an OSError means: not to be had).
 
     Nothing is opened but small files of /proc and /sys and mount tables: no device, and nothing that a process has open. What
-    vanishes or may not be read is passed over. Of other network namespaces only what /proc shows is seen.
+    vanishes or may not be read is passed over. Of other network namespaces only what /proc shows is seen (see `namespaces`).
     """
 
     def __init__(
@@ -79,24 +79,27 @@ class ProcUsage:
         self._root = root
         self._resolve = resolve_alias
         self._kinds = kinds
-        self._traffic = traffic
-        self._netfilter = netfilter
-        self._sets = sets
+        self._kernel = Kernel(traffic, netfilter, sets, states)
         self._tcp = tcp
-        self._states = states
         self._owner = owner
 
-    def search(self, budget: Budget) -> Iterator[Sighting]:
+    def namespaces(self, budget: Budget) -> NetNamespaces:
+        """The other network namespaces, and the processes that a search with this budget examines."""
+        return NetNamespaces(self._root, Tasks(self._root, budget, self._owner), budget)
+
+    def search(self, budget: Budget, namespaces: NetNamespaces | None = None) -> Iterator[Sighting]:
         """Each user once for each module, those first that certainly hold a reference, with text safe to show.
 
         Takes as long as the budget allows; what it left out, and what could not be read, the budget says afterwards.
         """
         reported: set[tuple[str, User]] = set()
         places = Places(self._root)
-        located = ((modules, places.located(user)) for modules, user in self._all(budget, reported))
-        yield from bounded(located, budget, reported)
+        sightings = self._all(budget, reported, namespaces or self.namespaces(budget))
+        yield from bounded(((modules, places.located(user)) for modules, user in sightings), budget, reported)
 
-    def _all(self, budget: Budget, reported: Collection[tuple[str, User]]) -> Iterator[Sighting]:
+    def _all(
+        self, budget: Budget, reported: Collection[tuple[str, User]], namespaces: NetNamespaces
+    ) -> Iterator[Sighting]:
         loaded = references(self._root)
 
         def known(names: Iterable[str]) -> frozenset[str]:
@@ -105,20 +108,15 @@ class ProcUsage:
         def of_type(type_: str) -> frozenset[str]:
             return known(modules_of_type(type_, self._resolve))
 
-        tasks = Tasks(self._root, budget, self._owner)
+        tasks = namespaces.tasks
         mounts = Mounts(tasks, of_type, budget, lambda charset: known(modules_of_charset(charset, self._resolve)))
         owners = DeviceOwners(self._root, self._resolve, loaded)
         yield from mounts.users()
         yield from block_users(self._root, owners, mounts, loaded, self._resolve)
         yield from setting_users(self._root, loaded, self._resolve, mounts, budget)
         yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds, loaded)
-        yield from traffic_users(self._root, loaded, self._resolve, self._traffic, budget)
-        yield from NetfilterUsers(loaded, self._resolve, self._netfilter, self._sets).users(budget)
-        yield from ipvs_users(self._root / "proc/net/ip_vs", loaded, budget)
-        yield from ipsec_users(self._root, loaded, self._resolve, self._states, budget)
+        yield from self._kernel.users(self._root, loaded, self._resolve, budget)
         yield from configfs_users(self._root, loaded, budget)
-        namespaces = NetNamespaces(self._root, tasks, budget)
-        yield from namespaces.users(loaded)
         sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders)
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
         yield from processes(

@@ -11,10 +11,10 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kmodd.kernel.files import read_text
+from kmodd.kernel.files import value_if_there
 from kmodd.kernel.users.extensions import further_aliases
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
@@ -32,7 +32,8 @@ _ERROR = "ERROR"
 """The target of the entry in front of a chain that a user made; the chain's name follows it."""
 _BYTES_MAX = 4 << 20
 _RULES_MAX = 8192
-_TABLES_MAX = 16
+TABLES_MAX = 16
+"""Tables of one program that are read."""
 _ARP_HOOKS = ("INPUT", "OUTPUT", "FORWARD")
 _HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
@@ -120,17 +121,25 @@ def legacy_users(
     resolve: Callable[[str], tuple[str, ...]],
     read: ReadTable,
     budget: Budget,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[frozenset[str], User]]:
     """Rules, of each chain the last one first: the others keep their numbers when it is deleted. Then the tables with something in
     them, each of which holds its own module (__do_replace in net/ipv4/netfilter/ip_tables.c), and the chains that users made.
 
-    `loaded` are the modules that are looked for, `resolve` answers the modules with an alias.
+    `loaded` are the modules that are looked for, `resolve` answers the modules with an alias. `names` are the tables in use by the
+    file that lists them, where that cannot be read.
     """
     for kind in KINDS:
         # Built in, it has rules whose extensions may be modules.
-        tables = (read_text(root / "proc/net" / kind.names) or "").split()[:_TABLES_MAX]
+        try:
+            tables = (
+                (value_if_there(root / "proc/net" / kind.names) or "").split() if names is None else names[kind.names]
+            )
+        except OSError:
+            budget.met(f"the rules of {kind.program} cannot be read")
+            continue
         known: dict[str, frozenset[str]] = {}
-        for table in tables:
+        for table in tables[:TABLES_MAX]:
             try:
                 rules = tuple(rules_of(kind, table, *read(kind, table)))
             except OSError:

@@ -32,6 +32,8 @@ class WorkerProcess:
 
     answer_max = ANSWER_MAX
     """Bytes of one answer."""
+    files_max = 0
+    """Descriptors that may come with one answer; more are closed."""
 
     def __init__(
         self,
@@ -49,6 +51,8 @@ class WorkerProcess:
         self.ready = False
         """It has come up: what ends it from now on is not a program that cannot start."""
         self.gone: asyncio.Future[None] = self._loop.create_future()
+        self.files: list[int] = []
+        """The descriptors of the answer that `answered` is called with; what it leaves here is closed."""
         self.pid = 0
         self._pidfd = -1
         self._socket: socket.socket | None = self._start(program)
@@ -78,7 +82,22 @@ class WorkerProcess:
 
     def _receive(self, channel: socket.socket) -> bytes:
         """The next message; BlockingIOError when there is none yet."""
-        return channel.recv(self.answer_max)
+        room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_FILE.size * self.files_max)
+        message, ancillary, _, _ = channel.recvmsg(self.answer_max, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self.files += [file for (file,) in _FILE.iter_unpack(data[: len(data) // _FILE.size * _FILE.size])]
+            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and message:
+                self._sent_by(_CREDENTIALS.unpack(data)[0])
+        self._close_files(self.files_max)
+        return message
+
+    def _sent_by(self, pid: int) -> None:
+        """The kernel names the process that sent a message (SO_PASSCRED)."""
+
+    def _close_files(self, kept: int = 0) -> None:
+        while len(self.files) > kept:
+            os.close(self.files.pop())
 
     def _has_ended(self) -> bool:
         """Its pidfd says so: take the zombie away."""
@@ -137,6 +156,7 @@ class WorkerProcess:
                 self._came_up(self)
             else:
                 self._answered(self, answer)
+            self._close_files()
 
     def _reap(self) -> None:
         if not self._has_ended():
@@ -185,6 +205,7 @@ def _spawn(program: Sequence[str], channel: int) -> int:
 
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
+_FILE = struct.Struct("i")
 
 
 class WorkerUnit(WorkerProcess):
@@ -213,15 +234,9 @@ class WorkerUnit(WorkerProcess):
             raise
         return channel
 
-    def _receive(self, channel: socket.socket) -> bytes:
-        message, ancillary, _, _ = channel.recvmsg(self.answer_max, socket.CMSG_SPACE(_CREDENTIALS.size))
-        if message and self._pidfd < 0:
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                    self._know(_CREDENTIALS.unpack(data)[0])
-        return message
-
-    def _know(self, pid: int) -> None:
+    def _sent_by(self, pid: int) -> None:
+        if self._pidfd >= 0:
+            return
         try:
             self._pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
