@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 if TYPE_CHECKING:  # which import this module
     from kmodd.model.modules import User

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.errors import Conflict, Failed, InvalidArgs
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import ARRAY_MAX, parse_module
-from kmodd.values import dataclass
 
 TOKENS = Path("/etc/kmodd/tokens")
 GROUP = "kmodd-gateway"

@@ -10,9 +10,9 @@ from kmodd.agent.planning import Action, Actual, Step, Wanted
 from kmodd.client import CallerOptions, Client
 from kmodd.client.replies import Fields, failed
 from kmodd.errors import KmoddError, NotLoaded
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Explanation, State
 from kmodd.names import ON_BEHALF_OF_MAX
-from kmodd.values import dataclass
 
 STORE = "org.kmodd1.Store"
 SIGNALS = (

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from kmodd.agent.record import Barred, Owned
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchVersion
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.resources import (
     LOG_LINE_MAX,
     LOG_LINES_MAX,
@@ -30,7 +31,6 @@ from kmodd.fleet.resources import (
     WantedModule,
 )
 from kmodd.model import User
-from kmodd.values import dataclass
 
 
 class Recovery(StrEnum):

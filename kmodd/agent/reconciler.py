@@ -33,6 +33,7 @@ from kmodd.agent.planning import (
 from kmodd.agent.record import Barred, Owned, Record, StateFolder
 from kmodd.client import PATH, Client, Signal, SignalStream
 from kmodd.errors import InvalidArgs, KmoddError, Unavailable
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.kubernetes import NODE_MODULES, NOT_FOUND, Api, ApiFault, Listing, Object, wait
 from kmodd.fleet.resources import (
     Condition,
@@ -51,7 +52,6 @@ from kmodd.fleet.resources import (
 from kmodd.journal.writer import Logger
 from kmodd.model import State
 from kmodd.names import escape_label
-from kmodd.values import dataclass
 
 SETTLE = 0.1
 """Seconds in which the signals of one change become one look."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.errors import InvalidArgs
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.resources import (
     LOG_LINE_MAX,
     LOG_LINES_MAX,
@@ -24,7 +25,6 @@ from kmodd.fleet.resources import (
     parse_node_modules,
 )
 from kmodd.names import is_module_name
-from kmodd.values import dataclass
 
 RECORD, SPECIFICATION = "record.json", "specification.json"
 MODE = 0o600

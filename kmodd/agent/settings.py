@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.startup.options import UsageError, read_options
-from kmodd.values import dataclass
 
 DEFAULT_STATE = Path("/var/lib/kmodd-agent")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kmodd.api import replies as rows
 from kmodd.core.audit.redaction import LOG, View, redact_evidence
-from kmodd.core.planning.consequences import told_to
+from kmodd.core.planning.consequence_text import told_to
 from kmodd.dbus.authorizer import INSPECT, READ_HISTORY
 from kmodd.dbus.call import ON_BEHALF_OF, Permits
 from kmodd.errors import Evidence, KmoddError

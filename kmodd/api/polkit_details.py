@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from itertools import chain
 
-from kmodd.core.planning.consequences import phrase, public
+from kmodd.core.planning.consequence_text import phrase, public
 from kmodd.dbus.call import ON_BEHALF_OF
 from kmodd.errors import BadModule
 from kmodd.model import Plan, StepAction, Verb

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kmodd.core.listing import ListedModule
-from kmodd.core.planning.consequences import sentence
+from kmodd.core.planning.consequence_text import sentence
 from kmodd.errors import INTERNAL, Evidence, Failed, KmoddError
 from kmodd.model import (
     ConsequenceKind,

@@ -17,13 +17,13 @@ from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.store.activation import Activation
 from kmodd.core.store.store import Store
+from kmodd.core.surface.cve_responses import Responses
 from kmodd.core.surface.enforcement import Enforcement
-from kmodd.core.surface.responses import Responses
 from kmodd.core.surface.service import Surfaces
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Caller, Health, HealthStatus, HistoryEntry, HistoryQuery, Metric
 from kmodd.model.settings import DaemonSettings
-from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

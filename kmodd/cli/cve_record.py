@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.errors import InvalidArgs
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 FILE_MAX = 1 << 20
 """Bytes; those of the kernel have some ten thousand."""

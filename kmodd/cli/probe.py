@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 NOBODY = 65534
 SECONDS = 20

@@ -36,7 +36,7 @@ from kmodd.client.replies import add_evidence
 from kmodd.dbus.interface_xml import Method
 from kmodd.dbus.library import Connection
 from kmodd.errors import ERRORS, Evidence, Failed, InvalidArgs, KmoddError, NotLoaded, Unavailable
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 CALL_MAX = 64 * 1024
 """Bytes of a call to us that are read. What is larger gets an empty body, which fits no member that wants arguments."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from kmodd import errors
 from kmodd.errors import ERRORS, Evidence, Failed, KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import (
     Explanation,
     Failure,
@@ -33,7 +34,6 @@ from kmodd.model import (
 )
 from kmodd.model.rules import Finding, Replacement, Severity
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 T = TypeVar("T")
 

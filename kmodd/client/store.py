@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kmodd.client.replies import Fields
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 if TYPE_CHECKING:
     from kmodd.client import Client

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from kmodd.client.replies import Fields
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.surface import Reach
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 if TYPE_CHECKING:
     from kmodd.client import Client

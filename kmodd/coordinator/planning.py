@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import field, replace
 from enum import StrEnum
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.resources import (
     SETS_MAX,
     Foreign,
@@ -21,7 +22,6 @@ from kmodd.fleet.resources import (
     NodeSet,
     SetStatus,
 )
-from kmodd.values import dataclass
 
 
 class Standing(StrEnum):

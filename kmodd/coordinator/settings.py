@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kmodd.errors import InvalidArgs
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.exposition import parse_address
 from kmodd.startup.options import UsageError, read_options
-from kmodd.values import dataclass
 
 LEASE = "kmodd-coordinator"
 """Name of the Lease."""

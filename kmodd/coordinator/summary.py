@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kmodd.coordinator.planning import UP, Member, Phase, Plan, SetPlan, Standing
 from kmodd.errors import InvalidArgs, Unavailable
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.resources import Condition, ConditionStatus, ModuleSet, ModuleSetStatus, ModuleState, TopReason
-from kmodd.values import dataclass
 
 LABEL = "modules.kmodd.org/"
 """Prefix of the labels of a node, one for each set: for nodeSelector and affinity of pods."""

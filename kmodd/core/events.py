@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import HealthStatus, HistoryEntry, HistoryQuery, LoadedBy, Record, StepAction
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 Clock = Callable[[], int]
 """Microseconds since the epoch."""

@@ -19,6 +19,7 @@ from kmodd.core.events import Audit, Clock, Event, Events, ModuleRemoved
 from kmodd.core.operations.operations import Operations
 from kmodd.core.planning.planned_state import chain
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import (
     Caller,
@@ -37,7 +38,6 @@ from kmodd.model import (
 from kmodd.model.rules import DesiredModule, Presence
 from kmodd.model.settings import LEASES_LIMIT, DaemonSettings
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 ROOT_TIMES = 8
 """Root may have so many times the leases of another user."""

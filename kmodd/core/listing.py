@@ -7,11 +7,11 @@ from re import compile as compile_pattern
 
 from kmodd.core.planning.policy import Policy, command_line_rule
 from kmodd.errors import DisabledByPolicy, InvalidArgs
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import LoadedModule, Rule, State
 from kmodd.names import ModuleName, parse_glob
 from kmodd.patterns import is_pattern, matches
-from kmodd.values import dataclass
 
 SELECTIONS = ("loaded", "available", "builtin", "all")
 

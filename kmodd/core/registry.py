@@ -21,10 +21,10 @@ from kmodd.core.events import (
     StepSucceeded,
 )
 from kmodd.core.operations.failures import read_loader
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, LoadedModules, UeventSource
 from kmodd.model import KernelFacts, LoadedBy, LoadedModule, Origin, Record, State, StepAction, Uevent
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 SETTLE = 0.05
 """Seconds between the first event of a burst and looking at /proc/modules.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from kmodd.dbus.message import ReceivedMessage
 from kmodd.dbus.peers import Peer
 from kmodd.errors import LimitsExceeded
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

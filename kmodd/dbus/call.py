@@ -6,8 +6,8 @@ from dataclasses import field
 from typing import Any, Protocol
 
 from kmodd.errors import KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Caller
-from kmodd.values import dataclass
 
 ON_BEHALF_OF = "on-behalf-of"
 """The option, and the detail polkit's rules see."""

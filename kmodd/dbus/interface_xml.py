@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 BASIC = frozenset("ybnqiuxtdsog")
 ALIGNMENT = {

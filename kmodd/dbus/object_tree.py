@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from kmodd.dbus.call import Call, Refusal, StandardError, Target
 from kmodd.dbus.interface_xml import Contract, ContractError, Interface, Method, Property
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import escape_label, unescape_label
-from kmodd.values import dataclass
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 ROOT = "/org/kmodd1"

@@ -40,8 +40,8 @@ from lightkube.generic_resource import (
 )
 from lightkube.types import CascadeType, PatchType
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.fleet.resources import GROUP, VERSION
-from kmodd.values import dataclass
 
 WATCH_SECONDS = (600, 630)
 """Seconds after which the server is to end a watch, each time others between these. An agent at rest sends two requests for

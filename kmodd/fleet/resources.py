@@ -13,8 +13,8 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from kmodd.errors import ERRORS, InvalidArgs
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import ModuleName, parse_module, parse_parameters, parse_version
-from kmodd.values import dataclass
 
 GROUP, VERSION = "kmodd.org", "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"

@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from kmodd import VERSION
 from kmodd.errors import ERRORS, INTERNAL, Failed, InvalidArgs, KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.gateway import models
 from kmodd.gateway.dependencies import encode
 from kmodd.gateway.http.problem import MEDIA_TYPE, URN, HttpProblem, of_error, of_http
 from kmodd.gateway.metrics import TYPE
-from kmodd.values import dataclass
 
 DESCRIPTION = """\
 Load, unload and explain the kernel modules of this machine. The gateway is a client of kmodd's D-Bus API under its own

@@ -11,6 +11,7 @@ from kmodd.client import FULL, PUBLIC, Client
 from kmodd.client.replies import Fields, failed, hint_for
 from kmodd.client.surface import AttackSurface
 from kmodd.errors import KmoddError, LimitsExceeded
+from kmodd.fast_dataclass import dataclass
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import snake
 from kmodd.gateway.http.authentication import Principal
@@ -34,7 +35,6 @@ from kmodd.names import (
     parse_parameters,
     parse_reason,
 )
-from kmodd.values import dataclass
 
 WAIT_TIMEOUT = 10.0
 """Seconds a request waits for its turn."""

@@ -8,11 +8,11 @@ from typing import Any
 from kmodd.client.notifier import NotifierClient
 from kmodd.client.surface import AttackSurface
 from kmodd.errors import KmoddError, NoSuchModule, NotLoaded
+from kmodd.fast_dataclass import dataclass
 from kmodd.gateway.daemon_connection import DaemonConnection
 from kmodd.gateway.dependencies import encode, snake
 from kmodd.gateway.metrics import GatewayMetrics, Sample
 from kmodd.names import parse_glob, parse_module, parse_module_or_alias, parse_release
-from kmodd.values import dataclass
 
 ANSWERS_MAX = 64
 

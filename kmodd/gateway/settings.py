@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kmodd.config.section import ConfigurationError, Section
 from kmodd.config.toml_file import read_document
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.settings import Document
 from kmodd.suggestions import did_you_mean
 from kmodd.text import shown
 from kmodd.tokens import SCOPES, TOKENS
-from kmodd.values import dataclass
 
 SETTINGS = Path("/etc/kmodd/gateway.toml")
 LISTEN = ("/run/kmodd-gateway/http",)

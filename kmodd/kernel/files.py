@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 VALUE_MAX = 4096
 """Bytes of one value that are read; sysfs attributes are at most a page."""

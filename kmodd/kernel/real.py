@@ -4,6 +4,7 @@
 import time
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modules.installed import InstalledIndexes
@@ -16,7 +17,6 @@ from kmodd.kernel.proc.uevents import KernelUevents
 from kmodd.kernel.users.inspector_client import Inspector
 from kmodd.kernel.watcher.watcher_client import Watcher
 from kmodd.kernel.worker.executor import WorkerPool
-from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ Bytes that are not UTF-8 are surrogate escapes in a string (PEP 383), and come b
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 Arguments = tuple[tuple[str, str | None], ...]
 """Names and values in the kernel's order; None is a name without `=`, which is not the same as an empty value."""

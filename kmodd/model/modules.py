@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.enums import Remedy, State
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

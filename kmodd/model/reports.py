@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 from kmodd.errors import Evidence
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.enums import HealthStatus, State
 from kmodd.model.modules import KernelFacts, Rule, User
 from kmodd.model.rules import Finding
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 if TYPE_CHECKING:  # it has consequences
     from kmodd.model.requests import Caller

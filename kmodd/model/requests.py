@@ -7,12 +7,12 @@ from functools import cached_property
 from itertools import chain
 
 from kmodd.errors import AccessDenied, KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.arguments import Arguments
 from kmodd.model.enums import Result, StepAction, Verb
 from kmodd.model.modules import Rule
 from kmodd.model.reports import Consequence
 from kmodd.names import Alias, ModuleName, is_module_name
-from kmodd.values import dataclass
 
 NAMED_MAX = 8
 """Modules that one sentence names."""

@@ -3,9 +3,9 @@
 
 from enum import StrEnum
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.modules import Rule
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 Parameters = tuple[tuple[str, str], ...]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 TIMEOUT_LIMIT = 3600
 """Seconds a call into the kernel can be given at most, by a setting or by a caller."""

@@ -3,8 +3,8 @@
 
 from enum import StrEnum
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 
 class IndexNotMadeError(Exception):

@@ -6,9 +6,9 @@ from dataclasses import field
 from datetime import date
 from enum import StrEnum
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.modules import Rule
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 Version = tuple[int, int, int]
 """Of the upstream kernel: 6.1.170."""

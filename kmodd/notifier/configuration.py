@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from kmodd.config.section import ConfigurationError, Section
 from kmodd.config.toml_file import DropIns
 from kmodd.errors import ERRORS, InvalidArgs
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.settings import Document
 from kmodd.names import parse_glob
 from kmodd.notifier.notice import KINDS, SEVERITIES, Notice
 from kmodd.suggestions import did_you_mean
-from kmodd.values import dataclass
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.journal.writer import Logger
 from kmodd.notifier.outbox import DUE_MAX, Delivery, Outbox
-from kmodd.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 from kmodd.config.section import ConfigurationError, Section, fault
 from kmodd.config.toml_file import read_document
 from kmodd.errors import Conflict, InvalidArgs, LimitsExceeded, NoSuchEndpoint
+from kmodd.fast_dataclass import dataclass
 from kmodd.journal.writer import Logger
 from kmodd.kernel.atomic_file import read_file, remove_durably, write_whole
 from kmodd.model.settings import Document
@@ -33,7 +34,6 @@ from kmodd.notifier.configuration import (
 from kmodd.notifier.delivery_worker import Channel, DeliveryWorker
 from kmodd.notifier.ingest import Ingest
 from kmodd.notifier.outbox import Outbox
-from kmodd.values import dataclass
 
 Validate = Callable[[Document], None]
 """Reads the whole configuration with this document in place of the managed one; ConfigurationError when it is wrong."""

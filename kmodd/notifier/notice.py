@@ -14,8 +14,8 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.text import escape
-from kmodd.values import dataclass
 
 SEVERITIES = ("info", "notice", "warning", "error")
 KINDS = (

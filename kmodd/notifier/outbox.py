@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.notifier.notice import Notice
-from kmodd.values import dataclass
 
 SEEN_MAX = 20_000
 """Records remembered as seen; more than are read once more after a restart."""

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 USAGE = """\
 usage: kmodd [--simulate] [--address ADDRESS]

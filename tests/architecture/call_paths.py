@@ -31,7 +31,7 @@ from dbus_next.aio import MessageBus
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = f"{ROOT}/kmodd/"
 SIMULATED = f"{SOURCES}kernel/simulated/"
-VALUES = f"{SOURCES}values.py"
+VALUES = f"{SOURCES}fast_dataclass.py"
 """Comparison and hash of values: written by `dataclasses` for other classes, and no calls of kmodd there."""
 NAME, PATH, MANAGER = "org.kmodd1", "/org/kmodd1", "org.kmodd1.Manager"
 RESUME = dis.opmap["RESUME"]

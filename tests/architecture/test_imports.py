@@ -21,7 +21,7 @@ SHARED = (
     "kmodd.patterns",
     "kmodd.releases",
     "kmodd.text",
-    "kmodd.values",
+    "kmodd.fast_dataclass",
 )
 INTERFACES = ("kmodd.dbus.interface_xml",)
 """What the D-Bus API looks like: the server side and its clients read the same file."""
@@ -34,7 +34,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kmodd.patterns": (),
     "kmodd.releases": (),
     "kmodd.text": (),
-    "kmodd.values": (),
+    "kmodd.fast_dataclass": (),
     "kmodd.config": (*SHARED, "kmodd.config", "kmodd.kernel.files"),
     "kmodd.tokens": (*SHARED, "kmodd.kernel.atomic_file"),
     "kmodd.kernel": (*SHARED, "kmodd.kernel"),

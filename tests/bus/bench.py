@@ -28,7 +28,7 @@ from kmodd.core.planning.planner import Planner
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
-from kmodd.core.surface.responses import Responses
+from kmodd.core.surface.cve_responses import Responses
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses

@@ -280,7 +280,7 @@ def readable() -> Iterator[Path]:
 OPENED = """
 import json, os
 from pathlib import Path
-from kmodd.kernel.users.elsewhere import NetNamespaces
+from kmodd.kernel.users.namespace_list import NetNamespaces
 from kmodd.kernel.users.tasks import Budget, Tasks
 budget = Budget()
 rows = []

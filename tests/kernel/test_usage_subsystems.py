@@ -10,8 +10,8 @@ from kmodd.kernel.users.netfilter import Expression, Firewall, IpSet, Item, Rule
 from kmodd.kernel.users.netlink import TcpUse, read_socket
 from kmodd.kernel.users.process import SocketModules, SocketUse
 from kmodd.kernel.users.rtnetlink import Action, Filter, Qdisc, Traffic
+from kmodd.kernel.users.search import ProcUsage
 from kmodd.kernel.users.tasks import Budget, Limits
-from kmodd.kernel.users.usage import ProcUsage
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import ALIASES, FakeRoot
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from kmodd.kernel.files import readlink
 from kmodd.kernel.users.netfilter import Firewall, IpSet
 from kmodd.kernel.users.rtnetlink import Traffic
+from kmodd.kernel.users.search import ProcUsage
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.usage import ProcUsage
 from kmodd.model import User
 
 if TYPE_CHECKING:

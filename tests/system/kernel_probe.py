@@ -24,8 +24,8 @@ from kmodd.kernel.proc.facts import ProcFacts
 from kmodd.kernel.proc.kmsg import Kmsg
 from kmodd.kernel.proc.loaded import ProcModules
 from kmodd.kernel.proc.uevents import KernelUevents, kernel_monitor
+from kmodd.kernel.users.search import ProcUsage
 from kmodd.kernel.users.tasks import Budget, Limits
-from kmodd.kernel.users.usage import ProcUsage
 from kmodd.kernel.worker.executor import WorkerPool
 from kmodd.model import Outcome
 from kmodd.names import ModuleName

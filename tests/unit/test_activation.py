@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from kmodd.core.health.store import StoreWatch
-from kmodd.core.planning.consequences import disconnecting
+from kmodd.core.planning.consequence_text import disconnecting
 from kmodd.core.store.activation import Activation, AuthorizedContent
 from kmodd.core.store.store import StoreCatalogue
 from kmodd.errors import BadSignature, Conflict, InUse, KmoddError, LimitsExceeded, NoSuchVersion

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kmodd.core.audit.redaction import View, is_withheld, redact, redact_plan
 from kmodd.core.diagnosis.explain import LIVE
-from kmodd.core.planning.consequences import disconnecting, phrase, public, sentence, told_to
+from kmodd.core.planning.consequence_text import disconnecting, phrase, public, sentence, told_to
 from kmodd.core.planning.planner import Planner, PlanReadings
 from kmodd.errors import Conflict, Evidence, InUse, KmoddError
 from kmodd.kernel.simulated.kernel import SimulatedKernel

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kmodd.core.diagnosis.explain import BootLoads, Explainer
-from kmodd.core.diagnosis.usage import unexplained
+from kmodd.core.diagnosis.in_use import unexplained
 from kmodd.core.events import EventHub, StepStarted
 from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry

@@ -27,10 +27,10 @@ from kmodd.client.surface import (
     route_row,
 )
 from kmodd.errors import Evidence, InvalidArgs, NoSuchModule, NoSuchResponse
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Explanation, State
 from kmodd.model.surface import Reach
 from kmodd.names import ModuleName, parse_module
-from kmodd.values import dataclass
 
 _STATES = {
     State.LIVE: "loaded",

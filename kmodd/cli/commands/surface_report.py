@@ -20,9 +20,9 @@ from kmodd.cli.session import Session
 from kmodd.client.replies import explanation
 from kmodd.client.surface import AttackSurface
 from kmodd.errors import Evidence, InvalidArgs, NoSuchModule
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import State
 from kmodd.names import ModuleName, is_module_name, parse_module
-from kmodd.values import dataclass
 
 PLACES = ("/etc/kmodd", "/run/kmodd", "/usr/local/lib/kmodd", "/usr/lib/kmodd")
 FILE_MAX = 1 << 18

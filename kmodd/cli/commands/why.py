@@ -13,11 +13,11 @@ from kmodd.cli.session import Session
 from kmodd.client.replies import error_named, explanation
 from kmodd.client.surface import AttackSurface, RouteRow, route_row
 from kmodd.errors import KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Explanation, State
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Reach
 from kmodd.names import parse_module
-from kmodd.values import dataclass
 
 LABEL = 14
 ROUTES_MAX = 8

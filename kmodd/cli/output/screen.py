@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import field
 from typing import TextIO
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 DEFAULT_PAGER = "less -FRSX"
 

@@ -7,8 +7,8 @@ from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.text import clean, columns, shorten
 from kmodd.client import Client
 from kmodd.errors import KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Explanation, User
-from kmodd.values import dataclass
 
 GAP = 2
 

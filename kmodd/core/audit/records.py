@@ -4,10 +4,10 @@
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
-from kmodd.core.diagnosis.usage import in_use
+from kmodd.core.diagnosis.in_use import in_use
 from kmodd.core.events import Audit, Events, HistoryReader, StepRefused
 from kmodd.core.fair_share import FairSlots
-from kmodd.core.planning.consequences import phrase
+from kmodd.core.planning.consequence_text import phrase
 from kmodd.core.planning.policy import where
 from kmodd.errors import Crashed, Evidence, InUse, InvalidArgs, KmoddError, NotPermitted, TimedOut, errno_name, scarce
 from kmodd.kernel.ports import Kernel

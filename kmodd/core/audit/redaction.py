@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kmodd.core.diagnosis.advice import UserSentence, drives, sentence
-from kmodd.core.diagnosis.usage import counted
+from kmodd.core.diagnosis.in_use import counted
 from kmodd.core.module_requests import reason as load_reason
-from kmodd.core.planning.consequences import is_hidden, public, told_to
+from kmodd.core.planning.consequence_text import is_hidden, public, told_to
 from kmodd.errors import Evidence
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Explanation, LoadedBy, Plan, User
-from kmodd.values import dataclass
 
 OTHERS = "of other users"
 _UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state"})

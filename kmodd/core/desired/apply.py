@@ -35,11 +35,11 @@ from kmodd.errors import (
     UnknownSymbol,
     WrongKernel,
 )
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Caller, OperationResult, Plan, Record, Request, Result, Step
 from kmodd.model.rules import Drift, RuleChange
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 Undo = Callable[[], Awaitable[object]]
 _ABOUT_THE_FILE = (NoSuchModule, BadModule, WrongKernel, BadSignature, UnknownSymbol, UnknownParameter, BadParameter)

@@ -10,12 +10,12 @@ from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.planning.parameters import ALWAYS_KNOWN, read_options, same_setting
 from kmodd.core.planning.policy import Policy
 from kmodd.errors import KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Operation, Rule, State, Verb
 from kmodd.model.arguments import displayed
 from kmodd.model.rules import BlacklistMode, DesiredModule, Drift, ManagedFile, Presence, RuleAction, RuleChange
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 APPLY = "kmodctl config apply"
 WITHHELD = "(visible to root only)"

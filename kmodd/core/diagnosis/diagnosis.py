@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Callable, Mapping
 
 from kmodd.core.diagnosis.evidence import StepEvidence
+from kmodd.core.diagnosis.in_use import in_use, not_removable, unloading_not_built_in
 from kmodd.core.diagnosis.load_failures import LOAD_TABLE, disabled_until_reboot, init_failed, no_capability
-from kmodd.core.diagnosis.usage import in_use, not_removable, unloading_not_built_in
 from kmodd.errors import INTERNAL, BadModule, Busy, Crashed, Failed, KmoddError, NotPermitted, NotRemovable, TimedOut
 from kmodd.model import State, StepAction
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from kmodd.core.diagnosis.advice import advised
 from kmodd.errors import Evidence, errno_name
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import KernelFacts, LoadedModule, Outcome, Rule, Step, User
-from kmodd.values import dataclass
 
 LOG_LINES = 32
 """Lines of the kernel's that are kept; the journal takes no more of one record."""

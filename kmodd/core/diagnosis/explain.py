@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kmodd.core.audit.redaction import LOADED
 from kmodd.core.diagnosis.advice import advised, drives, ended, free, sentence, shown_name
-from kmodd.core.diagnosis.usage import unexplained
+from kmodd.core.diagnosis.in_use import unexplained
 from kmodd.core.fair_share import with_files
 from kmodd.core.module_requests import reason as load_reason
 from kmodd.core.planning.policy import COMMAND_LINE, Policy, command_line_rule, where

@@ -9,12 +9,12 @@ from kmodd.core.fair_share import read_files
 from kmodd.core.operations.operations import STUCK_MAX
 from kmodd.core.planning.policy import where
 from kmodd.errors import KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import Failure, HealthCheck, HealthStatus, KernelFacts, LoadedModule, Rule, State
 from kmodd.model.modules import BootImage, Trees, difference
 from kmodd.model.rules import Drift
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 _OK, _DEGRADED, _FAILING = HealthStatus.OK, HealthStatus.DEGRADED, HealthStatus.FAILING
 _PROPRIETARY, _CRASHED, _OUT_OF_TREE, _UNSIGNED = 1 << 0, 1 << 7, 1 << 12, 1 << 13

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from kmodd.core.store.store import StoreCatalogue
 from kmodd.errors import errno_name
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import StoreFolder, Trees
 from kmodd.model import HealthCheck, HealthStatus
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName
 from kmodd.releases import compare
-from kmodd.values import dataclass
 
 _OK, _DEGRADED = HealthStatus.OK, HealthStatus.DEGRADED
 _Stamp = tuple[int, ...] | None

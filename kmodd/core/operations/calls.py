@@ -15,11 +15,11 @@ from kmodd.core.operations.jobs import Jobs, ModuleLocks
 from kmodd.core.planning.insert import stuck as stuck_error
 from kmodd.core.planning.planned_state import InFlight
 from kmodd.errors import Conflict, Evidence, KmoddError, Stuck, TimedOut, machine_fault, no_worker
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Kernel, LogMark
 from kmodd.model import Failure, LoadedBy, Outcome, Record, State, Step, StepAction
 from kmodd.model.arguments import spell
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 _TRIES = 3
 """Calls for one insertion where others insert and remove the same module all the while."""

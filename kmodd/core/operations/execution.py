@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from kmodd.core.diagnosis.usage import in_use
+from kmodd.core.diagnosis.in_use import in_use
 from kmodd.core.operations.calls import CallResult, KernelCalls
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import ModuleLocks
@@ -13,11 +13,11 @@ from kmodd.core.operations.live_values import GivenValues, LiveValues
 from kmodd.core.operations.parameters import ParameterCalls
 from kmodd.core.planning.parameters import UNSET, effective, is_standard, read_options
 from kmodd.errors import Conflict, InUse, KmoddError, machine_fault
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Kernel, ModuleIndex
 from kmodd.model import Failure, OperationResult, Outcome, Plan, Result, Step, StepAction
 from kmodd.model.arguments import Arguments
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 NAMED = 4
 """Parameters that could not be restored and are named; the others are counted."""

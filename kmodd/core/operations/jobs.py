@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from kmodd.core.events import Clock, Events, JobAdded, JobChanged, JobFinished
 from kmodd.errors import Busy, KmoddError, Stuck
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import ModuleName
-from kmodd.values import dataclass
 
 DELAY = 0.02
 """Seconds. Counting turns of the loop does not do: when the answer is written depends on how many tasks it goes through,

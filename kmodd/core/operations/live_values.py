@@ -11,11 +11,11 @@ from dataclasses import field, replace
 
 from kmodd.core.events import Event, Events, ModuleAdded, ModuleChanged, ModuleRemoved
 from kmodd.core.planning.parameters import same_setting, same_value
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Executor, LoadedModules
 from kmodd.model import Outcome, ParameterValue
 from kmodd.model.arguments import Arguments
 from kmodd.names import ModuleName, is_module_name
-from kmodd.values import dataclass
 
 REMEMBERED = 1024
 """Modules, and values of one module that read back in another way, at most."""

@@ -27,12 +27,12 @@ from kmodd.errors import (
     TimedOut,
     errno_name,
 )
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
 from kmodd.model import Caller, Outcome, ParameterValue, Record, Result, State
 from kmodd.model.arguments import key
 from kmodd.names import ModuleName
 from kmodd.suggestions import did_you_mean, which_module
-from kmodd.values import dataclass
 
 TIMEOUT = 30.0
 """Seconds; setters run code of the module, which may wait for hardware."""

@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kmodd.errors import BadParameter, Evidence, UnknownParameter
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import ModuleInfo, ParameterInfo, Rule
 from kmodd.model.arguments import Arguments, encoded, key, read, shown, spell
 from kmodd.names import ModuleName
 from kmodd.suggestions import did_you_mean
-from kmodd.values import dataclass
 
 Pairs = tuple[tuple[str, str], ...]
 """Parameters of a caller, which always have a value."""

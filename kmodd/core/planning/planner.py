@@ -18,10 +18,10 @@ from kmodd.core.planning.planned_state import InFlight, PlannedState, ReadModule
 from kmodd.core.planning.policy import Policy
 from kmodd.core.planning.remove import Foreseen, Removal, Users
 from kmodd.errors import Evidence, KmoddError, LimitsExceeded
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, LoadedModules, ModuleIndex
 from kmodd.model import FactsPending, Operation, Plan, Request, Rule, Step, StepAction, Target, Verb
 from kmodd.names import Alias, ModuleName, canonical, is_module_name
-from kmodd.values import dataclass
 
 STEPS_MAX = 2048
 """Steps of one plan. Batches have at most 256 operations, and few of them touch more than a dozen modules each."""

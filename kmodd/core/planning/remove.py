@@ -3,8 +3,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from kmodd.core.diagnosis.usage import in_use, not_removable, unloading_not_built_in
-from kmodd.core.planning.consequences import disconnecting
+from kmodd.core.diagnosis.in_use import in_use, not_removable, unloading_not_built_in
+from kmodd.core.planning.consequence_text import disconnecting
 from kmodd.core.planning.insert import busy, modules_disabled, stuck
 from kmodd.core.planning.planned_state import InFlight, PlannedState, soft_targets
 from kmodd.core.planning.policy import Policy

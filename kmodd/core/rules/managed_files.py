@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 
 from kmodd.core.planning.parameters import read_options
 from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted, errno_name
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import ChangedMeanwhileError, Configuration
 from kmodd.model import Rule
 from kmodd.model.arguments import Arguments, spell
 from kmodd.model.rules import ManagedFile, RuleAction, RuleChange
 from kmodd.names import ModuleName, is_module_name
-from kmodd.values import dataclass
 
 _MARK = "# Written by kmodd, which rewrites the whole file: do not edit it, use kmodctl(1) "
 MARK = f"{_MARK}config.\n"

@@ -39,6 +39,7 @@ from kmodd.core.rules.lines import (
     without_comment,
 )
 from kmodd.errors import KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import KernelFacts, ParameterInfo, Rule
 from kmodd.model.arguments import encoded, key, read, shown
@@ -46,7 +47,6 @@ from kmodd.model.rules import Finding, ManagedFile, Replacement, RuleFile, RuleF
 from kmodd.names import ModuleName, canonical, parse_module_or_alias
 from kmodd.patterns import is_pattern, matches
 from kmodd.suggestions import another_name, did_you_mean, is_spelling, near, several_names
-from kmodd.values import dataclass
 
 LINES_MAX = 1024
 """Lines of one file that are shown, in their order: no hand-written file has more."""

@@ -22,12 +22,12 @@ from kmodd.core.store.compatibility import check_signature
 from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered, stored
 from kmodd.core.store.store import changed as changed_meanwhile
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
 from kmodd.model import Caller, LoadedModule, Operation, Request, Step, Verb
 from kmodd.model.arguments import Arguments
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName, canonical
-from kmodd.values import dataclass
 
 Settled = Callable[[], None]
 _SHOWN = ("FileName", "Origin", "Signer")

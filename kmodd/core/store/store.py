@@ -14,11 +14,11 @@ from kmodd.core.fair_share import FairSlots
 from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.store.compatibility import check_file, check_kernel, check_place, check_signature
 from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded, NoSuchModule, NoSuchVersion, scarce
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, FileExaminer, Spool, StoreFolder, Trees
 from kmodd.model import Attempt, Caller, Record, Result
 from kmodd.model.store import MAKE_ROOM, Examination, StoredModule
 from kmodd.names import ModuleName, is_version
-from kmodd.values import dataclass
 
 SHORT = 12
 """Hexadecimal digits of a hash that name a version."""

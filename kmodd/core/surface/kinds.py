@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import field
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.surface import Gate, Reach
-from kmodd.values import dataclass
 
 Needs = tuple[tuple[str, ...], ...]
 """Groups of requests: of each group one must have been answered, that is, a module that it stands for is there."""

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from kmodd.core.fair_share import FairSlots, User
 from kmodd.errors import Evidence, ModuleTreeMissing, NoSuchModule
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, InstalledKernels, LoadedModules
 from kmodd.model import HealthCheck, HealthStatus
 from kmodd.model.surface import Exposure, Gate, Surface
 from kmodd.names import ModuleName
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 KEEP = 10.0
 """Seconds without a question after which everything is forgotten: it has megabytes."""

@@ -11,7 +11,7 @@ from kmodd import tokens
 from kmodd.client import CallerOptions
 from kmodd.config.section import ConfigurationError
 from kmodd.errors import AccessDenied, Failed
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.gateway.dependencies import documented, needs
 from kmodd.gateway.http.authentication import Authentication, Principal, Refused
 from kmodd.gateway.http.middleware import CONNECTION
 from kmodd.gateway.http.problem import HttpProblem
 from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.settings import Limits
-from kmodd.values import dataclass
 
 KEPT = 2048
 """Events that can be caught up with."""

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kmodd.errors import errno_name
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import NOWHERE, is_reachable, readlink
 from kmodd.model import Rule
 from kmodd.names import ModuleName
 from kmodd.patterns import is_pattern, matches
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 DIRECTORIES = ("etc/modprobe.d", "run/modprobe.d", "usr/local/lib/modprobe.d", "usr/lib/modprobe.d", "lib/modprobe.d")
 """Below the root, in order of rank: a file masks the files of the same name in the folders after its own."""

@@ -10,8 +10,8 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model.store import FileFault
-from kmodd.values import dataclass
 
 SECTION_MAX = 16 << 20
 """Bytes of a section that is read; the symbol table of Linux's largest module has a few MiB."""

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from kmodd.errors import BadModule, Evidence
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.modprobe.modprobe_d import softdep_names
 from kmodd.kernel.modules.compression import MAXIMUM, Damaged, Unsupported, decompress, is_compressed
 from kmodd.kernel.modules.param_section import FoundParameter, Header, find_parameters
@@ -24,7 +25,6 @@ from kmodd.kernel.modules.signature import Signers, read_signature
 from kmodd.model import ModuleInfo, ParameterInfo
 from kmodd.model.arguments import key
 from kmodd.names import ModuleName, canonical, is_module_name
-from kmodd.values import dataclass
 
 MODINFO_MAX = 8 << 20
 """Bytes of a .modinfo section that are believed; the largest of Linux (amdgpu's) has some 100 KiB."""

@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 _PROGBITS, _SYMTAB, _RELA, _REL = 1, 2, 4, 9
 _MIPS = 8

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 if TYPE_CHECKING:  # it reads signatures
     from kmodd.kernel.modules.module_file import ModuleFile

@@ -22,11 +22,11 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.atomic_file import clear_folder, copy_whole, digest, remove_durably, sync_folder, write_whole
 from kmodd.kernel.files import read_if_there, value_if_there
 from kmodd.model.store import StoredModule
 from kmodd.names import ModuleName, is_module_name, is_release
-from kmodd.values import dataclass
 
 _FACTS_MAX = 64 << 10
 _OF_THE_FILE = frozenset({errno.EACCES, errno.EIO, errno.EISDIR})

@@ -8,8 +8,8 @@ import errno
 from dataclasses import field, replace
 from enum import StrEnum
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.model import Consequence, Remedy, User
-from kmodd.values import dataclass
 
 _RANGES = {
     "byte": (0, 0xFF),

@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import read_text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 MOUNTED = "/sys/kernel/config"
 _ENTRIES_MAX, _DEPTH_MAX = 4096, 12

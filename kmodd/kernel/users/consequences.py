@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import is_folder, listdir, read_text, readlink
 from kmodd.kernel.modules.alias_text import AliasText
 from kmodd.kernel.users.devices import DeviceOwners, device_number
@@ -21,7 +22,6 @@ from kmodd.kernel.users.tasks import Budget, Limits, NamespaceOwner, Tasks, name
 from kmodd.model.reports import Consequence, ConsequenceKind
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 Sighting = tuple[str, Consequence]
 """A module, and what goes with it."""

@@ -90,8 +90,8 @@ def _search(root: Path) -> Iterator[dict[str, Any]]:
     # Imported here: who only asks for an executable need not wait for it.
     from dataclasses import asdict
 
+    from kmodd.kernel.users.search import ProcUsage
     from kmodd.kernel.users.tasks import Budget, faults_noted
-    from kmodd.kernel.users.usage import ProcUsage
 
     usage = ProcUsage(root, _read_aliases(root))
     budget = Budget()

@@ -10,13 +10,13 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import read_text
 from kmodd.kernel.users.netlink import attributes, dump, text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 _NETLINK_XFRM, _NEWSA, _GETSA = 6, 0x10, 0x12
 _STATE = struct.Struct("=56x16s4sB3x16s96x12x4x4xHBBB7x")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import note
 from kmodd.kernel.users.propagation import MountTable, Originals
 from kmodd.kernel.users.tasks import Budget, Task, Tasks, is_of_socket
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 _CHUNK = 1 << 16
 _LINE_MAX = 1 << 15

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.users.ipsec import State, ipsec_states, ipsec_users
 from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.netfilter import Firewall, IpSet, NetfilterUsers, firewall, ip_sets
@@ -18,7 +19,6 @@ from kmodd.kernel.users.network import ReadTraffic, link_users, modules_of_kind,
 from kmodd.kernel.users.rtnetlink import Link, all_links, traffic_control
 from kmodd.kernel.users.tasks import Budget, Sighting, references
 from kmodd.kernel.users.xtables import KINDS, ReadTable, legacy_users, read_table
-from kmodd.values import dataclass
 
 _OWN = "/proc/self/ns/net"
 _CLONE_NEWNET = 0x40000000

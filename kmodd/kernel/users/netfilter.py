@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import field
 from typing import TypeVar
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.users.extensions import further_aliases, referred_sets
 from kmodd.kernel.users.netlink import attribute, attributes, big_endian, dump, text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 _T = TypeVar("_T")
 

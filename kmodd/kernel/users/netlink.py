@@ -11,8 +11,8 @@ import struct
 import sys
 from collections.abc import Iterator
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import canonical
-from kmodd.values import dataclass
 
 ERROR, DONE = 2, 3
 """Types of the last message of an answer."""

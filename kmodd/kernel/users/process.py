@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import note, read_text, readlink
 from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mounts
@@ -17,7 +18,6 @@ from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 _TABLE_MAX = 1 << 16
 _NETLINK_MAX = 1 << 20

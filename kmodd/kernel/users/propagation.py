@@ -9,7 +9,7 @@ in fs/pnode.c). What mountinfo tells of the copy itself, `shared:` and `master:`
 
 from functools import cached_property
 
-from kmodd.values import dataclass
+from kmodd.fast_dataclass import dataclass
 
 _CHAIN_MAX = 16
 """Masters of masters that are followed; a mount with more of them is taken for one that stays."""

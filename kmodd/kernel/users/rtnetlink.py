@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.users.netlink import (
     ACK,
     DONE,
@@ -32,7 +33,6 @@ from kmodd.kernel.users.netlink import (
     frames,
     text,
 )
-from kmodd.values import dataclass
 
 _NEWLINK, _GETLINK = 16, 18
 _NEWADDR, _GETADDR = 20, 22

@@ -13,9 +13,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import FAULTS, note, read_text, readlink
 from kmodd.model import Remedy, User
-from kmodd.values import dataclass
 
 Sighting = tuple[frozenset[str], User]
 """A user, with the loaded modules that it keeps busy."""

@@ -14,13 +14,13 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import value_if_there
 from kmodd.kernel.users.extensions import further_aliases
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 _EXTENSION_MAX = 29
 _GET_ENTRIES = struct.Struct("@32sI0Q")

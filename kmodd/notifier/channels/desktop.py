@@ -13,8 +13,8 @@ from collections.abc import Callable
 from kmodd.client import Client, Signal
 from kmodd.client.connection import Transport, variant
 from kmodd.errors import ERRORS, KmoddError
+from kmodd.fast_dataclass import dataclass
 from kmodd.names import is_module_name
-from kmodd.values import dataclass
 
 NOTIFICATIONS = "org.freedesktop.Notifications"
 PATH = "/org/freedesktop/Notifications"

@@ -23,11 +23,11 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, BinaryIO
 
 from kmodd import VERSION
+from kmodd.fast_dataclass import dataclass
 from kmodd.notifier.configuration import Network, Url, Webhook, parse_address, permitted
 from kmodd.notifier.delivery_worker import Outcome
 from kmodd.notifier.notice import Notice, chat
 from kmodd.notifier.outbox import Delivery
-from kmodd.values import dataclass
 
 HEADERS_MAX = 16_384
 """Bytes of a response that are read; the rest is ignored."""

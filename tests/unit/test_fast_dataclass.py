@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dataclasses of `kmodd.values`, with those of the standard library as the judge."""
+"""Dataclasses of `kmodd.fast_dataclass`, with those of the standard library as the judge."""
 
 import copy
 import dataclasses
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kmodd import values
+from kmodd import fast_dataclass as values
 
 
 def _fields() -> dict[str, Any]:

@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import listdir, note, read_text, readlink
 from kmodd.kernel.users.tasks import Budget, Task, Tasks, owner_of
 from kmodd.kernel.users.xtables import KINDS, TABLES_MAX
 from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.text import shown
-from kmodd.values import dataclass
 
 _NAMED = "run/netns"
 _MAX = 64

@@ -8,9 +8,9 @@ from kmodd.kernel.files import read_text
 from kmodd.kernel.users.block import block_users
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, watchdogs
-from kmodd.kernel.users.elsewhere import NetNamespaces
 from kmodd.kernel.users.ipsec import State, ipsec_states
 from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
+from kmodd.kernel.users.namespace_list import NetNamespaces
 from kmodd.kernel.users.namespaces import Kernel
 from kmodd.kernel.users.netfilter import Firewall, IpSet, firewall, ip_sets
 from kmodd.kernel.users.netlink import TcpUse, tcp_uses
