@@ -108,13 +108,16 @@ def test_extensions_take_loggers_helpers_and_sets() -> None:
 
 def test_a_rule_goes_before_the_set_that_it_refers_to(root: FakeRoot) -> None:
     root.put("proc/modules", "ip_set 1 1 - Live 0x0\nnf_tables 1 1 - Live 0x0\n")
-    root.sets = (IpSet("hosts", "hash:ip", 3), IpSet("all", "list:set", 4))
     match = Expression("match", extension="set", data=(3).to_bytes(2, "little") + bytes(6))
     root.firewall = Firewall(rules=[Rule(2, "filter", "INPUT", 9, (match,))])
-    assert [(user.remedy, user.words) for user in root.found("ip_set_hash_ip")] == [
-        (Remedy.DELETE_RULE, ("ip", "filter", "INPUT", "handle", "9")),
-        (Remedy.DESTROY_SET, ("hosts",)),
-    ]
+    rule = (Remedy.DELETE_RULE, ("ip", "filter", "INPUT", "handle", "9"))
+    for references in (0, 1):
+        root.sets = (IpSet("hosts", "hash:ip", 3, references), IpSet("all", "list:set", 4))
+        found = [(user.remedy, user.words) for user in root.found("ip_set_hash_ip")]
+        assert found == [rule, (Remedy.DESTROY_SET, ("hosts",))]
+    # One more, of which nothing is known: to destroy the set would fail.
+    root.sets = (IpSet("hosts", "hash:ip", 3, 2),)
+    assert [(user.remedy, user.words) for user in root.found("ip_set_hash_ip")] == [rule, (Remedy.NONE, ())]
 
 
 # --- teams ------------------------------------------------------------------------------------------------------------

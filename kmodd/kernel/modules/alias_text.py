@@ -13,7 +13,7 @@ from kmodd.names import canonical
 from kmodd.patterns import matches
 
 _PREFIXES = (
-    *(b"fs-", b"char-major-", b"block-major-", b"devname:", b"rtnl-link-", b"md-", b"nls_"),
+    *(b"fs-", b"char-major-", b"block-major-", b"devname:", b"rtnl-link-", b"md-", b"nls_", b"tty-ldisc-"),
     *(b"sch_", b"cls_", b"act_", b"net-sch-", b"net-cls-", b"net-act-", b"net-pf-16-proto-"),
     *(b"nft-", b"nf-flowtable-", b"nf-logger-", b"nfct-helper-"),
     *(b"xt_", b"ipt_", b"ip6t_", b"ebt_", b"arpt_", b"ip_set_"),

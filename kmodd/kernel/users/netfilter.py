@@ -6,8 +6,9 @@ only with CAP_NET_ADMIN in the namespace (nfnetlink_rcv in net/netfilter/nfnetli
 expressions and the sets and objects it refers to are read.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import field, replace
 from typing import TypeVar
 
 from kmodd.fast_dataclass import dataclass
@@ -55,6 +56,8 @@ _IPSET_LIST = 6 << 8 | 7
 _IPSET_PROTOCOL, _IPSET_NAME, _IPSET_TYPE, _IPSET_FLAGS, _IPSET_INDEX = 1, 2, 3, 6, 11
 _IPSET_VERSION = 7
 """Linux 4.20: from this version on, the index of a set is shown."""
+_IPSET_DATA, _IPSET_REFERENCES = 7, 25
+"""How many rules and sets of sets refer to it (linux/netfilter/ipset/ip_set.h)."""
 _LIST_SET = "list:set"
 """The type of sets of other sets, which cannot be destroyed before."""
 _IPSET_HEADERS_ONLY = 1 << 2
@@ -165,6 +168,8 @@ class IpSet:
     """Such as `hash:ip`."""
     index: int = -1
     """What rules call it; -1 where the kernel does not say."""
+    references: int = 0
+    """Rules and sets of sets that refer to it: it cannot be destroyed before them."""
 
 
 def ip_sets() -> tuple[IpSet, ...]:
@@ -231,7 +236,9 @@ def read_ip_set(body: bytes) -> IpSet | None:
     values = dict(attributes(body[4:]))
     name, type_ = text(values.get(_IPSET_NAME, b"")), text(values.get(_IPSET_TYPE, b""))
     index = big_endian(values[_IPSET_INDEX]) if _IPSET_INDEX in values else -1
-    return IpSet(name, type_, index) if name and type_ else None
+    data = dict(attributes(values.get(_IPSET_DATA, b"")))
+    references = big_endian(data[_IPSET_REFERENCES]) if _IPSET_REFERENCES in data else 0
+    return IpSet(name, type_, index, references) if name and type_ else None
 
 
 def _nfgenmsg() -> bytes:
@@ -310,6 +317,7 @@ class NetfilterUsers:
             except OSError:
                 budget.met("the sets of ipset cannot be read")
         self._of_index = {each.index: self._loaded_of(f"ip_set_{each.type}") for each in sets if each.index >= 0}
+        named: Counter[int] = Counter()
         if _NFT in self._loaded:
             try:
                 firewall = self._firewall(budget.in_time_for_rules)
@@ -321,7 +329,10 @@ class NetfilterUsers:
                 if firewall.changed:
                     budget.met("the rules of nf_tables changed while they were read")
                 yield from self._of_tables(firewall)
-        yield from self._of_sets(sets)
+                for rule in firewall.rules:
+                    for each in rule.expressions:
+                        named.update(referred_sets(each.extension, each.data))
+        yield from self._of_sets(sets, named)
 
     def _of_tables(self, firewall: Firewall) -> Iterator[tuple[frozenset[str], User]]:
         held: dict[tuple[int, str, str], frozenset[str]] = {}
@@ -402,10 +413,15 @@ class NetfilterUsers:
         names = (name for alias in aliases for name in (canonical(alias), *self._resolve(alias)))
         return frozenset(name for name in names if name in self._loaded)
 
-    def _of_sets(self, sets: Iterable[IpSet]) -> Iterator[tuple[frozenset[str], User]]:
+    def _of_sets(self, sets: Iterable[IpSet], named: Mapping[int, int]) -> Iterator[tuple[frozenset[str], User]]:
+        """`named` is how often the rules that are users too refer to each set, by its index."""
         for each in sorted(sets, key=lambda each: each.type != _LIST_SET):
             if modules := self._loaded_of(f"ip_set_{each.type}"):
                 user = User("set", shown(each.name), shown(each.type), remedy=Remedy.DESTROY_SET, words=(each.name,))
+                if each.references > named.get(each.index, 0):
+                    # Which ones these are is not known: a rule tells the index of a set, and its reader no sets.
+                    detail = f"{user.detail}, which a rule of iptables-legacy or a set of sets refers to"
+                    user = replace(user, detail=detail, remedy=Remedy.NONE, words=())
                 yield modules, user
 
 
