@@ -176,7 +176,7 @@ def test_load_in_the_initramfs_is_told_by_what_it_has(vm: Machine, client: Clien
         f"find . | cpio -o -H newc 2>/dev/null | gzip >{image}"
     )
     begins = "loaded before kmodd started, most likely in the initramfs, which has it"
-    vm.check("systemctl stop kmodd; modprobe kmodd_test_good; systemctl start kmodd", timeout=90)
+    vm.check("systemctl stop kmodd; modprobe kmodd_test_xz; systemctl start kmodd", timeout=90)
     try:
         assert because(client, oldest, "loaded before kmodd started") == begins
         assert client.explain("virtio_pci")["because"].endswith(
@@ -185,10 +185,10 @@ def test_load_in_the_initramfs_is_told_by_what_it_has(vm: Machine, client: Clien
         listed = f"{begins}; /etc/initramfs-tools/modules, line 2, lists it"
         vm.write_file("/etc/initramfs-tools/modules", f"# early\n{oldest}\n")
         assert because(client, oldest, begins) == listed
-        assert client.explain("kmodd_test_good")["because"] == "loaded before kmodd started, by what is not known"
+        assert client.explain("kmodd_test_xz")["because"] == "loaded before kmodd started, by what is not known"
     finally:
         vm.check(
-            f"rm -f {image} /etc/initramfs-tools/modules; modprobe -r kmodd_test_good; systemctl restart kmodd",
+            f"rm -f {image} /etc/initramfs-tools/modules; modprobe -r kmodd_test_xz; systemctl restart kmodd",
             timeout=90,
         )
 
