@@ -138,9 +138,10 @@ class Registry:
     def loader(self, name: ModuleName) -> LoadedBy | None:
         """Who loaded through kmodd what is loaded now; None where others loaded it, also where no event of that has come yet."""
         presence, claim = self.presence(name), self._claims.get((name, StepAction.INSERT))
-        if claim is not None and claim.ended and name not in self._presences:
-            return claim.by  # a moment ago: its event is on its way
-        return presence.by if presence.by is not None and self._instance(name) == presence.instance else None
+        if presence.by is not None and self._instance(name) == presence.instance:
+            return presence.by
+        # A moment ago: its event, or that of what was there before, is on its way.
+        return claim.by if claim is not None and claim.ended else None
 
     def name_client(self, sender: str, program: str) -> None:
         """The program of a connection became known: from now on it stands where only the connection could be named."""

@@ -358,9 +358,9 @@ async def test_a_request_of_root_is_planned_no_more_often_than_it_has_to(
     made: list[PlanReadings | None] = []
     work = planner.work
 
-    def counting(*arguments: Any, look: PlanReadings | None = None) -> Any:
+    def counting(*arguments: Any, look: PlanReadings | None = None, **options: Any) -> Any:
         made.append(look)
-        return work(*arguments, look=look)
+        return work(*arguments, look=look, **options)
 
     monkeypatch.setattr(planner, "work", counting)
     async with service.client(0) as root:

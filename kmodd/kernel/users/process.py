@@ -38,8 +38,6 @@ _DISCIPLINES = 31
 """NR_LDISCS of linux/tty.h."""
 _ATTACHING = {"ldattach", "slattach", "inputattach", "pppd", "slcand", "kissattach", "btattach", "hciattach"}
 """Programs that open a terminal to give it a line discipline, and keep it open for that."""
-_CONTROLLING = 4
-"""Place of tty_nr in /proc/PID/stat behind the name (proc(5))."""
 _FUSE = frozenset({"fuse"})
 _DMA_BUFFER = "/dmabuf:"
 
@@ -200,10 +198,6 @@ class _Statx(ctypes.Structure):
 _LIBC = ctypes.CDLL(None)
 
 
-def _old_number(major: int, minor: int) -> int:
-    """new_encode_dev of linux/kdev_t.h, as /proc/PID/stat has it."""
-    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
-
 
 @dataclass(frozen=True, slots=True)
 class Inode:
@@ -355,21 +349,17 @@ class OpenFiles:
             # An umount ends the process that serves the file system.
             yield OpenFile(target, modules, follows=modules == _FUSE and self._mounts.has_type("fuse"))
         if file.kind == "char" and self._disciplines and self._owners.is_terminal(*file.number):
-            yield from self._of_terminal(link, target, file.number)
+            yield from self._of_terminal(link, target)
         yield from self._of_place(file, link)
 
-    def _of_terminal(self, link: str, target: str, number: tuple[int, int]) -> Iterator[OpenFile]:
-        """A terminal whose line discipline may be a module's, which the kernel shows only to who opens it (TIOCGETD, ioctl_tty(2)).
-
-        Not one that controls the process: that has the discipline of terminals.
+    def _of_terminal(self, link: str, target: str) -> Iterator[OpenFile]:
+        """A terminal to which a program gave a module's line discipline: which one, the kernel shows only to who opens it
+        (TIOCGETD, ioctl_tty(2)).
         """
-        folder = Path(link).parents[1]
-        fields = (read_text(folder / "stat") or "").rpartition(")")[2].split()
-        if len(fields) <= _CONTROLLING or int(fields[_CONTROLLING]) == _old_number(*number):
-            return
-        certain = readlink(folder / "exe").rpartition("/")[2] in _ATTACHING and len(self._disciplines) == 1
-        name = f"{target} with its line discipline" if certain else f"{target}, whose line discipline may be it"
-        yield OpenFile(name, self._disciplines, certain=certain)
+        if readlink(Path(link).parents[1] / "exe").rpartition("/")[2] in _ATTACHING:
+            certain = len(self._disciplines) == 1
+            name = f"{target} with its line discipline" if certain else f"{target}, whose line discipline may be it"
+            yield OpenFile(name, self._disciplines, certain=certain)
 
     @cached_property
     def _disciplines(self) -> frozenset[str]:
