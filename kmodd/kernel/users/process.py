@@ -198,7 +198,6 @@ class _Statx(ctypes.Structure):
 _LIBC = ctypes.CDLL(None)
 
 
-
 @dataclass(frozen=True, slots=True)
 class Inode:
     """What a link leads to."""
