@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dataclasses that are made in a tenth of the time: programs of kmodd have up to 160, and start for a single command.
+"""Dataclasses that are made in a fifth of the time: programs of kmodd have up to 160, and start for a single command.
 
 `dataclasses` writes source text for each method of each class and compiles it at every start: six methods for one that is frozen.
 Here only `__init__` is made so; comparison, hash and text are the same few functions for all. The type checker sees the
-standard library's decorator, and holds the instances for frozen.
+standard library's decorator, and holds the instances for frozen; at run time nothing refuses an assignment. What polkit authorizes
+(`kmodd.model.requests`) is made by the standard library, and is frozen in earnest.
 """
 
 from operator import attrgetter

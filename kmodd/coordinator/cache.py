@@ -147,8 +147,11 @@ class Cache:
         self.bad_modules.discard(name)
         if modules.status.observed_generation == metadata.generation:
             self.settled[name] = modules.spec.sets
-        elif before is None or before.metadata.uid != metadata.uid:
-            self.settled.pop(name, None)
+        else:
+            # What was taken back since, even if it is given again, is no longer what was reported about.
+            same = before is not None and before.metadata.uid == metadata.uid
+            earlier = self.settled.get(name, ()) if same else ()
+            self.settled[name] = tuple(each for each in earlier if each in modules.spec.sets)
         was_silent = self._quiet(name)
         contact = modules.status.last_contact
         if self.contacts.get(name, ("", 0.0))[0] != contact or name not in self.contacts:

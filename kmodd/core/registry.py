@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, field, replace
+from typing import Any
 
 from kmodd.core.events import (
     Audit,
@@ -53,7 +54,7 @@ class Presence:
     """How a live module came to be there."""
 
     loaded_at: int = 0
-    """Microseconds since the epoch; 0 for what was loaded before kmodd started."""
+    """Microseconds since the epoch; 0 for what was loaded before kmodd started, unless an earlier run of kmodd since boot loaded it."""
     load_duration_usec: int = 0
     """How long the kernel took; 0 where kmodd did not load it."""
     by: LoadedBy | None = None
@@ -69,6 +70,8 @@ class _Claim:
     by: LoadedBy
     duration_usec: int = 0
     ended: bool = False
+    instance: int = 0
+    """`LoadedModules.instance` of what it loaded."""
 
 
 class Registry:
@@ -138,10 +141,13 @@ class Registry:
     def loader(self, name: ModuleName) -> LoadedBy | None:
         """Who loaded through kmodd what is loaded now; None where others loaded it, also where no event of that has come yet."""
         presence, claim = self.presence(name), self._claims.get((name, StepAction.INSERT))
-        if presence.by is not None and self._instance(name) == presence.instance:
+        if presence.by is None and claim is None:
+            return None
+        instance = self._instance(name)
+        if presence.by is not None and instance and instance == presence.instance:
             return presence.by
         # A moment ago: its event, or that of what was there before, is on its way.
-        return claim.by if claim is not None and claim.ended else None
+        return claim.by if claim is not None and instance and instance == claim.instance else None
 
     def name_client(self, sender: str, program: str) -> None:
         """The program of a connection became known: from now on it stands where only the connection could be named."""
@@ -169,6 +175,11 @@ class Registry:
         def stop() -> None:
             unsubscribe()
             self._disarm()
+            # What was loaded a moment ago, and of which no event has come yet.
+            for (name, action), claim in self._claims.items():
+                if action is StepAction.INSERT and claim.instance and claim.instance == self._instance(name):
+                    self._presences[name] = Presence(self._clock(), claim.duration_usec, claim.by, claim.instance)
+            self._remember()
 
         return stop
 
@@ -230,8 +241,9 @@ class Registry:
         # /proc/modules has the newest first.
         steps += [("add", name) for name in reversed(truth) if name not in before and name not in named]
         self._modules = truth
-        for action, name in steps:
-            self._publish_step(action, name)
+        last = {step: number for number, step in enumerate(steps)}
+        for number, (action, name) in enumerate(steps):
+            self._publish_step(action, name, last=last[action, name] == number)
         if steps:
             self._remember()
         self._forget_ended_claims()
@@ -243,12 +255,16 @@ class Registry:
     def _read(self) -> dict[ModuleName, LoadedModule]:
         return {name: module for name, module in self._loaded.snapshot().items() if module.state in _PRESENT}
 
-    def _publish_step(self, action: str, name: ModuleName) -> None:
+    def _publish_step(self, action: str, name: ModuleName, *, last: bool) -> None:
+        """`last`: nothing of the kind follows for this module, so that it is what is loaded now."""
         step = StepAction.INSERT if action == "add" else StepAction.REMOVE
         claim = self._claims.get((name, step))
         if action == "add":
+            instance = self._instance(name) if claim is not None else 0
+            if claim is not None and claim.ended and last and instance not in (0, claim.instance):
+                claim = None  # what the call loaded is gone, and this is another program's
             by, duration = (claim.by, claim.duration_usec) if claim is not None else (None, 0)
-            self._presences[name] = Presence(self._clock(), duration, by, self._instance(name) if by is not None else 0)
+            self._presences[name] = Presence(self._clock(), duration, by, instance if by is not None else 0)
         else:
             self._presences.pop(name, None)
         if claim is None:
@@ -300,13 +316,15 @@ class Registry:
 
     def _recall(self) -> dict[ModuleName, Presence]:
         """What an earlier daemon knew, of modules that nothing else loaded since; nothing of what it did not write."""
-        found: dict[ModuleName, Presence] = {}
         with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            for name, row in json.loads(self._kept or b"{}").items():
-                at, took, instance = (int(row[key]) for key in ("loaded_at", "load_duration_usec", "instance"))
-                if name in self._modules and instance and self._instance(name) == instance:
-                    found[name] = Presence(at, took, read_loader(row["by"]), instance)
-        return found
+            rows = json.loads(self._kept or b"{}")
+            read = {ModuleName(name): _read_presence(row) for name, row in rows.items()}
+            return {
+                name: presence
+                for name, presence in read.items()
+                if name in self._modules and presence.instance and self._instance(name) == presence.instance
+            }
+        return {}
 
     # --- our own operations -------------------------------------------------------------------------------------------
 
@@ -314,9 +332,12 @@ class Registry:
         if isinstance(event, StepStarted):
             self._claims[event.module, event.action] = _Claim(event.by)
         elif isinstance(event, StepSucceeded) and not event.changed:
-            self._claims.pop((event.module, event.action), None)
+            self._drop_claim(event.module, event.action)
         elif isinstance(event, StepSucceeded):
-            self._claims[event.module, event.action] = _Claim(event.by, event.duration_usec, ended=True)
+            instance = self._instance(event.module) if event.action is StepAction.INSERT else 0
+            self._claims[event.module, event.action] = _Claim(
+                event.by, event.duration_usec, ended=True, instance=instance
+            )
             presence = self._presences.get(event.module)
             if event.action is StepAction.INSERT and presence is not None and presence.by is event.by:
                 # It was seen while the call was still on its way back.
@@ -326,8 +347,15 @@ class Registry:
                 self._arm()
         elif isinstance(event, StepFailed):
             if not event.stuck:
-                self._claims.pop((event.module, event.action), None)
+                self._drop_claim(event.module, event.action)
             self._arm()  # its state may be `going` now, or the kernel tainted
+
+    def _drop_claim(self, name: ModuleName, action: StepAction) -> None:
+        """The call changed nothing: what was seen meanwhile was another program's doing."""
+        claim, presence = self._claims.pop((name, action), None), self._presences.get(name)
+        if claim is not None and action is StepAction.INSERT and presence is not None and presence.by is claim.by:
+            self._presences[name] = replace(presence, by=None, instance=0)
+            self._remember()
 
     def _forget_ended_claims(self) -> None:
         doubted = self._doubted
@@ -342,6 +370,17 @@ class Registry:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _read_presence(row: Any) -> Presence:
+    loaded_at, took = _whole(row["loaded_at"]), _whole(row["load_duration_usec"])
+    return Presence(loaded_at, took, read_loader(row["by"]), _whole(row["instance"]))
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError("not a whole number")
+    return value
 
 
 _UNKNOWN = Presence()

@@ -104,7 +104,7 @@ class Daemon:
         root = None if settings.simulate else Path("/")
         self._desired = desired = desired_state(root, kernel, self._audit, self._take_over)
         runtime = Path(settings.runtime_directory) if settings.runtime_directory else None
-        kept_loaders = StateFile(runtime and runtime / "loaders.json")
+        kept_loaders = StateFile(runtime and runtime / "loaders.json", on_trouble=self._cannot_remember)
         self._registry = registry = Registry(
             kernel.loaded, kernel.facts, events, self._audit, clock, kept_loaders.read(), kept_loaders.write
         )

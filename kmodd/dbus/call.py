@@ -2,11 +2,10 @@
 """The values exchanged between an interface's handlers and the dispatcher."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kmodd.errors import KmoddError
-from kmodd.fast_dataclass import dataclass
 from kmodd.model import Caller
 
 ON_BEHALF_OF = "on-behalf-of"

@@ -2,12 +2,11 @@
 """Requests, plans and results."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
 from kmodd.errors import AccessDenied, KmoddError
-from kmodd.fast_dataclass import dataclass
 from kmodd.model.arguments import Arguments
 from kmodd.model.enums import Result, StepAction, Verb
 from kmodd.model.modules import Rule
@@ -150,7 +149,7 @@ class Plan:
 
     unseen: tuple[ModuleName, ...] = field(default=(), kw_only=True)
     """Modules that steps remove whose consequences have not been examined yet: not to be executed."""
-    loaders: tuple[tuple[ModuleName, int | None], ...] = field(default=(), kw_only=True, compare=False)
+    loaders: tuple[tuple[ModuleName, int | None], ...] | None = field(default=None, kw_only=True, compare=False)
     """Modules that steps remove, each with the user who loaded it through kmodd; None where it was not."""
     version: int = field(default=-1, kw_only=True, compare=False)
     """How many changes `Operations` knew of when it began to read for this plan; -1 for a plan that is always made again."""

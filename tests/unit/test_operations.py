@@ -175,6 +175,18 @@ async def test_a_module_that_another_user_loaded_since_authorization_is_a_confli
     assert await bench.operations.run(plan, CALLER) == names("vfat", "fat")
 
 
+async def test_a_module_whose_loader_no_rule_saw_is_not_removed_unless_it_is_the_users_own() -> None:
+    by: dict[ModuleName, LoadedBy] = {}
+    bench = make_bench(machine(*MODULES), loader=by.get)
+    plan = bench.operations.plan(request(unload("vfat")))
+    assert plan.loaders == (), "it is not loaded"
+    await bench.run(load("vfat"))
+    with pytest.raises(Conflict, match="vfat was loaded by another user since authorization"):
+        await bench.operations.run(plan, CALLER)
+    by[ModuleName("vfat")] = LoadedBy(CALLER.uid, ":1.5", "", 1)
+    assert await bench.operations.run(plan, CALLER) == names("vfat")
+
+
 async def test_unload_of_what_is_not_loaded_touches_nothing(bench: Bench) -> None:
     assert await bench.run(unload("vfat")) == ()
 

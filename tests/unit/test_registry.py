@@ -132,6 +132,30 @@ async def test_who_loaded_what_is_known_after_a_restart_and_not_of_what_others_l
         stop()
 
 
+async def test_a_load_by_others_right_after_ours_is_theirs(desk: Desk) -> None:
+    """The events of both come in one look: what is loaded is not what the call loaded."""
+    for step in (StepAction.INSERT, StepAction.REMOVE):
+        desk.hub.publish(StepStarted(M("loop"), step, BY))
+        (desk.kernel.modprobe if step is StepAction.INSERT else desk.kernel.rmmod)("loop")
+        desk.hub.publish(StepSucceeded(M("loop"), step, BY, 70, changed=True))
+    assert desk.registry.loader(M("loop")) is None
+    desk.kernel.modprobe("loop")
+    assert desk.registry.loader(M("loop")) is None
+    await desk.settle()
+    assert desk.registry.loader(M("loop")) is None
+    assert desk.registry.presence(M("loop")).by is None
+    assert [record.event for record in desk.records] == ["module.appeared"]
+
+
+async def test_a_load_that_found_the_module_there_has_not_loaded_it(desk: Desk) -> None:
+    desk.hub.publish(StepStarted(M("loop"), StepAction.INSERT, BY))
+    desk.kernel.modprobe("loop")  # another program's
+    await desk.settle()
+    desk.hub.publish(StepSucceeded(M("loop"), StepAction.INSERT, BY, 70, changed=False))
+    assert desk.registry.loader(M("loop")) is None
+    assert desk.registry.presence(M("loop")).by is None
+
+
 async def test_initial_modules_are_known_and_not_announced(desk: Desk) -> None:
     assert M("ext4") in desk.registry
     assert desk.registry.presence(M("ext4")) == Presence()

@@ -9,7 +9,7 @@ undone. On a failure everything before it is undone in reverse order.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kmodd.core.desired.drift import Comparison, Write
@@ -35,7 +35,6 @@ from kmodd.errors import (
     UnknownSymbol,
     WrongKernel,
 )
-from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Caller, OperationResult, Plan, Record, Request, Result, Step
 from kmodd.model.rules import Drift, RuleChange

@@ -335,7 +335,7 @@ class Operations:
 
     def _check(self, plan: Plan, fresh: Plan, caller: Caller) -> None:
         if fresh is not plan:
-            _check_consent(plan, fresh, by_rule=caller.uid != 0)
+            _check_consent(plan, fresh, caller.uid)
         if self._stuck.count() >= self._stuck_max() and any(step.error is None for step in fresh.steps):
             raise LimitsExceeded(
                 f"{self._stuck_max()} operations are stuck in the kernel; further operations are refused until one of them returns",
@@ -385,11 +385,8 @@ class Operations:
         self._afterwards.defer(lambda: self._audit.record(record))
 
 
-def _check_consent(plan: Plan, fresh: Plan, *, by_rule: bool) -> None:
-    """Raise Conflict where what would be done now is more than was authorized, or something else.
-
-    `by_rule` where polkit authorized it, whose rules see who loaded a module.
-    """
+def _check_consent(plan: Plan, fresh: Plan, uid: int | None) -> None:
+    """Raise Conflict where what would be done now is more than was authorized for this user, or something else."""
     allowed = {(step.action, step.module) for step in plan.steps}
     for operation, names in zip(plan.request.operations, plan.targets, strict=True):
         allowed |= {(action, name) for action in _ACTIONS[operation.verb] for name in names}
@@ -410,9 +407,11 @@ def _check_consent(plan: Plan, fresh: Plan, *, by_rule: bool) -> None:
                 module=step.module,
                 evidence=Evidence(hint=f"kmodctl why {step.module}"),
             )
-    loaders = dict(plan.loaders)
-    for name, uid in fresh.loaders if by_rule else ():
-        if loaders.get(name, uid) != uid:
+    # Rules of polkit see who loaded what is removed; for root none is evaluated. Of a module that was not to be removed then, they saw
+    # nothing: it may be the user's own.
+    loaders = dict(plan.loaders or ())
+    for name, by in (fresh.loaders or ()) if uid != 0 and plan.loaders is not None else ():
+        if loaders.get(name, uid) != by:
             raise Conflict(f"{name} was loaded by another user since authorization; try again", module=name)
     paths = {step.module: step.path for step in plan.steps if step.path}
     for step in begun:

@@ -193,6 +193,7 @@ class Planner:
             tuple(dict.fromkeys(overrides)),
             unread=tuple(dict.fromkeys(unread)),
             unseen=tuple(dict.fromkeys(unseen)),
+            loaders=(),
             version=version,
             made=made,
             seen=(index_version, text),
