@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from kmodd.kernel.files import listdir, read_bytes, read_text
+from kmodd.kernel.files import is_public, listdir, read_bytes, read_text
 from kmodd.kernel.modprobe.modprobe_d import ModprobeFolders
 from kmodd.kernel.modules.compression import GZIP, XZ, ZSTD, Damaged, Read, Unsupported, bounded, unpack
 from kmodd.model.modules import BootImage, Rule
@@ -352,9 +352,11 @@ class Initramfs:
         return self._known[1]
 
     def modules(self) -> frozenset[ModuleName] | None:
-        """The modules that the image has; None where there is none, or it cannot be read. Reads the image: use a thread."""
+        """The modules that the image has; None where there is none, it cannot be read, or not everyone may read it, for `Explain`
+        is public. Reads the image: use a thread.
+        """
         path = next((path for path in self._images() if _time(path)), None)
-        if path is None:
+        if path is None or not is_public(path, self._root):
             return None
         try:
             names = self._contents(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.kernel.users import process as usage_process
-from kmodd.kernel.users.devices import DeviceOwners, target_module
+from kmodd.kernel.users.devices import DeviceOwners, is_linear, target_module
 from kmodd.kernel.users.extensions import further_aliases, referred_sets
 from kmodd.kernel.users.netfilter import Expression, Firewall, IpSet, Rule
 from kmodd.kernel.users.process import Inode, SocketModules, SocketUse
@@ -157,6 +157,20 @@ def test_target_of_a_mapping(root: FakeRoot, uuid: str, below: tuple[str, str], 
     assert target_module(root.path / "sys/block/dm-1") == module
 
 
+def test_origin_of_a_cache_is_no_snapshot(root: FakeRoot) -> None:
+    root.put("sys/block/dm-4/dm/uuid", "LVM-ab\n")
+    for number, part in enumerate(("real", "cdata", "cmeta")):
+        root.put(f"sys/block/dm-4/slaves/dm-{number}/dm/uuid", f"LVM-ab-{part}\n")
+    assert target_module(root.path / "sys/block/dm-4") == "dm_cache"
+
+
+def test_volume_of_a_kind_that_is_not_known_is_not_taken_for_linear(root: FakeRoot) -> None:
+    root.put("sys/block/dm-1/dm/uuid", "LVM-ab\n")
+    assert is_linear(root.path / "sys/block/dm-1")
+    root.put("sys/block/dm-1/slaves/dm-0/dm/uuid", "LVM-ab-vpool\n")
+    assert not is_linear(root.path / "sys/block/dm-1")
+
+
 def test_mappings_of_lvm_are_no_candidates_for_a_target(root: FakeRoot) -> None:
     root.put("proc/devices", "Block devices:\n253 device-mapper\n")
     for number, name in enumerate(("vg-root", "vg-swap", "zeros")):
@@ -170,7 +184,11 @@ def test_mappings_of_lvm_are_no_candidates_for_a_target(root: FakeRoot) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exe", "remedy"), [("/usr/sbin/ldattach", Remedy.KILL), ("/usr/bin/minicom", None), ("/usr/sbin/agetty", None)]
+    ("exe", "remedy"),
+    [
+        *(("/usr/sbin/ldattach", Remedy.KILL), ("/usr/bin/minicom", None), ("/usr/sbin/agetty", None)),
+        ("/usr/sbin/pppd", None),  # which gives other ones
+    ],
 )
 def test_a_terminal_with_a_line_discipline(
     root: FakeRoot, monkeypatch: pytest.MonkeyPatch, exe: str, remedy: Remedy | None

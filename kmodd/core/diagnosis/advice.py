@@ -93,6 +93,8 @@ _OF_NETWORK = {
 """What is ended by a program that is run in its network namespace."""
 _NAMED_ENTRY = re.compile(r"/run/netns/([A-Za-z0-9_][A-Za-z0-9_.@+-]{0,254})")
 _PROCESS_ENTRY = re.compile(r"/proc/[1-9][0-9]{0,9}/ns/net")
+_SIGNALS = {"HUP", "KILL"}
+"""For processes that ignore SIGTERM."""
 SETTLE = "udevadm settle"
 """Waits for udev, between devices on top of each other."""
 _LAYERS = {
@@ -140,7 +142,8 @@ def _command(user: User) -> str:
     target, remedy = user.target, user.remedy
     if remedy is Remedy.KILL:
         pids = user.pids or ((user.pid,) if user.pid is not None else ())
-        return f"kill {' '.join(map(str, pids))}" if pids and all(pid > 1 for pid in pids) else ""
+        signal = f"-{target} " if target in _SIGNALS else ""
+        return f"kill {signal}{' '.join(map(str, pids))}" if pids and all(pid > 1 for pid in pids) else ""
     if remedy is Remedy.UNMOUNT:
         return _unmount(target, user.pid)
     if remedy is Remedy.UNMOUNT_TREE:

@@ -66,7 +66,7 @@ class BootLoads:
         """
         self._image = image
         self._in_image: frozenset[ModuleName] | None = None
-        self._looked = False
+        self._looking: asyncio.Task[frozenset[ModuleName] | None] | None = None
         self._index = index
         self._journal = journal
         self._lists = lists
@@ -91,9 +91,10 @@ class BootLoads:
 
     async def look_into_image(self) -> None:
         """Read the initramfs, which takes some time, and only once."""
-        if not self._looked:
-            self._in_image = await asyncio.to_thread(self._image)
-            self._looked = True
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(asyncio.to_thread(self._image))
+        # A caller that leaves must not end it for the others.
+        self._in_image = await asyncio.shield(self._looking)
 
     def may_be_of_image(self, name: ModuleName, loaded: Sequence[ModuleName]) -> bool:
         """It was loaded before anything that the initramfs does not have; `loaded` is in the order of loading."""
@@ -297,7 +298,7 @@ class Explainer:
         if live and module.state is State.LIVE:
             blockers += (LIVE,)
         rule, forbidden = self._rule(name, facts)
-        load = self._load(name)
+        load, loader = self._load(name), self._registry.loader(name)
         because, driven = self._because(module, user_search.users)
         return Explanation(
             name,
@@ -310,8 +311,8 @@ class Explainer:
             loadable=module.state is State.LIVE and not forbidden,
             policy=where(rule) if rule else "",
             rule=rule,
-            loaded_by=self._registry.presence(name).by or self._loader(name),
-            load=load if self._registry.presence(name).by is None else None,
+            loaded_by=loader or self._loader(name),
+            load=load if loader is None else None,
             failure=self._failure(name),
             because=because,
             driven=driven,

@@ -19,6 +19,8 @@ _TOP = 1 << 8
 """What is on top of everything: a mount, swap space."""
 _MAPPER, _TARGETS = "dm_mod", "dm_"
 _BCACHE = "bcache"
+_SERVED = ("fuse", "nfs", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs")
+"""File systems whose paths a server looks up, which may be a user's."""
 _FILES_MAX = 8
 """Loop devices on files on loop devices that are followed."""
 _CHOSEN = re.compile(r"\[([a-z0-9_-]+)\]")
@@ -146,6 +148,8 @@ class _Files:
     def holding(self, path: str) -> tuple[frozenset[str], Mount] | None:
         """The mount with this file, and the modules behind it; None where that is the root or not known."""
         mount = self._mounts.of_path(path)
+        if mount is not None and mount.type.startswith(_SERVED):
+            return self._mounts.modules(mount), mount  # The search may not wait for a server.
         file = inode(f"{self._root}/proc/1/root{path}") if mount is not None else None
         device = device_number(mount.device) if mount is not None else None
         if mount is None or file is None or (file.mount != mount.number and file.on != device):

@@ -226,12 +226,14 @@ _LAYERS = (
     ("-tmeta", "dm_thin_pool"),
     ("-tdata", "dm_thin_pool"),
     ("-cow", "dm_snapshot"),
-    ("-real", "dm_snapshot"),
     ("-cdata", "dm_cache"),
     ("-cmeta", "dm_cache"),
     ("-cpool", "dm_cache"),
+    ("-real", "dm_snapshot"),
 )
-"""Modules of a mapping of LVM by the end of the uuid of one below it (build_dm_uuid in lib/misc/lvm-string.c)."""
+"""Modules of a mapping of LVM by the end of the uuid of one below it (build_dm_uuid in lib/misc/lvm-string.c). The origin of a cache is
+`-real` too, as that of a snapshot.
+"""
 _IMAGES = (("_rimage_", "dm_raid"), ("_mimage_", "dm_mirror"))
 """Likewise by the name of one below it."""
 
@@ -244,17 +246,22 @@ def target_module(disk: Path | str) -> str:
     uuid = read_text(f"{disk}/dm/uuid") or ""
     if not uuid.startswith(_LVM):
         return next((module for start, module in _MAPPINGS if uuid.startswith(start)), "")
-    for below in listdir(f"{disk}/slaves"):
-        name, lower = (read_text(f"{disk}/slaves/{below}/dm/{file}") or "" for file in ("name", "uuid"))
-        by_uuid = (module for end, module in _LAYERS if lower.endswith(end))
-        if found := next(by_uuid, "") or next((module for part, module in _IMAGES if part in name), ""):
-            return found
-    return ""
+    below = _mappings_below(disk)
+    by_uuid = (module for end, module in _LAYERS if any(lower.endswith(end) for _, lower in below))
+    by_name = (module for part, module in _IMAGES if any(part in name for name, _ in below))
+    return next(by_uuid, "") or next(by_name, "")
 
 
 def is_linear(disk: Path | str) -> bool:
-    """A mapping of LVM whose target is of device-mapper itself (linear, striped)."""
-    return (read_text(f"{disk}/dm/uuid") or "").startswith(_LVM) and not target_module(disk)
+    """A mapping of LVM whose target is of device-mapper itself (linear, striped): below it is no part of another kind of volume."""
+    parts = any(lower.startswith(_LVM) and "-" in lower.removeprefix(_LVM) for _, lower in _mappings_below(disk))
+    return (read_text(f"{disk}/dm/uuid") or "").startswith(_LVM) and not parts and not target_module(disk)
+
+
+def _mappings_below(disk: Path | str) -> list[tuple[str, str]]:
+    """Name and uuid of each mapping that one consists of."""
+    folders = [f"{disk}/slaves/{below}/dm" for below in listdir(f"{disk}/slaves")]
+    return [(read_text(f"{folder}/name") or "", read_text(f"{folder}/uuid") or "") for folder in folders]
 
 
 def device_number(text: str | None) -> tuple[int, int] | None:

@@ -163,6 +163,8 @@ class Inspector:
             # While the inspector looks at processes.
             if places and not elsewhere:
                 elsewhere.append(asyncio.get_running_loop().create_task(self._run_elsewhere(places)))
+            else:
+                _close(places)
 
         orders = [self._searching.ask({"search": True}, listed=listed)]
         if any((self._network / name).exists() for name in _TABLE_NAMES):
@@ -232,6 +234,8 @@ class _Reply:
 
         `files` are the descriptors that came with it; one that is kept is taken away.
         """
+        if self.ended:
+            raise ValueError("an answer without an order")
         self.size += len(data) + _OVERHEAD
         if self.size > _BYTES_MAX:
             raise ValueError("too many answers")
@@ -386,7 +390,7 @@ class _InspectorUnit(WorkerUnit):
 
 def _at(user: User, place: User) -> User:
     """What was found in a network namespace, with where that is, and what ends it there or from outside."""
-    # As with what goes with a module (`core.planning.consequences`).
+    # As with what goes with a module (`core.planning.consequence_text`).
     where = f"network namespace {place.netns}"
     if place.netns.startswith("pid "):
         where = f"the network namespace of {place.netns}"

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
-from kmodd.kernel.files import listdir, note, read_text, readlink
+from kmodd.kernel.files import listdir, note, read_text, readlink, value_if_there
 from kmodd.kernel.users.tasks import Budget, Task, Tasks, owner_of
 from kmodd.kernel.users.xtables import KINDS, TABLES_MAX
 from kmodd.kernel.watcher.watcher import place
@@ -103,7 +103,7 @@ class NetNamespaces:
         )
         for each in self.all[:_MAX] if modules else ():
             task = each.tasks[0] if each.tasks else None
-            detail = "what is set up in it could not be examined"
+            detail = "not everything in network namespaces could be examined"
             owner = 0 if task is None or each.name else task.uid
             pid = task.pid if task is not None else None
             yield modules, User("namespace", each.label, detail, pid=pid, netns=each.label, owner=owner)
@@ -162,14 +162,14 @@ class NetNamespaces:
             netns=label,
             owner=uid,
         )
-        if roots and namespace.name:
+        if roots and namespace.name and not container:
             return replace(found, entry=f"/{_NAMED}/{namespace.name}")
         inside = next((task for task in tasks if task.user == 0 and self.tasks.is_roots(task)), None)
         if roots and inside is not None and not container:
             return replace(found, entry=f"/proc/{inside.pid}/ns/net")
         remedy, target, pids = self.tasks.ending(tasks[0], tasks) if tasks else (Remedy.NONE, "", ())
-        if namespace.name and remedy is Remedy.KILL:
-            return found  # its name keeps it
+        if (namespace.name and remedy is Remedy.KILL) or not self.tasks.are_of_one_unit(tasks):
+            return found  # its name keeps it, or another container that shares it
         return replace(found, remedy=remedy, target=target, pids=pids)
 
     def _tables(self, namespace: NetNamespace) -> dict[str, list[str]] | None:
@@ -177,4 +177,8 @@ class NetNamespaces:
         if not namespace.tasks:
             return None
         folder = self.tasks.folder(namespace.tasks[0]) / "net"
-        return {kind.names: (read_text(folder / kind.names) or "").split()[:TABLES_MAX] for kind in KINDS}
+        try:
+            return {kind.names: (value_if_there(folder / kind.names) or "").split()[:TABLES_MAX] for kind in KINDS}
+        except OSError:
+            self._budget.met("the names of the tables of iptables-legacy cannot be read")
+            return None

@@ -317,21 +317,23 @@ class NetfilterUsers:
             except OSError:
                 budget.met("the sets of ipset cannot be read")
         self._of_index = {each.index: self._loaded_of(f"ip_set_{each.type}") for each in sets if each.index >= 0}
-        named: Counter[int] = Counter()
+        named: Counter[int] | None = Counter()
         if _NFT in self._loaded:
             try:
                 firewall = self._firewall(budget.in_time_for_rules)
             except OSError:
                 budget.met("the rules of nf_tables cannot be read")
+                named = None
             else:
                 if firewall.crowded:
                     budget.met("nf_tables has more rules than are examined")
                 if firewall.changed:
                     budget.met("the rules of nf_tables changed while they were read")
                 yield from self._of_tables(firewall)
-                for rule in firewall.rules:
-                    for each in rule.expressions:
-                        named.update(referred_sets(each.extension, each.data))
+                expressions = [each for rule in firewall.rules for each in rule.expressions]
+                named = Counter(index for each in expressions for index in referred_sets(each.extension, each.data))
+                if firewall.crowded or firewall.changed:
+                    named = None
         yield from self._of_sets(sets, named)
 
     def _of_tables(self, firewall: Firewall) -> Iterator[tuple[frozenset[str], User]]:
@@ -413,14 +415,15 @@ class NetfilterUsers:
         names = (name for alias in aliases for name in (canonical(alias), *self._resolve(alias)))
         return frozenset(name for name in names if name in self._loaded)
 
-    def _of_sets(self, sets: Iterable[IpSet], named: Mapping[int, int]) -> Iterator[tuple[frozenset[str], User]]:
-        """`named` is how often the rules that are users too refer to each set, by its index."""
+    def _of_sets(self, sets: Iterable[IpSet], named: Mapping[int, int] | None) -> Iterator[tuple[frozenset[str], User]]:
+        """`named` is how often the rules that are users too refer to each set, by its index; None where not all are known."""
         for each in sorted(sets, key=lambda each: each.type != _LIST_SET):
             if modules := self._loaded_of(f"ip_set_{each.type}"):
                 user = User("set", shown(each.name), shown(each.type), remedy=Remedy.DESTROY_SET, words=(each.name,))
-                if each.references > named.get(each.index, 0):
+                if each.references > (named or {}).get(each.index, 0):
                     # Which ones these are is not known: a rule tells the index of a set, and its reader no sets.
-                    detail = f"{user.detail}, which a rule of iptables-legacy or a set of sets refers to"
+                    by = "something" if named is None else "a rule of iptables-legacy or a set of sets"
+                    detail = f"{user.detail}, which {by} refers to"
                     user = replace(user, detail=detail, remedy=Remedy.NONE, words=())
                 yield modules, user
 

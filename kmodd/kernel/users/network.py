@@ -136,7 +136,8 @@ def interfaces(
     teams = [interface for interface, kind in kind_of.items() if kind == _TEAM] if modes else []
     for interface in teams:
         # The mode of a team holds its module (team_mode_get in drivers/net/team/team.c); which it is, only its administrator may see.
-        certain = len(teams) == 1
+        # A team of another network namespace holds a mode as well: each has one.
+        certain = len(teams) == 1 and sum(loaded[mode] for mode in modes) == 1
         detail = "mode of the team" if certain else "mode of the team, or of another one (teamnl)"
         yield modes, _user(interface, detail, Remedy.DELETE_LINK if certain else Remedy.NONE)
     for interface in listdir(folder):

@@ -55,7 +55,8 @@ class Places:
         """Of a file that everyone may read: who may see the user may see this."""
         with suppress(OSError):
             if (self._root / path).stat().st_mode & stat.S_IROTH:
-                yield from enumerate((read_text(self._root / path, _FILE_MAX) or "").splitlines(), 1)
+                # Followed: Debian has /etc/sysctl.conf as a link in /etc/sysctl.d.
+                yield from enumerate((read_text((self._root / path).resolve(), _FILE_MAX) or "").splitlines(), 1)
 
     def _words(self, path: str) -> Iterator[tuple[list[str], _Place]]:
         for number, line in self._lines(path):
@@ -97,7 +98,7 @@ class Places:
                     files.setdefault(name, f"{folder}/{name}")
         settings: dict[str, tuple[_Place, str]] = {}
         paths = [files[name] for name in sorted(files)[:_FILES_MAX]]
-        # Debian links it into the folder as 99-sysctl.conf.
+        # Where it is linked into the folder as 99-sysctl.conf, it was read.
         for path in [*paths, *([_SYSCTL_FILE] if "99-sysctl.conf" not in files else [])]:
             for number, line in self._lines(path):
                 if found := _SETTING.fullmatch(line.strip()):

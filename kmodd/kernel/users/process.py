@@ -36,8 +36,16 @@ _ANONYMOUS = {
 """Modules of files without a path (anon_inode_getfd in virt/kvm/kvm_main.c, drivers/vfio/vfio_main.c), as their links read."""
 _DISCIPLINES = 31
 """NR_LDISCS of linux/tty.h."""
-_ATTACHING = {"ldattach", "slattach", "inputattach", "pppd", "slcand", "kissattach", "btattach", "hciattach"}
-"""Programs that open a terminal to give it a line discipline, and keep it open for that."""
+_ATTACHING: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("ldattach",), ("",)),
+    **dict.fromkeys(("slattach",), ("slip",)),
+    **dict.fromkeys(("inputattach",), ("serport",)),
+    **dict.fromkeys(("pppd",), ("ppp_async", "ppp_synctty")),
+    **dict.fromkeys(("slcand",), ("slcan",)),
+    **dict.fromkeys(("kissattach",), ("mkiss", "6pack")),
+    **dict.fromkeys(("btattach", "hciattach"), ("hci_uart",)),
+}
+"""Programs that open a terminal to give it a line discipline and keep it open for that, with the beginnings of the modules' names."""
 _FUSE = frozenset({"fuse"})
 _DMA_BUFFER = "/dmabuf:"
 
@@ -355,10 +363,12 @@ class OpenFiles:
         """A terminal to which a program gave a module's line discipline: which one, the kernel shows only to who opens it
         (TIOCGETD, ioctl_tty(2)).
         """
-        if readlink(Path(link).parents[1] / "exe").rpartition("/")[2] in _ATTACHING:
-            certain = len(self._disciplines) == 1
+        program = readlink(Path(link).parents[1] / "exe").rpartition("/")[2]
+        modules = frozenset(name for name in self._disciplines if name.startswith(_ATTACHING.get(program, ())))
+        if modules:
+            certain = len(modules) == 1
             name = f"{target} with its line discipline" if certain else f"{target}, whose line discipline may be it"
-            yield OpenFile(name, self._disciplines, certain=certain)
+            yield OpenFile(name, modules, certain=certain)
 
     @cached_property
     def _disciplines(self) -> frozenset[str]:

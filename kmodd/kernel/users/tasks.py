@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from signal import SIGHUP, SIGTERM
 
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import FAULTS, note, read_text, readlink
@@ -82,7 +83,7 @@ class Budget:
         """There is time left."""
         if self._clock() - self._begin < self.limits.seconds:
             return True
-        self.met(f"the search was ended after {self.limits.seconds:g} s")
+        self.met(f"the search was ended after {round(self.limits.seconds, 1):g} s")
         return False
 
     def in_time_for_mounts(self) -> bool:
@@ -332,7 +333,24 @@ class Tasks:
             # A service's main process; what a shell of it has started is ended for itself.
             if len(stat) > 1 and stat[1] == "1":
                 return Remedy.STOP_UNIT, unit, ()
-        return (Remedy.KILL, "", pids) if 1 not in pids and len(pids) <= PIDS_MAX else (Remedy.NONE, "", ())
+        if 1 in pids or len(pids) > PIDS_MAX:
+            return Remedy.NONE, "", ()
+        return Remedy.KILL, self._signal(pids), pids
+
+    def _signal(self, pids: tuple[int, ...]) -> str:
+        """What ends these processes where one ignores SIGTERM, as a shell at a terminal does; else empty."""
+        ignored = 0
+        for pid in pids:
+            for line in (read_text(f"{self._proc}/{pid}/status") or "").splitlines():
+                if line.startswith("SigIgn:"):
+                    ignored |= int(line.split()[1], 16)
+        if not ignored >> (SIGTERM - 1) & 1:
+            return ""
+        return "KILL" if ignored >> (SIGHUP - 1) & 1 else "HUP"
+
+    def are_of_one_unit(self, tasks: tuple[Task, ...]) -> bool:
+        """What ends one of them by its unit or container ends them all; containers may share a network namespace."""
+        return len({_unit(self._group(each))[0] for each in tasks[:_MEMBERS_MAX]}) < 2 and len(tasks) <= _MEMBERS_MAX
 
     def service(self, task: Task, others: tuple[Task, ...]) -> str:
         """The service of the system that made this process's mount namespace and that all its processes are of; or empty."""

@@ -22,9 +22,8 @@ class WorkerProcess:
     """One worker, from its start until it is reaped.
 
     Everything is reported through callbacks on the event loop: `came_up` when it reads orders, `answered` with each answer,
-    and `ended` once, when the
-    process can make no more calls: its socket closed (the kernel closes it when a call kills the worker, even where the
-    task itself never goes away) or the process is gone. The process is watched by pidfd, so there is no SIGCHLD handler
+    and `ended` once, when the process can make no more calls: its socket closed (the kernel closes it when a call kills the worker,
+    even where the task itself never goes away) or the process is gone. The process is watched by pidfd, so there is no SIGCHLD handler
     and no other child of this program is ever waited for by accident. `gone` is set once the process is reaped.
 
     OSError from the constructor when no process can be started; nothing is left open then.
