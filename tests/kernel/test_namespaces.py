@@ -220,6 +220,28 @@ async def test_what_is_no_namespace_ends_the_conversation(tmp_path: Path, offere
     assert opened() <= before
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        'offer(PLACE); send({"namespaces": True}); ' * 20 + 'send({"end": True, "partial": "", "crowded": []})',
+        'send({"end": True, "partial": "", "crowded": []}); ' + 'offer(PLACE); send({"namespaces": True}); ' * 20,
+    ],
+)
+async def test_no_descriptor_is_left_open_whatever_is_answered(tmp_path: Path, odd: str) -> None:
+    before = opened()
+    body = (
+        PLACES
+        + f"if 'search' in order:\n    {odd}\n"
+        + 'send({"end": True, "partial": "", "crowded": []})\ntime.sleep(0.3)'
+    )
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, body), timeout=5.0)
+    await made.users(M("nft_ct"))
+    await asyncio.sleep(0.5)
+    await made.close()
+    await asyncio.sleep(0)
+    assert opened() <= before
+
+
 # --- commands and what everyone may see -------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kmodd.core.diagnosis.advice import command
 from kmodd.kernel.files import readlink
 from kmodd.kernel.users.process import SocketModules, SocketUse, inode
 from kmodd.kernel.users.tasks import Budget, Limits, Tasks, namespace_owner
@@ -332,6 +333,28 @@ def test_service_is_stopped_and_another_process_ended(
     assert (user.remedy, user.target) == (remedy, target)
     assert (user.pid, user.exe, user.owner) == (44, "/usr/bin/x", os.getuid())
     assert user.pids == ((44,) if remedy is Remedy.KILL else ())
+
+
+@pytest.mark.parametrize(
+    ("ignored", "printed"), [("384004", "kill -HUP 44"), ("4001", "kill -KILL 44"), ("1", "kill 44")]
+)
+def test_process_that_ignores_a_signal_is_sent_another(root: FakeRoot, ignored: str, printed: str) -> None:
+    """Bash at a terminal ignores SIGTERM (bash(1), SIGNALS), and what nohup started SIGHUP."""
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    root.process(44, "/bin/bash", ("/dev/zero",))
+    root.put("proc/44/status", f"Name:\tbash\nSigIgn:\t{ignored:0>16}\n")
+    assert [command(user) for user in root.found("mem")] == [printed]
+
+
+def test_what_a_service_started_and_let_go_is_ended_and_not_the_service(root: FakeRoot) -> None:
+    """As `ldattach`, or anything that becomes a daemon: a child of process 1, as the service's own."""
+    cgroup = "/system.slice/a.service"
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    for pid, begin in ((40, 100), (44, 900)):
+        root.process(pid, "/usr/bin/x", ("/dev/zero",), cgroup=cgroup, parent=1)
+        root.put(f"proc/{pid}/stat", f"{pid} (x) S 1 {'0 ' * 17}{begin} 0\n")
+    root.group(cgroup, 40, 44)
+    assert [(user.pid, user.remedy) for user in root.found("mem")] == [(40, Remedy.STOP_UNIT), (44, Remedy.KILL)]
 
 
 @pytest.mark.parametrize("others", ["root's", "unknown"])

@@ -195,6 +195,8 @@ _MACHINE = re.compile(
 )
 _OF_SOCKET = re.compile(r"@\d+-[^@]*\.service$")
 """Number of the connection, then the other end (instance_from_socket in src/core/socket.c)."""
+_START = 19
+"""Place of the start time in /proc/PID/stat behind the name (proc(5))."""
 _MEMBERS_MAX = 256
 _CONTAINER = re.compile(r"(?P<kind>libpod|docker)-(?P<id>[0-9a-f]{64})\.scope")
 NamespaceOwner = Callable[[Path], str]
@@ -375,7 +377,16 @@ class Tasks:
         """
         pids = (read_text(f"{self._groups}{group}/cgroup.procs", _PROCESSES_MAX) or "").split()
         users = {str(other.pid): other.user for other in self.all}
-        return bool(pids) and all(users.get(pid) == task.user for pid in pids)
+        return bool(pids) and all(users.get(pid) == task.user for pid in pids) and self._is_oldest(task, pids)
+
+    def _is_oldest(self, task: Task, pids: list[str]) -> bool:
+        """None of these processes began before it: what a service has started and let go is a child of the first process too."""
+
+        def begin(pid: str) -> int:
+            fields = (read_text(self._proc / pid / "stat") or "").rpartition(")")[2].split()
+            return int(fields[_START]) if len(fields) > _START else 0
+
+        return begin(str(task.pid)) <= min(map(begin, pids))
 
 
 def _unit(group: str) -> tuple[str, bool]:
