@@ -37,13 +37,14 @@ _ANONYMOUS = {
 _DISCIPLINES = 31
 """NR_LDISCS of linux/tty.h."""
 _ATTACHING: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("ldattach",), ("",)),
-    **dict.fromkeys(("slattach",), ("slip",)),
-    **dict.fromkeys(("inputattach",), ("serport",)),
-    **dict.fromkeys(("pppd",), ("ppp_async", "ppp_synctty")),
-    **dict.fromkeys(("slcand",), ("slcan",)),
-    **dict.fromkeys(("kissattach",), ("mkiss", "6pack")),
-    **dict.fromkeys(("btattach", "hciattach"), ("hci_uart",)),
+    "ldattach": ("",),
+    "slattach": ("slip",),
+    "inputattach": ("serport",),
+    "pppd": ("ppp_async", "ppp_synctty"),
+    "slcand": ("slcan",),
+    "kissattach": ("mkiss", "6pack"),
+    "btattach": ("hci_uart",),
+    "hciattach": ("hci_uart",),
 }
 """Programs that open a terminal to give it a line discipline and keep it open for that, with the beginnings of the modules' names."""
 _FUSE = frozenset({"fuse"})
