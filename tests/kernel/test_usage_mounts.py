@@ -115,6 +115,20 @@ def test_a_loop_device_on_a_file_of_the_root_stands_on_nothing(root: FakeRoot, i
     assert [user.kind for user in root.found("vfat")] == ["mount", "mount"], "the file is on another mount"
 
 
+def test_no_server_is_waited_for_to_find_the_file_of_a_loop_device(
+    root: FakeRoot, inodes: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path on FUSE is looked up by a process of its owner's, which may never answer."""
+    table = "20 1 254:0 / / rw - ext4 /dev/vda rw\n30 20 0:60 / /far rw - fuse.sshfs host:/ rw\n"
+    root.process(1, "/sbin/init", mountinfo=table)
+    root.put("sys/block/loop0/dev", "7:0\n")
+    root.put("sys/block/loop0/loop/backing_file", "/far/image\n")
+    looked_up: list[str] = []
+    monkeypatch.setattr(usage_block, "inode", lambda path: looked_up.append(str(path)))
+    assert commands(root.found("fuse")) == ["losetup --detach /dev/loop0", "umount /far"]
+    assert looked_up == []
+
+
 def test_the_server_of_a_file_system_ends_with_its_mount(root: FakeRoot, inodes: Found) -> None:
     table = "20 1 254:0 / / rw - ext4 /dev/vda rw\n30 20 0:60 / /far rw - fuse.sshfs host:/ rw\n"
     root.process(1, "/sbin/init", mountinfo=table)
