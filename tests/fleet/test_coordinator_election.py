@@ -246,8 +246,9 @@ def test_a_spec_that_is_being_written_counts_as_given() -> None:
     assert set(plan([wanted], cache.members(), {}).specs) == {"a"}
 
 
-def test_the_specification_that_was_reported_about_is_kept_while_another_is_on_its_way() -> None:
+def test_a_set_that_was_reported_about_stays_settled_until_it_is_taken_back() -> None:
     one = NodeSet("s", (WantedModule(parse_module("loop")),), 1)
+    two = NodeSet("t", (WantedModule(parse_module("dummy")),), 1)
     cache = Cache(lambda: 0.0)
     cache.put(NODES, node())
 
@@ -259,9 +260,12 @@ def test_the_specification_that_was_reported_about_is_kept_while_another_is_on_i
 
     assert seen(one, generation=2, observed=1) == ()
     assert seen(one, generation=2, observed=2) == (one,)
-    assert seen(generation=3, observed=2) == (one,)
-    assert seen(one, generation=4, observed=3, uid="u2") == (), "another object of the same name"
-    assert seen(generation=4, observed=4, uid="u2") == ()
+    assert seen(one, two, generation=3, observed=2) == (one,), "the one that is added was not reported about"
+    assert seen(two, generation=4, observed=2) == (), "taken back"
+    assert seen(one, two, generation=5, observed=2) == (), "given again, and not reported about since"
+    assert seen(one, two, generation=5, observed=5) == (one, two)
+    assert seen(one, generation=6, observed=5, uid="u2") == (), "another object of the same name"
+    assert seen(generation=6, observed=6, uid="u2") == ()
 
 
 def test_contact_and_the_kubelets_heartbeat_are_no_reason_for_a_pass() -> None:
