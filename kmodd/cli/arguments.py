@@ -266,7 +266,7 @@ class _Grammar:
             default="loaded",
             help="state of the modules (default: loaded)",
         )
-        self._add(self._commands, "show", "show", "show what a module is", "module or alias")
+        self._add(self._commands, "show", "show", "show information about a module", "module or alias")
         why = self._add(
             self._commands,
             "why",
@@ -313,15 +313,15 @@ class _Grammar:
             metavar="TIME",
             dest="trial",
             default="",
-            help="take the rules back after TIME, such as '10m', unless confirmed",
+            help="revert the rules after TIME, such as '10m', unless confirmed",
         )
         self._reason(apply)
         confirm = self._add(verbs, "confirm", "surface_policy:run_confirm", "keep the rules that are on trial")
-        revert = self._add(verbs, "revert", "surface_policy:run_revert", "take the rules back that are on trial")
+        revert = self._add(verbs, "revert", "surface_policy:run_revert", "revert the rules that are on trial")
         for ending in (confirm, revert):
             self._reason(ending)
         check = self._add(
-            verbs, "check", "surface_policy:run_check", "check that the rules act and are as the policy says"
+            verbs, "check", "surface_policy:run_check", "check that the rules match the policy and are effective"
         )
         for reader in (learn, plan):
             reader.add_argument("module", metavar="GLOB", nargs="?", default="", help="only modules that match")
@@ -332,31 +332,29 @@ class _Grammar:
         )
         tried.add_argument("--since", metavar="TIME", default="", help="only attempts since then, such as '1h'")
         tried.add_argument("-f", "--follow", action="store_true", help="continue with new attempts")
-        report = self._add(verbs, "report", "surface_report", "compare modules with what a benchmark wants")
+        report = self._add(verbs, "report", "surface_report", "check modules against a benchmark")
         report.add_argument(
-            "--benchmark", metavar="PROFILE|FILE", required=True, help="modules that are not to be available"
+            "--benchmark", metavar="PROFILE|FILE", required=True, help="modules that must not be available"
         )
         report.add_argument("--format", choices=("text", "json", "sarif"), default="text")
         respond = self._add(
             self._commands,
             "respond",
             "respond",
-            "answer a vulnerability: keep its modules out by every route, and prove it",
+            "respond to a vulnerability: block its modules by every route, and prove it",
         )
         respond.add_argument(
             "target",
             metavar="CVE|FILE|list|status|end",
             nargs="?",
             default="",
-            help="the vulnerability, a record of the kernel's CNA, or what to do with responses",
+            help="the vulnerability, a record of the kernel's CNA, or a command for responses",
         )
-        respond.add_argument("id", metavar="ID", nargs="?", default="", help="of status and end: the response")
+        respond.add_argument("id", metavar="ID", nargs="?", default="", help="the response, for status and end")
         respond.add_argument("--module", metavar="MODULE", dest="modules", nargs="+", default=[], help="the modules")
         respond.add_argument("--force-in-use", action="store_true", help="even if something uses them")
-        respond.add_argument(
-            "--probe", action="store_true", help="then try to have them loaded as a user without any right"
-        )
-        respond.add_argument("--dry-run", action="store_true", help="report what is known, change nothing")
+        respond.add_argument("--probe", action="store_true", help="then attempt to load them as an unprivileged user")
+        respond.add_argument("--dry-run", action="store_true", help="show the assessment, change nothing")
         self._reason(respond)
 
     def _changers(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
@@ -386,7 +384,7 @@ class _Grammar:
         self._override(reload)
 
     def _batch(self, commands: "argparse._SubParsersAction[Parser]", *, dry_run: bool) -> None:
-        batch = self._add(commands, "batch", "batch", "make several changes as one: all of them or none")
+        batch = self._add(commands, "batch", "batch", "apply several changes as one: all or none")
         batch.add_argument(
             "file", metavar="FILE", help="lines such as 'load dummy numdummies=2', or JSON; - reads stdin"
         )
@@ -411,9 +409,9 @@ class _Grammar:
         self._reason(hold)
         hold.usage = "kmodctl hold [-h] [--reason TEXT] MODULE [PARAMETER=VALUE ...] -- COMMAND [ARGUMENT ...]"
         self._add(self._commands, "status", "show:run_status", "show the status of kmodd and of the system's modules")
-        log = self._add(self._commands, "log", "log", "show what was done, by whom, why, and the result")
+        log = self._add(self._commands, "log", "log", "show who did what, why, and the result")
         log.add_argument("module", metavar="MODULE", nargs="?", default="", help="only this module")
-        log.add_argument("-f", "--follow", action="store_true", help="keep showing what happens")
+        log.add_argument("-f", "--follow", action="store_true", help="continue with new records")
         log.add_argument("--since", metavar="TIME", default="", help="such as '1h', 'today', '2024-05-01 12:00'")
         log.add_argument(
             "--requests", action="store_true", help="show only modules that the kernel requested for a process"
@@ -426,7 +424,7 @@ class _Grammar:
             self._add(self._commands, "store", "store:run_list", "manage versions of custom modules"), self._common
         )
         _define_config(
-            self._add(self._commands, "config", "config:run_show", "show and change the rules about modules"),
+            self._add(self._commands, "config", "config:run_show", "show and change module rules"),
             self._common,
         )
         self._reason(
