@@ -80,6 +80,7 @@ def real_kernel(
             tables_socket=tables_socket,
             namespaces_socket=namespaces_socket,
             network=root / "proc/net",
+            modules=root / "sys/module",
         ),
         facts=facts,
         installed=InstalledIndexes(

@@ -88,6 +88,8 @@ class Remedy(StrEnum):
     TERMINATE_MACHINE = "terminate-machine"
     STOP_PODMAN = "stop-podman"
     STOP_DOCKER = "stop-docker"
+    DELETE_CRUN = "delete-crun"
+    DELETE_RUNC = "delete-runc"
     SET_SYSCTL = "set-sysctl"
     """Of this and the following, `words` are what the command is about."""
     DELETE_FILTER = "delete-filter"

@@ -87,6 +87,10 @@ class User:
     """How many users it stands on that can end only after it: a process with a file of a mount, a loop device on such a file."""
     entry: str = ""
     """The network namespace that the command has to enter, `/run/netns/NAME` or `/proc/PID/ns/net`; empty for none."""
+    sets: tuple[int, ...] = ()
+    """Of a rule, the sets of ipset that it names, by their indices; of such a set, its own index."""
+    references: int = 0
+    """Of a set of ipset, references to it from what is not among the users of the same search."""
     count: int = 0
     """How many users of this kind the row stands for, where the caller may not see them; 0 for a user that is shown."""
 

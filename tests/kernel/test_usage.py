@@ -295,6 +295,10 @@ def test_namespace_of_a_stranger_is_never_entered(root: FakeRoot, user_ns: str, 
         ("/machine.slice/systemd-nspawn@web.service/payload", Remedy.TERMINATE_MACHINE, "web"),
         (f"/machine.slice/libpod-{'ab' * 32}.scope/container", Remedy.STOP_PODMAN, "ab" * 32),
         (f"/system.slice/docker-{'cd' * 32}.scope", Remedy.STOP_DOCKER, "cd" * 32),
+        ("/system.slice/crun-web.1.scope/container", Remedy.DELETE_CRUN, "web.1"),
+        ("/system.slice/runc-web-1.scope", Remedy.DELETE_RUNC, "web-1"),
+        ("/system.slice/runc--a.scope", Remedy.KILL, ""),
+        ("/user.slice/user-1000.slice/user@1000.service/user.slice/crun-web.scope", Remedy.KILL, ""),
         ("/user.slice/user-1000.slice/user@1000.service/machine-web.scope", Remedy.KILL, ""),
         (f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{'ab' * 32}.scope", Remedy.KILL, ""),
         ("/system.slice/a.service/machine-web.scope", Remedy.KILL, ""),
@@ -343,6 +347,26 @@ def test_process_that_ignores_a_signal_is_sent_another(root: FakeRoot, ignored: 
     root.put("proc/devices", "Character devices:\n  1 mem\n")
     root.process(44, "/bin/bash", ("/dev/zero",))
     root.put("proc/44/status", f"Name:\tbash\nSigIgn:\t{ignored:0>16}\n")
+    assert [command(user) for user in root.found("mem")] == [printed]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "handled", "printed"),
+    [
+        ("sleep", "44\t1", "0", "kill -KILL 44"),
+        ("nginx", "44\t1", "4000", "kill 44"),
+        ("systemd", "44\t1", "4000", "kill -KILL 44"),
+        ("sleep", "44\t7", "0", "kill 44"),
+        ("sleep", "44", "0", "kill 44"),
+    ],
+)
+def test_first_process_of_a_namespace_is_ended(
+    root: FakeRoot, name: str, numbers: str, handled: str, printed: str
+) -> None:
+    """The kernel drops SIGTERM for it unless it has a handler, and an init does something else then (systemd(1), SIGNALS)."""
+    root.put("proc/devices", "Character devices:\n  1 mem\n")
+    root.process(44, f"/bin/{name}", ("/dev/zero",))
+    root.put("proc/44/status", f"Name:\t{name}\nNSpid:\t{numbers}\nSigIgn:\t{0:016}\nSigCgt:\t{handled:0>16}\n")
     assert [command(user) for user in root.found("mem")] == [printed]
 
 

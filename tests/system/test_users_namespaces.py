@@ -94,6 +94,7 @@ iptables-legacy -A OUTPUT -m owner --uid-owner 5 -j ACCEPT
 iptables-legacy -A OUTPUT -m owner --uid-owner 6 -j ACCEPT
 ip xfrm state add src 10.0.0.1 dst 10.0.0.2 proto esp spi 0x100 mode tunnel enc 'cbc(aes)' 0x0123456789abcdef0123456789abcdef
 ipset create hosts hash:ip
+iptables-legacy -A INPUT -m set --match-set hosts src -j ACCEPT
 ipvsadm -A -t 127.0.0.1:80 -s wrr
 ip tuntap add tap9 mode tap
 sysctl -q net.ipv4.tcp_congestion_control=bbr
@@ -106,7 +107,7 @@ KINDS = (
     ("sch_htb", ("tc qdisc del dev lo root",)),
     ("xt_owner", ("iptables-legacy -t filter -D OUTPUT 2", "iptables-legacy -t filter -D OUTPUT 1")),
     ("esp4", ("ip xfrm state delete src 10.0.0.1 dst 10.0.0.2 proto esp spi 0x00000100",)),
-    ("ip_set_hash_ip", ("ipset destroy hosts",)),
+    ("ip_set_hash_ip", ("iptables-legacy -t filter -D INPUT 1", "ipset destroy hosts")),
     ("ip_vs_wrr", ("ipvsadm --delete-service --tcp-service 127.0.0.1:80",)),
     ("tcp_bbr", ("sysctl net.ipv4.tcp_congestion_control=cubic",)),
     ("tun", ("ip link delete dev tap9",)),

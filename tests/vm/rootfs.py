@@ -71,11 +71,17 @@ general=./usr/lib/python3/dist-packages/ansible_collections/community/general
 dpkg-deb --fsys-tarfile ansible_*.deb | tar -C "$root" -x "$general/meta" "$general/MANIFEST.json" "$general/plugins/module_utils" \
     "$general/plugins/modules/modprobe.py" "$general/plugins/modules/kernel_blacklist.py"
 # Programs that printed commands run, without the services and rules that their packages bring along.
-apt-get -o APT::Sandbox::User=root download mdadm ipvsadm nbd-client btrfs-progs bcache-tools
-for deb in mdadm ipvsadm nbd-client btrfs-progs bcache-tools; do dpkg-deb -x "$deb"_*.deb "programs"; done
-for program in mdadm ipvsadm nbd-client mkfs.btrfs make-bcache; do
+packages="mdadm ipvsadm nbd-client btrfs-progs bcache-tools ebtables nfs-kernel-server open-iscsi crun"
+# Their names differ between the releases.
+packages="$packages $(for each in open-iscsi crun; do depends "$each"; done | grep -E '^lib(isns|openiscsiusr|yajl)')"
+apt-get -o APT::Sandbox::User=root download $packages
+for deb in $packages; do dpkg-deb -x "$deb"_*.deb "programs"; done
+for program in mdadm ipvsadm nbd-client mkfs.btrfs make-bcache ebtables-legacy exportfs iscsiadm iscsid crun; do
     cp "$(find programs -type f \( -path "*/sbin/$program" -o -path "*/bin/$program" \) | head -n 1)" "$root/usr/sbin/"
 done
+libraries=$root/usr/lib/$(ls programs/usr/lib | grep -e '-linux-gnu$')
+cp -d $(find programs -name 'libopeniscsiusr.so*' -o -name 'libisns.so*' -o -name 'libyajl.so*') "$libraries/"
+cp -r programs/usr/lib/ebtables "$root/usr/lib/"
 cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
 chmod -R a+rX "$out/headers"
 """

@@ -25,6 +25,8 @@ _PROGRAMS = {
     Remedy.TERMINATE_MACHINE: "machinectl terminate",
     Remedy.STOP_PODMAN: "podman stop",
     Remedy.STOP_DOCKER: "docker stop",
+    Remedy.DELETE_CRUN: "crun delete --force",
+    Remedy.DELETE_RUNC: "runc delete --force",
     Remedy.REMOVE_MAPPING: "dmsetup remove",
 }
 _DEVICE_PROGRAMS = {
@@ -68,7 +70,7 @@ _SETTINGS = (
 )
 """Files of the kernel that commands write into, with what they write."""
 _CACHE = re.compile(r"/sys/block/bcache[0-9]{1,5}/bcache/stop|/sys/fs/bcache/[0-9a-f-]{36}/stop")
-_LEGACY_PROGRAMS = {"iptables-legacy", "ip6tables-legacy", "arptables-legacy"}
+_LEGACY_PROGRAMS = {"iptables-legacy", "ip6tables-legacy", "arptables-legacy", "ebtables-legacy"}
 _LEGACY_TABLE, _LEGACY_CHAIN, _NUMBER = (
     re.compile(r"[a-z]{1,31}"),
     re.compile(r"(?![-!])\S{1,30}"),
@@ -109,7 +111,7 @@ _ORDER = (
     {Remedy.DELETE_LINK, Remedy.SET_LINK_DOWN},
     {
         *(Remedy.KILL, Remedy.STOP_UNIT, Remedy.RESTART_UNIT),
-        *(Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER),
+        *(Remedy.TERMINATE_MACHINE, Remedy.STOP_PODMAN, Remedy.STOP_DOCKER, Remedy.DELETE_CRUN, Remedy.DELETE_RUNC),
     },
     {
         *(Remedy.DELETE_FILTER, Remedy.DELETE_RULE, Remedy.DELETE_LEGACY_RULE, Remedy.FLUSH_LEGACY_TABLE),

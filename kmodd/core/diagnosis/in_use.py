@@ -20,7 +20,7 @@ _HINTS = {
     "qdisc": "tc qdisc delete what it schedules",
     "filter": "tc filter delete its filters",
     "action": "tc actions delete its actions",
-    "rule": "delete its rules with nft or iptables-legacy",
+    "rule": "delete its rules with nft, iptables-legacy or ebtables-legacy",
     "chain": "nft delete its chains",
     "set": "delete its sets with nft or ipset",
     "object": "nft delete its objects",
@@ -63,7 +63,6 @@ _NAMES = {
 """One and several of a kind, where the word is not the kind's own."""
 _MAY_BE = (
     (("dm_",), "a device-mapper table may (dmsetup table)"),
-    (("ebtable", "ebt_"), "a rule of ebtables-legacy may (ebtables-legacy -L)"),
     (("tcp_",), "open TCP sockets may (ss --tcp --info)"),
     (
         ("sch_", "cls_", "act_", "nft_", "nf_", "ip_set", "ip_vs"),

@@ -12,7 +12,7 @@ Protocol on descriptor 3 (SOCK_SEQPACKET), JSON: `ready 0` from here, then for e
       {"namespaces": true}                   those were all; left out where there is none
       {"modules": […], "user": {…}}          one for each user, with the fields of `kmodd.model.User`
       {"end": true, "partial": "…", "crowded": [MODULE, …]}
-    {"tables": true}            users of modules that iptables-legacy and its like know of; the same answers
+    {"tables": true}            users of modules that iptables-legacy, ebtables-legacy and their like know of; the same answers
     {"namespaces": [TABLES, …]}     users of modules in these network namespaces, of which the order has descriptors; the same answers,
                                 with the number of the namespace as `netns`
     {"consequences": [MODULE, …]}   what goes with these modules when they are removed
@@ -105,11 +105,17 @@ def _search(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tables(root: Path) -> Iterator[dict[str, Any]]:
+    from itertools import chain
+
+    from kmodd.kernel.users.ebtables import bridge_users, read_bridge_table, tables_in_use
     from kmodd.kernel.users.tasks import Budget, bounded, references
     from kmodd.kernel.users.xtables import legacy_users, read_table
 
-    aliases, budget = _read_aliases(root), Budget()
-    found = legacy_users(root, references(root), aliases, read_table, budget)
+    aliases, budget, loaded = _read_aliases(root), Budget(), references(root)
+    found = chain(
+        legacy_users(root, loaded, aliases, read_table, budget),
+        bridge_users(tables_in_use(loaded), loaded, aliases, read_bridge_table, budget),
+    )
     return _users(bounded(found, budget, set()), budget)
 
 

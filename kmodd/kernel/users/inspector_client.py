@@ -5,7 +5,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ daemon does not import.
 """
 
 
+_Sighting = tuple[tuple[str, ...], User]
+
+
 @dataclass(slots=True)
 class _Place:
     """A network namespace that the inspector has opened."""
@@ -76,16 +79,18 @@ class Inspector:
         tables_socket: str = "",
         namespaces_socket: str = "",
         network: Path = Path("/proc/net"),
+        modules: Path = Path("/sys/module"),
         program: Sequence[str] = (),
         timeout: float = TIMEOUT,
     ) -> None:
         """`unit_socket` is where systemd starts inspectors, `tables_socket` those for tables, and `namespaces_socket` those that enter
         network namespaces; without them they are children.
 
-        `network` is the folder that shows whether there are tables of iptables-legacy and its like.
+        `network` is the folder that shows whether there are tables of iptables-legacy and its like, `modules` of ebtables-legacy.
         """
         command = tuple(program) or (sys.executable, "-I", "-S", str(Path(__file__).with_name("inspector.py")))
         self._network = network
+        self._bridges = modules / "ebtables"
         self._tables = _Conversation(tables_socket, command, timeout)
         self._entering = _Conversation(namespaces_socket, command, timeout, unanswered=_NOT_ENTERED)
         self._searching = _Conversation(unit_socket, command, timeout)
@@ -167,9 +172,12 @@ class Inspector:
                 _close(places)
 
         orders = [self._searching.ask({"search": True}, listed=listed)]
-        if any((self._network / name).exists() for name in _TABLE_NAMES):
+        if any(path.exists() for path in (self._bridges, *(self._network / name for name in _TABLE_NAMES))):
             orders.append(self._tables.ask({"tables": True}))
         rest, *tables = await asyncio.gather(*orders)
+        rest.users = list(_settled([*(each for reply in tables for each in reply.users), *rest.users]))
+        for reply in tables:
+            reply.users = []
         entered = [await each for each in elsewhere]
         replies = (*tables, rest, *entered)
         search = _Search(partial=", ".join(dict.fromkeys(reply.partial for reply in replies if reply.partial)))
@@ -190,7 +198,7 @@ class Inspector:
         users = [place.user for place in places]
         reply = await self._entering.ask({"namespaces": [place.tables for place in places]}, places)
         try:
-            reply.users = [(modules, _at(user, users[int(user.netns)])) for modules, user in reply.users]
+            reply.users = [(modules, _at(user, users[int(user.netns)])) for modules, user in _settled(reply.users)]
         except (ValueError, IndexError):
             reply.users, reply.partial = [], _NOT_ENTERED
         return reply
@@ -218,7 +226,7 @@ class Inspector:
 class _Reply:
     """All answers to one order."""
 
-    users: list[tuple[tuple[str, ...], User]] = field(default_factory=list)
+    users: list[_Sighting] = field(default_factory=list)
     executables: dict[int, str] = field(default_factory=dict)
     consequences: list[tuple[str, Consequence]] = field(default_factory=list)
     partial: str = _UNANSWERED
@@ -388,6 +396,30 @@ class _InspectorUnit(WorkerUnit):
     files_max = 1
 
 
+def _settled(sightings: Sequence[_Sighting]) -> Iterator[_Sighting]:
+    """With rules of iptables-legacy as users of the sets that they name, which another process has seen than these.
+
+    A set to which something else refers cannot be destroyed, and has no command.
+    """
+    rules: dict[tuple[str, int], list[User]] = {}
+    for _, user in sightings:
+        for index in user.sets if user.kind == "rule" else ():
+            rules.setdefault((user.netns, index), []).append(user)
+    for modules, user in sightings:
+        if user.kind != "set" or not user.references:
+            yield modules, user
+            continue
+        naming = [rule for index in user.sets for rule in rules.get((user.netns, index), ())]
+        if len(naming) == user.references:
+            # One may name a set more than once.
+            for rule in dict.fromkeys(naming):
+                yield modules, rule
+            yield modules, user
+        else:
+            detail = f"{user.detail}, which a set of sets or something else refers to"
+            yield modules, replace(user, detail=detail, remedy=Remedy.NONE, words=())
+
+
 def _at(user: User, place: User) -> User:
     """What was found in a network namespace, with where that is, and what ends it there or from outside."""
     # As with what goes with a module (`core.planning.consequence_text`).
@@ -444,6 +476,8 @@ def read_user(values: Any) -> User:
         pids=tuple(map(_number, _list(values["pids"]))),
         level=_number(values["level"]),
         entry=_any_text(values["entry"]),
+        sets=tuple(map(_number, _list(values["sets"]))),
+        references=_number(values["references"]),
     )
 
 

@@ -26,7 +26,7 @@ _ATTEMPTS = 4
 """Processes of one that are tried: some may have ended."""
 _CGROUP_MAX = 1 << 14
 _SET_UP = (
-    *("sch_", "cls_", "act_", "nft_", "nf_tables", "xt_", "ipt_", "ip6t_", "arpt_", "ip_set"),
+    *("sch_", "cls_", "act_", "nft_", "nf_tables", "xt_", "ipt_", "ip6t_", "arpt_", "ebt", "ip_set"),
     *("esp4", "esp6", "ah4", "ah6", "ipcomp"),
 )
 """Beginnings of the names of modules that something may hold which is set up in one network namespace."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
+from kmodd.kernel.users.ebtables import ReadBridgeTable, bridge_users, read_bridge_table, tables_elsewhere
 from kmodd.kernel.users.ipsec import State, ipsec_states, ipsec_users
 from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.netfilter import Firewall, IpSet, NetfilterUsers, firewall, ip_sets
@@ -39,6 +40,7 @@ class Kernel:
     states: Callable[[], Iterable[State]] = ipsec_states
     links: Callable[[], Iterable[Link]] = all_links
     table: ReadTable = read_table
+    bridge_table: ReadBridgeTable = read_bridge_table
 
     def users(
         self, root: Path, loaded: Mapping[str, int], resolve: Callable[[str], tuple[str, ...]], budget: Budget
@@ -71,6 +73,7 @@ def users_elsewhere(
     """
     kernel, enter = kernel or Kernel(), enter or _enter
     loaded = {name: count for name, count in references(root).items() if count > 0 or name in _ASKED}
+    bridge_tables = tables_elsewhere(loaded, kernel.bridge_table)
     own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     away = False
     try:
@@ -85,6 +88,8 @@ def users_elsewhere(
             away = True
             part = budget.part(len(files) - number)
             for modules, user in _in_namespace(root, loaded, tables[number], resolve, part, kernel):
+                yield modules, replace(user, netns=str(number))
+            for modules, user in bridge_users(bridge_tables, loaded, resolve, kernel.bridge_table, part):
                 yield modules, replace(user, netns=str(number))
             budget.add(part)
     finally:

@@ -419,12 +419,18 @@ class NetfilterUsers:
         """`named` is how often the rules that are users too refer to each set, by its index; None where not all are known."""
         for each in sorted(sets, key=lambda each: each.type != _LIST_SET):
             if modules := self._loaded_of(f"ip_set_{each.type}"):
-                user = User("set", shown(each.name), shown(each.type), remedy=Remedy.DESTROY_SET, words=(each.name,))
-                if each.references > (named or {}).get(each.index, 0):
-                    # Which ones these are is not known: a rule tells the index of a set, and its reader no sets.
-                    by = "something" if named is None else "a rule of iptables-legacy or a set of sets"
-                    detail = f"{user.detail}, which {by} refers to"
-                    user = replace(user, detail=detail, remedy=Remedy.NONE, words=())
+                missing = each.references if named is None else max(0, each.references - named[each.index])
+                user = User(
+                    *("set", shown(each.name), shown(each.type)),
+                    remedy=Remedy.DESTROY_SET,
+                    words=(each.name,),
+                    sets=(each.index,) if each.index >= 0 else (),
+                    references=missing,
+                )
+                if missing and named is None:
+                    # Rules that were not read may be among those that refer to it.
+                    detail = f"{user.detail}, which something refers to"
+                    user = replace(user, detail=detail, remedy=Remedy.NONE, words=(), sets=(), references=0)
                 yield modules, user
 
 

@@ -198,7 +198,18 @@ _OF_SOCKET = re.compile(r"@\d+-[^@]*\.service$")
 _START = 19
 """Place of the start time in /proc/PID/stat behind the name (proc(5))."""
 _MEMBERS_MAX = 256
-_CONTAINER = re.compile(r"(?P<kind>libpod|docker)-(?P<id>[0-9a-f]{64})\.scope")
+_CONTAINER = re.compile(
+    r"(?P<kind>libpod|docker)-(?P<id>[0-9a-f]{64})\.scope|(?P<runtime>crun|runc)-(?P<name>[A-Za-z0-9_][A-Za-z0-9_+.-]{0,127})\.scope"
+)
+_RUNTIMES = {
+    "libpod": Remedy.STOP_PODMAN,
+    "docker": Remedy.STOP_DOCKER,
+    "crun": Remedy.DELETE_CRUN,
+    "runc": Remedy.DELETE_RUNC,
+}
+"""By what the scopes of their containers begin with; those of the last two are for containers that no engine manages."""
+_INITS = frozenset({"init", "systemd"})
+"""Programs that take SIGTERM as something other than a request to end."""
 NamespaceOwner = Callable[[Path], str]
 """Answers the user namespace that owns a namespace, as its link reads (`user:[4026531837]`); OSError."""
 
@@ -328,7 +339,7 @@ class Tasks:
             if "\\" not in plain:
                 return Remedy.TERMINATE_MACHINE, plain, ()
         if container := _CONTAINER.fullmatch(unit):
-            return Remedy.STOP_PODMAN if container["kind"] == "libpod" else Remedy.STOP_DOCKER, container["id"], ()
+            return _RUNTIMES[container["kind"] or container["runtime"]], container["id"] or container["name"], ()
         pids = tuple(dict.fromkeys((task.pid, *(other.pid for other in others))))
         if len(pids) == 1 and not below and _SERVICE.fullmatch(unit) and self._is_of_one_user(task, path):
             stat = (read_text(self.folder(task) / "stat") or "").rpartition(")")[2].split()
@@ -340,12 +351,20 @@ class Tasks:
         return Remedy.KILL, self._signal(pids), pids
 
     def _signal(self, pids: tuple[int, ...]) -> str:
-        """What ends these processes where one ignores SIGTERM, as a shell at a terminal does; else empty."""
+        """What ends these processes where one ignores SIGTERM, as a shell at a terminal does; else empty.
+
+        Of the first process in a process namespace, the kernel drops every signal that has no handler but SIGKILL
+        (sig_task_ignored in kernel/signal.c); the others there end with it.
+        """
         ignored = 0
         for pid in pids:
-            for line in (read_text(f"{self._proc}/{pid}/status") or "").splitlines():
-                if line.startswith("SigIgn:"):
-                    ignored |= int(line.split()[1], 16)
+            lines = (read_text(f"{self._proc}/{pid}/status") or "").splitlines()
+            fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+            if len(numbers := fields.get("NSpid", [])) > 1 and numbers[-1] == "1":
+                handled = _mask(fields.get("SigCgt", [])) >> (SIGTERM - 1) & 1
+                if not handled or _INITS.intersection(fields.get("Name", [])):
+                    return "KILL"
+            ignored |= _mask(fields.get("SigIgn", []))
         if not ignored >> (SIGTERM - 1) & 1:
             return ""
         return "KILL" if ignored >> (SIGHUP - 1) & 1 else "HUP"
@@ -387,6 +406,11 @@ class Tasks:
             return int(fields[_START]) if len(fields) > _START else 0
 
         return begin(str(task.pid)) <= min(map(begin, pids))
+
+
+def _mask(words: list[str]) -> int:
+    """A set of signals in /proc/PID/status."""
+    return int(words[0], 16) if words else 0
 
 
 def _unit(group: str) -> tuple[str, bool]:

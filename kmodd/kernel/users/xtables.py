@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import value_if_there
-from kmodd.kernel.users.extensions import further_aliases
+from kmodd.kernel.users.extensions import further_aliases, referred_sets
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -30,8 +30,11 @@ _EXTENSION = struct.Struct(f"@H{_EXTENSION_MAX}sB")
 _OFFSETS = struct.Struct("@HH")
 _ERROR = "ERROR"
 """The target of the entry in front of a chain that a user made; the chain's name follows it."""
-_BYTES_MAX = 4 << 20
-_RULES_MAX = 8192
+BYTES_MAX = 4 << 20
+"""Bytes of one table."""
+RULES_MAX = 8192
+_SETS_MAX = 32
+"""Sets that one rule names."""
 TABLES_MAX = 16
 """Tables of one program that are read."""
 _ARP_HOOKS = ("INPUT", "OUTPUT", "FORWARD")
@@ -89,30 +92,39 @@ class LegacyRule:
     """Names of its matches and of its target, where they are extensions."""
     aliases: tuple[str, ...] = ()
     """Of the modules that these take besides their own."""
+    sets: tuple[int, ...] = ()
+    """The sets of ipset that it names, by their indices."""
 
 
 def read_table(kind: Kind, name: str) -> tuple[bytes, bytes]:
     """Ask the kernel; OSError without CAP_NET_ADMIN, and for a table that changed meanwhile."""
     with socket.socket(kind.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        info = _ask(channel, kind.level, kind.option, name.encode().ljust(kind.info.size, b"\0"))
+        info = _query(channel, kind.level, kind.option, name.encode().ljust(kind.info.size, b"\0"))
         size = kind.info.unpack(info)[-1]
-        if size > _BYTES_MAX:
+        if size > BYTES_MAX:
             raise OSError(errno.EFBIG, "a table is too long")
         question = _GET_ENTRIES.pack(name.encode(), size)
-        return info, _ask(channel, kind.level, kind.option + 1, question + bytes(size))[len(question) :]
+        return info, _query(channel, kind.level, kind.option + 1, question + bytes(size))[len(question) :]
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def _ask(channel: socket.socket, level: int, option: int, question: bytes) -> bytes:
-    """getsockopt(2) with a question in the buffer, which the module `socket` has no way to pass."""
-    buffer = ctypes.create_string_buffer(question, len(question))
-    length = ctypes.c_uint32(len(question))
-    if _LIBC.getsockopt(channel.fileno(), level, option, buffer, ctypes.byref(length)) != 0:
+def getsockopt(
+    channel: socket.socket, option: int, question: ctypes.Array[ctypes.c_char], size: int, level: int = 0
+) -> int:
+    """getsockopt(2) with a question in the buffer, which the module `socket` has no way to pass; the size of the answer."""
+    length = ctypes.c_uint32(size)
+    if _LIBC.getsockopt(channel.fileno(), level, option, question, ctypes.byref(length)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return buffer.raw[: length.value]
+    return length.value
+
+
+def _query(channel: socket.socket, level: int, option: int, question: bytes) -> bytes:
+    buffer = ctypes.create_string_buffer(question, len(question))
+    length = getsockopt(channel, option, buffer, len(question), level)
+    return buffer.raw[:length]
 
 
 def legacy_users(
@@ -138,27 +150,39 @@ def legacy_users(
         except OSError:
             budget.met(f"the rules of {kind.program} cannot be read")
             continue
-        known: dict[str, frozenset[str]] = {}
         for table in tables[:TABLES_MAX]:
             try:
                 rules = tuple(rules_of(kind, table, *read(kind, table)))
             except OSError:
                 budget.met(f"the rules of {kind.program} cannot be read")
                 continue
-            if len(rules) >= _RULES_MAX:
+            if len(rules) >= RULES_MAX:
                 budget.met(f"{kind.program} has more rules than are examined")
-            for rule in reversed(rules):
-                for name in rule.extensions:
-                    if name not in known:
-                        known[name] = _modules(kind, name, loaded, resolve)
-                further = (module for alias in rule.aliases for module in resolve(alias) if module in loaded)
-                if modules := frozenset(further).union(*(known[name] for name in rule.extensions)):
-                    yield modules, _user(rule)
-            own = frozenset({canonical(f"{kind.prefix}able_{table}")} & set(loaded))
-            if rules and own:
-                yield from ((own, user) for user in _contents(kind, table, rules))
+            yield from users_of(kind.program, kind.prefix, table, rules, loaded, resolve)
             if not budget.in_time_for_rules():
                 return
+
+
+def users_of(
+    program: str,
+    prefix: str,
+    table: str,
+    rules: Sequence[LegacyRule],
+    loaded: Collection[str],
+    resolve: Callable[[str], tuple[str, ...]],
+) -> Iterator[tuple[frozenset[str], User]]:
+    """What `legacy_users` answers, of one table."""
+    known: dict[str, frozenset[str]] = {}
+    for rule in reversed(rules):
+        for name in rule.extensions:
+            if name not in known:
+                known[name] = _modules(prefix, name, loaded, resolve)
+        further = (module for alias in rule.aliases for module in resolve(alias) if module in loaded)
+        if modules := frozenset(further).union(*(known[name] for name in rule.extensions)):
+            yield modules, _user(rule)
+    own = frozenset({canonical(f"{prefix}able_{table}")} & set(loaded))
+    if rules and own:
+        yield from ((own, user) for user in _contents(program, table, rules))
 
 
 def rules_of(kind: Kind, table: str, info: bytes, entries: bytes) -> Iterator[LegacyRule]:
@@ -190,9 +214,14 @@ def rules_of(kind: Kind, table: str, info: bytes, entries: bytes) -> Iterator[Le
             # The last entry of a chain of the kernel's own is its policy.
             if position not in ends:
                 further = [alias for name, data in extensions for alias in further_aliases(name, kind.netfilter, data)]
-                yield LegacyRule(kind.program, table, chain, number, tuple(filter(None, names)), tuple(further))
+                sets = [index for name, data in extensions for index in referred_sets(name, data)]
+                yield LegacyRule(
+                    *(kind.program, table, chain, number, tuple(filter(None, names))),
+                    aliases=tuple(further),
+                    sets=tuple(sets),
+                )
                 count += 1
-                if count == _RULES_MAX:
+                if count == RULES_MAX:
                     return
         position += following
 
@@ -213,9 +242,9 @@ def _text(data: bytes) -> str:
 
 
 def _modules(
-    kind: Kind, extension: str, loaded: Collection[str], resolve: Callable[[str], tuple[str, ...]]
+    prefix: str, extension: str, loaded: Collection[str], resolve: Callable[[str], tuple[str, ...]]
 ) -> frozenset[str]:
-    aliases = (f"xt_{extension}", f"{kind.prefix}_{extension}")
+    aliases = (f"xt_{extension}", f"{prefix}_{extension}")
     names = (name for alias in aliases for name in (canonical(alias), *resolve(alias)))
     return frozenset(name for name in names if name in loaded)
 
@@ -227,15 +256,16 @@ def _user(rule: LegacyRule) -> User:
         shown(", ".join(dict.fromkeys(rule.extensions))),
         remedy=Remedy.DELETE_LEGACY_RULE,
         words=(rule.program, rule.table, rule.chain, str(rule.number)),
+        sets=rule.sets[:_SETS_MAX],
     )
 
 
-def _contents(kind: Kind, table: str, rules: tuple[LegacyRule, ...]) -> Iterator[User]:
+def _contents(program: str, table: str, rules: Sequence[LegacyRule]) -> Iterator[User]:
     """A table, which is emptied, and then its chains that users made, which are deleted."""
     chains = [rule.chain for rule in rules if not rule.number]
     # Each of these ends in an entry that returns.
     number = sum(1 for rule in rules if rule.number) - len(chains)
-    words = (kind.program, table)
+    words = (program, table)
     detail = f"{number} rules, which go with it"
     yield User("table", shown(" ".join(words)), detail, remedy=Remedy.FLUSH_LEGACY_TABLE, words=words)
     for chain in chains:

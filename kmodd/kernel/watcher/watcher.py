@@ -68,7 +68,9 @@ _LOST = re.compile(rb"CPU:\d+ \[LOST (?:\d+ )?EVENTS\]")
 _OVERRUN = re.compile(r"^overrun: (\d+)$", re.MULTILINE)
 _LINE_MAX = 1024
 _LOST_MAX = 1 << 31
-_CONTAINER = re.compile(r"(?:docker|libpod|crio|cri-containerd)-([0-9a-f]{12,64})\.scope|machine-(.{1,128})\.scope")
+_CONTAINER = re.compile(
+    r"(?:docker|libpod|crio|cri-containerd)-([0-9a-f]{12,64})\.scope|machine-(.{1,128})\.scope|(?:crun|runc)-(.{1,128})\.scope"
+)
 _CGROUP_MAX = 1 << 14
 _UDEV = ("systemd-udevd", "udevadm")
 _DESCRIPTORS_MAX = 256
@@ -203,7 +205,7 @@ def place(cgroup: str) -> tuple[str, str]:
     path = next((line.removeprefix("0::") for line in cgroup.splitlines() if line.startswith("0::")), "")
     unit = next((name for name in path.split("/") if name and not name.endswith(".slice")), "")
     container = _CONTAINER.fullmatch(unit)
-    return unit, (container[1] or container[2] or "").replace("\\x2d", "-") if container else ""
+    return unit, (container[1] or container[2] or container[3]).replace("\\x2d", "-") if container else ""
 
 
 def _alias(folder: Path) -> str:
