@@ -239,6 +239,16 @@ def test_consequences_are_shown_and_confirmed_by_a_checkbox(page: Page, served: 
     browser.see("#notice", "Module wireguard unloaded successfully")
 
 
+def test_a_user_is_shown_with_the_line_that_sets_it_up(page: Page, served: Gateway) -> None:
+    name = "kmodd_test_mounted"
+    assert served.ask("POST", f"/v1/modules/{name}/load", {}).status == 200
+    explained = served.ask("GET", f"/v1/modules/{name}/explain").document
+    assert [(user["name"], user["file"], user["line"]) for user in explained["users"]] == [("/mnt", "/etc/fstab", 7)]
+    page.visit(f"modules/{name}")
+    row = page.browser.see("table.users tbody", "umount /mnt")
+    assert "Configured in /etc/fstab:7" in row
+
+
 def test_a_dialog_that_is_left_changes_nothing_and_gives_the_focus_back(page: Page, served: Gateway) -> None:
     rules = served.ask("GET", "/v1/config").document
     page.visit("modules/crc16")

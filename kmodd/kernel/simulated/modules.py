@@ -288,7 +288,15 @@ def fault_modules() -> tuple[SimulatedModule, ...]:
         SimulatedModule(
             "mounted",
             "In use by a mount as soon as it is live",
-            users=(User("mount", "/mnt", "/dev/kmodd_test_blk0", remedy=Remedy.UNMOUNT, target="/mnt"),),
+            users=(
+                User(
+                    *("mount", "/mnt", "/dev/kmodd_test_blk0"),
+                    file="/etc/fstab",
+                    line=7,
+                    remedy=Remedy.UNMOUNT,
+                    target="/mnt",
+                ),
+            ),
         ),
         SimulatedModule(
             "params",

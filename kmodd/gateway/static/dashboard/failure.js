@@ -11,7 +11,12 @@ export function users(found) {
       {},
       make("td", {}, one.kind),
       make("td", {class: "code"}, one.kind === "module" ? moduleLink(one.name) : one.name || "withheld"),
-      make("td", {class: "code"}, one.detail),
+      make(
+        "td",
+        {class: "code"},
+        one.detail,
+        one.file && make("div", {class: "dim"}, "Configured in ", one.line ? `${one.file}:${one.line}` : one.file),
+      ),
       make("td", {}, one.command && make("code", {}, one.command)),
     ),
   );
