@@ -126,3 +126,5 @@ class Remedy(StrEnum):
     """A disk of nbd, by its device."""
     RESET_DISK = "reset-disk"
     """A disk of zram, whose content goes."""
+    UNEXPORT = "unexport"
+    """A folder that the NFS server exports: the client, and its path."""

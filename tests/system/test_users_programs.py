@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What keeps modules busy that further programs set up: ebtables-legacy and container runtimes."""
+"""What keeps modules busy that further programs set up: ebtables-legacy, container runtimes, the NFS server."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
-from tests.system.client import soon
+import pytest
+
+from tests.system.client import Client, soon
 from tests.system.explains import explains
-from tests.system.test_users import freed, kinds
+from tests.system.test_users import freed, kinds, whole
 from tests.system.test_users_kinds import HOLD
 
 if TYPE_CHECKING:
-    from tests.system.client import Client
+    from collections.abc import Iterator
+
     from tests.vm.machine import Machine
+
+
+@pytest.fixture(scope="module")
+def alice(vm: Machine) -> Iterator[Client]:
+    """A client without any rights."""
+    made = Client(vm, user="alice")
+    yield made
+    made.process.end()
 
 
 # --- ebtables-legacy --------------------------------------------------------------------------------------------------
@@ -103,6 +114,68 @@ def test_first_process_of_a_namespace(vm: Machine, client: Client) -> None:
     pid = vm.check("pgrep -nf '^python3 /tmp/hold.py'").strip()
     freed(vm, client, "vhost_net", f"kill -KILL {pid}")
     process.wait()
+
+
+# --- NFS --------------------------------------------------------------------------------------------------------------
+
+SERVE = r"""
+import os, time
+# What rpc.mountd answers to the kernel: who a client is, and what it may have (svc_export_parse in fs/nfsd/export.c).
+# Read-only, any port, no checks of the tree above, with a number of its own, 0: the root of NFS version 4.
+FLAGS = 0x1 | 0x2 | 0x400 | 0x2000
+until = int(time.time()) + 3600
+for cache, line in (
+    ("auth.unix.ip", f"nfsd 127.0.0.1 {until} 127.0.0.1"),
+    ("nfsd.export", f"127.0.0.1 /srv/share {until} {FLAGS} 65534 65534 0"),
+    ("nfsd.fh", rf"127.0.0.1 1 \x00000000 {until} /srv/share"),
+):
+    file = os.open(f"/proc/net/rpc/{cache}/channel", os.O_WRONLY)
+    os.write(file, line.encode() + b"\n")
+    os.close(file)
+"""
+
+
+@pytest.fixture
+def share(vm: Machine) -> Iterator[None]:
+    """A file system that is exported, and a server for version 4: earlier ones would need rpcbind."""
+    vm.write_file("/tmp/serve.py", SERVE)
+    vm.check(
+        "ip link set lo up; truncate -s 8M /var/tmp/share; mkfs.vfat /var/tmp/share >/dev/null; mkdir -p /srv/share /var/lib/nfs; "
+        "mount -o loop /var/tmp/share /srv/share; echo '/srv/share 127.0.0.1(ro,insecure,no_subtree_check,fsid=0)' >/etc/exports; "
+        "modprobe nfsd; mount -t nfsd nfsd /proc/fs/nfsd; echo -3 >/proc/fs/nfsd/versions; echo 2 >/proc/fs/nfsd/threads; "
+        "exportfs -a; sleep 2; python3 /tmp/serve.py; udevadm settle"
+    )
+    yield
+    vm.run(
+        "umount --force --lazy /mnt; exportfs -ua; echo 0 >/proc/fs/nfsd/threads; umount /proc/fs/nfsd; umount /srv/share; rm /etc/exports"
+    )
+
+
+@explains("an export of the NFS server", "exportfs -u")
+@pytest.mark.usefixtures("share")
+def test_export_of_nfs(vm: Machine, client: Client, alice: Client) -> None:
+    """The server keeps the folder open: an umount alone fails."""
+    assert vm.run("umount /srv/share").code != 0
+    assert ("export", "127.0.0.1:/srv/share") in kinds(alice.explain("vfat")), "everybody may read the list"
+    explained = freed(vm, client, "vfat", "exportfs -u 127.0.0.1:/srv/share", "umount /srv/share")
+    (export,) = (user for user in explained["users"] if user["kind"] == "export")
+    assert (export["file"], export["line"]) == ("/etc/exports", 1)
+
+
+@explains("a mount of NFS", "umount")
+@pytest.mark.usefixtures("share")
+def test_mount_of_nfs(vm: Machine, client: Client) -> None:
+    """Without mount.nfs(8), which would only fill in the addresses; the kernel is given half a minute."""
+    vm.check(
+        "timeout --signal=KILL 30 mount -i -t nfs4 -o vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,soft 127.0.0.1:/ /mnt",
+        timeout=60,
+    )
+    assert ("mount", "/mnt") in kinds(client.explain("nfs"))
+    explained = soon(lambda: whole(client.explain("nfsv4")), "a search that has enough time")
+    assert explained["free"] == ["umount /mnt", "kmodctl unload nfsv4"]
+    vm.check(explained["free"][0])
+    soon(lambda: client.explain("nfsv4")["references"] == 0, "the kernel lets the server go")
+    vm.check(explained["free"][1])
 
 
 def test_nothing_was_denied(vm: Machine) -> None:

@@ -77,6 +77,8 @@ _LEGACY_TABLE, _LEGACY_CHAIN, _NUMBER = (
     re.compile(r"[1-9][0-9]{0,5}"),
 )
 _ADDRESS = re.compile(r"[0-9]{1,10}|[0-9.]{7,15}:[0-9]{1,5}|\[[0-9a-f:.]{2,45}\]:[0-9]{1,5}")
+_CLIENT = re.compile(r"(?!-)[A-Za-z0-9.*?@_/-]{1,255}")
+"""A host, a network, a wildcard or a netgroup (exports(5)), written as exportfs(8) takes it: an IPv6 address has colons."""
 _SERVICES = {"--tcp-service", "--udp-service", "--sctp-service", "--fwmark-service"}
 _STATE_WORDS = ("src", "dst", "proto", "spi", "mark", "mask")
 _STATE_VALUE = re.compile(r"[0-9a-f:.]{2,45}|esp|ah|comp|0x[0-9a-f]{1,8}")
@@ -266,7 +268,14 @@ def _delete_state(words: tuple[str, ...]) -> str:
     return f"ip xfrm state delete {' '.join(words)}"
 
 
+def _unexport(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or not _CLIENT.fullmatch(words[0]) or not words[1].startswith("/"):
+        return ""
+    return f"exportfs -u {shlex.quote(':'.join(words))}"
+
+
 _WORDED = {
+    Remedy.UNEXPORT: _unexport,
     Remedy.WRITE_SETTING: _write,
     Remedy.STOP_CACHE: _stop_cache,
     Remedy.DELETE_LEGACY_RULE: _delete_legacy_rule,

@@ -13,7 +13,7 @@ from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
-_SWAPS_MAX = 1 << 16
+_SWAPS_MAX = _EXPORTS_MAX = 1 << 16
 _LOOP = frozenset({"loop"})
 _TOP = 1 << 8
 """What is on top of everything: a mount, swap space."""
@@ -47,6 +47,7 @@ def block_users(
         *_of_targets(block, loaded),
         *_of_compressors(block, loaded, resolve),
         *_of_caches(root, loaded),
+        *_of_exports(root, mounts, owners),
     ]
     users.sort(key=lambda each: -each[0])
     for _, modules, user in users:
@@ -162,6 +163,26 @@ def _of_swap_files(swaps: set[str], files: _Files) -> Iterator[_Stacked]:
     for path in swaps:
         if not path.startswith("/dev/") and (holding := files.holding(path)) and holding[0]:
             user = User("file", shown(path), "swap space", remedy=Remedy.SWAP_OFF, target=path, level=1)
+            yield _TOP, holding[0], user
+
+
+def _of_exports(root: Path, mounts: Mounts, owners: DeviceOwners) -> Iterator[_Stacked]:
+    """Folders that the NFS server keeps open for its clients (e_show in fs/nfsd/export.c): an umount fails while one is exported."""
+    lines = (read_text(root / "proc/fs/nfs/exports", _EXPORTS_MAX) or "").splitlines()
+    files = _Files(root, owners, mounts) if lines else None
+    for line in lines:
+        path, separator, rest = line.partition("\t")
+        if files is None or not separator or line.startswith("#"):
+            continue
+        path, client = unescaped(path), unescaped(rest.partition("(")[0])
+        # With a slash at its end the folder may be the mount itself.
+        if (holding := files.holding(f"{path}/")) and holding[0]:
+            user = User(
+                *("export", shown(f"{client}:{path}"), "exported by the NFS server"),
+                remedy=Remedy.UNEXPORT,
+                words=(client, path),
+                level=1,
+            )
             yield _TOP, holding[0], user
 
 

@@ -43,6 +43,8 @@ class Places:
                 return self._swaps.get(user.target)
             case Remedy.REMOVE_MAPPING:
                 return self._mappings.get(user.target)
+            case Remedy.UNEXPORT:
+                return self._exports.get(user.words[1])
             case Remedy.STOP_ARRAY:
                 return self._arrays.get(user.target)
             case Remedy.SET_SYSCTL if user.words:
@@ -81,6 +83,15 @@ class Places:
     def _mappings(self) -> dict[str, _Place]:
         """By the name, crypttab(5)."""
         return {words[0]: place for words, place in self._words("etc/crypttab")}
+
+    @cached_property
+    def _exports(self) -> dict[str, _Place]:
+        """By the path, exports(5)."""
+        folder = "etc/exports.d"
+        files = (f"{folder}/{name}" for name in sorted(listdir(self._root / folder))[:_FILES_MAX])
+        paths = ["etc/exports", *(path for path in files if path.endswith(".exports"))]
+        lines = [each for path in paths for each in self._words(path)]
+        return {unescaped(words[0]): place for words, place in reversed(lines) if len(words) > 1}
 
     @cached_property
     def _arrays(self) -> dict[str, _Place]:
