@@ -126,5 +126,7 @@ class Remedy(StrEnum):
     """A disk of nbd, by its device."""
     RESET_DISK = "reset-disk"
     """A disk of zram, whose content goes."""
+    LOG_OUT = "log-out"
+    """A session of iSCSI: its target and portal."""
     UNEXPORT = "unexport"
     """A folder that the NFS server exports: the client, and its path."""

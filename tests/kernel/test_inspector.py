@@ -45,6 +45,8 @@ USER: dict[str, Any] = {
     "pids": [],
     "level": 0,
     "entry": "",
+    "sets": [],
+    "references": 0,
 }
 READ = User("mount", "/m", "type overlay, source x", pid=7, owner=1000, remedy=Remedy.UNMOUNT, target="/m")
 
@@ -162,6 +164,45 @@ async def test_tables_are_read_by_a_process_of_its_own_while_there_are_any(tmp_p
     assert [user.name for user in (await made.users(M("xt_owner"))).users] == ["OUTPUT 1"]
     assert [user.name for user in (await made.users(M("xt_mark"))).users] == ["n1", "n2"]
     assert sorted(map(str, orders(tmp_path)[1:])) == ["{'search': True}", "{'tables': True}"]
+    await made.close()
+
+
+SETS = """\
+if "tables" in order:
+    for number in range(RULES):
+        rule = {**USER, "kind": "rule", "name": f"OUTPUT {number}", "sets": [5], "remedy": "delete-legacy-rule"}
+        send({"modules": ["xt_set"], "user": rule})
+    send({"end": True, "partial": "", "crowded": []})
+    continue
+row = {**USER, "kind": "set", "name": "hosts", "remedy": "destroy-set", "words": ["hosts"], "sets": [5], "references": 2}
+send({"modules": ["ip_set_hash_ip"], "user": row})
+send({"end": True, "partial": "", "crowded": []})
+"""
+
+
+@pytest.mark.parametrize("rules", [1, 2])
+async def test_a_set_is_destroyed_after_the_rules_that_name_it_where_these_are_all(tmp_path: Path, rules: int) -> None:
+    (tmp_path / "ip_tables_names").touch()
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, SETS.replace("RULES", str(rules))))
+    *others, hosts = (await made.users(M("ip_set_hash_ip"))).users
+    assert hosts.name == "hosts"
+    if rules == 2:
+        assert [each.name for each in others] == ["OUTPUT 0", "OUTPUT 1"]
+        assert hosts.remedy is Remedy.DESTROY_SET
+    else:
+        assert others == []
+        assert hosts.remedy is Remedy.NONE
+        assert hosts.detail.endswith(", which a set of sets or something else refers to")
+    assert len((await made.users(M("xt_set"))).users) == rules
+    await made.close()
+
+
+async def test_tables_of_bridges_are_read_while_their_module_is_loaded(tmp_path: Path) -> None:
+    made = Inspector(network=tmp_path, modules=tmp_path, program=scripted(tmp_path, TABLES))
+    assert [user.name for user in (await made.users(M("xt_owner"))).users] == ["n1", "n2"]
+    (tmp_path / "ebtables").mkdir()
+    await asyncio.sleep(inspector_client.KEPT + 0.05)
+    assert [user.name for user in (await made.users(M("xt_owner"))).users] == ["OUTPUT 1"]
     await made.close()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.core.diagnosis.advice import advised, free
+from kmodd.core.diagnosis.advice import advised, command, free
 from kmodd.kernel.users import block as usage_block
 from kmodd.kernel.users import process as usage_process
 from kmodd.kernel.users.process import Inode
@@ -85,6 +85,26 @@ def test_a_swap_file_ends_before_the_umount(root: FakeRoot, inodes: Found) -> No
         ("file", "/data/a b", Remedy.SWAP_OFF)
     ]
     assert commands(found) == ["swapoff '/data/a b'", "umount '/data/y z'", "umount --recursive /data"]
+
+
+def test_an_export_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None:
+    """What the kernel lists is a folder of a mount or the mount itself; blanks and tabs are escaped (seq_path)."""
+    root.process(1, "/sbin/init", mountinfo=TABLE)
+    rows = (
+        "/data/a\\040b\t*.example(ro,fsid=0)",
+        "/data/y\\040z\t10.0.0.0/8(rw)",
+        "/data/y\\040z\tfd00::/64(rw)",
+        "/other\t*(ro)",
+    )
+    root.put("proc/fs/nfs/exports", "\n".join(("# Version 1.1", "# Path Client(Flags) # IPs", *rows, "no export", "")))
+    root.put("etc/exports", "# of this machine\n/data/y\\040z 10.0.0.0/8(rw)\n")
+    inodes["proc/1/root/data/a b/"] = inodes["proc/1/root/data/y z/"] = Inode("", (0, 0), (1, 0), 30)
+    found = [user for user in root.found("vfat") if user.kind == "export"]
+    assert [(command(user), user.file, user.line) for user in found] == [
+        ("exportfs -u '*.example:/data/a b'", "", 0),
+        ("exportfs -u '10.0.0.0/8:/data/y z'", "/etc/exports", 2),
+        ("", "/etc/exports", 2),
+    ]
 
 
 def test_what_stands_on_a_loop_device_on_a_file_goes_from_the_top(root: FakeRoot, inodes: Found) -> None:

@@ -178,6 +178,52 @@ def test_mount_of_nfs(vm: Machine, client: Client) -> None:
     vm.check(explained["free"][1])
 
 
+# --- iSCSI ------------------------------------------------------------------------------------------------------------
+
+TARGET = "iqn.2026-01.example:disk"
+OFFER = f"""
+modprobe target_core_file; modprobe iscsi_target_mod; ip link set lo up
+truncate -s 32M /var/tmp/disk
+cd /sys/kernel/config/target
+mkdir -p core/fileio_0/d
+echo fd_dev_name=/var/tmp/disk,fd_dev_size=33554432 >core/fileio_0/d/control
+echo 1 >core/fileio_0/d/enable
+group=iscsi/{TARGET}/tpgt_1
+mkdir -p $group/lun/lun_0 $group/np/127.0.0.1:3260
+ln -s $PWD/core/fileio_0/d $group/lun/lun_0/disk
+echo 0 >$group/attrib/authentication
+echo 1 >$group/attrib/generate_node_acls
+echo 0 >$group/attrib/demo_mode_write_protect
+echo 1 >$group/enable
+mkdir -p /etc/iscsi /run/lock/iscsi
+echo InitiatorName=iqn.2026-01.example:machine >/etc/iscsi/initiatorname.iscsi
+echo 'node.startup = manual' >/etc/iscsi/iscsid.conf
+modprobe iscsi_tcp
+iscsid </dev/null >/dev/null 2>&1
+iscsiadm --mode discovery --type sendtargets --portal 127.0.0.1
+iscsiadm --mode node --targetname {TARGET} --login
+udevadm settle
+"""
+
+
+@explains("a session of iSCSI", "iscsiadm --mode node --targetname")
+@explains("a target of LIO for iSCSI", "rmdir /sys/kernel/config/target")
+def test_both_ends_of_iscsi(vm: Machine, client: Client, alice: Client) -> None:
+    """A disk that this machine offers, and has itself over the loopback interface, with a file system that is mounted."""
+    vm.write_file("/tmp/offer", OFFER)
+    vm.check("sh -e /tmp/offer", timeout=120)
+    disk = "/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-iqn.2026-01.example:disk-lun-0"
+    vm.check(f"mkfs.ext4 -q {disk}; mount {disk} /mnt; udevadm settle")
+    assert ("session", TARGET) in kinds(alice.explain("iscsi_tcp")), "everybody may read it in /sys"
+    out = f"iscsiadm --mode node --targetname {TARGET} --portal 127.0.0.1:3260 --logout"
+    explained = freed(vm, client, "iscsi_tcp", data=True)
+    assert explained["free"][0] == "umount /mnt"
+    assert explained["free"][-2] == out
+    explained = freed(vm, client, "iscsi_target_mod")
+    assert explained["free"][-2] == "rmdir /sys/kernel/config/target/iscsi"
+    vm.check("pkill iscsid; cd /sys/kernel/config/target/core; rmdir fileio_0/d fileio_0; modprobe -r target_core_file")
+
+
 def test_nothing_was_denied(vm: Machine) -> None:
     assert "Traceback" not in vm.journal()
     assert 'apparmor="DENIED"' not in vm.journal("_TRANSPORT=kernel")

@@ -32,6 +32,8 @@ PROGRAMS = {
     "machinectl": {Remedy.TERMINATE_MACHINE},
     "podman": {Remedy.STOP_PODMAN},
     "docker": {Remedy.STOP_DOCKER},
+    "crun": {Remedy.DELETE_CRUN},
+    "runc": {Remedy.DELETE_RUNC},
     "sysctl": {Remedy.SET_SYSCTL},
     "tc": {Remedy.DELETE_FILTER, Remedy.DELETE_QDISC, Remedy.REPLACE_QDISC, Remedy.DELETE_ACTION},
     "nft": {
@@ -45,6 +47,9 @@ PROGRAMS = {
     "iptables-legacy": LEGACY,
     "ip6tables-legacy": LEGACY,
     "arptables-legacy": LEGACY,
+    "ebtables-legacy": LEGACY,
+    "exportfs": {Remedy.UNEXPORT},
+    "iscsiadm": {Remedy.LOG_OUT},
     "sh": {Remedy.STOP_WATCHDOG, Remedy.WRITE_SETTING, Remedy.STOP_CACHE},
     "udevadm": set(Remedy),
     "kmodctl": set(Remedy),
@@ -58,6 +63,7 @@ OPTIONS = {
     "--disconnect",
     "--recursive",
     "--reset",
+    "--force",
 }
 WRITTEN = {
     r"/dev/watchdog[0-9]+": ("V",),
@@ -122,6 +128,9 @@ LISTS = (
     ("iptables-legacy", "filter"),
     ("iptables-legacy", "filter", "mine"),
     ("--tcp-service", "10.0.0.1:80"),
+    ("ebtables-legacy", "filter", "FORWARD", "2"),
+    ("*.example", "/srv/share"),
+    ("iqn.2026-01.example:disk", "[fd00::1]:3260"),
     ("src", "10.0.0.1", "dst", "10.0.0.2", "proto", "esp", "spi", "0x00000100"),
     ("src", "fd00::1", "dst", "fd00::2", "proto", "ah", "spi", "0x00000100", "mark", "0x1", "mask", "0xff"),
 )
@@ -177,7 +186,18 @@ def check(line: str, user: User | None) -> None:
         assert os.path.normpath(path) == path
         assert not path.endswith(("/register", "/status"))
         return
-    if words[0] in {"ipvsadm", "iptables-legacy", "ip6tables-legacy", "arptables-legacy"} or words[1] == "xfrm":
+    if words[0] == "exportfs":
+        assert words[1] == "-u"
+        assert re.fullmatch(r"[^-:][^:]*:/.*", words[2])
+        assert user is None or words[2:] == [":".join(user.words)]
+        return
+    if words[0] == "iscsiadm":
+        assert words[1:4:2] == ["--mode", "--targetname"]
+        assert words[5:] == ["--portal", words[6], "--logout"]
+        assert user is None or (words[4], words[6]) == user.words
+        assert not [word for word in (words[4], words[6]) if word.startswith("-")]
+        return
+    if words[0].endswith("tables-legacy") or words[0] == "ipvsadm" or words[1] == "xfrm":
         check_network_words(words, user)
         return
     if words[0] in {"sysctl", "tc", "nft", "ipset", "unlink", "rmdir"}:
@@ -364,6 +384,20 @@ def test_a_shell_runs_it_as_it_reads(sandbox: Path, user: User) -> None:
         (User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("iptables-legacy", "filter", "-F", "3")), ""),
         (User("table", "", "", remedy=Remedy.FLUSH_LEGACY_TABLE, words=LISTS[4]), "iptables-legacy -t filter -F"),
         (User("chain", "", "", remedy=Remedy.DELETE_LEGACY_CHAIN, words=LISTS[5]), "iptables-legacy -t filter -X mine"),
+        (
+            User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=LISTS[7]),
+            "ebtables-legacy -t filter -D FORWARD 2",
+        ),
+        (User("export", "", "", remedy=Remedy.UNEXPORT, words=("*", "/srv/a b")), "exportfs -u '*:/srv/a b'"),
+        (User("export", "", "", remedy=Remedy.UNEXPORT, words=("-a", "/srv")), ""),
+        (
+            User("session", "", "", remedy=Remedy.LOG_OUT, words=LISTS[9]),
+            "iscsiadm --mode node --targetname iqn.2026-01.example:disk --portal '[fd00::1]:3260' --logout",
+        ),
+        (User("session", "", "", remedy=Remedy.LOG_OUT, words=("-x", "10.0.0.1:3260")), ""),
+        (User("export", "", "", remedy=Remedy.UNEXPORT, words=("fd00::1", "/srv")), ""),
+        (User("process", "", "", remedy=Remedy.DELETE_CRUN, target="web.1"), "crun delete --force web.1"),
+        (User("process", "", "", remedy=Remedy.DELETE_RUNC, target="-a"), ""),
         (User("rule", "", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("bash", "filter", "INPUT", "3")), ""),
         (
             User("service", "", "", remedy=Remedy.DELETE_SERVICE, words=("--tcp-service", "[fd00::1]:80")),

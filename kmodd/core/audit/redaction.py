@@ -27,7 +27,7 @@ USERS, CONSEQUENCES, LOADER, LOG = "users", "consequences", "loaded-by", "kernel
 
 _PUBLIC_KINDS = frozenset(
     {"module", "mount", "loop", "netdev", "block", "device", "array", "qdisc", "filter", "action", "service", "sysctl", "crypto"}
-    | {"configfs", "watchdog", "kernel", "scheduler", "governor", "patch", "format", "socket", "file", "export"}
+    | {"configfs", "watchdog", "kernel", "scheduler", "governor", "patch", "format", "socket", "file", "export", "session"}
 )  # fmt: skip
 """Kinds that /proc, /sys and rtnetlink show to everyone unless the user of the module has an owner. All others are withheld
 where the owner is unknown: processes, what netfilter shows to CAP_NET_ADMIN alone, and whatever kind is added later."""

@@ -79,6 +79,9 @@ _LEGACY_TABLE, _LEGACY_CHAIN, _NUMBER = (
 _ADDRESS = re.compile(r"[0-9]{1,10}|[0-9.]{7,15}:[0-9]{1,5}|\[[0-9a-f:.]{2,45}\]:[0-9]{1,5}")
 _CLIENT = re.compile(r"(?!-)[A-Za-z0-9.*?@_/-]{1,255}")
 """A host, a network, a wildcard or a netgroup (exports(5)), written as exportfs(8) takes it: an IPv6 address has colons."""
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,222}")
+"""Names of targets (RFC 3720, 3.2.6.3)."""
+_PORTAL = re.compile(r"[0-9.]{7,15}:[0-9]{1,5}|\[[0-9a-f:.]{2,45}\]:[0-9]{1,5}")
 _SERVICES = {"--tcp-service", "--udp-service", "--sctp-service", "--fwmark-service"}
 _STATE_WORDS = ("src", "dst", "proto", "spi", "mark", "mask")
 _STATE_VALUE = re.compile(r"[0-9a-f:.]{2,45}|esp|ah|comp|0x[0-9a-f]{1,8}")
@@ -274,7 +277,14 @@ def _unexport(words: tuple[str, ...]) -> str:
     return f"exportfs -u {shlex.quote(':'.join(words))}"
 
 
+def _log_out(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or not _TARGET.fullmatch(words[0]) or not _PORTAL.fullmatch(words[1]):
+        return ""
+    return f"iscsiadm --mode node --targetname {words[0]} --portal {shlex.quote(words[1])} --logout"
+
+
 _WORDED = {
+    Remedy.LOG_OUT: _log_out,
     Remedy.UNEXPORT: _unexport,
     Remedy.WRITE_SETTING: _write,
     Remedy.STOP_CACHE: _stop_cache,

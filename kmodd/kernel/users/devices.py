@@ -328,3 +328,26 @@ def watchdogs(root: Path, loaded: Container[str]) -> Iterator[tuple[frozenset[st
                     words=() if forever else (f"/dev/{name}",),
                 ),
             )
+
+
+def iscsi_sessions(root: Path, loaded: Collection[str]) -> Iterator[tuple[frozenset[str], User]]:
+    """Sessions of the iSCSI initiator, each of which holds its transport's module (iscsi_session_setup in drivers/scsi/libiscsi.c)."""
+    sessions = root / "sys/class/iscsi_session"
+    for name in listdir(sessions):
+        # …/hostN/sessionM/iscsi_session/sessionM
+        folder = Path(sessions, name).resolve().parents[1]
+        module = canonical(read_text(folder.parent / "scsi_host" / folder.parent.name / "proc_name") or "")
+        if module not in loaded:
+            continue
+        target = read_text(sessions / name / "targetname") or ""
+        connections = (each for each in listdir(folder) if each.startswith("connection"))
+        portal = next((_portal(folder / each / "iscsi_connection" / each) for each in connections), "")
+        user = User(
+            "session", shown(target), shown(f"iSCSI, portal {portal}"), remedy=Remedy.LOG_OUT, words=(target, portal)
+        )
+        yield frozenset({module}), user
+
+
+def _portal(connection: Path) -> str:
+    address, port = (read_text(connection / f"persistent_{what}") or "" for what in ("address", "port"))
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

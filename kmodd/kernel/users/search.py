@@ -7,7 +7,7 @@ from pathlib import Path
 from kmodd.kernel.files import read_text
 from kmodd.kernel.users.block import block_users
 from kmodd.kernel.users.configfs import configfs_users
-from kmodd.kernel.users.devices import DeviceOwners, bound_devices, watchdogs
+from kmodd.kernel.users.devices import DeviceOwners, bound_devices, iscsi_sessions, watchdogs
 from kmodd.kernel.users.ipsec import State, ipsec_states
 from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
 from kmodd.kernel.users.namespace_list import NetNamespaces
@@ -126,6 +126,7 @@ class ProcUsage:
             budget,
         )
         yield from watchdogs(self._root, loaded)
+        yield from iscsi_sessions(self._root, loaded)
         if loaded.get(_SCTP, 0) > 0:
             yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
