@@ -13,7 +13,7 @@ import pytest
 from tests.clock import clock
 from tests.system.client import Client, soon
 from tests.system.explains import explains
-from tests.system.test_users import freed, kinds
+from tests.system.test_users import freed, kinds, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,14 @@ def alice(vm: Machine) -> Iterator[Client]:
     made.process.end()
 
 
+@pytest.fixture(scope="module")
+def bob(vm: Machine) -> Iterator[Client]:
+    """Another one."""
+    made = Client(vm, user="bob")
+    yield made
+    made.process.end()
+
+
 @contextmanager
 def namespace(vm: Machine, script: str, user: str = "root") -> Iterator[str]:
     """The pid of a process in a network namespace of its own, in which this was run."""
@@ -45,6 +53,11 @@ def namespace(vm: Machine, script: str, user: str = "root") -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def public(user: Client, module: str) -> dict[str, Any]:
+    """What this user is shown, of a search that had enough time."""
+    return soon(lambda: whole(user.explain(module)), "a search that has enough time")
 
 
 def started(vm: Machine) -> bool:
@@ -115,10 +128,15 @@ KINDS = (
 
 
 @explains("traffic control, a set, a state or a service in another network namespace", "ip netns exec")
-def test_everything_in_a_named_namespace(vm: Machine, client: Client) -> None:
+def test_everything_in_a_named_namespace(vm: Machine, client: Client, alice: Client) -> None:
+    """Others see how much there is of a kind, and neither what it is nor where."""
     vm.write_file("/tmp/set-up", SET_UP)
     vm.check("modprobe tcp_bbr; ip netns exec blue sh -e /tmp/set-up")
     for module, commands in KINDS:
+        hidden = public(alice, module)
+        assert [user["name"] for user in hidden["users"] if user["name"] or not user["count"]] == [], module
+        assert "blue" not in json.dumps(hidden)
+        assert (hidden["free"], "users" in hidden["withheld"]) == ([], True)
         explained = freed(
             vm, client, module, *(f"ip netns exec blue {command}" for command in commands), data=module == "tun"
         )
@@ -137,8 +155,8 @@ def test_rule_in_the_namespace_of_a_process_of_root(vm: Machine, client: Client)
 
 
 @explains("what is in the network namespace of a user or a container", "kill")
-def test_namespace_of_a_user_is_ended_from_outside(vm: Machine, client: Client, alice: Client) -> None:
-    """It is never entered. Its user sees what is in it, as in it."""
+def test_namespace_of_a_user_is_ended_from_outside(vm: Machine, client: Client, alice: Client, bob: Client) -> None:
+    """It is never entered. Its user sees what is in it, as in it, and another user does not."""
     vm.check("modprobe ip_tables; modprobe iptable_filter; modprobe xt_owner; modprobe sch_fq; modprobe nft_ct")
     script = (
         "ip link set lo up; tc qdisc add dev lo root fq; "
@@ -150,6 +168,10 @@ def test_namespace_of_a_user_is_ended_from_outside(vm: Machine, client: Client, 
         assert [(user["name"], user["pid"], user["command"]) for user in seen["users"]] == [
             ("inet t c handle 2", int(pid), f"kill {pid}")
         ]
+        for module in ("nft_ct", "xt_owner", "sch_fq"):
+            (user,) = public(bob, module)["users"]
+            assert (user["name"], user["count"]) == ("", 1), module
+            assert not {"pid", "exe", "unit", "netns", "command"} & user.keys(), module
         for module in ("xt_owner", "sch_fq"):
             assert [user["command"] for user in client.explain(module)["users"]] == [f"kill {pid}"]
         explained = client.explain("nft_ct")
