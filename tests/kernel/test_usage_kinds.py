@@ -148,6 +148,20 @@ def test_server_of_nfs(root: FakeRoot) -> None:
 FORMATS = "40 23 0:37 / /proc/sys/fs/binfmt_misc rw shared:17 - binfmt_misc binfmt_misc rw\n"
 
 
+@pytest.mark.parametrize(("address", "portal"), [("10.0.0.1", "10.0.0.1:3260"), ("fd00::1", "[fd00::1]:3260")])
+def test_session_of_iscsi(root: FakeRoot, address: str, portal: str) -> None:
+    host = "sys/devices/platform/host3"
+    root.put(f"{host}/scsi_host/host3/proc_name", "iscsi_tcp\n")
+    root.put(f"{host}/session1/iscsi_session/session1/targetname", "iqn.2026-01.example:disk\n")
+    connection = f"{host}/session1/connection1:0/iscsi_connection/connection1:0"
+    root.put(f"{connection}/persistent_address", f"{address}\n")
+    root.put(f"{connection}/persistent_port", "3260\n")
+    root.link("sys/class/iscsi_session/session1", str(root.path / host / "session1/iscsi_session/session1"))
+    root.put("proc/modules", "iscsi_tcp 1 1 - Live 0x0\n")
+    assert commands(root.found("iscsi_tcp")) == [(Remedy.LOG_OUT, ("iqn.2026-01.example:disk", portal))]
+    assert root.found("ib_iser") == []
+
+
 def test_binary_formats(root: FakeRoot) -> None:
     root.process(1, "/sbin/init", mountinfo=FORMATS)
     root.link("proc/1/root", str(root.path))

@@ -133,6 +133,7 @@ def test_configfs_item(vm: Machine, client: Client, alice: Client) -> None:
     freed(vm, client, "null_blk", "rmdir /sys/kernel/config/nullb/a")
 
 
+@explains("a subsystem that nvmet offers on a port", "unlink /sys/kernel/config/nvmet")
 def test_configfs_trees_are_taken_down_from_their_ends(vm: Machine, client: Client) -> None:
     vm.check("modprobe nvmet; modprobe nvmet_tcp")
     vm.check(
