@@ -79,13 +79,13 @@ class ManagerInterface:
     def batch(self, operations: Operations, values: options.Values) -> Call | Refusal:
         request = options.batch(operations, values, self._services.daemon_settings())
 
-        def call(plan: Plan) -> Call:
+        def call(plan: Plan, uid: int | None) -> Call:
             async def run(caller: Caller) -> list[rows.Row]:
                 results = await self._services.operations.execute(plan, caller)
                 self._services.leases.claim(plan, results)
                 return await self._disclosure.outcomes(results, caller, "Batch", public=values.get("public", False))
 
-            return Call(run, asked.details(plan, "batch"), asked.actions(plan), dry_run=plan.request.dry_run)
+            return Call(run, asked.details(plan, "batch", uid), asked.actions(plan), dry_run=plan.request.dry_run)
 
         return self._prepared(request, call)
 
@@ -139,10 +139,10 @@ class ManagerInterface:
         except (AccessDenied, Conflict) as error:
             return refusal(self._services.refusals, _attempt(request), error)
         if plan.unread or plan.unseen:
-            return self._prepared(request, call, plan)
+            return self._prepared(request, lambda plan, _: call(plan), plan)
         return self._refusal(plan) if _is_futile(plan) else call(plan)
 
-    def _prepared(self, request: Request, call: Callable[[Plan], Call], first: Plan | None = None) -> Call:
+    def _prepared(self, request: Request, call: Callable[[Plan, int | None], Call], first: Plan | None = None) -> Call:
         """The call for a plan that takes long to make: of many operations, or one that something has to be looked at for.
 
         `first` is the plan that says what to look at, where it was made already.
@@ -152,7 +152,7 @@ class ManagerInterface:
             plan = await self._plan(request, caller, first)
             if _is_futile(plan):
                 raise await self._services.refusals.tell(plan, caller)
-            return call(plan)
+            return call(plan, caller.uid)
 
         return Call(unprepared, asked.behalf(request.on_behalf_of), prepare=prepare)
 

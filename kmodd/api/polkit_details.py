@@ -8,7 +8,7 @@ from itertools import chain
 from kmodd.core.planning.consequence_text import phrase, public
 from kmodd.dbus.call import ON_BEHALF_OF
 from kmodd.errors import BadModule
-from kmodd.model import Plan, StepAction, Verb
+from kmodd.model import Loaders, Plan, StepAction, Verb
 from kmodd.model.arguments import spell
 
 LOAD = "org.kmodd1.load"
@@ -50,11 +50,11 @@ def actions(plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(needed))
 
 
-def details(plan: Plan, action: str) -> Mapping[str, str]:
+def details(plan: Plan, action: str, uid: int | None = None) -> Mapping[str, str]:
     """`module` (what is named, when it is one), `modules` (all that would be touched), `parameters`, `action`, `loaded-by` (the users
     who loaded what would be removed), `consequences` (what live goes with them), `on-behalf-of`.
 
-    BadModule for a module whose name would look like two of them.
+    `uid` is the caller's user, for a batch that unloads what it loads. BadModule for a module whose name would look like two of them.
     """
     named = sorted(set(chain.from_iterable(plan.targets)))
     for name in plan.modules:
@@ -81,12 +81,16 @@ def details(plan: Plan, action: str) -> Mapping[str, str]:
     if live:
         # Shown to polkit rules and in the prompt of the caller's session: only what every user may see.
         passed["consequences"] = ", ".join(dict.fromkeys(live))[:_TEXT_MAX]
-    if plan.loaders:
-        users = {UNKNOWN if uid is None else str(uid) for _, uid in plan.loaders}
-        passed["loaded-by"] = " ".join(sorted(users))
     if plan.sha256:
         passed["sha256"] = " ".join(plan.sha256)
-    return passed | behalf(plan.request.on_behalf_of)
+    return passed | loaded_by(plan.loaders_for(uid)) | behalf(plan.request.on_behalf_of)
+
+
+def loaded_by(loaders: Loaders | None) -> dict[str, str]:
+    """The detail about who loaded what would be removed, where anything would be."""
+    if not loaders:
+        return {}
+    return {"loaded-by": " ".join(sorted({UNKNOWN if uid is None else str(uid) for _, uid in loaders}))}
 
 
 def behalf(name: str) -> dict[str, str]:

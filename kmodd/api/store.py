@@ -109,6 +109,7 @@ class StoreInterface:
         details |= {"modules": " ".join(switch.modules), "action": "deactivate" if switch.entry is None else "activate"}
         if switch.sha256:
             details["sha256"] = " ".join(switch.sha256)
+        details |= asked.loaded_by(switch.loaders)
         details |= asked.behalf(options.on_behalf_of(values))
         return Call(run, details, (asked.LOAD, asked.UNLOAD) if switch.load else (), dry_run=dry_run)
 

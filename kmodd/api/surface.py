@@ -47,7 +47,6 @@ from kmodd.names import (
 from kmodd.patterns import matches
 
 ALLOW = "org.kmodd1.surface-allow"
-UNLOAD = "org.kmodd1.unload"
 _ID_MAX = len("module:") + ARRAY_MAX * (MODULE_NAME_MAX + 1)
 
 
@@ -169,16 +168,23 @@ class SurfaceInterface:
 
         async def prepare(caller: Caller) -> Call:
             record = await self._services.responses.record(named, caller.uid)
+            loaders = () if dry_run else self._services.operations.loaders(record.modules)
 
             async def run(caller: Caller) -> rows.Row:
                 return _outcome_row(
                     await self._services.responses.respond(
-                        record, caller, dry_run=dry_run, force=force, reason=reason, on_behalf_of=behalf
+                        record,
+                        caller,
+                        dry_run=dry_run,
+                        force=force,
+                        reason=reason,
+                        on_behalf_of=behalf,
+                        loaders=loaders,
                     )
                 )
 
-            unload = () if dry_run else (UNLOAD,)
-            return Call(run, _details(record, "respond", behalf), actions=unload, dry_run=dry_run)
+            details = _details(record, "respond", behalf) | asked.loaded_by(loaders)
+            return Call(run, details, actions=() if dry_run else (asked.UNLOAD,), dry_run=dry_run)
 
         return Call(unprepared, asked.behalf(behalf), prepare=prepare)
 

@@ -4,6 +4,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from kmodd.core.events import Audit, Clock, Events
@@ -121,9 +122,11 @@ class CustomModules:
     def foresee(self, name: ModuleName, version: str) -> Switch:
         """What making a version the active one, and loading it where another one is loaded, would do now."""
         kernel = self._catalogue.running
-        return self.activation.foresee(
+        switch = self.activation.foresee(
             name, kernel, self._catalogue.one(name, version, kernel), load=self._is_loaded(name)
         )
+        # For the desired state, which one action stands for whatever is reloaded with it.
+        return replace(switch, loaders=None)
 
     async def activate(self, switch: Switch, caller: Caller, *, dry_run: bool) -> tuple[ModuleName, ...]:
         """Make exactly this version the active one, for the desired state."""

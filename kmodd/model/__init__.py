@@ -32,7 +32,7 @@ from kmodd.model.reports import (
     Record,
     Requester,
 )
-from kmodd.model.requests import Attempt, Caller, Operation, OperationResult, Plan, Request, Step
+from kmodd.model.requests import Attempt, Caller, Loaders, Operation, OperationResult, Plan, Request, Step
 
 __all__ = [
     "Attempt",
@@ -50,6 +50,7 @@ __all__ = [
     "KernelFacts",
     "LoadedBy",
     "LoadedModule",
+    "Loaders",
     "Metric",
     "ModuleInfo",
     "ModuleLoad",

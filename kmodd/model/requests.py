@@ -15,6 +15,8 @@ from kmodd.names import Alias, ModuleName, is_module_name
 
 NAMED_MAX = 8
 """Modules that one sentence names."""
+Loaders = tuple[tuple[ModuleName, int | None], ...]
+"""Modules, each with the user who loaded it through kmodd; None where it was loaded without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,10 @@ class Plan:
 
     unseen: tuple[ModuleName, ...] = field(default=(), kw_only=True)
     """Modules that steps remove whose consequences have not been examined yet: not to be executed."""
-    loaders: tuple[tuple[ModuleName, int | None], ...] | None = field(default=None, kw_only=True, compare=False)
+    loaders: Loaders | None = field(default=None, kw_only=True, compare=False)
     """Modules that steps remove, each with the user who loaded it through kmodd; None where it was not."""
+    own: tuple[ModuleName, ...] = field(default=(), kw_only=True, compare=False)
+    """Modules that steps remove after steps before them inserted them: the caller will have loaded them."""
     version: int = field(default=-1, kw_only=True, compare=False)
     """How many changes `Operations` knew of when it began to read for this plan; -1 for a plan that is always made again."""
     made: int = field(default=0, kw_only=True, compare=False)
@@ -167,6 +171,10 @@ class Plan:
             if step.error is None or is_module_name(step.module):
                 names.add(step.module)
         return tuple(sorted(names))
+
+    def loaders_for(self, uid: int | None) -> Loaders | None:
+        """Who will have loaded what the steps remove, if the user `uid` has them taken; None where that was not looked up."""
+        return None if self.loaders is None else (*self.loaders, *((name, uid) for name in self.own))
 
     @property
     def sha256(self) -> tuple[str, ...]:

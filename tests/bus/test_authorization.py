@@ -16,6 +16,7 @@ from kmodd.names import ModuleName
 from tests.bus.bench import GATEWAY, Bench, bench, record_of
 from tests.bus.buses import Reply
 
+BATCHES = "a(ssa{ss})a{sv}"
 BATCH = [["load", "dummy", {}], ["unload", "loop", {}]]
 GUARDED: list[tuple[str, str, tuple[Any, ...]]] = [
     ("Load", "sa{ss}a{sv}", ("dummy", {}, {})),
@@ -115,6 +116,10 @@ async def test_rules_receive_the_details_of_the_plan(service: Bench) -> None:
     await asyncio.sleep(0.2)
     (asked,) = await asked_for(service, "Unload", "sa{sv}", "loop", {})
     assert asked[1]["loaded-by"] == "unknown"
+    # What the batch itself loads is its caller's by then.
+    asked_both = await asked_for(service, "Batch", BATCHES, [["load", "dummy", {}], ["unload", "dummy", {}]], {})
+    assert [action for action, _ in asked_both] == ["load", "unload"]
+    assert {details["loaded-by"] for _, details in asked_both} == {"1000"}
 
 
 async def test_a_batch_needs_the_actions_of_its_operations(service: Bench) -> None:

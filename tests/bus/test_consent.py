@@ -320,6 +320,23 @@ async def test_polkit_receives_every_module_that_comes_with_a_version(service: B
         assert details["sha256"] == sha256
 
 
+async def test_polkit_receives_who_loaded_what_a_version_replaces(service: Bench) -> None:
+    async with service.client(0) as root:
+        await give(root, module("dummy"), shadow=True)
+    async with service.client(1000) as user:
+        await user.call("Load", "sa{ss}a{sv}", "dummy", {}, {})
+        service.polkit.asked.clear()
+        service.polkit.mode = "deny"
+        for options in (LOADING, {}):
+            with pytest.raises(Reply, match="AccessDenied"):
+                await user.call("Activate", "ssa{sv}", "dummy", "1.0", options, interface=STORE)
+        service.kernel.rmmod("dummy")
+        await load(service, "dummy")
+        with pytest.raises(Reply, match="AccessDenied"):
+            await user.call("Activate", "ssa{sv}", "dummy", "1.0", LOADING, interface=STORE)
+    assert [details.get("loaded-by") for _, _, details, _ in service.polkit.asked] == ["1000", None, "unknown"]
+
+
 async def test_removing_names_every_kernels_version_and_content(service: Bench) -> None:
     other = "6.1.0-other"
     tree = Path(service.custom.store._trees.folder(RELEASE)).with_name(other)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """org.kmodd1.Surface: answering a vulnerability, ending the response, and what was refused."""
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,38 @@ async def test_an_unused_module_is_unloaded(tmp_path: Path) -> None:
         done = await call(client, "Respond", "CVE-2026-31431")
         assert (done["unloaded"], done["proven"]) == (["overlay"], True)
         assert service.kernel.loaded.read(ModuleName("overlay")) is None
+
+
+async def test_rules_see_who_loaded_what_is_unloaded(tmp_path: Path) -> None:
+    async with bench(tmp_path, polkit_timeout=10.0) as service, service.client(1000) as user:
+        await user.call("Load", "sa{ss}a{sv}", "overlay", {}, {})
+        service.polkit.asked.clear()
+        service.polkit.mode = "hang"
+        task = asyncio.create_task(call(user, "Respond", "CVE-2026-31431"))
+        await until(lambda: bool(service.polkit.open))
+        service.kernel.rmmod("overlay")
+        service.kernel.modprobe("overlay")
+        await asyncio.sleep(0.1)
+        service.polkit.mode = "allow"
+        service.polkit.answer_open(yes=True)
+        done = await task
+        asked = {action: details for _, action, details, _ in service.polkit.asked}
+        assert asked["org.kmodd1.unload"]["loaded-by"] == "1000"
+        assert done["still-loaded"] == {"overlay": "overlay was loaded by another user since authorization; try again"}
+        assert "install overlay /bin/false" in blacklist(service), "kept out all the same from the next boot on"
+        service.polkit.asked.clear()
+        again = await call(user, "Respond", "CVE-2026-31431")
+        assert {details["loaded-by"] for _, _, details, _ in service.polkit.asked} == {"unknown"}
+        assert again["unloaded"] == ["overlay"]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for it, at most ten seconds."""
+    for _ in range(2000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it does not come about")
 
 
 @pytest.mark.parametrize("hard", [True, False])

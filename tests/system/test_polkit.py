@@ -322,6 +322,42 @@ def test_dependencies_and_the_canonical_name_reach_rules(vm: Machine) -> None:
     assert loaded(vm, "vfat")
 
 
+def own_loads_alone(vm: Machine, rule: str) -> None:
+    """A rule by which alice may do anything, but unload only what kmodd loaded for her."""
+    uid = vm.check("id -u alice").strip()
+    vm.write_file(
+        rule,
+        "polkit.addRule(function(action, subject) {\n"
+        "  if (subject.user !== 'alice' || action.id.indexOf('org.kmodd1.') !== 0) return polkit.Result.NOT_HANDLED;\n"
+        f"  if (action.id === 'org.kmodd1.unload' && action.lookup('loaded-by') !== '{uid}') return polkit.Result.NO;\n"
+        "  return polkit.Result.YES;\n"
+        "});\n",
+    )
+    restart_polkit(vm)
+
+
+@pytest.mark.usefixtures("_no_rule_left")
+def test_a_rule_about_who_loaded_holds_for_every_way_to_unload(vm: Machine) -> None:
+    own_loads_alone(vm, RULE)
+    batch = f"{CALL} Batch 'a(ssa{{ss}})a{{sv}}' 2 load dummy 0 unload dummy 0 0"
+    ways = (batch, f"{CALL} Unload 'sa{{sv}}' dummy 0", "kmodctl --no-ask-password respond --module dummy")
+    vm.run(batch, user="alice", timeout=60, check=True)
+    assert not loaded(vm, "dummy"), "loaded and unloaded by the same request"
+    load(vm, "dummy", "root").check()
+    for way in ways:
+        answer = vm.run(way, user="alice", timeout=180)
+        assert answer.code != 0, way
+        assert "denied" in answer.stderr, (way, answer.stderr)
+        assert loaded(vm, "dummy"), way
+    assert vm.run("grep -s dummy /etc/modprobe.d/kmodd-blacklist.conf").code != 0
+    vm.check("kmodctl unload dummy")
+    for way in ways[1:]:
+        load(vm, "dummy", "alice").check()
+        vm.run(way, user="alice", timeout=180)
+        assert not loaded(vm, "dummy"), way
+    vm.check("kmodctl respond end module:dummy", timeout=180)
+
+
 def test_without_polkit_everything_is_refused_and_reading_goes_on(vm: Machine) -> None:
     vm.run("systemctl mask --runtime --now polkit.service", timeout=60, check=True)
     try:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.system.client import Kmodctl
 from tests.system.service import main_pid, show, wait_until
+from tests.system.test_polkit import own_loads_alone
 from tests.vm import rootfs
 from tests.vm.machine import Machine
 
@@ -200,6 +201,27 @@ def test_polkit_sees_every_module_that_comes_with_a_version(vm: Machine, kmodctl
         assert vm.check(f"grep -c '^{name} \\|^kmodd_test_dep_a ' /proc/modules").strip() == "2"
     finally:
         vm.run(f"rm -f {RULE}; rmmod {name} kmodd_test_dep_a; systemctl restart polkit.service", timeout=60)
+
+
+def test_a_rule_about_who_loaded_holds_for_another_version(vm: Machine, kmodctl: Kmodctl) -> None:
+    store(kmodctl, "import", f"{FILES}/{GOOD}.ko", "--version", "1")
+    store(kmodctl, "import", f"{BROKEN}/kmodd_test_vermagic_release.ko", "--version", "2")
+    store(kmodctl, "activate", GOOD, "1", "--load")
+    activate = f"kmodctl --no-ask-password store activate {GOOD} 2 --load"
+
+    def active() -> list[str]:
+        return [row["version"] for row in store(kmodctl, "list") if row["active"]]
+
+    try:
+        own_loads_alone(vm, RULE)
+        assert vm.run(activate, user="alice", timeout=SLOW).code == 4
+        assert active() == ["1"]
+        vm.check(f"kmodctl unload {GOOD}")
+        vm.run(f"kmodctl --no-ask-password load {GOOD}", user="alice", timeout=SLOW, check=True)
+        vm.run(activate, user="alice", timeout=SLOW, check=True)
+        assert active() == ["2"]
+    finally:
+        vm.run(f"rm -f {RULE}; systemctl restart polkit.service", timeout=60)
 
 
 @pytest.mark.parametrize("answer", ["NO", "AUTH_ADMIN"])

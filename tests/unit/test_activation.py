@@ -170,6 +170,24 @@ async def test_a_switch_that_would_touch_other_modules_than_were_authorized_is_u
     assert stage.journal.events == ["operation.failed"]
 
 
+async def test_a_module_that_another_user_loaded_since_authorization_is_not_reloaded(stage: Stage) -> None:
+    by: list[int | None] = [1000]
+    stage.reloader.plan = lambda request: Plan(  # type: ignore[method-assign]
+        request, ((NAME,),), (), loaders=tuple((NAME, uid) for uid in by)
+    )
+    switch = stage.activation.foresee(NAME, RELEASE, stage.add("1"), load=True)
+    assert switch.loaders == ((NAME, 1000),)
+    before = stage.state
+    for other in (0, None):
+        by[:] = [other]
+        with pytest.raises(Conflict, match="dummy was loaded by another user since authorization"):
+            await stage.activation.switch(switch, Caller(":1.8", 1000))
+        assert stage.state == before
+        assert not stage.reloader.done
+    await stage.activation.switch(switch, Caller(":1.9", 0))
+    assert stage.state == FIRST, "for root no rule decides"
+
+
 async def test_a_dry_run_says_what_would_be_reloaded(stage: Stage) -> None:
     entry = stage.add("1")
     assert await stage.activation.activate(entry, CALLER, load=True, dry_run=True) == (NAME,)

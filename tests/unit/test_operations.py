@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -185,6 +186,40 @@ async def test_a_module_whose_loader_no_rule_saw_is_not_removed_unless_it_is_the
         await bench.operations.run(plan, CALLER)
     by[ModuleName("vfat")] = LoadedBy(CALLER.uid, ":1.5", "", 1)
     assert await bench.operations.run(plan, CALLER) == names("vfat")
+
+
+async def test_what_a_batch_loads_and_unloads_is_its_callers_own() -> None:
+    by: dict[ModuleName, LoadedBy] = {}
+    bench = make_bench(machine(*MODULES), loader=by.get)
+    plan = bench.operations.plan(request(load("vfat"), unload("vfat")))
+    assert plan.loaders_for(1000) == ((ModuleName("vfat"), 1000),)
+    assert [result.result for result in await bench.operations.execute(plan, CALLER)] == [Result.CHANGED] * 2
+    assert bench.live() == ["fat"]
+    await bench.run(load("vfat"))
+    by[ModuleName("vfat")] = LoadedBy(0, ":1.5", "", 1)
+    both = bench.operations.plan(request(unload("vfat"), load("vfat"), unload("vfat")))
+    assert both.loaders_for(1000) == ((ModuleName("vfat"), 0), (ModuleName("vfat"), 1000))
+    with pytest.raises(Conflict, match="vfat was loaded by another user since authorization"):
+        await bench.operations.execute(plan, CALLER)
+    assert [result.result for result in await bench.operations.execute(both, CALLER)] == [Result.CHANGED] * 3
+
+
+async def test_a_batch_does_not_unload_what_another_program_loaded_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the call into the kernel."""
+    insert = bench.kernel.executor.insert
+
+    async def late(path: str, *arguments: Any, **more: Any) -> Outcome:
+        if "dummy" in path:
+            bench.kernel.modprobe("dummy")
+        return await insert(path, *arguments, **more)
+
+    monkeypatch.setattr(bench.kernel.executor, "insert", late)
+    results = await bench.do(load("plain"), load("dummy"), unload("dummy"))
+    assert [result.result for result in results] == [Result.ROLLED_BACK, Result.UNCHANGED, Result.FAILED]
+    assert str(results[-1].error) == "dummy was loaded by another program meanwhile"
+    assert bench.live() == ["dummy"]
 
 
 async def test_unload_of_what_is_not_loaded_touches_nothing(bench: Bench) -> None:

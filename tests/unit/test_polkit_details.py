@@ -64,6 +64,11 @@ def test_who_loaded_what_would_be_removed_is_a_detail() -> None:
         (((fat, None), (vfat, 60964)), "60964 unknown"),
     ):
         assert details(replace(plan, loaders=loaders), "unload")["loaded-by"] == shown
+    again = replace(plan, loaders=((vfat, 0),), own=(vfat,))
+    assert details(again, "batch", 1000)["loaded-by"] == "0 1000"
+    assert details(replace(again, loaders=()), "batch", None)["loaded-by"] == "unknown", (
+        "a user that is not known is none"
+    )
 
 
 @pytest.mark.parametrize("name", ["a b", "a\xa0b", "a\u2003b", "a\nb", ""])

@@ -190,6 +190,8 @@ class Execution:
         self._end = end
         self._progress = progress
         self._left = False
+        self._there: set[ModuleName] = set()
+        """Modules that a step was to insert and that were there by then."""
 
     def abort(self) -> None:
         """The caller is gone: end after the call into the kernel that is under way, and undo what is half done."""
@@ -252,8 +254,15 @@ class Execution:
                 # What cannot be brought back as it was stays.
                 error = machine_fault(fault, step.module)
                 break
+            if step.action is StepAction.REMOVE and step.module in self._there:
+                # Planned as a load of this caller's: that is what polkit's rules saw.
+                message = f"{step.module} was loaded by another program meanwhile"
+                error = Conflict(message, module=step.module)
+                break
             called = await self._call(plan, step)
             self._progress((plan.steps.index(step) + 1) / len(plan.steps))
+            if step.action is StepAction.INSERT and called.error is None and not called.changed:
+                self._there.add(step.module)
             if called.changed:
                 rollback.done.append((step, memory))
                 touched[step.module] = None

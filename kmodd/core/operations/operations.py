@@ -2,7 +2,7 @@
 """Executes requests: locks, jobs, a fresh look at the kernel, execution, records, and stuck calls."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +32,7 @@ from kmodd.kernel.ports import Kernel
 from kmodd.model import (
     Caller,
     LoadedBy,
+    Loaders,
     OperationResult,
     Plan,
     Record,
@@ -137,12 +138,28 @@ class Operations:
         plan = yield from self._planner.work(request, flight, look=look, version=version, made=made)
         return self._with_loaders(plan)
 
+    def loaders(self, names: Iterable[ModuleName]) -> Loaders:
+        """Those of the modules that are there, with who loaded them."""
+        return self._loaders(name for name in names if self._kernel.loaded.read(name) is not None)
+
+    def _loaders(self, names: Iterable[ModuleName]) -> Loaders:
+        by = [(name, self._loader(name)) for name in sorted(set(names))]
+        return tuple((name, None if load is None else load.uid) for name, load in by)
+
     def _with_loaders(self, plan: Plan) -> Plan:
-        removed = {step.module for step in plan.steps if step.action is StepAction.REMOVE and step.error is None}
-        if not removed:
+        inserted: set[ModuleName] = set()
+        own: set[ModuleName] = set()
+        removed: set[ModuleName] = set()
+        for step in plan.steps:
+            if step.error is not None:
+                continue
+            if step.action is StepAction.INSERT:
+                inserted.add(step.module)
+            elif step.action is StepAction.REMOVE:
+                (own if step.module in inserted else removed).add(step.module)
+        if not own and not removed:
             return plan
-        by = [(name, self._loader(name)) for name in sorted(removed)]
-        return replace(plan, loaders=tuple((name, None if one is None else one.uid) for name, one in by))
+        return replace(plan, loaders=self._loaders(removed), own=tuple(sorted(own)))
 
     async def look(self, plan: Plan) -> PlanReadings:
         """Read what the plan takes on trust; the answer is for `work`, which makes the plan that counts."""
@@ -385,6 +402,19 @@ class Operations:
         self._afterwards.defer(lambda: self._audit.record(record))
 
 
+def check_loaders(shown: Loaders | None, plan: Plan, uid: int | None) -> None:
+    """Raise Conflict where the plan removes what another user loaded than polkit's rules saw. `shown` None: they were to see none.
+
+    For root no rule is evaluated. Of a module that was not to be removed then, the rules saw nothing: it may be the user's own.
+    """
+    if uid == 0 or shown is None:
+        return
+    names = {name for name, _ in shown}
+    for name, by in plan.loaders_for(uid) or ():
+        if (name, by) not in shown if name in names else by is None or by != uid:
+            raise Conflict(f"{name} was loaded by another user since authorization; try again", module=name)
+
+
 def _check_consent(plan: Plan, fresh: Plan, uid: int | None) -> None:
     """Raise Conflict where what would be done now is more than was authorized for this user, or something else."""
     allowed = {(step.action, step.module) for step in plan.steps}
@@ -407,12 +437,7 @@ def _check_consent(plan: Plan, fresh: Plan, uid: int | None) -> None:
                 module=step.module,
                 evidence=Evidence(hint=f"kmodctl why {step.module}"),
             )
-    # Rules of polkit see who loaded what is removed; for root none is evaluated. Of a module that was not to be removed then, they saw
-    # nothing: it may be the user's own.
-    loaders = dict(plan.loaders or ())
-    for name, by in (fresh.loaders or ()) if uid != 0 and plan.loaders is not None else ():
-        if loaders.get(name, uid) != by:
-            raise Conflict(f"{name} was loaded by another user since authorization; try again", module=name)
+    check_loaders(plan.loaders_for(uid), fresh, uid)
     paths = {step.module: step.path for step in plan.steps if step.path}
     for step in begun:
         if step.path and step.path != paths.get(step.module, step.path):

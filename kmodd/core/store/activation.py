@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kmodd.core.events import Audit, Events, ModuleChanged
 from kmodd.core.operations.jobs import run_to_completion
-from kmodd.core.operations.operations import Operations
+from kmodd.core.operations.operations import Operations, check_loaders
 from kmodd.core.planning.parameters import Pairs
 from kmodd.core.store.compatibility import check_signature
 from kmodd.core.store.store import StoreCatalogue, disk_error, failed, recovered, stored
@@ -24,7 +24,7 @@ from kmodd.core.store.store import changed as changed_meanwhile
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchModule
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import Facts, IndexMaker, LoadedModules, ModuleIndex, StoreFolder, Trees
-from kmodd.model import Caller, LoadedModule, Operation, Request, Step, Verb
+from kmodd.model import Caller, LoadedModule, Loaders, Operation, Request, Step, Verb
 from kmodd.model.arguments import Arguments
 from kmodd.model.store import IndexNotMadeError, StoredModule
 from kmodd.names import ModuleName, canonical
@@ -52,6 +52,8 @@ class Switch:
     """Also where live interfaces or devices go with the module that is reloaded."""
     confined: bool = False
     """No module beyond `modules` may be touched for root either."""
+    loaders: Loaders | None = None
+    """Who loaded what would be removed; None where polkit's rules do not see that."""
 
 
 class AuthorizedContent:
@@ -147,6 +149,7 @@ class Activation:
         """What making `entry` the active version (None: taking the active one out of force) would do now; needs no right."""
         former = self._catalogue.active(name, kernel)
         modules = {name}
+        loaders: set[tuple[ModuleName, int | None]] = set()
         if load and kernel == self._catalogue.running:
             loaded = self._loaded.read(name) is not None
             operations = [
@@ -159,6 +162,7 @@ class Activation:
             for operation in operations:
                 plan = self._operations.plan(Request((operation,), dry_run=True))
                 modules |= {step.module for step in plan.steps if step.error is None}
+                loaders |= set(plan.loaders or ())
         of_others = (self._catalogue.active(other, kernel) for other in sorted(modules - {name}))
         shown = (entry or former, *of_others)
         return Switch(
@@ -170,13 +174,14 @@ class Activation:
             tuple(sorted(modules)),
             tuple(entry.sha256 for entry in shown if entry is not None),
             disconnect,
+            loaders=tuple(sorted(loaders, key=str)),
         )
 
     async def switch(self, switch: Switch, caller: Caller, *, dry_run: bool = False) -> tuple[str, ...]:
         """Do exactly this; what was (or for a dry run would be) loaded or reloaded, in order.
 
-        Conflict, and nothing is done, when a version is not in every field what it was, another one is active, or modules would
-        be touched that are not among those of `foresee`.
+        Conflict, and nothing is done, when a version is not in every field what it was, another one is active, modules would
+        be touched that are not among those of `foresee`, or another user loaded one of them since.
         """
         async with self._lock:
             now = self._catalogue.active(switch.name, switch.kernel)
@@ -191,14 +196,14 @@ class Activation:
             if dry_run:
                 return await self._rehearse(switch.name, switch.kernel, switch.entry, load=switch.load)
             # Root was not prompted, and so for no particular modules, unless it named them.
-            allowed = None if caller.uid == 0 and not switch.confined else switch.modules
+            bounds = None if caller.uid == 0 and not switch.confined else switch
             return await self._recorded(
                 _action(switch.entry),
                 about,
                 switch.entry,
                 caller,
                 load=switch.load,
-                allowed=allowed,
+                bounds=bounds,
                 disconnect=switch.disconnect,
             )
 
@@ -242,14 +247,14 @@ class Activation:
         caller: Caller,
         *,
         load: bool,
-        allowed: tuple[ModuleName, ...] | None = None,
+        bounds: Switch | None = None,
         disconnect: bool = False,
     ) -> tuple[str, ...]:
         self._catalogue.changing = about.name, about.kernel
         self._catalogue.placed = self._catalogue.active(about.name, about.kernel)
         try:
             return await self._change(
-                about.name, about.kernel, wanted, caller, load=load, allowed=allowed, disconnect=disconnect
+                about.name, about.kernel, wanted, caller, load=load, bounds=bounds, disconnect=disconnect
             )
         except KmoddError as error:
             self._audit.record(failed(action, about.name, caller, error))
@@ -266,7 +271,7 @@ class Activation:
         caller: Caller,
         *,
         load: bool,
-        allowed: tuple[ModuleName, ...] | None,
+        bounds: Switch | None,
         disconnect: bool,
     ) -> tuple[str, ...]:
         former = self._catalogue.active(name, kernel)
@@ -288,7 +293,7 @@ class Activation:
                 load=load and running,
                 parameters=parameters,
                 touched=touched,
-                allowed=allowed,
+                bounds=bounds,
                 disconnect=disconnect,
             )
         )
@@ -342,10 +347,10 @@ class Activation:
         load: bool,
         parameters: Pairs,
         touched: list[str],
-        allowed: tuple[ModuleName, ...] | None,
+        bounds: Switch | None,
         disconnect: bool,
     ) -> None:
-        """Take the steps; `touched` gets each module as soon as it was reloaded, of `allowed` modules alone (None: of any)."""
+        """Take the steps; `touched` gets each module as soon as it was reloaded, within `bounds` alone."""
         if changed:
             if entry is not None:
                 # First, as it may be refused: a line without its file changes nothing, so there is nothing to undo then.
@@ -354,7 +359,7 @@ class Activation:
             await self._place(name, kernel, entry)
         if load:
             touched += await self._reload(
-                name, entry, parameters, caller, changed=changed, allowed=allowed, disconnect=disconnect
+                name, entry, parameters, caller, changed=changed, bounds=bounds, disconnect=disconnect
             )
         if changed:
             sha256 = entry.sha256 if entry is not None else ""
@@ -411,7 +416,7 @@ class Activation:
         caller: Caller,
         *,
         changed: bool,
-        allowed: tuple[ModuleName, ...] | None,
+        bounds: Switch | None,
         disconnect: bool,
     ) -> tuple[str, ...]:
         there = self._loaded.read(name) is not None
@@ -428,13 +433,13 @@ class Activation:
         hint = f"kmodctl store deactivate {name} --load --disconnect"
         if entry is not None:
             hint = f"kmodctl store activate {name} {shlex.quote(entry.version)} --load --disconnect"
-        return await self._run(operation, caller, allowed, disconnect=disconnect, hint=hint)
+        return await self._run(operation, caller, bounds, disconnect=disconnect, hint=hint)
 
     async def _run(
         self,
         operation: Operation,
         caller: Caller,
-        allowed: tuple[ModuleName, ...] | None = None,
+        bounds: Switch | None = None,
         *,
         disconnect: bool = False,
         hint: str = "",
@@ -442,13 +447,15 @@ class Activation:
         """`hint` is the command that does it although something live goes with the module."""
         reason = "the active version in the store changed"
         plan = self._operations.plan(Request((operation,), reason=reason, disconnect=disconnect))
-        beyond = sorted(set(plan.modules) - set(allowed)) if allowed is not None else []
+        beyond = sorted(set(plan.modules) - set(bounds.modules)) if bounds is not None else []
         if beyond:
             raise Conflict(
                 f"the set of affected modules changed since authorization and now includes {', '.join(beyond)}",
                 module=operation.module,
                 evidence=Evidence(hint="activate the version without loading it, then load the module"),
             )
+        if bounds is not None:
+            check_loaders(bounds.loaders, plan, caller.uid)
         if plan.error is not None:
             raise plan.error
         (result,) = await self._operations.execute(plan, caller)

@@ -14,7 +14,7 @@ from kmodd.core.diagnosis.explain import Explainer
 from kmodd.core.events import Audit, Clock
 from kmodd.core.fair_share import FairSlots, User
 from kmodd.core.operations.jobs import run_to_completion
-from kmodd.core.operations.operations import Operations
+from kmodd.core.operations.operations import Operations, check_loaders
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.rules.managed_files import Entry
 from kmodd.core.surface.vulnerabilities import assess, is_id, modules_of, without_modules
@@ -27,6 +27,7 @@ from kmodd.model import (
     HealthStatus,
     HistoryEntry,
     HistoryQuery,
+    Loaders,
     Operation,
     Record,
     Request,
@@ -151,12 +152,16 @@ class Responses:
         force: bool = False,
         reason: str = "",
         on_behalf_of: str = "",
+        loaders: Loaders | None = None,
     ) -> ResponseOutcome:
-        """Keep the modules out, unless something uses them and `force` is not given; a caller that leaves stops nothing."""
+        """Keep the modules out, unless something uses them and `force` is not given; a caller that leaves stops nothing.
+
+        `loaders` is what polkit's rules saw of who loaded them: what another user loaded since stays loaded.
+        """
         caller = replace(caller, reason=reason, on_behalf_of=on_behalf_of)
         if dry_run:
             return await self._assessed(record, caller)
-        work = asyncio.get_running_loop().create_task(self._respond(record, caller, force=force))
+        work = asyncio.get_running_loop().create_task(self._respond(record, caller, loaders, force=force))
         return await run_to_completion(work)
 
     async def _assessed(self, record: Vulnerability, caller: Caller) -> ResponseOutcome:
@@ -165,7 +170,9 @@ class Responses:
         outcome = ResponseOutcome(record, "assessed", reports, uses, history_known=history_known)
         return replace(outcome, proven=_is_proven(reports, uses))
 
-    async def _respond(self, record: Vulnerability, caller: Caller, *, force: bool) -> ResponseOutcome:
+    async def _respond(
+        self, record: Vulnerability, caller: Caller, loaders: Loaders | None, *, force: bool
+    ) -> ResponseOutcome:
         async with self._lock:
             assessed = await self._assessed(record, caller)
             if not any(report.verdict.concerns for report in assessed.kernels):
@@ -175,7 +182,7 @@ class Responses:
                 self._tell(STOPPED, record, f"{record.id} was not answered: {_listed(busy)} in use", caller)
                 return replace(assessed, stage="in-use")
             await self._block(record, assessed, caller)
-            unloaded, remaining = await self._unload(record, caller)
+            unloaded, remaining = await self._unload(record, caller, loaders)
             again = await self._assessed(record, caller)
             outcome = replace(again, stage="responded", unloaded=unloaded, still_loaded=remaining)
             state = "kept out by every route" if outcome.proven else "kept out as far as possible"
@@ -216,7 +223,7 @@ class Responses:
             raise
 
     async def _unload(
-        self, record: Vulnerability, caller: Caller
+        self, record: Vulnerability, caller: Caller, loaders: Loaders | None
     ) -> tuple[tuple[ModuleName, ...], Mapping[ModuleName, str]]:
         unloaded: list[ModuleName] = []
         remaining: dict[ModuleName, str] = {}
@@ -230,6 +237,7 @@ class Responses:
                     plan = self._operations.plan(request, await self._operations.look(plan))
                 if plan.error is not None:
                     raise plan.error
+                check_loaders(loaders, plan, caller.uid)
                 unloaded += await self._operations.run(plan, caller)
             except KmoddError as error:
                 remaining[name] = error.message
