@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kmodd.kernel.atomic_file import read_file, replace_file, write_whole
-from kmodd.kernel.ports import ChangedMeanwhileError
 from kmodd.model import Record
+from kmodd.model.rules import ChangedMeanwhileError
 from kmodd.names import is_module_name
 
 FILES = ("failures.json", "wishes")

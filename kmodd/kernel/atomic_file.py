@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kmodd.kernel.files import read_all
-from kmodd.kernel.ports import ChangedMeanwhileError
+from kmodd.model.rules import ChangedMeanwhileError
 
 SIZE_MAX = 1 << 20
 """Bytes of a file that is read whole."""

@@ -279,10 +279,6 @@ class UeventSource(Protocol):
         """Close the socket."""
 
 
-class ChangedMeanwhileError(Exception):
-    """A file is not what was read before: another program wrote it."""
-
-
 class Configuration(Protocol):
     """modprobe.d and modules-load.d as files. Every method reads or writes a disk: call it in a thread."""
 

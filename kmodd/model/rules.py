@@ -87,6 +87,10 @@ class ShownRule:
     """Everyone may read its file."""
 
 
+class ChangedMeanwhileError(Exception):
+    """A file is not what was read before: another program wrote it."""
+
+
 class ManagedFile(StrEnum):
     """The files kmodd writes for others to read."""
 

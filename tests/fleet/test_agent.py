@@ -3,6 +3,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -351,10 +352,11 @@ def test_nothing_is_asked_of_the_api_at_rest(node: Node) -> None:
         assert node.raw()["metadata"]["resourceVersion"] == version
 
 
-def test_the_agent_is_small(node: Node) -> None:
+@pytest.mark.parametrize("metrics", [False, True])
+def test_the_agent_is_small(node: Node, tmp_path: Path, *, metrics: bool) -> None:
     """At most 40 MB resident, and asleep: what it consumed in two seconds of rest."""
     generation = node.want(one_set("storage", "loop", "vfat"))
-    with node.agent() as process:
+    with node.agent(*(("--metrics", str(tmp_path / "agent.prom")) if metrics else ())) as process:
         node.settled(generation)
         time.sleep(1.5)
         folder = f"/proc/{process.pid}"

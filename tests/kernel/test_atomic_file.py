@@ -12,7 +12,7 @@ import pytest
 
 from kmodd.kernel import atomic_file
 from kmodd.kernel.atomic_file import SIZE_MAX, read_file, remove_file, replace_file
-from kmodd.kernel.ports import ChangedMeanwhileError
+from kmodd.model.rules import ChangedMeanwhileError
 
 OLD, NEW = b"old\n" * 1000, b"new\n" * 3000
 CALLS = ("open", "unlink", "write", "read", "fstat", "fchmod", "fsync", "close", "rename")

@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 from kmodd.core.planning.parameters import read_options
 from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted, errno_name
 from kmodd.fast_dataclass import dataclass
-from kmodd.kernel.ports import ChangedMeanwhileError, Configuration
+from kmodd.kernel.ports import Configuration
 from kmodd.model import Rule
 from kmodd.model.arguments import Arguments, spell
-from kmodd.model.rules import ManagedFile, RuleAction, RuleChange
+from kmodd.model.rules import ChangedMeanwhileError, ManagedFile, RuleAction, RuleChange
 from kmodd.names import ModuleName, is_module_name
 
 _MARK = "# Written by kmodd, which rewrites the whole file: do not edit it, use kmodctl(1) "

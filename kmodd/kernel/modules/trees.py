@@ -18,8 +18,8 @@ from pathlib import Path
 from kmodd.errors import Conflict, Evidence
 from kmodd.kernel.atomic_file import copy_whole, read_file, remove_durably, remove_file, replace_file, sync_folder
 from kmodd.kernel.files import listdir, read_bytes, read_if_there
-from kmodd.kernel.ports import ChangedMeanwhileError
 from kmodd.model.modules import Trees
+from kmodd.model.rules import ChangedMeanwhileError
 from kmodd.names import ModuleName, canonical, is_release
 from kmodd.releases import by_age, compare
 

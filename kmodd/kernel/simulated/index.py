@@ -7,10 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from kmodd.errors import NoSuchModule
 from kmodd.kernel.modprobe.modprobe_d import parse_rules
 from kmodd.kernel.modprobe.modules_load_d import parse_modules
-from kmodd.kernel.ports import ChangedMeanwhileError
 from kmodd.kernel.simulated.modules import RELEASE, SimulatedModule
 from kmodd.model import ModuleInfo, ParameterInfo, Rule, Target
-from kmodd.model.rules import ManagedFile, RuleFile, RuleFiles
+from kmodd.model.rules import ChangedMeanwhileError, ManagedFile, RuleFile, RuleFiles
 from kmodd.names import Alias, ModuleName, canonical
 from kmodd.patterns import matches
 
