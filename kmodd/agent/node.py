@@ -142,6 +142,20 @@ class Node:
         """What kmodd knows about a module, as far as our user may see it."""
         return await self._client.explain(module)
 
+    async def brought(self, module: str) -> tuple[str, ...]:
+        """Modules that it needs and that our user loaded; those of which kmodd does not say so are not among them."""
+        ours: list[str] = []
+        pending, seen = [module], {module}
+        while pending:
+            with suppress(KmoddError):
+                for need in map(str, (await self._client.describe(pending.pop())).depends):
+                    if need not in seen:
+                        seen.add(need)
+                        pending.append(need)
+                        if self.is_ours(await self.explain(need)):
+                            ours.append(need)
+        return tuple(ours)
+
     def is_ours(self, explanation: Explanation) -> bool:
         """kmodd says that our user loaded it. What it does not say counts as no."""
         return explanation.loaded_by is not None and explanation.loaded_by.uid == self._uid

@@ -82,6 +82,11 @@ def date(moment: dt.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _instance(owned: Owned | None) -> int:
+    """`LoadedAt` of what a reload replaces."""
+    return 0 if owned is None else owned.loaded_at or owned.replaced
+
+
 class Reconciler:
     """The agent's work."""
 
@@ -127,8 +132,8 @@ class Reconciler:
         self._connected = False
         self._generation = 0
         """Of the specification that was decided from last."""
-        self._fresh: dict[str, float] = {}
-        """When a module was loaded by us; for a moment kmodd may not show it."""
+        self._fresh = {name: clock.monotonic() for name, owned in self._record.owned.items() if not owned.loaded_at}
+        """When a module was loaded by us, or by the agent before this one right before it ended; for a moment kmodd may not show it."""
         self._unheld: dict[str, str] = {}
         """Modules that pods need and that could not be held, and for which error."""
         self._adopted = False
@@ -447,7 +452,7 @@ class Reconciler:
                 for name in changed:
                     before = self._record.owned.pop(name, None)
                     requested = name == step.module or (before is not None and before.requested)
-                    self._record.owned[name] = Owned(requested)
+                    self._record.owned[name] = Owned(requested, replaced=_instance(before))
                     self._fresh[name] = self._clock.monotonic()
             done = {Action.LOAD: "loaded", Action.RELOAD: "reloaded", Action.UNLOAD: "unloaded"}[step.action]
             self._logger.info("agent.changed", message=f"{step.module} is {done}", module=step.module)
@@ -498,7 +503,11 @@ class Reconciler:
         if explanation.state is not State.LIVE:
             return
         if self._node.is_ours(explanation):
-            self._record.owned.setdefault(name, Owned(requested=True))
+            before = self._record.owned.get(name)
+            self._record.owned[name] = Owned(before is None or before.requested, replaced=_instance(before))
+            self._fresh[name] = self._clock.monotonic()
+            for need in await self._node.brought(name):
+                self._record.owned.setdefault(need, Owned(requested=False))
         self._record.loading = ""
         self._save()
 
@@ -511,8 +520,8 @@ class Reconciler:
         for name, owned in list(self._record.owned.items()):
             actual = look.actual.get(name)
             if name in self._fresh:
-                if actual is not None and actual.loaded_at and actual.loaded_at != owned.loaded_at:
-                    self._record.owned[name] = replace(owned, loaded_at=actual.loaded_at)
+                if actual is not None and actual.loaded_at not in (0, owned.loaded_at, owned.replaced):
+                    self._record.owned[name] = replace(owned, loaded_at=actual.loaded_at, replaced=0)
                     changed = True
             elif name not in look.loaded:
                 del self._record.owned[name]
@@ -521,7 +530,7 @@ class Reconciler:
                 if owned.loaded_at:
                     del self._record.owned[name]  # gone, and loaded again by others
                 else:
-                    self._record.owned[name] = replace(owned, loaded_at=actual.loaded_at)
+                    self._record.owned[name] = replace(owned, loaded_at=actual.loaded_at, replaced=0)
                 changed = True
         if changed:
             self._save()

@@ -41,6 +41,8 @@ class Owned:
     """False for a dependency that came with one."""
     loaded_at: int = 0
     """`LoadedAt` of kmodd, microseconds since the epoch; 0 where it did not know."""
+    replaced: int = 0
+    """That of the instance which a reload of the agent replaces: kmodd may show it for a moment still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class StateFolder:
             return empty
         for row in rows[:OWNED_MAX]:
             if isinstance(row, dict) and _is_module(row.get("name")) and isinstance(row.get("loadedAt"), int):
-                empty.owned[row["name"]] = Owned(row.get("requested") is True, row["loadedAt"])
+                replaced = row.get("replaced")
+                empty.owned[row["name"]] = Owned(
+                    row.get("requested") is True, row["loadedAt"], replaced if isinstance(replaced, int) else 0
+                )
         for name, row in list(barred.items())[:OWNED_MAX]:
             if _is_module(name) and isinstance(row, dict) and row.get("reason") in REASONS:
                 empty.barred[name] = Barred(
@@ -97,7 +102,12 @@ class StateFolder:
             "bootID": record.boot_id,
             "loading": record.loading,
             "owned": [
-                {"name": name, "requested": owned.requested, "loadedAt": owned.loaded_at}
+                {
+                    "name": name,
+                    "requested": owned.requested,
+                    "loadedAt": owned.loaded_at,
+                    **({"replaced": owned.replaced} if owned.replaced else {}),
+                }
                 for name, owned in record.owned.items()
             ],
             "barred": {

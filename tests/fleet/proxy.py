@@ -7,7 +7,7 @@ TLS ends here, with the server's own certificate, for only then can a line be cu
 import asyncio
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from tests.fleet.cluster import Cluster
@@ -33,6 +33,12 @@ class Proxy:
         """Nothing is passed on any more, and no connection ends."""
         self.tokens: list[str] = []
         """Authorization headers of the requests."""
+        self.cut_before: Callable[[str], bool] = lambda _: False
+        """Called with the first line of each request: the connection ends, and the server does not get it."""
+        self.cut_after: Callable[[str], bool] = lambda _: False
+        """The same: the connection ends when the server has answered it, and the client does not get the answer."""
+        self.on_cut: Callable[[], None] = lambda: None
+        """Called right before a connection ends so."""
 
     @contextmanager
     def running(self) -> Iterator["Proxy"]:
@@ -81,6 +87,8 @@ class Proxy:
         self._writers.add(writer)
         upstream: asyncio.StreamWriter | None = None
         answering: asyncio.Task[None] | None = None
+        last = asyncio.Event()
+        """Set where the next answer is not passed on."""
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -91,6 +99,9 @@ class Proxy:
                 }
                 self.tokens.append(headers.get("authorization", ""))
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
+                if self.cut_before(lines[0]):
+                    self.on_cut()
+                    break
                 if self.answers:
                     writer.write(self.answers.pop(0))
                     await writer.drain()
@@ -99,7 +110,9 @@ class Proxy:
                     context = ssl.create_default_context(cafile=str(self._cluster.ca))
                     answers, upstream = await asyncio.open_connection("127.0.0.1", self._cluster.port, ssl=context)
                     self._writers.add(upstream)
-                    answering = asyncio.ensure_future(self._answers(answers, writer))
+                    answering = asyncio.ensure_future(self._answers(answers, writer, last))
+                if self.cut_after(lines[0]):
+                    last.set()
                 upstream.write(head + body)
                 await upstream.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -112,9 +125,12 @@ class Proxy:
                     self._writers.discard(one)
                     one.transport.abort()
 
-    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, last: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                if last.is_set():
+                    self.on_cut()
+                    break
                 if self.silent:
                     continue
                 if self.half_line and self.half_line in data:

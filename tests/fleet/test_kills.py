@@ -2,7 +2,7 @@
 """Programs that end or hang while something is under way: the next look finds where everything is, and goes on from there.
 
 An agent that is killed while it loads, outages of the API server and a coordinator that hangs: test_agent.py, test_agent_failures.py and
-test_coordinator.py.
+test_coordinator.py. Agent and coordinator killed at each of their writes and calls: test_kills_at_writes.py.
 """
 
 import signal
