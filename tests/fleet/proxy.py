@@ -37,6 +37,8 @@ class Proxy:
         """Called with the first line of each request: the connection ends, and the server does not get it."""
         self.cut_after: Callable[[str], bool] = lambda _: False
         """The same: the connection ends when the server has answered it, and the client does not get the answer."""
+        self.route: Callable[[str], int] = lambda _: cluster.port
+        """Called with the first line of each request: the port of the server that answers it."""
         self.on_cut: Callable[[], None] = lambda: None
         """Called right before a connection ends so."""
 
@@ -85,8 +87,8 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers.add(writer)
-        upstream: asyncio.StreamWriter | None = None
-        answering: asyncio.Task[None] | None = None
+        upstreams: dict[int, asyncio.StreamWriter] = {}
+        answering: list[asyncio.Task[None]] = []
         last = asyncio.Event()
         """Set where the next answer is not passed on."""
         try:
@@ -106,24 +108,24 @@ class Proxy:
                     writer.write(self.answers.pop(0))
                     await writer.drain()
                     continue
-                if upstream is None:
+                port = self.route(lines[0])
+                if port not in upstreams:
                     context = ssl.create_default_context(cafile=str(self._cluster.ca))
-                    answers, upstream = await asyncio.open_connection("127.0.0.1", self._cluster.port, ssl=context)
-                    self._writers.add(upstream)
-                    answering = asyncio.ensure_future(self._answers(answers, writer, last))
+                    answers, upstreams[port] = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+                    self._writers.add(upstreams[port])
+                    answering.append(asyncio.ensure_future(self._answers(answers, writer, last)))
                 if self.cut_after(lines[0]):
                     last.set()
-                upstream.write(head + body)
-                await upstream.drain()
+                upstreams[port].write(head + body)
+                await upstreams[port].drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         finally:
-            if answering is not None:
-                answering.cancel()
-            for one in (writer, upstream):
-                if one is not None:
-                    self._writers.discard(one)
-                    one.transport.abort()
+            for task in answering:
+                task.cancel()
+            for one in (writer, *upstreams.values()):
+                self._writers.discard(one)
+                one.transport.abort()
 
     async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, last: asyncio.Event) -> None:
         with suppress(OSError):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """deploy/kubernetes: what kustomize makes of it is taken by a real API server, gives the rights it should and no others, and says what
 the documentation says. Admission policies need a newer server than there is here; the real CEL engine evaluates their expressions in
-the schema of a custom resource instead. The rules of polkit are run by the engine that polkitd uses."""
+the schema of a custom resource instead (and the real plugin some of it: test_admission.py). The rules of polkit are run by the engine
+that polkitd uses."""
 
 import ctypes
 import json
