@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from tests.bench import compressed, gateway_native, load_native
+from tests.bench import compressed, gateway_native, load_native, surface_native
 from tests.vm import host, snapshot
 from tests.vm.machine import Machine
 
@@ -23,6 +23,7 @@ def main() -> int:
         compressed.main()
         load_native.main()
         gateway_native.main()
+        surface_native.main()
     rest = [part for part in parts if part not in {"native", "gateway"}]
     if parts == ["native"]:
         return 0
