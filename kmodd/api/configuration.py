@@ -2,6 +2,7 @@
 """Handlers of the interface org.kmodd1.Configuration."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kmodd.api import options, replies
 from kmodd.api import polkit_details as asked
@@ -9,8 +10,10 @@ from kmodd.api import replies as rows
 from kmodd.api.disclosure import Disclosure
 from kmodd.api.options import refusal
 from kmodd.api.services import Services
+from kmodd.core.desired.trial import CONFIRM, REVERT
 from kmodd.core.fair_share import Work
 from kmodd.core.planning.planner import PlanReadings
+from kmodd.core.trial import check_trial
 from kmodd.dbus.call import Call, Refusal, unprepared
 from kmodd.errors import AccessDenied, KmoddError
 from kmodd.model import Attempt, Caller, FactsPending, Plan
@@ -70,6 +73,23 @@ class ConfigurationInterface:
         return Call(run, cancellable=True)
 
     def apply(self, values: options.Values) -> Call:
+        trial = check_trial(values["try-seconds"]) if "try-seconds" in values else 0
+        return self._applying(values, "apply", trial=trial)
+
+    def confirm(self, values: options.Values) -> Call:
+        return self._applying(values, CONFIRM)
+
+    def revert(self, values: options.Values) -> Call:
+        reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
+
+        async def run(caller: Caller) -> list[rows.Row]:
+            results = await self._services.desired.trial.revert(replace(caller, reason=reason, on_behalf_of=behalf))
+            return await self._disclosure.outcomes(results, caller, "Revert", public=False)
+
+        modules = " ".join(self._services.desired.trial.held())
+        return Call(run, {"modules": modules, "action": REVERT, **asked.behalf(behalf)})
+
+    def _applying(self, values: options.Values, action: str, *, trial: int = 0) -> Call:
         reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))
         dry_run, only = values.get("dry-run", False), options.only_modules(values)
 
@@ -82,6 +102,8 @@ class ConfigurationInterface:
                         disconnect=values.get("disconnect", False),
                         only_modules=only,
                         look=look,
+                        trial=trial,
+                        confirm=action == CONFIRM,
                     )
                 except FactsPending as pending:
                     yield pending.names
@@ -93,14 +115,14 @@ class ConfigurationInterface:
                 if plan.unseen:
                     plan = await self._services.slices.run(work(await self._services.desired.look(plan)), caller.uid)
             except AccessDenied as error:
-                attempt = Attempt("apply", "", reason, dry_run, options.on_behalf_of(values))
+                attempt = Attempt(action, "", reason, dry_run, options.on_behalf_of(values))
                 raise await self._services.refusals.note(attempt, error, caller) from None
 
             async def run(caller: Caller) -> list[rows.Row]:
                 results = await self._services.desired.apply(plan, caller)
                 return await self._disclosure.outcomes(results, caller, "Apply", public=values.get("public", False))
 
-            return Call(run, {**asked.details(plan, "apply"), **behalf}, dry_run=plan.request.dry_run)
+            return Call(run, {**asked.details(plan, action), **behalf}, dry_run=plan.request.dry_run)
 
         return Call(unprepared, behalf, prepare=prepare)
 

@@ -10,9 +10,9 @@ from kmodd.api import replies as rows
 from kmodd.api.services import Services
 from kmodd.core.module_requests import RefusedAttempts, count_refused, refused_records
 from kmodd.core.surface.enforcement import APPLY, CONFIRM, REVERT
-from kmodd.core.surface.rule_file import check_trial
 from kmodd.core.surface.service import exposure_of
 from kmodd.core.surface.vulnerabilities import given_record, is_id, spelled
+from kmodd.core.trial import check_trial
 from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
 from kmodd.errors import InvalidArgs

@@ -73,8 +73,18 @@ def _define_config(config: argparse.ArgumentParser, common: argparse.ArgumentPar
     apply.add_argument(
         "--disconnect", action="store_true", help="even if this removes network interfaces or devices in use"
     )
+    apply.add_argument(
+        "--try",
+        metavar="TIME",
+        dest="trial",
+        default="",
+        help="take it back after TIME, such as '10m', unless it is confirmed",
+    )
     apply.add_argument("--initramfs", action="store_true", help="then refresh the initramfs, if it is older")
     _change_options(apply)
+    for verb, text in (("confirm", "keep what is on trial"), ("revert", "take back what is on trial")):
+        ending = add(verb, "config:run_end_trial", text)
+        ending.add_argument("--reason", default="", metavar="TEXT", help="reason to record in the journal (one line)")
     again = add("reload", "config:run_reload", "make kmodd read its files again")
     again.add_argument("--reason", default="", metavar="TEXT", help="reason to record in the journal (one line)")
 

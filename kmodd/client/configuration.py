@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kmodd.client import Client
 
 INTERFACE = "org.kmodd1.Configuration"
+_MANY = ("Apply", "Confirm", "Revert")
 
 
 class ReloadOptions(TypedDict, total=False):
@@ -38,6 +39,7 @@ class ApplyOptions(ChangeOptions, total=False):
     only_modules: Sequence[str]
     public: bool
     disconnect: bool
+    try_seconds: int
 
 
 class Configuration:
@@ -48,7 +50,7 @@ class Configuration:
 
     async def data(self, member: str, *arguments: object, options: Mapping[str, object] | None = None) -> Any:
         """Call any member and answer its value as on the bus, without variants; None when it has none."""
-        return await self._client.data(member, *arguments, options=options, interface=INTERFACE, many=member == "Apply")
+        return await self._client.data(member, *arguments, options=options, interface=INTERFACE, many=member in _MANY)
 
     async def set_autoload(
         self,
@@ -83,6 +85,14 @@ class Configuration:
     async def apply(self, **options: Unpack[ApplyOptions]) -> tuple[OperationResult, ...]:
         """Bring the system to the desired state; one result for each operation."""
         return tuple(answers.operation_result(row) for row in await self.data("Apply", options={**options}))
+
+    async def confirm(self, **options: Unpack[ReloadOptions]) -> tuple[OperationResult, ...]:
+        """Keep what is on trial; `Conflict` where there is nothing."""
+        return tuple(answers.operation_result(row) for row in await self.data("Confirm", options={**options}))
+
+    async def revert(self, **options: Unpack[ReloadOptions]) -> tuple[OperationResult, ...]:
+        """Take back what is on trial; `Conflict` where there is nothing."""
+        return tuple(answers.operation_result(row) for row in await self.data("Revert", options={**options}))
 
     async def reload(self, **options: Unpack[ReloadOptions]) -> None:
         """Have all files read again."""

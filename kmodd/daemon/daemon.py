@@ -35,7 +35,7 @@ from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.cve_responses import Responses
 from kmodd.core.surface.service import Surfaces
-from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
+from kmodd.daemon.desired import DesiredParts, KeptTrialFile, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses, shipped_records
 from kmodd.daemon.state_files import KeptLeases, SavedRecords, StateFile, migrate_state
 from kmodd.daemon.store import CustomModules, StorePlace
@@ -212,6 +212,10 @@ class Daemon:
             events=events,
             audit=self._audit,
             runtime_directory=settings.runtime_directory,
+            clock=clock,
+            kept_trial=KeptTrialFile(
+                Path(settings.state_directory) / "desired-trial.json" if settings.state_directory else None
+            ),
             versions=self._custom,
             active_version=self._custom.active_version,
             given=given,
@@ -368,6 +372,7 @@ class Daemon:
         trim_heap()
         await self._ended.wait()
         self._manager.notify("STOPPING=1")
+        await self._desired_parts.end_trial()
         # Side by side: a handler whose caller waits for the kernel ends only when its operation is given up.
         await asyncio.gather(
             self._service.close(),

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kmodd.config.toml_file import FOLDERS, DropIns
@@ -10,6 +11,7 @@ from kmodd.core.desired.apply import DesiredStateService, Versions
 from kmodd.core.desired.drift import Comparison
 from kmodd.core.desired.reconciler import CALLER, Reconciler
 from kmodd.core.desired.state import DesiredState
+from kmodd.core.desired.trial import ApplyTrial
 from kmodd.core.events import Audit, Clock, Events, HistoryReader
 from kmodd.core.health.checks import BootHealth, FilesHealth
 from kmodd.core.health.monitor import HealthMonitor
@@ -20,7 +22,8 @@ from kmodd.core.operations.parameters import Parameters
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.enforcement import Enforcement
 from kmodd.daemon.state_files import DesiredCache
-from kmodd.errors import Conflict
+from kmodd.errors import Conflict, Evidence, NotPermitted, errno_name
+from kmodd.kernel.atomic_file import read_file, write_whole
 from kmodd.kernel.file_watch import FileWatch
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modprobe import modprobe_d, modules_load_d
@@ -32,6 +35,7 @@ from kmodd.model.rules import Presence
 from kmodd.model.settings import Document
 from kmodd.names import ModuleName
 
+_TRIAL_TIMEOUT = 3
 _CLOSE_TIMEOUT = 1
 """Seconds of patience with a look at the disk when the daemon ends."""
 
@@ -102,6 +106,34 @@ def enforcement(
     )
 
 
+class KeptTrialFile:
+    """The trial of the desired state on disk; in memory where there is no state directory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._memory: bytes | None = None
+
+    def read(self) -> bytes | None:
+        """None for nothing; OSError."""
+        return self._memory if self._path is None else read_file(self._path)
+
+    def write(self, data: bytes | None) -> None:
+        """Replace or remove it; NotPermitted."""
+        if self._path is None:
+            self._memory = data
+            return
+        try:
+            if data is None:
+                self._path.unlink(missing_ok=True)
+            else:
+                write_whole(self._path, data, 0o600)
+        except OSError as error:
+            raise NotPermitted(
+                f"{self._path} cannot be written ({errno_name(error.errno or 0)})",
+                evidence=Evidence(errno=error.errno, file=str(self._path)),
+            ) from error
+
+
 class DesiredParts:
     """The parts for the desired state, connected."""
 
@@ -119,6 +151,8 @@ class DesiredParts:
         events: Events,
         audit: Audit,
         runtime_directory: str,
+        clock: Clock,
+        kept_trial: KeptTrialFile,
         given: GivenValues,
         appeared: Callable[[ModuleName], bool] = lambda name: False,
         versions: Versions | None = None,
@@ -142,6 +176,9 @@ class DesiredParts:
             trees = ModuleTrees(root, release)
             boot = BootHealth(Initramfs(root, release), trees.look, health.look_soon, trees_stamp=trees.stamp)
         self._boot = boot
+        self.trial = trial = ApplyTrial(
+            operations, audit=audit, clock=clock, boot=kernel.boot_id, read=kept_trial.read, write=kept_trial.write
+        )
         comparison = Comparison(
             desired,
             kernel.loaded,
@@ -162,6 +199,7 @@ class DesiredParts:
             audit=audit,
             known=DesiredCache(Path(runtime_directory) / "wishes" if runtime_directory else None),
             changed=health.look_soon,
+            held=trial.held,
         )
 
         def device_changed(action: str, alias: str) -> None:
@@ -179,12 +217,13 @@ class DesiredParts:
             versions=versions,
             index=kernel.index,
             audit=audit,
+            trial=trial,
             settle=None if boot is None else boot.settled,
         )
         self._rules = RulesHealth(rules.show, kernel.index.all_rules, health.look_soon)
         self._files = FilesHealth(kernel.loaded, kernel.index, health.look_soon)
         desired_health = DesiredHealth(desired, comparison, reconciler)
-        health.further += (desired_health.checks, self._rules.checks, self._files.checks)
+        health.further += (desired_health.checks, self._rules.checks, self._files.checks, trial.health)
         health.readings += (self._rules.reading, comparison.reading, self._files.reading)
         self.metrics = desired_health.metrics
         if boot is not None:
@@ -200,6 +239,7 @@ class DesiredParts:
 
     def start(self) -> None:
         """Reconcile, and watch the files of the desired state and the module index."""
+        self.trial.start()
         self._stop = self.reconciler.start()
         try:
             self._watch.start()
@@ -233,6 +273,11 @@ class DesiredParts:
             self.convergence.read_again(CALLER)
         except Conflict:
             return
+
+    async def end_trial(self) -> None:
+        """Take a trial back while operations can still be made; what takes too long is taken back by the next daemon."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.trial.close(), _TRIAL_TIMEOUT)
 
     async def close(self) -> None:
         """Give up what is under way."""

@@ -37,6 +37,11 @@ _ACTIONS = {
     ("org.kmodd1.load", "cancel"): "cancel an operation on kernel modules: $(modules)",
     ("org.kmodd1.unload", "cancel"): "cancel an operation on kernel modules: $(modules)",
     ("org.kmodd1.configure", "apply"): "bring kernel modules to the desired state: $(modules)",
+    ("org.kmodd1.configure", "apply-confirm"): "keep the desired state of kernel modules that is on trial: $(modules)",
+    (
+        "org.kmodd1.configure",
+        "apply-revert",
+    ): "take back the desired state of kernel modules that is on trial: $(modules)",
     ("org.kmodd1.configure", "reload-configuration"): "read the configuration of kernel modules again",
     ("org.kmodd1.import-module", "import"): "import version $(version) of the custom kernel module $(module)",
     ("org.kmodd1.import-module", "remove"): "remove version $(version) of the custom kernel module $(module)",

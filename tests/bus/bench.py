@@ -30,7 +30,7 @@ from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.cve_responses import Responses
 from kmodd.core.surface.service import Surfaces
-from kmodd.daemon.desired import DesiredParts, desired_state, enforcement
+from kmodd.daemon.desired import DesiredParts, KeptTrialFile, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses
 from kmodd.daemon.store import CustomModules, StorePlace
 from kmodd.dbus.admission import Quota
@@ -217,6 +217,7 @@ async def bench(
             None, kernel, desired_state(None, kernel, journal, lambda: None),
             operations=deeds, parameters=parameters, values=values, rules=rules, health=monitor, events=hub,
             audit=journal, runtime_directory="", given=GivenValues(),
+            clock=Ticks(), kept_trial=KeptTrialFile(None),
         )  # fmt: skip
         explainer = Explainer(
             loaded=kernel.loaded,

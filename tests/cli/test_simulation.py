@@ -195,3 +195,13 @@ def test_respond_keeps_modules_out_and_ends(run: Runner) -> None:
     run("unload", "vfat", "--unused-dependencies")
     assert stopped.status == ExitCode.IN_THE_WAY
     assert "nothing was changed" in stopped.out
+
+
+def test_a_trial_of_nothing_is_neither_kept_nor_taken_back(run: Runner) -> None:
+    assert run("config", "apply", "--try", "10m").status == 0, "there is no difference"
+    for verb in ("confirm", "revert"):
+        ended = run("config", verb)
+        assert ended.status == ExitCode.IN_THE_WAY
+        assert "no desired state is on trial" in ended.err
+    assert run("config", "apply", "--try", "1s").status == ExitCode.USAGE
+    assert run("config", "apply", "--try", "10m", "--initramfs").status == ExitCode.USAGE

@@ -12,6 +12,7 @@ from kmodd.core.desired.apply import ApplyPlan, DesiredStateService
 from kmodd.core.desired.drift import Comparison
 from kmodd.core.desired.reconciler import Reconciler
 from kmodd.core.desired.state import DesiredState
+from kmodd.core.desired.trial import ApplyTrial
 from kmodd.core.events import EventHub
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Jobs, ModuleLocks
@@ -21,6 +22,7 @@ from kmodd.core.operations.parameters import Parameters
 from kmodd.core.planning.planner import Planner
 from kmodd.core.registry import Registry
 from kmodd.core.store.activation import Switch
+from kmodd.daemon.desired import KeptTrialFile
 from kmodd.errors import KmoddError
 from kmodd.kernel.simulated.kernel import SimulatedKernel
 from kmodd.kernel.simulated.modules import Fault, SimulatedModule, SimulatedParameter, parameter
@@ -147,9 +149,12 @@ class Bench:
         known: Known | None = None,
         kernel: SimulatedKernel | None = None,
         remembered: Path | None = None,
+        kept_trial: KeptTrialFile | None = None,
+        boot: str = "1",
         **options: Any,
     ) -> None:
         """`kernel` and the file `remembered` are those of a daemon before this one."""
+        self.now = 1_000_000_000
         self.kernel = kernel or machine(*MODULES, loaded=loaded, **options)
         self.files, self.settings = Files(text), Files()
         self.journal, self.rules, self.known = Journal(), Rules(), known or Known()
@@ -194,6 +199,15 @@ class Bench:
             given=given,
             appeared=lambda name: self.registry.presence(name).loaded_at > 0 or given.appeared(name),
         )
+        self.kept_trial = kept_trial or KeptTrialFile(None)
+        self.trial = trial = ApplyTrial(
+            self.operations,
+            audit=self.journal,
+            clock=lambda: self.now,
+            boot=boot,
+            read=self.kept_trial.read,
+            write=self.kept_trial.write,
+        )
         self.reconciler = Reconciler(
             self.desired,
             self.operations,
@@ -204,6 +218,7 @@ class Bench:
             known=self.known,
             changed=lambda: None,
             settle=SETTLE,
+            held=trial.held,
         )
         self.convergence = DesiredStateService(
             self.desired,
@@ -215,6 +230,7 @@ class Bench:
             versions=self.versions,
             index=kernel.index,
             audit=self.journal,
+            trial=trial,
         )
         self._stop: list[Callable[[], None]] = []
 
@@ -226,6 +242,7 @@ class Bench:
         self._stop = [self.registry.start()]
         self.given.begin(self.registry.names())
         self.desired.reload()
+        self.trial.start()
         self._stop.append(self.reconciler.start())
         await self.settle()
 
@@ -258,12 +275,12 @@ class Bench:
     async def drift(self) -> list[tuple[str, str, str, str]]:
         return [(row.module, row.kind, row.wanted, row.actual) for row in await self.convergence.drift()]
 
-    async def plan(self, *, dry_run: bool, reason: str) -> ApplyPlan:
+    async def plan(self, *, dry_run: bool, reason: str, trial: int = 0, confirm: bool = False) -> ApplyPlan:
         await self.convergence.look()
-        return self.convergence.plan(dry_run=dry_run, reason=reason)
+        return self.convergence.plan(dry_run=dry_run, reason=reason, trial=trial, confirm=confirm)
 
-    async def apply(self, *, dry_run: bool = False) -> dict[str, Result]:
-        plan = await self.plan(dry_run=dry_run, reason="test")
+    async def apply(self, *, dry_run: bool = False, trial: int = 0, confirm: bool = False) -> dict[str, Result]:
+        plan = await self.plan(dry_run=dry_run, reason="test", trial=trial, confirm=confirm)
         results = await self.convergence.apply(plan, CALLER)
         await self.settle()
         return {result.module: result.result for result in results}

@@ -14,7 +14,8 @@ from kmodd.core.rules.managed_files import is_intact
 from kmodd.core.surface.enforcement import FILE, Enforcement
 from kmodd.core.surface.policy import read_policy
 from kmodd.core.surface.rule_file import TRIAL_FILE as TRIAL
-from kmodd.core.surface.rule_file import TRIAL_MAX, TRIAL_MIN, TrialDeadline, check_trial, trial_end
+from kmodd.core.surface.rule_file import trial_end
+from kmodd.core.trial import TRIAL_MAX, TRIAL_MIN, TrialDeadline, check_trial
 from kmodd.errors import Conflict, InvalidArgs, ModuleTreeMissing, NotPermitted
 from kmodd.journal.reader import MemoryJournal
 from kmodd.kernel.simulated.kernel import SimulatedKernel
@@ -510,7 +511,7 @@ async def test_a_trial_ends_though_the_system_fails_at_first(monkeypatch: pytest
         if len(attempts) == 1:
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("kmodd.core.surface.rule_file.TRIAL_RETRY", 0.01)
+    monkeypatch.setattr("kmodd.core.trial.TRIAL_RETRY", 0.01)
     deadline = TrialDeadline(lambda: NOW, end)
     deadline.set(NOW)
     for _ in range(1000):

@@ -19,7 +19,7 @@ from kmodd.cli.commands.batch import progress_shown
 from kmodd.cli.commands.module import parse_pairs
 from kmodd.cli.output.screen import Screen
 from kmodd.cli.output.table import Column, render
-from kmodd.cli.output.text import clean, columns, counted, hang
+from kmodd.cli.output.text import clean, columns, counted, hang, parse_span
 from kmodd.cli.session import Session, confirm_disconnect, is_remote_terminal
 from kmodd.client.configuration import Configuration, drift, shown_rule
 from kmodd.client.replies import operation_result
@@ -219,6 +219,10 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
         options["reason"] = arguments.reason
     if arguments.initramfs and not arguments.dry_run:
         check_root()
+    if arguments.trial:
+        if arguments.initramfs:
+            raise InvalidArgs("--initramfs takes files, which --try does not write")
+        options["try-seconds"] = parse_span(arguments.trial)
     configuration = Configuration(session.client)
     if arguments.disconnect:
         options["disconnect"] = True
@@ -247,6 +251,9 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
         else:
             operations = [("apply", result.module, {}) for result in by_name]
             session.screen.show(batch.lines(operations, by_name, session.screen))
+            if arguments.trial and code == 0:
+                bold = session.screen.paint.bold("kmodctl config confirm")
+                session.screen.show([f"on trial for {clean(arguments.trial)}, unless you run: {bold}"])
     if arguments.initramfs and code == 0:
         await _refresh(session, configuration, changes=bool(results), dry_run=arguments.dry_run)
     elif results and code == 0 and not arguments.dry_run and not session.json:
@@ -255,6 +262,21 @@ async def run_apply(session: Session, arguments: Namespace) -> int:
             if await stale_initramfs(configuration):
                 _tell(session, "The initramfs is now older than the files: kmodctl config apply --initramfs")
     return code
+
+
+async def run_end_trial(session: Session, arguments: Namespace) -> int:
+    """Keep what is on trial, or take it back."""
+    session.authorize()
+    member = {"confirm": "Confirm", "revert": "Revert"}[arguments.verb]
+    rows = await Configuration(session.client).data(member, options=dict(session.asking(arguments)))
+    results = [operation_result(row) for row in rows]
+    if session.json:
+        session.document(rows)
+    elif results:
+        by_name = by_module(results)
+        operations: list[Operation] = [(arguments.verb, result.module, {}) for result in by_name]
+        session.screen.show(batch.lines(operations, by_name, session.screen))
+    return next((result.error.exit_code for result in results if result.error is not None), 0)
 
 
 def unchanged(left: Sequence[Drift], screen: Screen, *, with_initramfs: bool) -> list[str]:

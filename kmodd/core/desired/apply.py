@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from kmodd.core.desired.drift import Comparison, Write
+from kmodd.core.desired.drift import Comparison, Difference, Write
 from kmodd.core.desired.reconciler import Reconciler, plan_over_own_blacklist
 from kmodd.core.desired.state import DesiredState
+from kmodd.core.desired.trial import ApplyTrial, no_trial
 from kmodd.core.events import Audit
 from kmodd.core.fair_share import read_files
 from kmodd.core.operations.jobs import run_to_completion
@@ -36,7 +37,7 @@ from kmodd.errors import (
     WrongKernel,
 )
 from kmodd.kernel.ports import ModuleIndex
-from kmodd.model import Caller, OperationResult, Plan, Record, Request, Result, Step
+from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, Step, StepAction, Verb
 from kmodd.model.rules import Drift, RuleChange
 from kmodd.names import ModuleName
 
@@ -70,6 +71,8 @@ class ApplyPlan(Plan):
     versions: tuple[tuple[ModuleName, str], ...] = ()
     switches: tuple[Switch | None, ...] = ()
     """For each version what it comes to; None where the store did not have it."""
+    trial: int = 0
+    """Seconds after which it is taken back unless it is confirmed; 0 for good."""
 
     @property
     def sha256(self) -> tuple[str, ...]:
@@ -303,6 +306,7 @@ class DesiredStateService:
         versions: Versions | None,
         index: ModuleIndex,
         audit: Audit,
+        trial: ApplyTrial,
         settle: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         """`settle` waits until what is looked at in the background is known."""
@@ -316,6 +320,7 @@ class DesiredStateService:
         self._versions = versions
         self._index = index
         self._audit = audit
+        self.trial = trial
 
     async def drift(self) -> Sequence[Drift]:
         """Every difference between desired and actual state, now."""
@@ -364,16 +369,25 @@ class DesiredStateService:
         disconnect: bool = False,
         only_modules: frozenset[ModuleName] | None = None,
         look: PlanReadings | None = None,
+        trial: int = 0,
+        confirm: bool = False,
     ) -> ApplyPlan:
-        """Everything that takes the difference away, as of `look`.
+        """Everything that takes the difference away, as of `look`; for `trial` seconds, or to `confirm` what is on trial.
 
-        Conflict when the files are bad: what they say cannot be applied. AccessDenied when anything of it touches a module outside
+        Conflict when the files are bad: what they say cannot be applied; while the desired state is on trial, or to confirm it, if it
+        is not; and where a trial could not be taken back. AccessDenied when anything of it touches a module outside
         of `only_modules`.
         """
         self.refresh()
         if self._desired.fault is not None:
             raise self._desired.fault
+        if not confirm and not dry_run:
+            self.trial.refuse()
+        elif confirm and not self.trial.until:
+            raise no_trial()
         difference = self._comparison.find()
+        if trial:
+            _refuse_trial(difference)
         request = Request(
             tuple(difference.operations),
             dry_run=dry_run,
@@ -395,6 +409,7 @@ class DesiredStateService:
                 self._foresee(name, version, confined=only_modules is not None) for name, version in difference.versions
             ),
             unseen=plan.unseen,
+            trial=trial,
         )
         apply_plan.request.confine(apply_plan.modules)
         return apply_plan
@@ -416,6 +431,9 @@ class DesiredStateService:
         """
         if not isinstance(plan, ApplyPlan):
             raise TypeError("a plan of this class's own")
+        tried = plan.trial > 0 and not plan.request.dry_run
+        if tried:
+            plan = await self._tried(plan)
         application = Application(
             plan,
             caller,
@@ -424,14 +442,62 @@ class DesiredStateService:
             parameters=self._parameters,
             versions=self._versions,
         )
-        results = await run_to_completion(asyncio.get_running_loop().create_task(application.run()))
+        try:
+            results = await run_to_completion(asyncio.get_running_loop().create_task(application.run()))
+        except KmoddError:
+            if tried:  # all of it was undone
+                self.trial.cancel()
+            raise
         if not plan.request.dry_run:
             if results:
                 self._audit.record(_applied(results, plan.request.reason, caller))
             self._reconciler.note(results)  # what failed shows in health until it came about
+            if tried and _failed(results):
+                self.trial.cancel()
+            elif not tried and not _failed(results):
+                self.trial.forget()
             if not _failed(results):
                 self._reconciler.reconcile()
         return results
+
+    async def _tried(self, plan: ApplyPlan) -> ApplyPlan:
+        """The plan without files, after how to take it back is kept; Conflict where that is not known, NotPermitted."""
+        self.trial.refuse()
+        undo: list[Operation] = []
+        for write in plan.writes:
+            prepared = self._parameters.prepare(write.module, write.parameter, write.value, reason=plan.request.reason)
+            opposite = await self._parameters.opposite(prepared)
+            if opposite is None:
+                raise Conflict(
+                    f"parameter {write.parameter} of {write.module} cannot be read, so a trial could not take it back",
+                    module=write.module,
+                )
+            value = ((opposite.parameter, opposite.value),)
+            undo.append(Operation(Verb.SET_PARAMETER, write.module, value))
+        for step in plan.steps:
+            if step.action is StepAction.INSERT:
+                undo.append(Operation(Verb.UNLOAD, step.module, itself=True))
+            elif step.action is StepAction.REMOVE:
+                before = await self._operations.parameters(step.module)
+                given = tuple((name, value) for name, value in before if value is not None)
+                if given != before:
+                    raise Conflict(
+                        f"{step.module} was loaded with a parameter that has no value, so a trial could not take it back",
+                        module=step.module,
+                    )
+                undo.append(Operation(Verb.LOAD, step.module, given, itself=True))
+        if undo:
+            self.trial.begin(undo[::-1], plan.modules, plan.trial)
+        return replace(plan, changes=())
+
+
+def _refuse_trial(difference: Difference) -> None:
+    hint = Evidence(hint="kmodctl config apply")
+    if difference.versions:
+        name, version = difference.versions[0]
+        raise Conflict(f"a trial activates no version of the store, and {name} is to be {version}", evidence=hint)
+    if difference.changes and not difference.operations and not difference.writes:
+        raise Conflict("there is nothing to try: only files are to be written", evidence=hint)
 
 
 def _failed(results: Sequence[OperationResult]) -> bool:

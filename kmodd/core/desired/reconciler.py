@@ -55,8 +55,10 @@ class Reconciler:
         known: AppliedModules,
         changed: Callable[[], None],
         settle: float = SETTLE,
+        held: Callable[[], Collection[ModuleName]] = tuple,
     ) -> None:
-        """`changed` is called when what `failures` answers did."""
+        """`changed` is called when what `failures` answers did; `held` answers the modules that wait for `Apply`."""
+        self._held = held
         self._settle = settle
         self._desired = desired
         self._operations = operations
@@ -145,6 +147,7 @@ class Reconciler:
             self._consider(entry, retry=True)
             if (
                 everything
+                and entry.module not in self._held()
                 and entry.state is Presence.ABSENT
                 and self._is_live(entry.module)
                 and not self._missing(entry)
@@ -246,7 +249,7 @@ class Reconciler:
 
     def _consider(self, entry: DesiredModule, *, retry: bool = False) -> None:
         name = entry.module
-        if entry.state is not Presence.LOADED:
+        if entry.state is not Presence.LOADED or name in self._held():
             return
         was, met = name in self._met, not self._missing(entry)
         if met != was:

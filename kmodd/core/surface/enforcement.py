@@ -17,15 +17,14 @@ from kmodd.core.surface.policy import NeedsCollector, decide, read_policy, remar
 from kmodd.core.surface.rule_file import (
     TRIAL_FILE,
     RuleFileWriter,
-    TrialDeadline,
     blocked_by,
-    in_utc,
     ineffective,
     is_surface_file,
     on_trial,
     trial_end,
     without_trial,
 )
+from kmodd.core.trial import STOPPED, UNCONFIRMED, TrialDeadline, in_utc
 from kmodd.errors import Conflict, Evidence, Failed, KmoddError, LimitsExceeded, ModuleTreeMissing, errno_name
 from kmodd.kernel.ports import (
     Configuration,
@@ -49,7 +48,6 @@ HISTORY_MAX = 5000
 NAMED_MAX = 8
 """Modules that a message names."""
 APPLY, CONFIRM, REVERT = "surface-apply", "surface-confirm", "surface-revert"
-UNCONFIRMED, STOPPED = "the trial was not confirmed in time", "kmodd was stopped"
 KMODD = Caller("", 0)
 """Who ends a trial that is not confirmed."""
 _LOADS = ("module.loaded", "module.reloaded", "module.appeared")

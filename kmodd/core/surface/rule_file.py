@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The text of kmodd's rules about the attack surface, for good or on trial, and whether they act.
 
-That is resolved as modprobe does, never read from the text. Rules on trial stand in a file in /run, which a reboot removes, and
-which this process removes when their time is over.
+That is resolved as modprobe does, never read from the text. Rules on trial stand in a file in /run, which a reboot removes.
 """
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 
-from kmodd.core.events import Clock
 from kmodd.core.planning.planned_state import has_soft_targets
 from kmodd.core.planning.policy import is_denial
 from kmodd.core.rules.managed_files import (
@@ -26,7 +22,7 @@ from kmodd.core.rules.managed_files import (
     is_ours,
 )
 from kmodd.core.surface.resolution import Resolver
-from kmodd.errors import InvalidArgs, KmoddError
+from kmodd.core.trial import in_utc
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.model import Rule, Target
 from kmodd.model.rules import ManagedFile
@@ -35,11 +31,7 @@ from kmodd.names import ModuleName
 from kmodd.patterns import example
 
 TRIAL_FILE = ManagedFile.SURFACE_TRIAL
-TRIAL_MIN, TRIAL_MAX = 10, 86_400
-TRIAL_RETRY = 10.0
-"""Seconds until another attempt to end a trial, where the file cannot be removed."""
 _UNTIL = re.compile(r"# On trial until [^\n(]{1,40} \((\d{1,18})\)\n")
-_SECOND = 1_000_000
 
 
 class RuleFileWriter:
@@ -150,13 +142,6 @@ def _culprit(index: ModuleIndex, module: ModuleName) -> Rule | None:
     return None
 
 
-def check_trial(seconds: int) -> int:
-    """The time of a trial; InvalidArgs."""
-    if not TRIAL_MIN <= seconds <= TRIAL_MAX:
-        raise InvalidArgs(f"a trial takes from {TRIAL_MIN} to {TRIAL_MAX} seconds", argument="options")
-    return seconds
-
-
 def on_trial(text: bytes, until: int) -> bytes:
     """The rules of a text of kmodd's own, with the moment at which they end, in microseconds since the epoch."""
     return framed(f"# On trial until {in_utc(until)} ({until})\n{body_of(text).decode()}", SURFACE_MARK)
@@ -173,51 +158,3 @@ def trial_end(text: bytes) -> int:
         return 0
     stamp = _UNTIL.match(body_of(text).decode("utf-8", "replace"))
     return int(stamp.group(1)) if stamp else 0
-
-
-def in_utc(until: int) -> str:
-    """A moment as messages have it, in UTC."""
-    return f"{datetime.fromtimestamp(until / _SECOND, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-class TrialDeadline:
-    """Ends a trial when its time is over. It is kept by the monotonic clock; over a restart, by the system's."""
-
-    def __init__(self, clock: Clock, end: Callable[[], Awaitable[object]]) -> None:
-        """`end` takes the rules back; KmoddError where that cannot be done."""
-        self._clock = clock
-        self._end = end
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def set(self, until: int) -> None:
-        """At that moment, or immediately where it has passed."""
-        self._after(min(max(0, until - self._clock()) / _SECOND, TRIAL_MAX))
-
-    def cancel(self) -> None:
-        """There is no trial any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    async def close(self) -> None:
-        """Wait for an end that is under way."""
-        self.cancel()
-        if self._task is not None:
-            await asyncio.wait({self._task})
-
-    def _after(self, seconds: float) -> None:
-        self.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def _run(self) -> None:
-        try:
-            await self._end()
-        except (KmoddError, OSError, RuntimeError):
-            # An error of kmodd's is in the journal; the others are of a system without descriptors or threads. The rules may not
-            # stay for that.
-            self._after(TRIAL_RETRY)

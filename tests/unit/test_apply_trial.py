@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The desired state on trial, on a simulated kernel: taken back after silence, a crash, a stop and a reboot, and kept when confirmed."""
+
+import asyncio
+
+import pytest
+
+from kmodd.core.desired.trial import load
+from kmodd.errors import Conflict, NotPermitted
+from kmodd.kernel.simulated.kernel import SimulatedKernel
+from kmodd.names import ModuleName
+from tests.unit.desired_bench import CALLER, Bench, Known, Make, benches, wanted
+from tests.unit.fakes import rule
+
+bench = pytest.fixture(benches)
+
+HOUR = 3600
+SETTINGS = (
+    f'{wanted("vfat")}{wanted("tuned", "parameters = { level = 2 }", "autoload = true")}[module.a]\nstate = "absent"\n'
+)
+
+
+def level(b: Bench) -> str:
+    values = {each.name: each.value or "" for each in b.kernel.loaded.parameters(ModuleName("tuned"), private=True)}
+    return values["level"]
+
+
+async def tried(bench: Make, seconds: int = HOUR) -> Bench:
+    """Everything of the settings is on trial: the daemon was there before they were written."""
+    b = bench("", "tuned", "a", "b")
+    await b.boot()
+    b.files.text = SETTINGS
+    await b.apply(trial=seconds)
+    return b
+
+
+def untouched(b: Bench) -> bool:
+    return (b.live(), level(b)) == ({"tuned", "a", "b"}, "1")
+
+
+def next_daemon(
+    bench: Make, b: Bench, kernel: SimulatedKernel, *, boot: str = "1", known: Known | None = None
+) -> Bench:
+    made = bench(SETTINGS, kernel=kernel, known=known or b.known, kept_trial=b.kept_trial, boot=boot)
+    made.now = b.now
+    return made
+
+
+async def test_what_is_done_is_taken_back_and_not_done_again_until_it_is_applied(bench: Make) -> None:
+    b = await tried(bench)
+    assert (b.live(), level(b)) == ({"tuned", "b", "fat", "vfat"}, "2")
+    assert b.rules.written == [], "a file would act at the next boot"
+    assert "on trial until" in b.trial.told
+    assert [check.status.value for check in b.trial.health()] == ["degraded"]
+    results = await b.trial.revert(CALLER)
+    await b.settle()
+    assert all(result.error is None for result in results)
+    assert untouched(b)
+    assert (b.trial.told, b.trial.health()) == ("", [])
+    b.reconciler.reconcile(everything=True)
+    await b.settle()
+    assert untouched(b)
+    await b.apply()
+    assert (b.live(), level(b)) == ({"tuned", "b", "fat", "vfat"}, "2")
+    assert [change.module for change in b.rules.written] == ["tuned"]
+    assert b.kept_trial.read() is None
+    assert b.trial.held() == ()
+
+
+async def test_silence_takes_it_back(bench: Make) -> None:
+    b = await tried(bench)
+    b.trial._deadline.set(b.now)
+    for _ in range(1000):
+        if b.trial.until:
+            await asyncio.sleep(0.01)
+    await b.settle()
+    assert untouched(b)
+    (record,) = [each for each in b.journal.records if each.action == "apply-revert"]
+    assert (record.reason, record.uid, record.result) == ("the trial was not confirmed in time", 0, "changed")
+
+
+async def test_a_confirmation_writes_the_files_and_keeps_it(bench: Make) -> None:
+    b = await tried(bench)
+    for seconds in (0, HOUR):
+        with pytest.raises(Conflict, match="on trial until"):
+            await b.apply(trial=seconds)
+    await b.apply(confirm=True)
+    assert (b.live(), level(b)) == ({"tuned", "b", "fat", "vfat"}, "2")
+    assert [change.module for change in b.rules.written] == ["tuned"]
+    assert (b.kept_trial.read(), b.trial.until) == (None, 0)
+    with pytest.raises(Conflict, match="no desired state is on trial"):
+        await b.apply(confirm=True)
+    with pytest.raises(Conflict, match="no desired state is on trial"):
+        await b.trial.revert(CALLER)
+
+
+async def test_a_confirmation_that_fails_leaves_the_trial(bench: Make) -> None:
+    b = await tried(bench)
+    b.rules.full = NotPermitted("no space")
+    await b.apply(confirm=True)
+    assert b.trial.until
+    await b.trial.revert(CALLER)
+    await b.settle()
+    assert untouched(b)
+
+
+async def test_a_crash_changes_nothing_of_the_time(bench: Make) -> None:
+    b = await tried(bench)
+    b.trial._deadline.cancel()
+    after = next_daemon(bench, b, b.kernel)
+    await after.boot()
+    assert after.trial.until == b.trial.until
+    assert (after.live(), level(after)) == ({"tuned", "b", "fat", "vfat"}, "2")
+    await after.trial.revert(CALLER)
+    assert untouched(after)
+
+
+async def test_the_stop_of_the_daemon_takes_it_back(bench: Make) -> None:
+    b = await tried(bench)
+    await b.trial.close()
+    assert untouched(b)
+
+
+async def test_a_reboot_ends_it_and_nothing_of_it_is_applied_in_the_next_boots(bench: Make) -> None:
+    b = await tried(bench)
+    b.trial._deadline.cancel()
+    for boot in ("2", "3"):
+        machine = bench(SETTINGS, "tuned", "a", "b").kernel
+        after = next_daemon(bench, b, machine, boot=boot, known=Known())
+        await after.boot()
+        assert untouched(after), "as it was before the trial"
+        assert after.trial.until == 0
+        assert ("vfat", "presence", "loaded", "absent") in await after.drift()
+    await after.apply()
+    assert "vfat" in after.live()
+    assert after.kept_trial.read() is None
+
+
+async def test_nothing_is_kept_of_a_trial_that_fails(bench: Make) -> None:
+    b = bench("", "tuned")
+    await b.boot()
+    b.files.text = wanted("vfat") + wanted("broken")
+    await b.apply(trial=HOUR)
+    assert (b.live(), b.trial.until, b.kept_trial.read()) == ({"tuned"}, 0, None)
+    # What an earlier one held back still waits.
+    b.files.text = wanted("vfat")
+    await b.apply(trial=HOUR)
+    await b.trial.revert(CALLER)
+    kept = b.kept_trial.read()
+    b.files.text = wanted("vfat") + wanted("broken")
+    await b.apply(trial=HOUR)
+    assert (b.trial.held(), b.kept_trial.read()) == (("fat", "vfat"), kept)
+
+
+async def test_nothing_is_kept_of_a_trial_that_is_refused_as_a_whole(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = bench("", "tuned")
+    await b.boot()
+    b.files.text = wanted("vfat")
+
+    async def refuse(*_: object) -> None:
+        raise Conflict("other modules than were authorised")
+
+    monkeypatch.setattr(b.operations, "execute", refuse)
+    with pytest.raises(Conflict, match="authorised"):
+        await b.apply(trial=HOUR)
+    assert (b.trial.until, b.kept_trial.read()) == (0, None)
+
+
+async def test_what_could_not_be_taken_back_is_not_tried(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    b = bench("", "tuned", rules=[rule("blacklist", "b", file="/etc/modprobe.d/kmodd-blacklist.conf")])
+    await b.boot()
+    b.files.text = wanted("vfat")
+
+    def full(data: bytes | None) -> None:
+        raise NotPermitted("no space")
+
+    monkeypatch.setattr(b.trial, "_write", full)
+    with pytest.raises(NotPermitted):
+        await b.apply(trial=HOUR)
+    assert "vfat" not in b.live()
+    b.files.text = '[module.a]\nblacklist = "hard"\n'
+    with pytest.raises(Conflict, match="nothing to try"):
+        await b.apply(trial=HOUR)
+
+
+async def test_what_others_undid_meanwhile_does_not_keep_the_rest(bench: Make) -> None:
+    b = await tried(bench)
+    await b.rmmod("vfat")
+    await b.modprobe("a")
+    results = await b.trial.revert(CALLER)
+    assert all(result.error is None for result in results)
+    assert untouched(b)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"until": 1, "boot": "", "held": ["../x"], "undo": []}'])
+async def test_a_damaged_file_is_said_to_be_so(bench: Make, text: bytes) -> None:
+    with pytest.raises(Conflict, match="damaged"):
+        load(text)
+    b = bench("", "tuned")
+    b.kept_trial.write(text)
+    await b.boot()
+    assert [each.event for each in b.journal.records if each.priority == 4] == ["daemon.trouble"]
