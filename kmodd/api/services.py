@@ -19,6 +19,7 @@ from kmodd.core.store.activation import Activation
 from kmodd.core.store.store import Store
 from kmodd.core.surface.cve_responses import Responses
 from kmodd.core.surface.enforcement import Enforcement
+from kmodd.core.surface.locking import KernelLock
 from kmodd.core.surface.service import Surfaces
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
@@ -55,6 +56,7 @@ class Services:
     surfaces: Surfaces
     enforcement: Enforcement
     responses: Responses
+    kernel_lock: KernelLock
     slices: Slices
     """Long reads, in turns."""
     boot_id: str = ""

@@ -3,6 +3,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from kmodd.api import options
 from kmodd.api import polkit_details as asked
@@ -10,6 +11,7 @@ from kmodd.api import replies as rows
 from kmodd.api.services import Services
 from kmodd.core.module_requests import RefusedAttempts, count_refused, refused_records
 from kmodd.core.surface.enforcement import APPLY, CONFIRM, REVERT
+from kmodd.core.surface.locking import LOCK
 from kmodd.core.surface.service import exposure_of
 from kmodd.core.surface.vulnerabilities import given_record, is_id, spelled
 from kmodd.core.trial import check_trial
@@ -24,7 +26,9 @@ from kmodd.model.surface import (
     Fault,
     Guard,
     KernelReport,
+    LockPlan,
     ModuleUse,
+    Needs,
     Reach,
     Reason,
     Response,
@@ -104,11 +108,7 @@ class SurfaceInterface:
         kernel, behalf = _kernel(values), asked.behalf(options.on_behalf_of(values))
 
         async def run(_: Caller) -> Body:
-            needs = await self._enforcement.needs(kernel)
-            faults: list[rows.Row] = [
-                {"source": ("s", source), "fault": ("s", fault)} for source, fault in needs.faults.items()
-            ]
-            return Body(encode("aa{sv}", ([*faults, *(_needed(name, each) for name, each in needs.reasons.items())],)))
+            return Body(encode("aa{sv}", (_needs(await self._enforcement.needs(kernel)),)))
 
         return Call(run, behalf, cancellable=True)
 
@@ -158,6 +158,16 @@ class SurfaceInterface:
             return [_fault(fault) for fault in await self._enforcement.check(kernel)]
 
         return Call(run, behalf, cancellable=True)
+
+    def lock(self, values: options.Values) -> Call:
+        reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
+        dry_run = values.get("dry-run", False)
+
+        async def run(caller: Caller) -> rows.Row:
+            caller = replace(caller, reason=reason, on_behalf_of=behalf)
+            return _lock_plan(await self._services.kernel_lock.lock(caller, dry_run=dry_run))
+
+        return Call(run, {"action": LOCK, **asked.behalf(behalf)}, dry_run=dry_run)
 
     # --- vulnerabilities ----------------------------------------------------------------------------------------------
 
@@ -230,6 +240,21 @@ class SurfaceInterface:
 
 def _kernel(values: options.Values) -> str:
     return parse_release(values["kernel"]) if values.get("kernel") else ""
+
+
+def _needs(needs: Needs) -> list[rows.Row]:
+    faults: list[rows.Row] = [
+        {"source": ("s", source), "fault": ("s", fault)} for source, fault in needs.faults.items()
+    ]
+    return [*faults, *(_needed(name, each) for name, each in needs.reasons.items())]
+
+
+def _lock_plan(plan: LockPlan) -> rows.Row:
+    return {
+        "locked": ("b", plan.locked),
+        "pending": ("aa{sv}", list(map(_fault, plan.pending))),
+        "breaks": ("aa{sv}", _needs(plan.breaks)),
+    }
 
 
 def _needed(module: ModuleName, reasons: tuple[Reason, ...]) -> rows.Row:

@@ -168,7 +168,7 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     return (arguments[:end], arguments[end + 1 :]) if "hold" in arguments[:end] else (arguments, ())
 
 
-SURFACE_VERBS = ("show", "learn", "plan", "apply", "confirm", "revert", "check", "refused", "report")
+SURFACE_VERBS = ("show", "learn", "plan", "apply", "confirm", "revert", "check", "lock", "refused", "report")
 
 
 def _with_verb(arguments: Sequence[str]) -> Sequence[str]:
@@ -337,6 +337,12 @@ class _Grammar:
             reader.add_argument("module", metavar="GLOB", nargs="?", default="", help="only modules that match")
         for reader in (surface, learn, check):
             reader.add_argument("--kernel", metavar="RELEASE", default="", help="an installed kernel")
+        lock = self._add(
+            verbs, "lock", "surface_policy:run_lock", "disable loading and unloading of modules until reboot"
+        )
+        lock.add_argument("--yes", action="store_true", help="do not ask")
+        lock.add_argument("--dry-run", action="store_true", help="show what is pending and what would break")
+        self._reason(lock)
         tried = self._add(
             verbs, "refused", "surface:run_refused", "show attempts to have a module loaded that a rule refused"
         )

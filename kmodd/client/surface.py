@@ -328,6 +328,15 @@ class PolicyPlan:
     """When rules on trial end, in microseconds since the epoch; 0 without a trial."""
 
 
+@dataclass(frozen=True, slots=True)
+class LockState:
+    """The reply of `Lock`."""
+
+    locked: bool
+    pending: tuple[SurfaceFault, ...]
+    breaks: tuple[NeededModule, ...]
+
+
 class AttackSurface:
     """Which modules can be loaded by whom."""
 
@@ -385,6 +394,10 @@ class AttackSurface:
         """What is not as the policy says; empty if everything is."""
         return tuple(map(surface_fault, await self.data("Check", options=_given(kernel=kernel))))
 
+    async def lock(self, *, dry_run: bool = False, reason: str = "") -> LockState:
+        """Have no module loaded or unloaded until the next boot; `Conflict` while something is pending."""
+        return lock_state(await self.data("Lock", options=_given(reason=reason) | {"dry-run": dry_run}))
+
     async def respond(self, key: str = "", **options: Unpack[RespondOptions]) -> Outcome:
         """Keep the modules of a vulnerability out; `NoSuchResponse` where there is no record of it."""
         return outcome(await self.data("Respond", key, options={**options}))
@@ -426,6 +439,16 @@ def policy_plan(data: Mapping[str, Any]) -> PolicyPlan:
         modules=tuple(_decided(Fields(row)) for row in fields.get("modules", list, [])),
         remarks=tuple(surface_fault(row) for row in fields.get("remarks", list, [])),
         until=fields.number("until"),
+    )
+
+
+def lock_state(data: Mapping[str, Any]) -> LockState:
+    """The reply of `Lock`."""
+    fields = Fields(data)
+    return LockState(
+        fields.flag("locked"),
+        tuple(surface_fault(row) for row in fields.get("pending", list, [])),
+        tuple(needed_module(row) for row in fields.get("breaks", list, [])),
     )
 
 

@@ -34,6 +34,7 @@ from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.cve_responses import Responses
+from kmodd.core.surface.locking import KernelLock
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, KeptTrialFile, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses, shipped_records
@@ -48,6 +49,7 @@ from kmodd.dbus.transport import DRIVER, DRIVER_PATH, BusLostError, RemoteError,
 from kmodd.journal.reader import JournalReader, MemoryJournal, boot_loads, open_system_reader
 from kmodd.journal.writer import JournalAudit, Logger, StandardBridge, Threshold, connect, make_logger
 from kmodd.kernel.memory import trim_heap
+from kmodd.kernel.proc.facts import driverless_aliases
 from kmodd.startup.machine import identity, login_uid, machine_id, real_kernel, simulated_kernel
 from kmodd.startup.options import USAGE, Settings, UsageError
 from kmodd.startup.sd_notify import SdNotify, Watchdog, stored_descriptors
@@ -283,6 +285,22 @@ class Daemon:
             write=kept_responses.write,
         )
         health.further += (self._responses.health,)
+        kernel_lock = KernelLock(
+            executor=kernel.executor,
+            facts=kernel.facts,
+            loaded=kernel.loaded,
+            installed=kernel.installed,
+            driverless=tuple if root is None else lambda: driverless_aliases(root),
+            enforcement=policies,
+            responses=self._responses,
+            desired=self._desired_parts.convergence,
+            waiting=self._desired_parts.reconciler.pending,
+            jobs=jobs,
+            leases=held,
+            audit=self._audit,
+            clock=clock,
+            locked=self._locked,
+        )
         parts = Services(
             operations=self._operations,
             refusals=Refusals(kernel, self._audit, self._events),
@@ -308,6 +326,7 @@ class Daemon:
             surfaces=self._surfaces,
             enforcement=policies,
             responses=self._responses,
+            kernel_lock=kernel_lock,
             slices=Slices(kernel.index),
             daemon_settings=lambda: desired.daemon_settings,
             trim_heap=lambda: trim_heap(kernel.index.forget),
@@ -460,6 +479,11 @@ class Daemon:
         self._registry.look()
         self._health.check()
         self._manager.notify("READY=1", self._status())
+
+    def _locked(self) -> None:
+        """The kernel says nothing of it."""
+        self._registry.look()
+        self._health.look_soon()
 
     def _take_over(self) -> None:
         """Apply the settings of kmodd.toml; other settings are read where they are used."""

@@ -64,6 +64,7 @@ _ACTIONS = {
         "org.kmodd1.surface-allow",
         "surface-weaken",
     ): "let kernel modules be loaded again that the policy in surface.d no longer keeps out",
+    ("org.kmodd1.lock", "surface-lock"): "disable loading and unloading of kernel modules until reboot",
     ("org.kmodd1.manage-notifications", "add-webhook"): "send notifications about kernel modules to a new webhook, "
     "$(endpoint), at $(target)",
     ("org.kmodd1.manage-notifications", "add-email"): "send notifications about kernel modules to new recipients, "

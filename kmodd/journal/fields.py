@@ -41,6 +41,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "failure.reset": "85790b62d72e4058926b1bb5e9b45474",
     "configuration.changed": "7d3ff54c74554158a8b6d3d7229f7d9c",
     "policy.applied": "3b9e5d0c7a614f0f8c2d41e6b7f85a92",
+    "policy.locked": "be85e666842d43239f5395e4657b7097",
     "authorization.granted": "52358b66bd1b4cd585eec384761866e3",
     "authorization.denied": "4a02b579463b461ab2ce5416ccc081ba",
     "refusals.collapsed": "babe410431894328af160cac0971e6e1",

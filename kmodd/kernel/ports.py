@@ -172,6 +172,9 @@ class Executor(Protocol):
     async def write_parameter(self, name: ModuleName, parameter: str, value: str, *, timeout: float) -> Outcome:
         """Write one live parameter. Links below the module's folder are not followed."""
 
+    async def lock(self, *, timeout: float) -> Outcome:
+        """Write 1 to kernel.modules_disabled: nothing is loaded or unloaded any more until the next boot."""
+
     def on_return(self, worker: int, callback: Callable[[Outcome], None]) -> None:
         """Call back once when an abandoned worker's call ended after all."""
 

@@ -330,6 +330,18 @@ class SurfacePlan:
     """When rules on trial end, in microseconds since the epoch; 0 without a trial."""
 
 
+@dataclass(frozen=True, slots=True)
+class LockPlan:
+    """What it means to disable loading and unloading now."""
+
+    locked: bool
+    """It is disabled already."""
+    pending: tuple[Fault, ...] = ()
+    """What has to be settled before."""
+    breaks: Needs = field(default_factory=Needs)
+    """Modules that are not loaded and that something may need later; a source that cannot be read says so."""
+
+
 class Verdict(StrEnum):
     """What a vulnerability is to one kernel."""
 

@@ -51,6 +51,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "authorization.denied": ("denied", "warning"),
     "module.refused": ("refused", "notice"),
     "refusals.collapsed": ("denied", "warning"),
+    "policy.locked": ("health", "notice"),
     "response.begun": ("response", "notice"),
     "response.stopped": ("response", "warning"),
     "response.ended": ("response", "notice"),

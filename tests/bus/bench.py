@@ -29,6 +29,7 @@ from kmodd.core.planning.policy import Policy
 from kmodd.core.registry import Registry
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.cve_responses import Responses
+from kmodd.core.surface.locking import KernelLock
 from kmodd.core.surface.service import Surfaces
 from kmodd.daemon.desired import DesiredParts, KeptTrialFile, desired_state, enforcement
 from kmodd.daemon.responses import KeptResponses
@@ -106,6 +107,8 @@ class Bench:
     """User ids by unique name; who is not in it is root."""
     wishes: dict[ModuleName, DesiredModule] = field(default_factory=dict)
     """The desired state that leases know of."""
+    driverless: list[str] = field(default_factory=list)
+    """Aliases of devices without a driver."""
 
     @asynccontextmanager
     async def client(self, uid: int | None = 0) -> AsyncIterator[Client]:
@@ -230,6 +233,21 @@ async def bench(
             held=held.holders,
         )
         kept_responses = KeptResponses(None)
+        policies = enforcement(
+            None, kernel, desired_state(None, kernel, journal, lambda: None),
+            history=MemoryJournal(Ticks()), audit=journal, clock=Ticks(), forgotten=lambda: None,
+        )  # fmt: skip
+        responses = Responses(
+            installed=kernel.installed, facts=kernel.facts, rules=rules, operations=deeds, explainer=explainer,
+            history=history, autoload=kernel.configuration.autoload, audit=journal, clock=Ticks(),
+            records=lambda: RECORDS, read=kept_responses.read, write=kept_responses.write,
+        )  # fmt: skip
+        kernel_lock = KernelLock(
+            executor=kernel.executor, facts=kernel.facts, loaded=kernel.loaded, installed=kernel.installed,
+            driverless=lambda: made.driverless, enforcement=policies, responses=responses, desired=wanted.convergence,
+            waiting=wanted.reconciler.pending, jobs=jobs, leases=held, audit=journal, clock=Ticks(),
+            locked=registry.look,
+        )  # fmt: skip
         parts = Services(
             operations=deeds,
             refusals=Refusals(kernel, journal, hub),
@@ -247,15 +265,9 @@ async def bench(
             store=custom.store,
             activation=custom.activation,
             surfaces=Surfaces(kernel.installed, kernel.loaded, kernel.facts),
-            enforcement=enforcement(
-                None, kernel, desired_state(None, kernel, journal, lambda: None),
-                history=MemoryJournal(Ticks()), audit=journal, clock=Ticks(), forgotten=lambda: None,
-            ),
-            responses=Responses(
-                installed=kernel.installed, facts=kernel.facts, rules=rules, operations=deeds, explainer=explainer,
-                history=history, autoload=kernel.configuration.autoload, audit=journal, clock=Ticks(),
-                records=lambda: RECORDS, read=kept_responses.read, write=kept_responses.write,
-            ),
+            enforcement=policies,
+            responses=responses,
+            kernel_lock=kernel_lock,
             health=health,
             health_status=lambda: HealthStatus.OK,
             metrics=lambda: [Metric("kmodd_modules", "gauge", (("state", "live"),), float(len(registry)))],
@@ -284,7 +296,7 @@ async def bench(
         await service.start()
         uevents = asyncio.create_task(registry.run(kernel.uevents))
         async with FakePolkit(bus.address) as polkit:
-            yield Bench(
+            made = Bench(
                 bus,
                 kernel,
                 service,
@@ -303,6 +315,7 @@ async def bench(
                 users,
                 wishes,
             )
+            yield made
         await deeds.close()
         await leases.close()
         await wanted.close()

@@ -205,3 +205,19 @@ def test_a_trial_of_nothing_is_neither_kept_nor_taken_back(run: Runner) -> None:
         assert "no desired state is on trial" in ended.err
     assert run("config", "apply", "--try", "1s").status == ExitCode.USAGE
     assert run("config", "apply", "--try", "10m", "--initramfs").status == ExitCode.USAGE
+
+
+def test_a_lock_is_confirmed_and_then_holds(run: Runner) -> None:
+    """The last test: it cannot be taken back."""
+    plan = run("surface", "lock", "--dry-run", "--json")
+    assert plan.err == ""
+    assert (plan.status, plan.document["locked"], plan.document["pending"]) == (0, False, [])
+    assert "nothing is pending" in run("surface", "lock", "--dry-run").out
+    unconfirmed = run("surface", "lock")
+    assert (unconfirmed.status, "--yes" in unconfirmed.err) == (ExitCode.USAGE, True)
+    assert run("surface", "lock", "--yes", "--reason", "a test").out == (
+        "loading and unloading of modules is disabled until reboot\n"
+    )
+    assert run("load", "dummy").status == ExitCode.FORBIDDEN_BY_KERNEL
+    assert run("surface", "lock", "--yes", "--json").document["locked"] is True
+    assert "disabled until reboot" in run("status").out

@@ -467,3 +467,16 @@ def test_never_forces() -> None:
     source = Path(worker.__file__).read_text()
     assert "O_TRUNC" not in source
     assert "IGNORE" not in source.replace("_SIG_IGN", "")
+
+
+def test_locks_by_the_switch_alone(tmp_path: Path) -> None:
+    switch = tmp_path / "proc/sys/kernel/modules_disabled"
+    switch.parent.mkdir(parents=True)
+    for driven in drive((*worker_program(), str(tmp_path))):
+        assert driven.ask(b"lock") == errno.ENOENT
+        assert not switch.exists(), "a kernel without modules has none"
+        switch.write_bytes(b"0")
+        assert driven.ask(b"lock\0now") == errno.EBADMSG
+        assert switch.read_bytes() == b"0"
+        assert driven.ask(b"lock") == 0
+        assert switch.read_bytes() == b"1"

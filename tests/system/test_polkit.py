@@ -26,6 +26,7 @@ ACTIONS = {
         "import-module",
         "inspect",
         "load",
+        "lock",
         "manage-notifications",
         "override-policy",
         "read-history",

@@ -36,9 +36,11 @@ async def test_one_that_fails_stops_no_other_and_is_reported(bench: Make) -> Non
 
 
 async def test_after_is_loaded_once_all_are_live(bench: Make) -> None:
-    b = bench(wanted("c", 'after = ["a", "b", "unix"]'))
+    b = bench(wanted("c", 'after = ["a", "b", "unix"]') + wanted("vfat", 'when = { kernel = "<5" }'))
     await b.boot()
     assert b.live() == set()
+    assert b.reconciler.waiting().keys() == {"c", "vfat"}
+    assert b.reconciler.pending().keys() == {"c"}, "no other kernel comes before the next boot"
     assert "a and b are not loaded" in b.reconciler.waiting()[ModuleName("c")]
     await b.modprobe("a")
     assert b.live() == {"a"}

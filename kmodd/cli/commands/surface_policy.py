@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`kmodctl surface learn|plan|apply|confirm|revert|check`: the policy for the attack surface."""
+"""`kmodctl surface learn|plan|apply|confirm|revert|check|lock`: the policy for the attack surface, and the lock."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -13,17 +13,21 @@ from kmodd.cli.session import Session
 from kmodd.client.surface import (
     AttackSurface,
     DecidedModule,
+    LockState,
     NeededModule,
     PolicyPlan,
     SurfaceFault,
+    lock_state,
     needed_module,
     policy_plan,
     surface_fault,
 )
+from kmodd.errors import Conflict, InvalidArgs
 from kmodd.patterns import matches
 
 NAMED_MAX = 12
 """Modules that a line names."""
+LOCKED = "loading and unloading of modules is disabled until reboot"
 
 
 async def run_learn(session: Session, arguments: Namespace) -> int:
@@ -99,6 +103,58 @@ async def run_check(session: Session, arguments: Namespace) -> int:
     else:
         session.screen.show(fault_lines([surface_fault(row) for row in data], session.screen))
     return ExitCode.DIFFERS if data else ExitCode.OK
+
+
+async def run_lock(session: Session, arguments: Namespace) -> int:
+    """Show what it means, and lock if that is confirmed."""
+    session.authorize()
+    surface, screen = AttackSurface(session.client), session.screen
+    data = await surface.data("Lock", options={"dry-run": True})
+    plan = lock_state(data)
+    if arguments.dry_run:
+        if session.json:
+            session.document(data)
+        else:
+            screen.show(lock_lines(plan, screen))
+        return ExitCode.DIFFERS if plan.pending else ExitCode.OK
+    if not plan.locked:
+        if not plan.pending and not arguments.yes:
+            _confirm_lock(plan, screen)
+        # kmodd refuses what is pending, and says what.
+        data = await surface.data("Lock", options=dict(session.asking(arguments)))
+    if session.json:
+        session.document(data)
+    else:
+        screen.show([LOCKED])
+    return ExitCode.OK
+
+
+def _confirm_lock(plan: LockState, screen: Screen) -> None:
+    """Ask on the terminal; Conflict where the answer is no, InvalidArgs where there is no terminal."""
+    if not screen.stdin.isatty() or not screen.stderr.isatty():
+        raise InvalidArgs("only a reboot unlocks modules: confirm with --yes")
+    for text in lock_lines(plan, screen):
+        screen.stderr.write(f"{text}\n")
+    screen.stderr.write("Only a reboot takes this back. Disable loading and unloading of modules? [y/N] ")
+    screen.stderr.flush()
+    if screen.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Conflict("the lock was not confirmed, so nothing was changed")
+
+
+def lock_lines(plan: LockState, screen: Screen) -> list[str]:
+    """What is pending, and below it what each user of modules can load no more."""
+    if plan.locked:
+        return [LOCKED]
+    paint = screen.paint
+    text = fault_lines(plan.pending, screen) if plan.pending else ["nothing is pending"]
+    text += [paint.warn(f"{clean(row.source)} {clean(row.fault)}") for row in plan.breaks if row.fault]
+    needs: dict[str, list[str]] = {}
+    for row in plan.breaks:
+        if row.module:
+            needs.setdefault(f"{row.source}: {row.evidence}", []).append(row.module)
+    if needs:
+        text.append("until reboot, these cannot be loaded:")
+    return [*text, *(f"    {_named(modules)} ({clean(why)})" for why, modules in needs.items())]
 
 
 def _fits(arguments: Namespace, row: dict[str, Any]) -> bool:

@@ -331,6 +331,11 @@ class DesiredStateService:
         await self._comparison.look()
         return self._comparison.find().rows
 
+    @property
+    def fault(self) -> Conflict | None:
+        """Why the files are not in effect as they are."""
+        return self._desired.fault
+
     def refresh(self) -> None:
         """Read the files again if one changed; cheap otherwise. A bad file is recorded and changes nothing."""
         if self._desired.refresh():

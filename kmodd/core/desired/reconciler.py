@@ -100,6 +100,11 @@ class Reconciler:
                 reasons[entry.module] = why
         return reasons
 
+    def pending(self) -> dict[ModuleName, str]:
+        """Of these, those whose conditions can hold in this boot."""
+        modules = self._desired.desired_modules
+        return {name: why for name, why in self.waiting().items() if self._desired.is_for_this_kernel(modules[name])}
+
     # --- beginning and end --------------------------------------------------------------------------------------------
 
     def start(self) -> Callable[[], None]:

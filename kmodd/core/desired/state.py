@@ -314,6 +314,10 @@ class DesiredState:
         """Why the files as they are now do not count; None when they do."""
         return self._fault
 
+    def is_for_this_kernel(self, entry: DesiredModule) -> bool:
+        """Its condition about the kernel can hold before the next boot."""
+        return not entry.kernel or kernel_fits(entry.kernel, self._release)
+
     def unmet(self, entry: DesiredModule) -> str:
         """Why a table does not apply on this system, as a clause; empty if it does."""
         return unmet(entry, self._release, self._devices)

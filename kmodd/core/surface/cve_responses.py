@@ -104,6 +104,11 @@ class Responses:
         """The responses that have not ended."""
         return await asyncio.to_thread(self._read)
 
+    @property
+    def is_busy(self) -> bool:
+        """One is being begun or ended."""
+        return self._lock.locked()
+
     async def find(self, key: str) -> Response:
         """One of them; NoSuchResponse."""
         response = next((each for each in await self.all() if each.id == key), None)

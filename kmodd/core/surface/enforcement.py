@@ -96,9 +96,14 @@ class Enforcement:
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
-    async def needs(self, kernel: str) -> Needs:
+    async def needs(self, kernel: str, *, initramfs: bool = True) -> Needs:
         """What this system needs in a kernel, or in every installed one; ModuleTreeMissing."""
-        return await self._in_thread(lambda: self._needs(self._releases(kernel), (), initramfs=True))
+        return await self._in_thread(lambda: self._needs(self._releases(kernel), (), initramfs=initramfs))
+
+    async def trial(self) -> str:
+        """The trial that is under way, as a clause; empty for none."""
+        text = await self._in_thread(self._on_trial)
+        return "" if text is None else _trial_message(text)
 
     async def plan(self) -> SurfacePlan:
         """What the policy blocks, and why; Conflict for a file of surface.d that is not valid."""

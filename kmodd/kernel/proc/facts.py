@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kmodd.kernel.files import listdir, read_bytes, read_text, status_if_there, value_if_there
+from kmodd.kernel.files import listdir, read_bytes, read_text, readlink, status_if_there, value_if_there
 from kmodd.model import KernelFacts
 from kmodd.text import shown
 
@@ -134,6 +134,19 @@ def present_aliases(root: Path) -> Iterator[str]:
     processor = read_text(sys / "devices/system/cpu/modalias", 1 << 16)
     if processor:
         yield processor
+
+
+def driverless_aliases(root: Path) -> Iterator[str]:
+    """The modalias of every device of a bus that no driver is bound to.
+
+    A device of ACPI only describes another one, of the platform or another bus, which has the driver and an alias.
+    """
+    for bus in listdir(root / "sys/bus"):
+        folder = root / "sys/bus" / bus / "devices"
+        for device in listdir(folder):
+            alias = read_text(folder / device / "modalias")
+            if alias and not any(readlink(folder / device / link) for link in ("driver", "physical_node")):
+                yield alias
 
 
 def _aliases(folder: Path) -> Iterator[str]:

@@ -114,6 +114,10 @@ class WorkerPool:
         """Have the setter of a module take a value."""
         return await self._order("write-parameter", name, parameter, value, timeout=timeout)
 
+    async def lock(self, *, timeout: float) -> Outcome:
+        """Write 1 to kernel.modules_disabled."""
+        return await self._order("lock", timeout=timeout)
+
     def on_return(self, worker: int, callback: Callable[[Outcome], None]) -> None:
         """Call back once when an abandoned worker's call ended after all; LookupError for one that was not abandoned.
 

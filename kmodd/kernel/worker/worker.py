@@ -15,6 +15,7 @@ Protocol, one message each way, bytes:
     remove MODULE
     read-parameters MODULE PARAMETER …      DATA: for each one the length of its value, a space, the value; -1 for none
     write-parameter MODULE PARAMETER VALUE
+    lock                                    write 1 to kernel.modules_disabled, which only a reboot takes back
 
 An order that this process refuses itself is answered with EACCES and one of `REFUSALS` as DATA. It takes no path: it inserts
 only from the module tree of the running kernel.
@@ -280,6 +281,7 @@ class Orders:
         self._calls = calls
         self._tree = ModuleTree(calls, root)
         self._parameters = Parameters(root)
+        self._switch = os.path.join(root, "proc/sys/kernel/modules_disabled")  # noqa: PTH118 - no pathlib in here
 
     def verbs(self) -> Mapping[bytes, tuple[Handler, int]]:
         """Every order: verb → (handler, number of arguments, or its negative for at least so many)."""
@@ -288,7 +290,16 @@ class Orders:
             b"remove": (self._calls.remove, 1),
             b"read-parameters": (self._parameters.read, -2),
             b"write-parameter": (self._parameters.write, 3),
+            b"lock": (self.lock, 0),
         }
+
+    def lock(self) -> Answer:
+        """Have the kernel load and unload nothing any more until the next boot."""
+        file = os.open(self._switch, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return 0 if os.write(file, b"1") == 1 else errno.EIO
+        finally:
+            os.close(file)
 
     def insert(self, release: bytes, name: bytes, digest: bytes, arguments: bytes) -> Answer:
         """Insert a module file of the running kernel's tree, unpacking it first where it is compressed."""
