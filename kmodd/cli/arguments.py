@@ -2,7 +2,7 @@
 """The command line parser. Each command names its function in `kmodd.cli.commands`, which is imported only when it runs."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -182,8 +182,11 @@ def _with_verb(arguments: Sequence[str]) -> Sequence[str]:
     return [*arguments[:after], "show", *arguments[after:]]
 
 
-def make_parser() -> Parser:
-    """The parser of the whole command line; the completion of shells is generated from it."""
+def make_parser(command: str = "") -> Parser:
+    """The parser of the whole command line, from which the completion of shells is generated too.
+
+    With the name of a command, of little more than that one: all of them take longer to define than most take to run.
+    """
     common = _common()
     parser = Parser(
         prog="kmodctl",
@@ -195,15 +198,16 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"kmodctl {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _Grammar(commands, common).define()
+    _Grammar(commands, common).define(command)
     return parser
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; bad usage and --help leave by SystemExit, as argparse does."""
-    parser = make_parser()
     own, command = _split(arguments)
     own = _with_verb(own)
+    # Behind options the first word need not be the command, as in `--bus list`, and `--help list` lists all of them.
+    parser = make_parser(own[0] if own else "")
     parsed = parser.parse_args(own)
     parsed.command = command
     for name, value in {
@@ -237,17 +241,27 @@ class _Grammar:
         self._commands = commands
         self._common = common
 
-    def define(self) -> None:
-        self._readers()
+    def define(self, command: str) -> None:
+        """Define the part that has this command; all of them where none has it."""
+        parts: dict[Callable[[], None], tuple[str, ...]] = {
+            self._readers: ("list", "show", "why"),
+            self._changes: ("load", "unload", "reload", "batch", "plan"),
+            self._others: ("set", "hold", "status", "log", "monitor"),
+            self._groups: ("store", "config", "reset-failed", "notify"),
+            self._surface: ("surface", "respond"),
+            self._tokens: ("token",),
+        }
+        having = [part for part, names in parts.items() if command in names]
+        for part in having or parts:
+            part()
+
+    def _changes(self) -> None:
         self._changers(self._commands, dry_run=True)
         self._batch(self._commands, dry_run=True)
         plan = self._add(self._commands, "plan", "plan", "show the exact steps a change would take, changing nothing")
         verbs = plan.add_subparsers(title="changes", metavar="CHANGE", required=True)
         self._changers(verbs, dry_run=False)
         self._batch(verbs, dry_run=False)
-        self._others()
-        self._surface()
-        self._tokens()
 
     def _add(
         self,
@@ -436,6 +450,8 @@ class _Grammar:
             "-n", "--lines", type=int, default=100, metavar="N", help="show at most N entries (default: 100)"
         )
         self._add(self._commands, "monitor", "log:run_monitor", "show what happens to modules as it happens")
+
+    def _groups(self) -> None:
         _define_store(
             self._add(self._commands, "store", "store:run_list", "manage versions of custom modules"), self._common
         )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """kmodctl as a process: signals, pipes, terminals, passwords, start-up."""
 
+import argparse
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmodd.cli.arguments import ExitCode
+from kmodd.cli.arguments import ExitCode, make_parser, parse
 from kmodd.cli.main import TerminalAgent
 from kmodd.client import JOB, OBJECTS, PROPERTIES
 from tests.cli import samples
@@ -253,6 +254,33 @@ def test_help_does_not_load_the_bus_library() -> None:
     code += "print([m for m in ('dbus_next','asyncio','subprocess','json') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return dict(action.choices)
+
+
+def _help(parser: argparse.ArgumentParser) -> list[str]:
+    """Of the parser and of all below it."""
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return [parser.format_help(), *(text for each in below for inner in each.choices.values() for text in _help(inner))]
+
+
+def test_a_command_is_the_same_where_the_others_are_not_defined() -> None:
+    every = _commands(make_parser())
+    for name, parser in every.items():
+        few = _commands(make_parser(name))
+        assert _help(few[name]) == _help(parser)
+        assert len(few) < len(every) / 2, name
+    assert _commands(make_parser("lst")).keys() == every.keys()
+
+
+def test_a_command_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--bus", "list", "load", "dummy"]).verb == "load"
+    with pytest.raises(SystemExit):
+        parse(["--help", "list"])
+    assert "reset-failed" in capsys.readouterr().out
 
 
 def _job_added() -> object:
