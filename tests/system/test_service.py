@@ -11,6 +11,7 @@ import pytest
 from tests.clock import clock
 from tests.system.client import records
 from tests.system.service import CALL, main_pid, resident, serves, show, wait_until, workers
+from tests.vm import suite
 from tests.vm.machine import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,11 +216,16 @@ def test_live_parameter_is_written_through_the_read_only_sys(vm: Machine) -> Non
     assert vm.read_file("/sys/module/kmodd_test_params/parameters/an_int") == b"7\n"
 
 
+def mebibytes(number: int) -> int:
+    """In kilobytes, and what the newer Python and structlog of this suite take for the same program: measured, 1.8 MB on Debian 13."""
+    return (number + (suite.chosen().name != "bookworm") * 2) * 1024
+
+
 def test_memory(vm: Machine) -> None:
     vm.run(["systemctl", "restart", "kmodd.service"], timeout=60, check=True)
     for _ in range(5):
         assert serves(vm)
-    assert resident(vm, main_pid(vm)) <= 33 * 1024
+    assert resident(vm, main_pid(vm)) <= mebibytes(33)
     # One is warm; the workers of operations that hang in the kernel are gone by now.
     assert [pid for pid in workers(vm) if resident(vm, pid) > 15 * 1024] == []
 
@@ -249,7 +255,7 @@ def test_memory_after_much_use(vm: Machine) -> None:
     pid = main_pid(vm)
     command = 'PYTHONPATH=/usr/src/bench exec python3 -c "$1" </lib/modules/$(uname -r)/modules.dep'
     vm.run(["sh", "-c", command, "sh", EVERYTHING], timeout=120, check=True)
-    wait_until(lambda: resident(vm, pid) <= 37 * 1024, "small again", 40)
+    wait_until(lambda: resident(vm, pid) <= mebibytes(37), "small again", 40)
     assert main_pid(vm) == pid
 
 
