@@ -255,7 +255,9 @@ def test_fish_completion(line: str, offered: str, completion: dict[str, Path]) -
     """
     result = subprocess.run(["fish", "--no-config", "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr == ""
-    assert sorted(row.partition("\t")[0] for row in result.stdout.splitlines()) == sorted(offered.split())
+    words = [row.partition("\t")[0] for row in result.stdout.splitlines()]
+    # fish 4 goes on with words that only have the letters somewhere.
+    assert sorted(word for word in words if word.startswith(line.rsplit(maxsplit=1)[-1])) == sorted(offered.split())
 
 
 def test_zsh_completion(completion: dict[str, Path], tmp_path: Path) -> None:
