@@ -149,6 +149,27 @@ def test_no_server_is_waited_for_to_find_the_file_of_a_loop_device(
     assert looked_up == []
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("40 30 0:70 / /far/near rw - tmpfs tmpfs rw\n", []),
+        ("40 30 0:70 / /far rw - tmpfs tmpfs rw\n", []),
+        ("25 20 0:70 / /far/near rw - tmpfs tmpfs rw\n", ["losetup --detach /dev/loop0"]),
+        ("40 30 0:70 / /far/nearby rw - tmpfs tmpfs rw\n", ["losetup --detach /dev/loop0"]),
+    ],
+    ids=["below it", "over it", "hidden by it", "beside the file"],
+)
+def test_a_file_of_another_mount_is_not_of_the_one_below_it(
+    root: FakeRoot, inodes: Found, line: str, expected: list[str]
+) -> None:
+    """A loop device with a file on a tmpfs, which no module is behind, in a folder of FUSE."""
+    table = "20 1 254:0 / / rw - ext4 /dev/vda rw\n30 20 0:60 / /far rw - fuse.sshfs host:/ rw\n" + line
+    root.process(1, "/sbin/init", mountinfo=table)
+    root.put("sys/block/loop0/dev", "7:0\n")
+    root.put("sys/block/loop0/loop/backing_file", "/far/near/image\n")
+    assert [line for line in commands(root.found("fuse")) if line.startswith("losetup")] == expected
+
+
 def test_the_server_of_a_file_system_ends_with_its_mount(root: FakeRoot, inodes: Found) -> None:
     table = "20 1 254:0 / / rw - ext4 /dev/vda rw\n30 20 0:60 / /far rw - fuse.sshfs host:/ rw\n"
     root.process(1, "/sbin/init", mountinfo=table)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from pathlib import PurePosixPath
 
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import note
@@ -80,6 +81,8 @@ class Mounts:
         """The device of the root file system."""
         self._held: dict[int | str, dict[int, frozenset[str]]] = {}
         """Modules and level of what is unmounted, by the number of the mount and by its device."""
+        self._unlisted: frozenset[str] = frozenset()
+        """Where file systems are mounted in the system's own mount namespace that cannot concern a module."""
 
     @cached_property
     def all(self) -> tuple[Mount, ...]:
@@ -105,7 +108,12 @@ class Mounts:
                     break
                 listed[number] = mount
             if task.pid == 1:
-                listed = {each: replace(mount, below=bool(table.on_top(each))) for each, mount in listed.items()}
+                others = [number for number in table.numbers if number not in listed and not table.is_covered(number)]
+                self._unlisted = frozenset(unescaped(os.fsdecode(table.point(number))) for number in others)
+                listed = {
+                    each: replace(mount, below=bool(table.on_top(each)), covered=table.is_covered(each))
+                    for each, mount in listed.items()
+                }
                 devices = {mount.device for mount in listed.values()}
                 base |= {mount.device for mount in listed.values() if mount.point == "/"}
                 originals.add(table)
@@ -233,13 +241,12 @@ class Mounts:
         return any(mount.type.partition(".")[0] == type_ for mount in self.all)
 
     def of_path(self, path: str) -> Mount | None:
-        """The mount of the system's own namespace that has this path, among those that are kept; None for the root."""
-        fitting = [
-            mount
-            for mount in self.all
-            if mount.task.pid == 1 and mount.point != "/" and path.startswith(f"{mount.point}/")
-        ]
-        return max(fitting, key=lambda mount: len(mount.point), default=None)
+        """The mount of the system's own namespace that has this path; None where that is the root or none of those that are kept."""
+        mounts = {mount.point: mount for mount in self.all if mount.task.pid == 1 and not mount.covered and mount.point != "/"}
+        for folder in map(str, PurePosixPath(path).parents):
+            if folder in mounts or folder in self._unlisted:
+                return mounts.get(folder)
+        return None
 
     def _lines(self, task: Task) -> Iterator[bytes]:
         """The table of a process, a piece at a time: its size is whatever the owner of the namespace wants."""

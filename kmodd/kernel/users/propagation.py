@@ -76,14 +76,14 @@ class MountTable:
 
     def on_top(self, number: bytes) -> list[bytes]:
         """The mounts on it but one at its very root: such a one takes its place when it goes."""
-        point = self._point(number)
-        return [each for each in self._above.get(number, ()) if self._point(each) != point]
+        point = self.point(number)
+        return [each for each in self._above.get(number, ()) if self.point(each) != point]
 
     def is_covered(self, number: bytes) -> bool:
         """Another mount hides it: its path leads elsewhere."""
-        if any(self._point(each) == self._point(number) for each in self._above.get(number, ())):
+        if any(self.point(each) == self.point(number) for each in self._above.get(number, ())):
             return True
-        point = self._point(number)
+        point = self.point(number)
         for _ in range(_ABOVE_MAX):
             fields = self._lines[number].split(b" ", 2)
             if len(fields) < 3 or fields[1] not in self._lines or fields[1] == number:
@@ -91,11 +91,12 @@ class MountTable:
             below, number = number, fields[1]
             for each in self._above.get(number, ()):
                 # A mount in the way that is not the one it stands on.
-                if each != below and _is_below(point, self._point(each)):
+                if each != below and _is_below(point, self.point(each)):
                     return True
         return True
 
-    def _point(self, number: bytes) -> bytes:
+    def point(self, number: bytes) -> bytes:
+        """Where it is mounted, escaped as in the line."""
         fields = self._lines[number].split(b" ", 5)
         return fields[4] if len(fields) == 6 else b""
 
