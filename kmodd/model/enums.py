@@ -120,6 +120,8 @@ class Remedy(StrEnum):
     """A service of IPVS."""
     DELETE_STATE = "delete-state"
     """A state of IPsec."""
+    REMOVE_PROBE = "remove-probe"
+    """A trigger or a probe of tracefs: the file, and the text that is added to it."""
     STOP_CACHE = "stop-cache"
     """A device or a set of bcache, by the file that stops it."""
     DISCONNECT_DISK = "disconnect-disk"

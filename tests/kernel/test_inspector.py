@@ -394,9 +394,10 @@ class Sockets:
 class Unmounted:
     def modules(self, number): return frozenset()
 class Mounts:
+    busy_devices = ()
     def held(self, number, device): return ()
 budget = Budget()
-files = OpenFiles(Owners(), Sockets(), Unmounted(), Mounts(), {"m": 1}, lambda _: (), budget)
+files = OpenFiles(Path("/"), Owners(), Sockets(), Unmounted(), Mounts(), {"m": 1}, lambda _: (), budget)
 print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, {}, budget)))
 """
 

@@ -9,6 +9,7 @@ from kmodd.core.diagnosis.advice import advised, command, free
 from kmodd.kernel.users import block as usage_block
 from kmodd.kernel.users import process as usage_process
 from kmodd.kernel.users.process import Inode
+from kmodd.kernel.users.tasks import Budget, Limits
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot
 
@@ -74,6 +75,87 @@ def test_a_file_of_a_copy_in_a_container_does_not_keep_the_original(root: FakeRo
     root.process(7, "/usr/bin/less", ("/data/a",))
     inodes["7/fd/0"] = Inode("", (0, 0), (1, 0), 99)
     assert [user.kind for user in root.found("vfat")] == ["mount", "mount"]
+
+
+MAPS = """\
+7f0000000000-7f0000001000 r--p 00000000 fe:00 7                          /usr/lib/libc.so.6
+7f0000001000-7f0000002000 rw-s 00000000 01:00 9                          /data/a b
+7f0000002000-7f0000003000 rw-s 00001000 01:00 9                          /data/a b
+7f0000003000-7f0000004000 rw-p 00000000 00:00 0
+7f0000004000-7f0000005000 rw-s 00000000 00:05 8                          /dev/ram1
+7f0000005000-7f0000006000 rw-s 00000000 00:05 6                          /dev/gone (deleted)
+7f0000006000-7f0000007000 rw-s 00000000 00:0e 5                          anon_inode:kvm-vcpu:0
+7ffc00000000-7ffc00001000 rw-p 00000000 00:00 0                          [stack]
+"""
+
+
+def mapping(root: FakeRoot, inodes: Found, *, ns: str = "mnt:[1]") -> None:
+    """Two processes; the second one has closed what it has mapped."""
+    root.process(1, "/sbin/init", mountinfo=TABLE, ns="mnt:[1]")
+    root.process(7, "/usr/bin/db", ns=ns)
+    root.put("proc/7/maps", MAPS)
+    inodes["proc/1/root/dev"] = Inode("", (0, 0), (0, 5), 21)
+
+
+def test_a_process_with_a_mapping_of_it_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None:
+    """A file whose descriptor is closed."""
+    mapping(root, inodes)
+    found = root.found("vfat")
+    assert [(user.detail, user.level) for user in found if user.kind == "process"] == [("pid 7 /data/a b, mapped", 1)]
+    assert commands(found)[0] == "kill 7"
+
+
+def test_a_file_that_is_open_and_mapped_is_one_user(root: FakeRoot, inodes: Found) -> None:
+    mapping(root, inodes)
+    inodes["7/cwd"] = Inode("", (0, 0), (1, 0), 30)
+    assert len([user for user in root.found("vfat") if user.kind == "process"]) == 1
+
+
+def test_a_mapping_in_another_mount_namespace_may_be_of_a_copy(root: FakeRoot, inodes: Found) -> None:
+    mapping(root, inodes, ns="mnt:[2]")
+    assert [user.kind for user in root.found("vfat")] == ["mount", "mount"]
+
+
+def test_a_mapping_of_a_device(root: FakeRoot, inodes: Found) -> None:
+    """Device nodes are found where root has them, and not where a process says they are."""
+    mapping(root, inodes, ns="mnt:[2]")
+    root.put("proc/devices", "Block devices:\n  1 ramdisk\n")
+    root.put("proc/modules", "brd 1 1 - Live 0x0\nkvm 1 1 - Live 0x0\n")
+    root.put("sys/dev/block/1:1/dev", "1:1\n")
+    root.link("sys/dev/block/1:1/device/driver/module", "../../brd")
+    root.put("sys/module/brd/drivers/pci:brd")
+    inodes["proc/1/root/dev/ram1"] = Inode("block", (1, 1), (0, 5), 21)
+    found = [(set(modules), user.detail) for modules, user in root.search() if user.kind == "process"]
+    assert found == [({"brd"}, "pid 7 /dev/ram1, mapped"), ({"kvm"}, "pid 7 anon_inode:kvm-vcpu:0, mapped")]
+    inodes["proc/1/root/dev/ram1"] = Inode("block", (1, 1), (0, 70), 21)
+    assert root.found("brd") == [], "another file system is there now"
+
+
+def test_mappings_are_looked_at_where_they_can_hold_something(root: FakeRoot, inodes: Found) -> None:
+    """The kernel takes long to list them. What has the root file system is in use in any case."""
+    mapping(root, inodes)
+    root.put("proc/7/maps", MAPS * 2000)
+    root.put("proc/devices", "Block devices:\n253 virtblk\n254 virtblk\n")
+    root.put("proc/1/mountinfo", TABLE.splitlines()[0])
+    too_long = "a process has more than 1 MiB of mappings"
+    for modules, partial in (
+        ("crc16 1 1 - Live 0x0\nkvm 1 0 - Live 0x0\n", ""),
+        ("virtio_blk 1 1 - Live 0x0\n", ""),
+        ("kvm 1 1 - Live 0x0\n", too_long),
+    ):
+        budget = Budget(Limits(mapping_bytes_per_process=1 << 20))
+        root.put("proc/modules", modules)
+        root.search(budget)
+        assert budget.partial == partial, modules
+
+
+def test_mappings_are_bounded(root: FakeRoot, inodes: Found) -> None:
+    """What is left out is said."""
+    mapping(root, inodes)
+    budget = Budget(Limits(mapping_bytes_per_process=1 << 20))
+    root.put("proc/7/maps", MAPS * 2000)
+    root.found("vfat", budget)
+    assert budget.partial == "a process has more than 1 MiB of mappings"
 
 
 def test_a_swap_file_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None:

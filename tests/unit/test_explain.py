@@ -177,7 +177,8 @@ async def test_what_nothing_explains_is_the_kernel() -> None:
     assert [user.kind for user in answer.users] == ["kernel"]
     (blocker,) = answer.blockers
     assert blocker == (
-        "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, sockets and kernel settings "
+        "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, mappings, "
+        "sockets, tracing and kernel settings "
         "do not explain what uses it: 1 reference that nothing in user space explains."
     )
 

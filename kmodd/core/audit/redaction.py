@@ -17,8 +17,8 @@ from kmodd.fast_dataclass import dataclass
 from kmodd.model import Explanation, LoadedBy, Plan, User
 
 OTHERS = "of other users"
-_UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state"})
-_OF_PROCESSES = frozenset({"process", "mount"})
+_UNOWNED = frozenset({"rule", "chain", "set", "object", "table", "state", "trigger", "pin"})
+_OF_PROCESSES = frozenset({"process", "mount", "candidate"})
 """Kinds of which users with one pid are counted as one."""
 LOADED = "loaded through kmodd"
 """Why a module is there, without who loaded it and for what."""

@@ -66,10 +66,16 @@ _SETTINGS = (
     (re.compile(r"/sys/devices/system/cpu/cpufreq/policy[0-9]{1,5}/scaling_governor"), re.compile(r"[a-z]{1,15}")),
     (re.compile(r"/sys/kernel/livepatch/[A-Za-z0-9_]{1,64}/enabled"), re.compile(r"0")),
     (re.compile(r"/proc/fs/nfsd/threads"), re.compile(r"0")),
+    (re.compile(r"/sys/kernel/tracing/events/[A-Za-z0-9_]{1,64}/[A-Za-z0-9_]{1,64}/enable"), re.compile(r"0")),
     (re.compile(r"/proc/sys/fs/binfmt_misc/(?!\.{1,2}$|register$|status$)[^/]{1,255}"), re.compile(r"-1")),
 )
 """Files of the kernel that commands write into, with what they write."""
 _CACHE = re.compile(r"/sys/block/bcache[0-9]{1,5}/bcache/stop|/sys/fs/bcache/[0-9a-f-]{36}/stop")
+_TRACE_FILE = re.compile(
+    r"/sys/kernel/tracing(/instances/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?"
+    r"/(set_ftrace_filter|dynamic_events|events/[A-Za-z0-9_]{1,64}/[A-Za-z0-9_]{1,128}/trigger)"
+)
+_PROBE = re.compile(r"![A-Za-z0-9_.*]{1,128}:[ -~]{1,512}|-:[A-Za-z0-9_]{1,64}/[A-Za-z0-9_]{1,64}")
 _LEGACY_PROGRAMS = {"iptables-legacy", "ip6tables-legacy", "arptables-legacy", "ebtables-legacy"}
 _LEGACY_TABLE, _LEGACY_CHAIN, _NUMBER = (
     re.compile(r"[a-z]{1,31}"),
@@ -231,6 +237,13 @@ def _write(words: tuple[str, ...]) -> str:
     return f"""sh -c 'echo {words[1]} >"$1"' sh {shlex.quote(words[0])}"""
 
 
+def _remove_probe(words: tuple[str, ...]) -> str:
+    if len(words) != 2 or not _TRACE_FILE.fullmatch(words[0]) or not _PROBE.fullmatch(words[1]):
+        return ""
+    # Added: a file of tracefs that is opened to be overwritten loses all else that is in it.
+    return f"""sh -c 'echo "$1" >>"$2"' sh {shlex.quote(words[1])} {words[0]}"""
+
+
 def _stop_cache(words: tuple[str, ...]) -> str:
     return f"""sh -c 'echo 1 >"$1"' sh {words[0]}""" if len(words) == 1 and _CACHE.fullmatch(words[0]) else ""
 
@@ -288,6 +301,7 @@ _WORDED = {
     Remedy.UNEXPORT: _unexport,
     Remedy.WRITE_SETTING: _write,
     Remedy.STOP_CACHE: _stop_cache,
+    Remedy.REMOVE_PROBE: _remove_probe,
     Remedy.DELETE_LEGACY_RULE: _delete_legacy_rule,
     Remedy.FLUSH_LEGACY_TABLE: _flush_legacy_table,
     Remedy.DELETE_LEGACY_CHAIN: _delete_legacy_chain,
@@ -316,7 +330,10 @@ def _rank(user: User) -> tuple[int, int, int]:
     return -user.level, group, within
 
 
-_LOOKED_AT = "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, sockets and kernel settings"
+_LOOKED_AT = (
+    "Mounts, devices, interfaces, traffic control, netfilter, IPVS, IPsec, configfs, open files, mappings, sockets, tracing "
+    "and kernel settings"
+)
 
 
 def ended(text: str) -> str:
@@ -376,6 +393,10 @@ def _sentence(user: User) -> str:
             return f"The setting {user.name} is {user.detail}."
         case "watchdog":
             return f"Watchdog {user.name} is running ({user.detail})."
+        case "trigger":
+            return f"Tracing holds it: {user.name} ({user.detail})."
+        case "pin" | "candidate":
+            return f"{user.name} may hold it ({user.detail})."
         case "crypto":
             return f"Its algorithm {user.name} is in use ({user.detail})."
         case "kernel":

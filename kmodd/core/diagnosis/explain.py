@@ -339,8 +339,8 @@ class Explainer:
         users = [User("module", holder, "uses it") for holder in module.holders]
         users += advised(usage.users)
         beside = module.references - len(module.holders)
-        # A bound device holds no reference, and a namespace is a guess: what does is still to be explained then.
-        holding = any(user.kind not in {"device", "namespace"} for user in usage.users)
+        # A bound device holds no reference, and a namespace or what else may hold it is a guess: what does is still to be explained then.
+        holding = any(user.kind not in {"device", "namespace", "candidate", "pin"} for user in usage.users)
         if beside > 0 and not holding and module.state is State.LIVE:
             users.append(unexplained(module, usage.partial))
         return (*users, *advised(self._held(module.name)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, read_text, readlink
+from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.users.devices import DeviceOwners, device_number, is_linear, target_module
 from kmodd.kernel.users.mount import Mount, Mounts, unescaped
 from kmodd.kernel.users.process import inode
@@ -34,12 +35,13 @@ def block_users(
     mounts: Mounts,
     loaded: Mapping[str, int],
     resolve: Callable[[str], tuple[str, ...]] = lambda _: (),
+    algorithms: Algorithms | None = None,
 ) -> Iterator[tuple[frozenset[str], User]]:
     """What uses disks and partitions of a module, directly or through other block devices; the uppermost first.
 
     Modules are those of the device and of every one below it: what is mounted from a loop device on a RAM disk keeps the
     RAM disk's module busy as well. `loaded` are the modules that are looked for, with the references that no module holds,
-    `resolve` answers the modules with an alias.
+    `resolve` answers the modules with an alias, `algorithms` are those of the crypto API in use.
     """
     block = root / "sys/block"
     users = [
@@ -48,6 +50,7 @@ def block_users(
         *_of_compressors(block, loaded, resolve),
         *_of_caches(root, loaded),
         *_of_exports(root, mounts, owners),
+        *(_of_checksums(root, mounts, algorithms) if algorithms is not None else ()),
     ]
     users.sort(key=lambda each: -each[0])
     for _, modules, user in users:
@@ -211,13 +214,29 @@ def _devices_of(root: Path, mount: Mount) -> Iterator[str]:
     btrfs has another number than its devices, and shows one of them as the source; /sys/fs/btrfs lists them all.
     """
     yield mount.device
+    for system in _systems(root, mount):
+        devices = listdir(root / "sys/fs/btrfs" / system / "devices")
+        yield from filter(None, (read_text(root / "sys/class/block" / name / "dev") for name in devices))
+
+
+def _systems(root: Path, mount: Mount) -> Iterator[str]:
+    """The file system of btrfs that is mounted, by its folder in /sys/fs/btrfs."""
     if mount.type != "btrfs" or not mount.source.startswith("/dev/"):
         return
     source = readlink(root / mount.source.lstrip("/")).rpartition("/")[2] or mount.source.rpartition("/")[2]
     for system in listdir(root / "sys/fs/btrfs"):
-        devices = listdir(root / "sys/fs/btrfs" / system / "devices")
-        if source in devices:
-            yield from filter(None, (read_text(root / "sys/class/block" / name / "dev") for name in devices))
+        if source in listdir(root / "sys/fs/btrfs" / system / "devices"):
+            yield system
+
+
+def _of_checksums(root: Path, mounts: Mounts, algorithms: Algorithms) -> Iterator[_Stacked]:
+    """Checksums of btrfs, each the driver of an algorithm: `xxhash64 (xxhash64-generic)`."""
+    for mount in mounts.all:
+        for system in _systems(root, mount):
+            checksum = read_text(root / "sys/fs/btrfs" / system / "checksum") or ""
+            if modules := algorithms.of_driver(checksum.partition("(")[2].rstrip(")")):
+                detail = f"type btrfs, source {mount.source}, checksum {checksum}{mount.elsewhere}"
+                yield _TOP, modules, mounts.user("mount", mount.point, detail, mount, modules)
 
 
 def _journals(root: Path) -> dict[str, list[str]]:

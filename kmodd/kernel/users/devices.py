@@ -2,11 +2,13 @@
 """Modules by device number, devices bound to a module's drivers, and running watchdogs."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, read_text, readlink, status_if_there
+from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
@@ -44,8 +46,15 @@ _MD_LEVEL = re.compile(r"[a-z0-9]+")
 class DeviceOwners:
     """Answers from /sys/dev, /proc/devices, /proc/misc and the aliases; each number is looked up once."""
 
-    def __init__(self, root: Path, resolve_alias: Callable[[str], tuple[str, ...]], loaded: Collection[str]) -> None:
-        """`loaded` are the canonical names of the modules that are looked for."""
+    def __init__(
+        self,
+        root: Path,
+        resolve_alias: Callable[[str], tuple[str, ...]],
+        loaded: Collection[str],
+        algorithms: Algorithms | None = None,
+    ) -> None:
+        """`loaded` are the canonical names of the modules that are looked for; `algorithms` are those of the crypto API in use."""
+        self._algorithms = algorithms
         self._root = root
         self._resolve = resolve_alias
         self._loaded = loaded
@@ -59,6 +68,20 @@ class DeviceOwners:
         """
         own = self._own(kind, major, minor)
         return own | self.below(major, minor) if kind == "block" else own
+
+    def with_nodes(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of these modules that may have a device node."""
+        drivers: set[str] = {canonical(name) for name in self._misc.values()}
+        for kind, table in self._majors.items():
+            different = _BLOCK_NAMES if kind == "block" else _CHAR_NAMES
+            for major, name in table.items():
+                drivers |= {
+                    canonical(different.get(name, name.rpartition("/")[2])),
+                    *self._resolve(f"{kind}-major-{major}-0"),
+                }
+        return frozenset(
+            name for name in names if name in drivers or listdir(self._root / "sys/module" / name / "drivers")
+        )
 
     def below(self, major: int, minor: int) -> frozenset[str]:
         """Modules of the block devices below this one."""
@@ -137,6 +160,8 @@ class DeviceOwners:
         # Behind device-mapper and md stands the target's or the level's module as well.
         if target := target_module(disk):
             yield target
+            if self._algorithms is not None and self._targets[target] == 1:
+                yield from self._algorithms.of_user(target, once=True)
         level = read_text(f"{disk}/md/level") or ""
         if _MD_LEVEL.fullmatch(level):
             yield level
@@ -156,6 +181,12 @@ class DeviceOwners:
                 yield driver.rpartition("/")[2]
                 return
             place = place.parent
+
+    @cached_property
+    def _targets(self) -> Counter[str]:
+        """How many mappings have a target of each module: the algorithm of which of several is not known."""
+        disks = (disk for disk in listdir(self._root / "sys/block") if disk.startswith("dm-"))
+        return Counter(target_module(self._root / "sys/block" / disk) for disk in disks)
 
     @cached_property
     def _majors(self) -> dict[str, dict[int, str]]:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import note
+from kmodd.kernel.users.devices import device_number
 from kmodd.kernel.users.propagation import MountTable, Originals
 from kmodd.kernel.users.tasks import Budget, Task, Tasks, is_of_socket
 from kmodd.model import Remedy, User
@@ -236,13 +237,25 @@ class Mounts:
         levels = self._held.get(number if number >= 0 else f"{device[0]}:{device[1]}", {})
         yield from ((modules, level + 1) for level, modules in levels.items())
 
+    @property
+    def busy_devices(self) -> tuple[tuple[int, int], ...]:
+        """Those of the file systems whose open files `held` knows."""
+        return tuple(number for key in self._held if isinstance(key, str) and (number := device_number(key)))
+
+    @property
+    def base(self) -> tuple[tuple[int, int], ...]:
+        """The devices of the root file system."""
+        return tuple(number for text in self._base if (number := device_number(text)))
+
     def has_type(self, type_: str) -> bool:
         """Something of this type is mounted that an umount ends."""
         return any(mount.type.partition(".")[0] == type_ for mount in self.all)
 
     def of_path(self, path: str) -> Mount | None:
         """The mount of the system's own namespace that has this path; None where that is the root or none of those that are kept."""
-        mounts = {mount.point: mount for mount in self.all if mount.task.pid == 1 and not mount.covered and mount.point != "/"}
+        mounts = {
+            mount.point: mount for mount in self.all if mount.task.pid == 1 and not mount.covered and mount.point != "/"
+        }
         for folder in map(str, PurePosixPath(path).parents):
             if folder in mounts or folder in self._unlisted:
                 return mounts.get(folder)

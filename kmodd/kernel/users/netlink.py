@@ -111,9 +111,20 @@ def big_endian(value: bytes) -> int:
 
 _SOCK_DIAG, _BY_FAMILY = 4, 20
 """NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY."""
-_INFO, _CONG, _ULP_INFO, _ULP_NAME = 2, 4, 19, 1
-"""INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_ULP_INFO and INET_ULP_INFO_NAME of linux/inet_diag.h. The latter two need CAP_NET_ADMIN,
-and come with the first (inet_sk_diag_fill in net/ipv4/inet_diag.c)."""
+_INFO, _CONG, _ULP_INFO, _ULP_NAME, _ULP_TLS, _TLS_CIPHER = 2, 4, 19, 1, 2, 2
+"""INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_ULP_INFO, INET_ULP_INFO_NAME and INET_ULP_INFO_TLS of linux/inet_diag.h, TLS_INFO_CIPHER of
+linux/tls.h. Those of the upper layer need CAP_NET_ADMIN, and come with the first (inet_sk_diag_fill in net/ipv4/inet_diag.c)."""
+_CIPHERS = {
+    51: ("gcm", "aes"),
+    52: ("gcm", "aes"),
+    53: ("ccm", "aes"),
+    54: ("rfc7539", "chacha20", "poly1305"),
+    55: ("gcm", "sm4"),
+    56: ("ccm", "sm4"),
+    57: ("gcm", "aria"),
+    58: ("gcm", "aria"),
+}
+"""TLS_CIPHER_ of linux/tls.h."""
 _REQUEST = struct.Struct("=BBBxI48x")
 """struct inet_diag_req_v2: family, protocol, requested attributes, states, and any socket."""
 _MESSAGE = struct.Struct("=4x48x16xI")
@@ -128,6 +139,8 @@ class TcpUse:
     inode: int
     name: str
     module: str
+    cipher: tuple[str, ...] = ()
+    """The words of which the names of the algorithms are made that it uses as well."""
 
 
 def tcp_uses() -> Iterator[TcpUse]:
@@ -149,8 +162,10 @@ def read_socket(body: bytes) -> Iterator[TcpUse]:
     (inode,) = _MESSAGE.unpack_from(body)
     values = dict(attributes(body[_MESSAGE.size :]))
     control = text(values.get(_CONG, b""))
-    upper = text(dict(attributes(values.get(_ULP_INFO, b""))).get(_ULP_NAME, b""))
+    layer = dict(attributes(values.get(_ULP_INFO, b"")))
+    upper = text(layer.get(_ULP_NAME, b""))
+    cipher = int.from_bytes(dict(attributes(layer.get(_ULP_TLS, b""))).get(_TLS_CIPHER, b"")[:2], sys.byteorder)
     if inode and control:
         yield TcpUse(inode, control, canonical(f"tcp_{control}"))
     if inode and upper:
-        yield TcpUse(inode, upper, canonical(upper))
+        yield TcpUse(inode, upper, canonical(upper), _CIPHERS.get(cipher, ()))

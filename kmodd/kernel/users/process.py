@@ -3,17 +3,21 @@
 
 import ctypes
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
-from kmodd.kernel.files import note, read_text, readlink
+from kmodd.kernel.files import listdir, note, read_text, readlink
+from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mounts
 from kmodd.kernel.users.netlink import TcpUse
-from kmodd.kernel.users.tasks import Budget, Tasks
+from kmodd.kernel.users.tasks import Budget, Sighting, Task, Tasks
+from kmodd.kernel.users.tracing import has_events, modules_of_events
 from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -21,6 +25,7 @@ from kmodd.text import shown
 
 _TABLE_MAX = 1 << 16
 _NETLINK_MAX = 1 << 20
+_GUESSES_MAX = 256
 _CGROUP_MAX = 1 << 14
 _ATTRIBUTE = "system.sockprotoname"
 _ALG, _ALG_TYPES = "ALG", "algif_"
@@ -30,10 +35,18 @@ _NETFILTER, _BOUND = "12", ("nfnetlink_queue", "nfnetlink_log")
 """NETLINK_NETFILTER, and its parts that a process binds a socket to (instance_create in net/netfilter/nfnetlink_queue.c)."""
 _ANONYMOUS = {
     "kvm-vm": ("kvm", "kvm_intel", "kvm_amd"),
-    "kvm-vcpu": ("kvm", "kvm_intel", "kvm_amd"),
+    "kvm-vcpu:": ("kvm", "kvm_intel", "kvm_amd"),
     "[vfio-device]": ("vfio", "vfio_pci_core", "vfio_pci"),
 }
-"""Modules of files without a path (anon_inode_getfd in virt/kvm/kvm_main.c, drivers/vfio/vfio_main.c), as their links read."""
+"""Modules of files without a path (anon_inode_getfd in virt/kvm/kvm_main.c, drivers/vfio/vfio_main.c), as their links read but for a
+number at the end."""
+_MAPPING = re.compile(
+    rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ (?P<on>[0-9a-f]+:[0-9a-f]+) [0-9]+ +(?P<path>(?:/|anon_inode:).*)"
+)
+"""A line of maps (proc_pid_maps(5))."""
+_CHUNK = 1 << 16
+_MAPPING_MAX = 1 << 14
+"""Bytes of one line: a path of at most a page, of which a line feed is escaped."""
 _DISCIPLINES = 31
 """NR_LDISCS of linux/tty.h."""
 _ATTACHING: dict[str, tuple[str, ...]] = {
@@ -49,6 +62,11 @@ _ATTACHING: dict[str, tuple[str, ...]] = {
 """Programs that open a terminal to give it a line discipline and keep it open for that, with the beginnings of the modules' names."""
 _FUSE = frozenset({"fuse"})
 _DMA_BUFFER = "/dmabuf:"
+_PERF, _LINKS = "anon_inode:[perf_event]", {"anon_inode:bpf_link", "anon_inode:bpf-link"}
+_ATTACHED = {"tracing", "kprobe_multi"}
+"""Types of links of BPF that hold the module of a function (kernel/bpf/trampoline.c, kernel/trace/bpf_trace.c)."""
+_KERNEL = "1"
+"""The number of the kernel's own type information, which is made first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,8 @@ class SocketUse:
     modules: frozenset[str]
     certain: bool = True
     """It holds these; else one of them."""
+    choice: str = "types"
+    """What these are, where it holds one of them."""
 
 
 class SocketModules:
@@ -76,12 +96,14 @@ class SocketModules:
         tcp: Callable[[], Iterable[TcpUse]] = lambda: (),
         budget: Budget | None = None,
         namespaces: Iterable[Path] = (),
+        algorithms: Algorithms | None = None,
     ) -> None:
         """`loaded` are the canonical names of the modules that are looked for, with the references that no module holds.
 
         `tcp` answers what TCP sockets use; OSError where the kernel does not. `namespaces` are the folders in /proc of a
-        process of each other network namespace.
+        process of each other network namespace, `algorithms` those of the crypto API in use.
         """
+        self._algorithms = algorithms
         self._root = root
         self._loaded = loaded
         self._resolve = resolve_alias
@@ -95,7 +117,7 @@ class SocketModules:
         if modules := self._netlink.get(inode):
             return [SocketUse("NETLINK", modules)]
         if tcp := self._of_tcp.get(inode):
-            return [SocketUse(f"TCP with {use.name}", frozenset({use.module})) for use in tcp]
+            return [SocketUse(f"TCP with {use.name}", self._of_layer(use)) for use in tcp]
         if not self._protocols and not self._types:
             return []
         try:
@@ -110,7 +132,21 @@ class SocketModules:
             # bind(2) takes the module of the type; accepted sockets keep the one that was bound (crypto/af_alg.c). Nothing
             # shows which type that was, so it is known where one type alone is in use.
             uses.append(SocketUse(protocol, self._types, certain=len(self._types) == 1))
+            uses += self._of_algorithms(protocol)
         return uses
+
+    def _of_algorithms(self, protocol: str) -> Iterator[SocketUse]:
+        """What a socket of AF_ALG holds by the algorithm that it is bound to, which nothing shows either."""
+        if self._algorithms is None:
+            return
+        for type_ in self._types:
+            if used := self._algorithms.of_user(type_):
+                certain = len(self._types) == 1 and self._algorithms.is_one(type_)
+                yield SocketUse(protocol, used, certain, "algorithms")
+
+    def _of_layer(self, use: TcpUse) -> frozenset[str]:
+        ciphers = self._algorithms.made_of(use.cipher) if use.cipher and self._algorithms else frozenset()
+        return ciphers | {use.module}
 
     @cached_property
     def _types(self) -> frozenset[str]:
@@ -287,6 +323,11 @@ class OpenFile:
     """As of `User`."""
     follows: bool = False
     """It ends with another user of the module."""
+    guess: bool = False
+    """It may hold one of these or none: worth a look where nothing else is known."""
+
+
+_Marks = tuple[dict[bytes, tuple[int, int]], tuple[bytes, ...]]
 
 
 class OpenFiles:
@@ -294,6 +335,7 @@ class OpenFiles:
 
     def __init__(
         self,
+        root: Path,
         owners: DeviceOwners,
         sockets: SocketModules,
         unmounted: Unmounted,
@@ -305,6 +347,8 @@ class OpenFiles:
         """`loaded` are the modules that are looked for, with the references that no module holds; `resolve` answers those with an
         alias. The users of `mounts` were listed before.
         """
+        self._root = root
+        self._wanted: dict[tuple[bool, bool], _Marks] = {}
         self._resolve = resolve
         self._mounts = mounts
         self._owners = owners
@@ -338,11 +382,14 @@ class OpenFiles:
                     if target.startswith("socket:"):
                         for use in self._sockets.uses(entry.path, target):
                             text = f"socket {use.protocol}"
-                            name = text if use.certain else f"{text} of one of these types"
+                            name = text if use.certain else f"{text} of one of these {use.choice}"
                             yield OpenFile(name, use.modules, use.certain)
                     elif target.startswith(("anon_inode:", _DMA_BUFFER)):
-                        if modules := self._without_path(f"{folder}/fdinfo/{entry.name}", target):
+                        information = f"{folder}/fdinfo/{entry.name}"
+                        if modules := self._without_path(information, target):
                             yield OpenFile(target, modules)
+                        elif watching := self._watching(information, target):
+                            yield watching
                     elif target.startswith("/"):
                         yield from self._of_file(entry.path, target)
         except OSError as error:
@@ -359,6 +406,78 @@ class OpenFiles:
         if file.kind == "char" and self._disciplines and self._owners.is_terminal(*file.number):
             yield from self._of_terminal(link, target)
         yield from self._of_place(file, link)
+
+    def mapped(self, folder: Path, uid: int, *, nodes: bool, sees_mounts: bool) -> Iterator[OpenFile]:
+        """What is mapped into its memory: it stays in use when the descriptor is closed. Each file once.
+
+        To have the kernel list them takes long: that is done where they can hold something. `nodes` says that devices can. They are those
+        of /dev itself, which are root's: another path could lead to a file server by now. Of what is mounted only the device is shown,
+        not which mount it is of: `sees_mounts` says that the process is in the system's own mount namespace.
+        """
+        if (nodes, sees_mounts) not in self._wanted:
+            self._wanted[nodes, sees_mounts] = self._marks(nodes, sees_mounts)
+        numbers, marks = self._wanted[nodes, sees_mounts]
+        if not numbers:
+            return
+        paths: set[bytes] = set()
+        for line in self._mappings(folder, uid, marks):
+            row = _MAPPING.fullmatch(line)
+            if row is None or row["path"] in paths:
+                continue
+            paths.add(row["path"])
+            path, on = os.fsdecode(row["path"]), numbers.get(row["on"])
+            if on is not None and on != self._nodes:
+                for modules, level in self._mounts.held(-1, on):
+                    yield OpenFile(f"{path}, mapped", modules, level=level)
+            elif modules := self._of_node(path, on) if on is not None else self._without_path("", path):
+                yield OpenFile(f"{path}, mapped", modules)
+
+    def _marks(self, nodes: bool, sees_mounts: bool) -> _Marks:
+        """The file systems whose files are looked for, as maps has their devices, and what lines about any of them have in them."""
+        devices = [self._nodes] if nodes and self._nodes else []
+        devices += self._mounts.busy_devices if sees_mounts else ()
+        numbers = {f"{major:02x}:{minor:02x}".encode(): (major, minor) for major, minor in devices}
+        return numbers, (*(b" %s " % number for number in numbers), b" anon_inode:")
+
+    def _of_node(self, path: str, on: tuple[int, int]) -> frozenset[str]:
+        """Modules of a device node where root has it, if it is on that file system."""
+        node = inode(f"{self._root}/proc/1/root{path}")
+        return self._owners.modules(node.kind, *node.number) if node and node.kind and node.on == on else frozenset()
+
+    @cached_property
+    def _nodes(self) -> tuple[int, int] | None:
+        """The device of the file system with the system's device nodes."""
+        folder = inode(f"{self._root}/proc/1/root/dev")
+        return folder.on if folder is not None else None
+
+    @property
+    def are_mounts_held(self) -> bool:
+        """An open file may keep something mounted."""
+        return bool(self._mounts.busy_devices)
+
+    def can_be_mapped(self, names: Iterable[str]) -> bool:
+        """One of these modules may have devices, or files without a path, that can be mapped."""
+        names = tuple(names)
+        anonymous = {name for modules in _ANONYMOUS.values() for name in modules}
+        return bool(names) and (not anonymous.isdisjoint(names) or bool(self._owners.with_nodes(names)))
+
+    def _mappings(self, folder: Path, uid: int, marks: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines of a process's maps, of those pieces that have one of these marks."""
+        try:
+            with open(f"{folder}/maps", "rb", buffering=0) as file:  # noqa: PTH123 - a plain text, hundreds of times
+                rest, size = b"", 0
+                while piece := file.read(_CHUNK):
+                    size += len(piece)
+                    if not self._budget.take_mapping_bytes(uid, len(piece), size) or len(rest) > _MAPPING_MAX:
+                        return
+                    piece, _, tail = (rest + piece).rpartition(b"\n")
+                    if any(mark in piece for mark in marks):
+                        yield from piece.split(b"\n")
+                    rest = tail
+                    if not self._budget.in_time():
+                        return
+        except OSError as error:
+            note(error)
 
     def _of_terminal(self, link: str, target: str) -> Iterator[OpenFile]:
         """A terminal to which a program gave a module's line discipline: which one, the kernel shows only to who opens it
@@ -383,10 +502,42 @@ class OpenFiles:
         for modules, level in self._mounts.held(file.mount, file.on):
             yield OpenFile(readlink(link), modules, level=level)
 
+    def _watching(self, information: str, target: str) -> OpenFile | None:
+        """A perf event or a link of BPF, which holds the module with what it is attached to (perf_trace_init, bpf_trampoline_link_prog)."""
+        if target == _PERF:
+            name = f"{target}, which may be of one of its trace events"
+            return OpenFile(name, self._traced, certain=False, guess=True) if self._traced else None
+        if target not in _LINKS:
+            return None
+        lines = (line.partition(":\t") for line in (read_text(information) or "").splitlines())
+        values = {key: value.strip() for key, _, value in lines}
+        name = f"{target} {values.get('link_type', '')}"
+        if event := values.get("tp_name"):
+            modules = frozenset({self._events.get(event, "")}).intersection(self._loaded)
+            return OpenFile(f"{name} {event}", modules) if modules else None
+        if values.get("link_type") in _ATTACHED and values.get("target_obj_id") != _KERNEL and self.described:
+            return OpenFile(f"{name}, which may be of one of its functions", self.described, certain=False, guess=True)
+        return None
+
+    @cached_property
+    def _events(self) -> dict[str, str]:
+        return modules_of_events(self._root)
+
+    @cached_property
+    def _traced(self) -> frozenset[str]:
+        """Modules with trace events that something uses."""
+        return frozenset(name for name, count in self._loaded.items() if count > 0 and has_events(self._root, name))
+
+    @cached_property
+    def described(self) -> frozenset[str]:
+        """Modules that something uses and to whose functions a program of BPF can be attached."""
+        names = listdir(self._root / "sys/kernel/btf")
+        return frozenset(name for name in names if self._loaded.get(name, 0) > 0)
+
     def _without_path(self, information: str, target: str) -> frozenset[str]:
         names: tuple[str, ...] = ()
         if target.startswith("anon_inode:"):
-            names = _ANONYMOUS.get(target.removeprefix("anon_inode:"), ())
+            names = _ANONYMOUS.get(target.removeprefix("anon_inode:").rstrip("0123456789"), ())
         elif target.startswith(_DMA_BUFFER):
             # dma_buf_show_fdinfo in drivers/dma-buf/dma-buf.c: the name is that of the module that exports it.
             lines = (read_text(information) or "").splitlines()
@@ -395,46 +546,72 @@ class OpenFiles:
 
 
 def processes(
-    tasks: Tasks, files: OpenFiles, namespaces: Mapping[str, str], budget: Budget
+    tasks: Tasks,
+    files: OpenFiles,
+    namespaces: Mapping[str, str],
+    budget: Budget,
+    guesses: list[Sighting] | None = None,
+    unexplained: Callable[[], Iterable[str]] = lambda: (),
 ) -> Iterator[tuple[frozenset[str], User]]:
     """Each process with each of its open paths: the executable as name, `pid 1234 /dev/uinput` as detail.
 
-    `namespaces` are the labels of other network namespaces, by what their links read.
+    Mappings are looked at last, and only of what is not open as well. `namespaces` are the labels of other network namespaces, by
+    what their links read. `guesses` gets what may hold a module of which nothing else is known,
+    `unexplained` answers the modules with references of which no user was found so far.
     """
+    users: dict[int, User] = {}
+    held: set[tuple[int, frozenset[str], int]] = set()
+
+    def user(task: Task, file: OpenFile) -> tuple[frozenset[str], User]:
+        held.add((task.pid, file.modules, file.level))
+        made = users.get(task.pid)
+        if made is None:
+            made = users[task.pid] = _process(tasks, task, namespaces)
+        if not file.certain or file.follows:
+            made = replace(made, remedy=Remedy.NOT_NEEDED if file.follows else Remedy.NONE, target="", pids=())
+        return file.modules, replace(made, detail=shown(f"pid {task.pid} {file.name}"), level=file.level)
+
     for task in tasks.all:
         if not budget.in_time():
             return
-        folder = tasks.folder(task)
-        executable, ending, unit, container = "", None, "", ""
         seen: set[tuple[str, frozenset[str]]] = set()
-        for each in files.of(folder, task.user):
-            if (each.name, each.modules) in seen:
-                continue
-            seen.add((each.name, each.modules))
-            if not executable:
-                executable = shown(_executable(folder))
-                unit, container = map(shown, place(read_text(folder / "cgroup", _CGROUP_MAX) or ""))
-            remedy, target, pids = ending = ending or tasks.ending(task)
-            if not each.certain or each.follows:
-                remedy, target, pids = Remedy.NOT_NEEDED if each.follows else Remedy.NONE, "", ()
-            yield (
-                each.modules,
-                User(
-                    "process",
-                    executable,
-                    shown(f"pid {task.pid} {each.name}"),
-                    pid=task.pid,
-                    exe=executable,
-                    unit=unit,
-                    container=container,
-                    netns=namespaces.get(readlink(folder / "ns/net"), ""),
-                    owner=task.uid,
-                    remedy=remedy,
-                    target=target,
-                    pids=pids,
-                    level=each.level,
-                ),
-            )
+        for each in files.of(tasks.folder(task), task.user):
+            if (each.name, each.modules) not in seen:
+                seen.add((each.name, each.modules))
+                if not each.guess:
+                    yield user(task, each)
+                elif guesses is not None and len(guesses) < _GUESSES_MAX:
+                    modules, made = user(task, each)
+                    guesses.append((modules, replace(made, kind="candidate")))
+    nodes = files.can_be_mapped(unexplained())
+    for task in tasks.all if nodes or files.are_mounts_held else ():
+        if not budget.in_time():
+            return
+        sees_mounts = bool(task.namespace) and task.namespace == tasks.first_namespace
+        for each in files.mapped(tasks.folder(task), task.user, nodes=nodes, sees_mounts=sees_mounts):
+            if (task.pid, each.modules, each.level) not in held:
+                yield user(task, each)
+
+
+def _process(tasks: Tasks, task: Task, namespaces: Mapping[str, str]) -> User:
+    folder = tasks.folder(task)
+    executable = shown(_executable(folder))
+    unit, container = map(shown, place(read_text(folder / "cgroup", _CGROUP_MAX) or ""))
+    remedy, target, pids = tasks.ending(task)
+    return User(
+        "process",
+        executable,
+        "",
+        pid=task.pid,
+        exe=executable,
+        unit=unit,
+        container=container,
+        netns=namespaces.get(readlink(folder / "ns/net"), ""),
+        owner=task.uid,
+        remedy=remedy,
+        target=target,
+        pids=pids,
+    )
 
 
 def _executable(folder: Path) -> str:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The search for users of modules in user space, bounded, including algorithms of the crypto API."""
 
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from kmodd.kernel.files import read_text
+from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.users.block import block_users
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, iscsi_sessions, watchdogs
@@ -20,33 +21,23 @@ from kmodd.kernel.users.process import OpenFiles, SocketModules, Unmounted, proc
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
 from kmodd.kernel.users.settings import setting_users
 from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Sighting, Tasks, bounded, namespace_owner, references
+from kmodd.kernel.users.tracing import pinned, tracing_users
 from kmodd.model import Remedy, User
-from kmodd.names import canonical
 from kmodd.text import shown
 
-_TABLE_MAX = 1 << 20
+
+def used_algorithms(algorithms: Algorithms, explained: Callable[[str], bool]) -> Iterator[tuple[frozenset[str], User]]:
+    """Algorithms that something uses; `explained` tells whether a user of a module was found, with which their use ends."""
+    for each in algorithms.of_modules:
+        used = f"driver {each.driver}, used {each.uses} times"
+        remedy = Remedy.NOT_NEEDED if explained(each.module) else Remedy.NONE
+        if not remedy and (consumers := algorithms.consumers(each)):
+            used += f", perhaps through {', '.join(consumers)}"
+        yield frozenset({each.module}), User("crypto", shown(each.name), shown(used), remedy=remedy)
 
 
-def algorithms(
-    root: Path, loaded: Container[str], explained: Callable[[str], bool], budget: Budget
-) -> Iterator[tuple[frozenset[str], User]]:
-    """From /proc/crypto: an algorithm that nothing uses has one reference, that of its registration.
-
-    Who uses it the kernel does not say: a mapping of dm-crypt, an AF_ALG socket, IPsec, TLS. `loaded` are the modules that
-    are looked for, `explained` tells whether a user of a module was found, with which the use of its algorithms ends.
-    """
-    table = read_text(root / "proc/crypto", _TABLE_MAX) or ""
-    if len(table) >= _TABLE_MAX - 1:
-        budget.met("there are more algorithms than are examined")
-    for entry in table.split("\n\n"):
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in entry.splitlines())}
-        module, count = canonical(fields.get("module", "")), fields.get("refcnt", "")
-        if module in loaded and count.isdecimal() and int(count) > 1:
-            used = f"driver {fields.get('driver', '')}, used {int(count) - 1} times"
-            remedy = Remedy.NOT_NEEDED if explained(module) else Remedy.NONE
-            yield frozenset({module}), User("crypto", shown(fields.get("name", "")), shown(used), remedy=remedy)
-
-
+_LINK_CIPHERS = {"macsec": ("gcm", "aes")}
+"""Algorithms that a kind of interface uses (drivers/net/macsec.c)."""
 _SCTP = "sctp"
 _STAYING = "one in each network namespace, made with the module: it stays until the next boot"
 """sctp_ctl_sock_init in net/sctp/protocol.c: the module holds itself by it."""
@@ -110,26 +101,46 @@ class ProcUsage:
 
         tasks = namespaces.tasks
         mounts = Mounts(tasks, of_type, budget, lambda charset: known(modules_of_charset(charset, self._resolve)))
-        owners = DeviceOwners(self._root, self._resolve, loaded)
+        algorithms = Algorithms(self._root, loaded, lambda: budget.met("there are more algorithms than are examined"))
+        owners = DeviceOwners(self._root, self._resolve, loaded, algorithms)
         yield from mounts.users()
-        yield from block_users(self._root, owners, mounts, loaded, self._resolve)
+        yield from block_users(self._root, owners, mounts, loaded, self._resolve, algorithms)
         yield from setting_users(self._root, loaded, self._resolve, mounts, budget)
-        yield from interfaces(self._root, lambda kind: known(modules_of_kind(kind, self._resolve)), self._kinds, loaded)
+        yield from interfaces(
+            self._root,
+            lambda kind: known(modules_of_kind(kind, self._resolve)) | algorithms.made_of(_LINK_CIPHERS.get(kind, ())),
+            self._kinds,
+            loaded,
+        )
         yield from self._kernel.users(self._root, loaded, self._resolve, budget)
         yield from configfs_users(self._root, loaded, budget)
-        sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders)
+        sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders, algorithms)
+        guesses: list[Sighting] = []
+
+        def left() -> dict[str, int]:
+            held = (module for module, user in reported if user.remedy is not Remedy.NOT_NEEDED and not user.level)
+            counts = Counter(held)
+            return {module: count for module, count in loaded.items() if count > counts[module]}
+
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
+        files = OpenFiles(self._root, owners, sockets, unmounted, mounts, loaded, self._resolve, budget)
         yield from processes(
             tasks,
-            OpenFiles(owners, sockets, unmounted, mounts, loaded, self._resolve, budget),
+            files,
             namespaces.labels,
             budget,
+            guesses,
+            lambda: left().keys() - frozenset[str]().union(*(owners.modules("block", *each) for each in mounts.base)),
         )
         yield from watchdogs(self._root, loaded)
         yield from iscsi_sessions(self._root, loaded)
         if loaded.get(_SCTP, 0) > 0:
             yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
-        yield from algorithms(self._root, loaded, explained.__contains__, budget)
+        yield from used_algorithms(algorithms, explained.__contains__)
+        yield from tracing_users(self._root, left(), budget)
+        listed = {module for module, _ in reported}
+        guesses += ((files.described, user) for user in pinned(self._root))
+        yield from ((modules - listed, user) for modules, user in guesses if modules - listed)
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
         yield from bound_devices(self._root, loaded)

@@ -43,6 +43,10 @@ class Limits:
     """The part of the time that mount tables may take: processes are looked at afterwards."""
     rule_share: float = 0.7
     """The part of the time after which no more rules of netfilter are looked at, for the same reason."""
+    mapping_bytes_per_process: int = 1 << 20
+    """Bytes of maps."""
+    mapping_bytes_per_user: int = 16 << 20
+    """Bytes of maps of all processes of one user who is not root."""
     mounts: int = 8192
     """Mounts that are kept, after those that cannot concern a module were dropped."""
     descriptors_per_process: int = 4096
@@ -69,6 +73,7 @@ class Budget:
         """Modules with more users than are named."""
         self._mount_bytes: Counter[int] = Counter()
         self._descriptors: Counter[int] = Counter()
+        self._mapping_bytes: Counter[int] = Counter()
 
     @property
     def partial(self) -> str:
@@ -121,6 +126,17 @@ class Budget:
             return False
         if uid != 0 and self._mount_bytes[uid] > self.limits.mount_bytes_per_user:
             self.met(f"the mount tables of a user have more than {self.limits.mount_bytes_per_user >> 20} MiB")
+            return False
+        return True
+
+    def take_mapping_bytes(self, uid: int, size: int, of_process: int) -> bool:
+        """Bytes of a process's mappings were read, `of_process` in all; False when no more of them may be."""
+        self._mapping_bytes[uid] += size
+        if of_process > self.limits.mapping_bytes_per_process:
+            self.met(f"a process has more than {self.limits.mapping_bytes_per_process >> 20} MiB of mappings")
+            return False
+        if uid != 0 and self._mapping_bytes[uid] > self.limits.mapping_bytes_per_user:
+            self.met(f"a user has more than {self.limits.mapping_bytes_per_user >> 20} MiB of mappings")
             return False
         return True
 
@@ -310,6 +326,11 @@ class Tasks:
             if task.namespace:
                 members.setdefault(task.namespace, []).append(task)
         return {namespace: tuple(tasks) for namespace, tasks in members.items()}
+
+    @cached_property
+    def first_namespace(self) -> str:
+        """The mount namespace of the first process, as its link reads; empty where that may not be read."""
+        return next((task.namespace for task in self.all if task.pid == 1), "")
 
     @cached_property
     def initial(self) -> str:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What holds a module by its trace events, by programs of BPF or by algorithms of the crypto API, on a made-up /proc and /sys."""
+
+from pathlib import Path
+
+import pytest
+
+from kmodd.core.diagnosis.advice import advised, command
+from kmodd.kernel.proc.crypto import Algorithms
+from kmodd.kernel.users.netlink import TcpUse, attribute, read_socket
+from kmodd.kernel.users.tasks import Budget
+from kmodd.kernel.users.tracing import tracing_users
+from kmodd.model import Remedy, User
+from tests.kernel.usage_root import FakeRoot
+
+EVENTS = "sys/kernel/tracing/events"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> FakeRoot:
+    made = FakeRoot(tmp_path)
+    made.put("proc/modules", "btrfs 1 1 - Live 0x0\n")
+    made.put(f"{EVENTS}/btrfs/btrfs_sync_fs/enable", "0*\n")
+    made.put(f"{EVENTS}/btrfs/btrfs_sync_fs/trigger", "# Available triggers:\n")
+    return made
+
+
+def commands(root: FakeRoot, references: int = 1) -> list[str]:
+    users = [user for _, user in tracing_users(root.path, {"btrfs": references}, Budget())]
+    return [user.command for user in advised(users)]
+
+
+def test_a_trigger_that_enables_an_event(root: FakeRoot) -> None:
+    root.put(f"{EVENTS}/sched/sched_switch/trigger", "enable_event:btrfs:btrfs_sync_fs:unlimited if prev_pid == 1\n")
+    root.put("sys/kernel/tracing/set_ftrace_filter", "do_exit\n\ndo_exit:traceon:unlimited\n")
+    path = f"/{EVENTS}/sched/sched_switch/trigger"
+    line = "!enable_event:btrfs:btrfs_sync_fs if prev_pid == 1"
+    assert commands(root) == [f"""sh -c 'echo "$1" >>"$2"' sh '{line}' {path}"""]
+    assert commands(root, 0) == [], "nothing uses it"
+
+
+def test_no_trigger_is_looked_for_where_no_event_is_enabled_by_one(root: FakeRoot) -> None:
+    root.put(f"{EVENTS}/btrfs/btrfs_sync_fs/enable", "1\n")
+    root.put(f"{EVENTS}/sched/sched_switch/trigger", "enable_event:btrfs:btrfs_sync_fs:unlimited\n")
+    assert commands(root) == []
+
+
+def test_a_function_of_an_instance_that_enables_an_event(root: FakeRoot) -> None:
+    root.put(
+        "sys/kernel/tracing/instances/mine/set_ftrace_filter", "do_exit:enable_event:btrfs:btrfs_sync_fs:count=2\n"
+    )
+    root.put("sys/kernel/tracing/instances/mine/events/btrfs/btrfs_sync_fs/enable", "1*\n")
+    path = "/sys/kernel/tracing/instances/mine/set_ftrace_filter"
+    assert commands(root) == [
+        f"""sh -c 'echo "$1" >>"$2"' sh '!do_exit:enable_event:btrfs:btrfs_sync_fs:count=2' {path}"""
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("/sys/kernel/tracing/set_ftrace_filter",),
+        ("/sys/kernel/tracing/../../etc/passwd", "!x:y"),
+        ("/sys/kernel/tracing/instances/../set_ftrace_filter", "!x:y"),
+        ("/sys/kernel/tracing/set_ftrace_filter", "do_exit"),
+        ("/sys/kernel/tracing/set_ftrace_filter", "!x:\n"),
+        ("/sys/kernel/tracing/dynamic_events", "-:a/b c"),
+    ],
+)
+def test_nothing_else_is_written_into_tracefs(words: tuple[str, ...]) -> None:
+    assert command(User("trigger", "", "", remedy=Remedy.REMOVE_PROBE, words=words)) == ""
+
+
+def test_what_may_hold_it_is_said_where_nothing_else_is_known(root: FakeRoot) -> None:
+    """A perf event, a link of BPF, what is pinned."""
+    root.put("sys/module/btrfs/sections/_ftrace_events")
+    root.put("sys/kernel/btf/btrfs")
+    root.put("sys/fs/bpf/mine/link")
+    root.process(7, "/usr/bin/perf", ("anon_inode:[perf_event]", "anon_inode:bpf_link", "anon_inode:bpf_link"))
+    root.put("proc/7/fdinfo/1", "link_type:\ttracing\ntarget_obj_id:\t1\n")
+    root.put("proc/7/fdinfo/2", "link_type:\ttracing\ntarget_obj_id:\t80\n")
+    found = {user.detail: (user.kind, user.remedy) for modules, user in root.search() if modules == {"btrfs"}}
+    assert found == {
+        "pid 7 anon_inode:[perf_event], which may be of one of its trace events": ("candidate", Remedy.NONE),
+        "pid 7 anon_inode:bpf_link tracing, which may be of one of its functions": ("candidate", Remedy.NONE),
+        "pinned, and what it is attached to is not known": ("pin", Remedy.NONE),
+    }
+    root.process(1, "/sbin/init", mountinfo="30 20 1:0 / /data rw - btrfs /dev/ram0 rw\n")
+    assert [user.kind for modules, user in root.search() if modules == {"btrfs"}] == ["mount"]
+
+
+def test_a_program_on_a_tracepoint(root: FakeRoot) -> None:
+    root.put("sys/kernel/tracing/available_events", "sched:sched_switch\nbtrfs:btrfs_sync_fs\n")
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link", "anon_inode:bpf_link"))
+    root.put("proc/7/fdinfo/0", "pos:\t0\nlink_type:\traw_tracepoint\nlink_id:\t3\ntp_name:\tbtrfs_sync_fs\n")
+    root.put("proc/7/fdinfo/1", "pos:\t0\nlink_type:\traw_tracepoint\nlink_id:\t4\ntp_name:\tsched_switch\n")
+    users = [user for modules, user in root.search() if modules == {"btrfs"}]
+    assert [(user.detail, user.remedy) for user in users] == [
+        ("pid 7 anon_inode:bpf_link raw_tracepoint btrfs_sync_fs", Remedy.KILL)
+    ]
+
+
+# --- algorithms -------------------------------------------------------------------------------------------------------
+
+
+def crypto(*rows: tuple[str, str, str, int]) -> str:
+    """/proc/crypto, of names, modules, types and references."""
+    return "\n".join(f"name : {n}\ndriver : {n}-x\nmodule : {m}\nrefcnt : {r}\ntype : {t}\n" for n, m, t, r in rows)
+
+
+LOADED = {"aesni_intel": 1, "dm_crypt": 1, "xxhash_generic": 1, "tls": 1, "algif_hash": 0}
+XTS, GCM = ("xts(aes)", "aesni_intel", "skcipher", 2), ("gcm(aes)", "aesni_intel", "aead", 2)
+
+
+@pytest.mark.parametrize(
+    ("row", "once", "expected"),
+    [
+        (XTS, True, {"aesni_intel"}),
+        (("xts(aes)", "aesni_intel", "skcipher", 1), True, set()),
+        (("xts(aes)", "aesni_intel", "skcipher", 3), True, set()),
+        (("xts(aes)", "aesni_intel", "skcipher", 3), False, {"aesni_intel"}),
+        (("xts(aes)", "kernel", "skcipher", 2), True, set()),
+        (("sha256", "xxhash_generic", "shash", 2), True, set()),
+        (GCM, True, set()),
+    ],
+    ids=["one use", "no use", "further uses", "uses of several", "built in", "of another type", "TLS uses such ones"],
+)
+def test_algorithms_of_an_encrypted_disk(
+    tmp_path: Path, row: tuple[str, str, str, int], once: bool, expected: set[str]
+) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/crypto").write_text(crypto(row))
+    assert Algorithms(tmp_path, LOADED).of_user("dm_crypt", once=once) == expected
+
+
+def test_algorithms_made_of_words(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/crypto").write_text(
+        crypto(XTS, ("__gcm(aes)", "aesni_intel", "aead", 2), ("ghash", "tls", "ahash", 2))
+    )
+    known = Algorithms(tmp_path, LOADED)
+    assert known.made_of(("gcm", "aes")) == {"aesni_intel", "tls"}
+    assert known.made_of(("rfc7539", "chacha20", "poly1305")) == {"tls"}
+    assert known.made_of(()) == set(), "who uses none uses no part of one"
+    assert known.consumers(known.used[0]) == ("dm_crypt",)
+
+
+@pytest.mark.parametrize(("several", "expected"), [(False, [Remedy.REMOVE_MAPPING]), (True, [])])
+def test_the_cipher_of_one_encrypted_disk_is_known(tmp_path: Path, several: bool, expected: list[Remedy]) -> None:
+    root = FakeRoot(tmp_path)
+    root.put("proc/modules", "aesni_intel 1 1 - Live 0x0\ndm_crypt 1 1 - Live 0x0\ndm_mod 1 1 - Live 0x0\n")
+    root.put("proc/crypto", crypto(XTS))
+    for number in range(1 + several):
+        root.put(f"sys/block/dm-{number}/dev", f"254:{number}\n")
+        root.put(f"sys/block/dm-{number}/dm/name", f"secret{number}\n")
+        root.put(f"sys/block/dm-{number}/dm/uuid", f"CRYPT-LUKS2-{number}\n")
+        root.link(f"sys/dev/block/254:{number}", str(root.path / f"sys/block/dm-{number}"))
+    users = [user for modules, user in root.search() if "aesni_intel" in modules]
+    assert [user.remedy for user in users if user.kind == "block"] == expected
+    (row,) = (user for user in users if user.kind == "crypto")
+    assert row.detail == f"driver xts(aes)-x, used 1 times{', perhaps through dm_crypt' if several else ''}"
+
+
+def test_cipher_of_tls() -> None:
+    information = attribute(1, b"tls\0") + attribute(2, attribute(2, (52).to_bytes(2, "little")))
+    message = b"\0" * 68 + (77).to_bytes(4, "little") + attribute(19, information)
+    assert list(read_socket(message)) == [TcpUse(77, "tls", "tls", ("gcm", "aes"))]
+
+
+def test_checksum_of_btrfs(tmp_path: Path) -> None:
+    root = FakeRoot(tmp_path)
+    root.put("proc/modules", "xxhash_generic 1 1 - Live 0x0\nbtrfs 1 1 - Live 0x0\n")
+    root.put("proc/crypto", crypto(("xxhash64", "xxhash_generic", "shash", 2)))
+    root.put("sys/fs/btrfs/some-uuid/checksum", "xxhash64 (xxhash64-x)\n")
+    root.put("sys/fs/btrfs/some-uuid/devices/ram0")
+    root.process(1, "/sbin/init", mountinfo="30 20 0:40 / /data rw - btrfs /dev/ram0 rw\n")
+    users = [user for modules, user in root.search() if "xxhash_generic" in modules]
+    assert [(user.kind, user.remedy) for user in users] == [
+        ("mount", Remedy.UNMOUNT),
+        ("crypto", Remedy.NOT_NEEDED),
+    ]
