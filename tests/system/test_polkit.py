@@ -134,6 +134,8 @@ CLOSED = {
         "SetOptions sa{ss}a{sv} loop 1 max_loop 4 0",
         "SetBlacklisted sba{sv} dummy true 0",
         "Apply a{sv} 0",
+        "Confirm a{sv} 0",
+        "Revert a{sv} 0",
         "Reload",
     ],
     "Store": [
@@ -152,6 +154,7 @@ CLOSED = {
         "Respond sa{sv} CVE-2026-31431 0",
         "EndResponse sa{sv} module:algif_rng 0",
         "GetRefused a{sv} 0",
+        "Lock a{sv} 0",
     ],
 }
 
