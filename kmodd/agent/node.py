@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The node as kmodd describes it, and the three calls that change it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -147,13 +147,17 @@ class Node:
         ours: list[str] = []
         pending, seen = [module], {module}
         while pending:
+            needs: Iterable[str] = ()
             with suppress(KmoddError):
-                for need in map(str, (await self._client.describe(pending.pop())).depends):
-                    if need not in seen:
-                        seen.add(need)
-                        pending.append(need)
-                        if self.is_ours(await self.explain(need)):
-                            ours.append(need)
+                needs = map(str, (await self._client.describe(pending.pop())).depends)
+            for need in needs:
+                if need in seen:
+                    continue
+                seen.add(need)
+                pending.append(need)
+                with suppress(KmoddError):
+                    if self.is_ours(await self.explain(need)):
+                        ours.append(need)
         return tuple(ours)
 
     def is_ours(self, explanation: Explanation) -> bool:
