@@ -10,6 +10,9 @@ import pytest
 from dbus_next import Variant
 
 from kmodd.client import Client as LibraryClient
+from kmodd.core.desired.trial import ApplyTrial
+from kmodd.errors import Busy
+from kmodd.model import Outcome
 from kmodd.model.surface import Reading, Want
 from tests.bus.bench import Bench, bench, record_of
 from tests.bus.test_responses import call
@@ -97,3 +100,42 @@ async def test_an_operation_that_begins_while_the_plan_is_made_refuses_it(
             await call(client, "Lock")
         assert not locked(service)
         service.jobs.finish(jobs[0], "done")
+
+
+async def test_a_trial_that_begins_while_the_plan_is_made_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        begun: list[bool] = []
+
+        class Devices(list[str]):
+            """Read last."""
+
+            def __iter__(self) -> Iterator[str]:
+                begun.append(True)
+                return super().__iter__()
+
+        monkeypatch.setattr(service, "driverless", Devices())
+        monkeypatch.setattr(ApplyTrial, "told", property(lambda _: "the desired state is on trial" if begun else ""))
+        with pytest.raises(Exception, match="the desired state is on trial"):
+            await call(client, "Lock")
+        assert not locked(service)
+
+
+async def test_no_operation_begins_while_the_kernel_is_being_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        lock, refused = service.kernel.executor.lock, []
+
+        async def load_meanwhile(*, timeout: float) -> Outcome:
+            try:
+                service.jobs.add("load", "dummy", ":1.9")
+            except Busy as error:
+                refused.append(error.message)
+            return await lock(timeout=timeout)
+
+        monkeypatch.setattr(service.kernel.executor, "lock", load_meanwhile)
+        assert (await call(client, "Lock"))["locked"] is True
+        assert refused == ["loading and unloading of modules is being disabled"]
+        service.jobs.finish(service.jobs.add("load", "dummy", ":1.9"), "done")

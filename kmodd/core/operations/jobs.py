@@ -111,9 +111,13 @@ class Jobs:
         self._jobs: dict[int, Job] = {}
         self._cancels: dict[int, Callable[[], None]] = {}
         self._last = 0
+        self.closed = ""
+        """Why none may begin."""
 
     def add(self, action: str, module: str, sender: str, state: JobState = JobState.RUNNING) -> int:
-        """Begin one; answers its number, which is never used again."""
+        """Begin one; answers its number, which is never used again. Busy while none may begin."""
+        if self.closed:
+            raise Busy(self.closed)
         self._last += 1
         self._jobs[self._last] = Job(self._last, action, module, state, self._clock(), sender)
         self._afterwards.defer(partial(self._events.publish, JobAdded(self._last)))

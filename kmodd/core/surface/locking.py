@@ -15,7 +15,7 @@ from kmodd.core.operations.jobs import Jobs, run_to_completion
 from kmodd.core.surface.cve_responses import Responses
 from kmodd.core.surface.enforcement import Enforcement
 from kmodd.core.surface.resolution import Resolver
-from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted, errno_name
+from kmodd.errors import Conflict, Evidence, KmoddError, NotPermitted, errno_name, machine_fault
 from kmodd.kernel.ports import Executor, Facts, InstalledKernels, LoadedModules, ModuleIndex
 from kmodd.model import Caller, KernelFacts, Record
 from kmodd.model.surface import Fault, LockPlan, Needs, Reason
@@ -109,10 +109,11 @@ class KernelLock:
         try:
             async with self._lock:
                 plan = await self._write()
-        except KmoddError as error:
+        except (KmoddError, OSError) as problem:
+            error = problem if isinstance(problem, KmoddError) else machine_fault(problem, "")
             record = replace(record, message=error.message, error=error.name(), hint=error.evidence.hint)
             self._audit.record(replace(record, duration_usec=self._clock() - begun).by(caller))
-            raise
+            raise error from problem
         changed = not plan.locked
         lost = sorted(plan.breaks.reasons)[:_BREAKS_MAX]
         record = replace(
@@ -134,7 +135,14 @@ class KernelLock:
         if plan.locked:
             return plan
         # The plan took seconds.
-        pending = plan.pending or tuple(self._under_way())
+        trials = await self._trials()
+        self._jobs.closed = "loading and unloading of modules is being disabled"
+        try:
+            return await self._write_unless(plan, plan.pending or (*trials, *self._under_way()))
+        finally:
+            self._jobs.closed = ""
+
+    async def _write_unless(self, plan: LockPlan, pending: Sequence[Fault]) -> LockPlan:
         if pending:
             more = f", and {len(pending) - 1} more" if len(pending) > 1 else ""
             raise Conflict(
@@ -157,19 +165,26 @@ class KernelLock:
         if self._responses.is_busy:
             yield Fault("response", "a response is under way", hint="kmodctl respond list")
         for lease in self._leases.leases.values():
-            modules = ", ".join(lease.modules)
+            name = next(iter(lease.modules), None)
             yield Fault(
                 "lease",
-                f"{modules} could not be unloaded when its lease ends",
-                module=lease.modules[0] if lease.modules else None,
-                hint=f"kmodctl why {lease.modules[0]}" if lease.modules else "",
+                f"{', '.join(lease.modules) or 'what is held'} could not be unloaded when its lease ends",
+                module=name,
+                hint="" if name is None else f"kmodctl why {name}",
             )
 
+    async def _trials(self) -> Sequence[Fault]:
+        return [
+            Fault("trial", trial, hint=hint)
+            for trial, hint in (
+                (await self._enforcement.trial(), "kmodctl surface confirm, or kmodctl surface revert"),
+                (self._desired.trial.told, "kmodctl config confirm, or kmodctl config revert"),
+            )
+            if trial
+        ]
+
     async def _unsettled(self) -> Sequence[Fault]:
-        faults: list[Fault] = []
-        for trial, words in ((await self._enforcement.trial(), "surface"), (self._desired.trial.told, "config")):
-            if trial:
-                faults.append(Fault("trial", trial, hint=f"kmodctl {words} confirm, or kmodctl {words} revert"))
+        faults: list[Fault] = [*await self._trials()]
         loaded = self._loaded.snapshot()
         for response in await self._responses.all():
             faults += [
