@@ -82,12 +82,18 @@ class ConfigurationInterface:
     def revert(self, values: options.Values) -> Call:
         reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
 
-        async def run(caller: Caller) -> list[rows.Row]:
-            results = await self._services.desired.trial.revert(replace(caller, reason=reason, on_behalf_of=behalf))
-            return await self._disclosure.outcomes(results, caller, "Revert", public=False)
+        async def prepare(_: Caller) -> Call:
+            trial = self._services.desired.trial
+            kept = trial.kept
 
-        modules = " ".join(self._services.desired.trial.held())
-        return Call(run, {"modules": modules, "action": REVERT, **asked.behalf(behalf)})
+            async def run(caller: Caller) -> list[rows.Row]:
+                results = await trial.revert(kept, replace(caller, reason=reason, on_behalf_of=behalf))
+                return await self._disclosure.outcomes(results, caller, "Revert", public=False)
+
+            modules = " ".join(sorted({operation.module for operation in kept.undo}))
+            return Call(run, {"modules": modules, "action": REVERT, **asked.behalf(behalf)})
+
+        return Call(unprepared, asked.behalf(behalf), prepare=prepare)
 
     def _applying(self, values: options.Values, action: str, *, trial: int = 0) -> Call:
         reason, behalf = parse_reason(values.get("reason", "")), asked.behalf(options.on_behalf_of(values))

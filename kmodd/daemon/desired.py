@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from kmodd.config.toml_file import FOLDERS, DropIns
@@ -23,7 +22,7 @@ from kmodd.core.rules.configuration import Configuration
 from kmodd.core.surface.enforcement import Enforcement
 from kmodd.daemon.state_files import DesiredCache
 from kmodd.errors import Conflict, Evidence, NotPermitted, errno_name
-from kmodd.kernel.atomic_file import read_file, write_whole
+from kmodd.kernel.atomic_file import read_file, remove_durably, write_whole
 from kmodd.kernel.file_watch import FileWatch
 from kmodd.kernel.initramfs import Initramfs
 from kmodd.kernel.modprobe import modprobe_d, modules_load_d
@@ -124,7 +123,7 @@ class KeptTrialFile:
             return
         try:
             if data is None:
-                self._path.unlink(missing_ok=True)
+                remove_durably(self._path)
             else:
                 write_whole(self._path, data, 0o600)
         except OSError as error:
@@ -165,6 +164,7 @@ class DesiredParts:
         """
         self._index = kernel.index
         self._stop: Callable[[], None] = lambda: None
+        self._ending: asyncio.Task[None] | None = None
         release = kernel.facts.read().release
         self.desired = desired
         self._audit = audit
@@ -275,16 +275,26 @@ class DesiredParts:
             return
 
     async def end_trial(self) -> None:
-        """Take a trial back while operations can still be made; what takes too long is taken back by the next daemon."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.trial.close(), _TRIAL_TIMEOUT)
+        """Take a trial back while operations can still be made; what takes too long is taken back by the next daemon.
+
+        Its call into the kernel is given up with all others, after that.
+        """
+        self._ending = asyncio.get_running_loop().create_task(self.trial.close())
+        await asyncio.wait({self._ending}, timeout=_TRIAL_TIMEOUT)
+        self._ending.cancel()
 
     async def close(self) -> None:
         """Give up what is under way."""
         looks = [self._rules.close(), self._files.close(), *([self._boot.close()] if self._boot is not None else [])]
+        if self._ending is not None:
+            looks.append(_ended(self._ending))
         await asyncio.gather(
             self.reconciler.close(), *(asyncio.wait_for(look, _CLOSE_TIMEOUT) for look in looks), return_exceptions=True
         )
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait({task})
 
 
 def watched_folders(root: Path, release: str) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -134,8 +134,6 @@ CLOSED = {
         "SetOptions sa{ss}a{sv} loop 1 max_loop 4 0",
         "SetBlacklisted sba{sv} dummy true 0",
         "Apply a{sv} 0",
-        "Confirm a{sv} 0",
-        "Revert a{sv} 0",
         "Reload",
     ],
     "Store": [
@@ -157,6 +155,9 @@ CLOSED = {
         "Lock a{sv} 0",
     ],
 }
+ON_TRIAL = {"Configuration": ["Confirm a{sv} 0", "Revert a{sv} 0"]}
+"""The same while the desired state is on trial."""
+TRIED = "/etc/kmodd/modules.d/50-trial.toml"
 
 
 def test_the_list_of_what_is_closed_is_complete() -> None:
@@ -168,7 +169,8 @@ def test_the_list_of_what_is_closed_is_complete() -> None:
         for method, row in interface.methods.items()
         if not row.public
     }
-    assert {(interface, call.split()[0]) for interface, calls in CLOSED.items() for call in calls} == guarded
+    calls = [*CLOSED.items(), *ON_TRIAL.items()]
+    assert {(interface, call.split()[0]) for interface, members in calls for call in members} == guarded
 
 
 STATE = (
@@ -226,20 +228,31 @@ def test_nothing_that_changes_is_open_to_an_ordinary_user(vm: Machine, kmodctl: 
     def state() -> tuple[str, str]:
         return vm.check(STATE), kmodctl("--json", "store", "list").out
 
+    def try_all(closed: Mapping[str, Sequence[str]]) -> None:
+        for interface, calls in closed.items():
+            path = waiting if interface == "Job" else "/org/kmodd1"
+            for call in calls:
+                command = f"busctl call org.kmodd1 {path} org.kmodd1.{interface} {_quoted(call)}"
+                if call == "Import":  # busctl cannot hand over a file
+                    command = "kmodctl store import --shadow /usr/lib/kmodd-test/broken/dummy_unsigned.ko"
+                answer = vm.run(command, user="alice")
+                assert answer.code != 0, call
+                assert "interactive authentication required" in answer.stderr, (call, answer.stderr)
+
     before = state()
     (_, waiting) = jobs(vm)
-    for interface, calls in CLOSED.items():
-        path = waiting if interface == "Job" else "/org/kmodd1"
-        for call in calls:
-            command = f"busctl call org.kmodd1 {path} org.kmodd1.{interface} {_quoted(call)}"
-            if call == "Import":  # busctl cannot hand over a file
-                command = "kmodctl store import --shadow /usr/lib/kmodd-test/broken/dummy_unsigned.ko"
-            answer = vm.run(command, user="alice")
-            assert answer.code != 0, call
-            assert "interactive authentication required" in answer.stderr, (call, answer.stderr)
+    try_all(CLOSED)
     assert waiting in jobs(vm), "nobody but who asked for it cancels it"
     assert state() == before
-    count = sum(map(len, CLOSED.values()))
+    vm.write_file(TRIED, '[module.ifb]\nstate = "loaded"\n')
+    assert kmodctl("config", "apply", "--try", "1h").code == 0
+    before = state()
+    try_all(ON_TRIAL)
+    assert state() == before
+    assert kmodctl("config", "revert").code == 0
+    assert not loaded(vm, "ifb")
+    vm.check(f"rm {TRIED}")
+    count = sum(len(calls) for closed in (CLOSED, ON_TRIAL) for calls in closed.values())
     denied = ("KMODD_EVENT=authorization.denied", "KMODD_UID=" + vm.check("id -u alice").strip(), "--since", begin)
     soon(lambda: len(records(vm, *denied)) >= count, "a record for each")
     assert len(records(vm, *denied)) == count

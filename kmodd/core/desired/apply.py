@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from kmodd.core.desired.drift import Comparison, Difference, Write
 from kmodd.core.desired.reconciler import Reconciler, plan_over_own_blacklist
 from kmodd.core.desired.state import DesiredState
-from kmodd.core.desired.trial import ApplyTrial, no_trial
+from kmodd.core.desired.trial import CONFIRM, ApplyTrial, KeptTrial, no_trial
 from kmodd.core.events import Audit
 from kmodd.core.fair_share import read_files
 from kmodd.core.operations.jobs import run_to_completion
@@ -73,6 +73,8 @@ class ApplyPlan(Plan):
     """For each version what it comes to; None where the store did not have it."""
     trial: int = 0
     """Seconds after which it is taken back unless it is confirmed; 0 for good."""
+    confirms: KeptTrial | None = None
+    """The trial that it confirms."""
 
     @property
     def sha256(self) -> tuple[str, ...]:
@@ -393,6 +395,8 @@ class DesiredStateService:
         difference = self._comparison.find()
         if trial:
             _refuse_trial(difference)
+        if confirm:
+            _refuse_confirmation(difference)
         request = Request(
             tuple(difference.operations),
             dry_run=dry_run,
@@ -415,6 +419,7 @@ class DesiredStateService:
             ),
             unseen=plan.unseen,
             trial=trial,
+            confirms=self.trial.kept if confirm else None,
         )
         apply_plan.request.confine(apply_plan.modules)
         return apply_plan
@@ -436,9 +441,41 @@ class DesiredStateService:
         """
         if not isinstance(plan, ApplyPlan):
             raise TypeError("a plan of this class's own")
-        tried = plan.trial > 0 and not plan.request.dry_run
-        if tried:
-            plan = await self._tried(plan)
+        if plan.request.dry_run:
+            return await self._carry_out(plan, caller)
+        if plan.confirms is not None:
+            with self.trial.confirmed(plan.confirms):
+                results = await self._carry_out(plan, caller)
+                if not _failed(results):
+                    self.trial.forget()
+        elif plan.trial:
+            results = await self._try(plan, caller)
+        else:
+            self.trial.refuse()  # one may have begun since the plan was made
+            results = await self._carry_out(plan, caller)
+            if not _failed(results):
+                self.trial.forget()
+        if not _failed(results):
+            self._reconciler.reconcile()
+        return results
+
+    async def _try(self, plan: ApplyPlan, caller: Caller) -> Sequence[OperationResult]:
+        undo = await self._opposites(plan)
+        plan = replace(plan, changes=())
+        if not undo:
+            return await self._carry_out(plan, caller)
+        with self.trial.begun(undo, plan.modules, plan.trial):
+            results = await self._carry_out(plan, caller)
+            if not _failed(results):
+                written = {
+                    result.module
+                    for result in results
+                    if result.action == Verb.SET_PARAMETER.value and result.result is Result.CHANGED
+                }
+                self.trial.narrow({name for result in results for name in result.touched}, written, plan.trial)
+        return results
+
+    async def _carry_out(self, plan: ApplyPlan, caller: Caller) -> Sequence[OperationResult]:
         application = Application(
             plan,
             caller,
@@ -447,27 +484,15 @@ class DesiredStateService:
             parameters=self._parameters,
             versions=self._versions,
         )
-        try:
-            results = await run_to_completion(asyncio.get_running_loop().create_task(application.run()))
-        except KmoddError:
-            if tried:  # all of it was undone
-                self.trial.cancel()
-            raise
+        results = await run_to_completion(asyncio.get_running_loop().create_task(application.run()))
         if not plan.request.dry_run:
             if results:
-                self._audit.record(_applied(results, plan.request.reason, caller))
+                self._audit.record(_applied(results, plan, caller))
             self._reconciler.note(results)  # what failed shows in health until it came about
-            if tried and _failed(results):
-                self.trial.cancel()
-            elif not tried and not _failed(results):
-                self.trial.forget()
-            if not _failed(results):
-                self._reconciler.reconcile()
         return results
 
-    async def _tried(self, plan: ApplyPlan) -> ApplyPlan:
-        """The plan without files, after how to take it back is kept; Conflict where that is not known, NotPermitted."""
-        self.trial.refuse()
+    async def _opposites(self, plan: ApplyPlan) -> Sequence[Operation]:
+        """What takes it back, in order; Conflict where that is not known."""
         undo: list[Operation] = []
         for write in plan.writes:
             prepared = self._parameters.prepare(write.module, write.parameter, write.value, reason=plan.request.reason)
@@ -483,17 +508,15 @@ class DesiredStateService:
             if step.action is StepAction.INSERT:
                 undo.append(Operation(Verb.UNLOAD, step.module, itself=True))
             elif step.action is StepAction.REMOVE:
-                before = await self._operations.parameters(step.module)
-                given = tuple((name, value) for name, value in before if value is not None)
-                if given != before:
+                former = await self._operations.former(step.module)
+                given = tuple((name, value) for name, value in former.parameters if value is not None)
+                if former.lost or given != former.parameters:
                     raise Conflict(
-                        f"{step.module} was loaded with a parameter that has no value, so a trial could not take it back",
+                        f"{step.module} has a parameter that cannot be read or has no value, so a trial could not take it back",
                         module=step.module,
                     )
                 undo.append(Operation(Verb.LOAD, step.module, given, itself=True))
-        if undo:
-            self.trial.begin(undo[::-1], plan.modules, plan.trial)
-        return replace(plan, changes=())
+        return undo[::-1]
 
 
 def _refuse_trial(difference: Difference) -> None:
@@ -505,11 +528,27 @@ def _refuse_trial(difference: Difference) -> None:
         raise Conflict("there is nothing to try: only files are to be written", evidence=hint)
 
 
+def _refuse_confirmation(difference: Difference) -> None:
+    """What is confirmed is what was tried."""
+    names = dict.fromkeys(
+        (
+            *(operation.module for operation in difference.operations),
+            *(write.module for write in difference.writes),
+            *(name for name, _ in difference.versions),
+        )
+    )
+    if names:
+        raise Conflict(
+            f"the desired state or the system changed since the trial began: {', '.join(names)}",
+            evidence=Evidence(hint="kmodctl config drift; kmodctl config revert, and try again"),
+        )
+
+
 def _failed(results: Sequence[OperationResult]) -> bool:
     return any(result.result is Result.FAILED for result in results)
 
 
-def _applied(results: Sequence[OperationResult], reason: str, caller: Caller) -> Record:
+def _applied(results: Sequence[OperationResult], plan: ApplyPlan, caller: Caller) -> Record:
     failed = sorted({result.module for result in results if result.result is Result.FAILED})
     named = tuple(dict.fromkeys(result.module for result in results))
     names = " ".join(named)
@@ -517,10 +556,10 @@ def _applied(results: Sequence[OperationResult], reason: str, caller: Caller) ->
         "desired.applied",
         f"the desired state was not applied to {names}: {' '.join(failed)} failed{_undone(results)}"
         if failed
-        else f"the desired state was applied to {names}",
-        action="apply",
+        else f"the desired state was applied to {names}{f', for {plan.trial} seconds unless it is confirmed' if plan.trial else ''}",
+        action="apply" if plan.confirms is None else CONFIRM,
         result=Result.FAILED if failed else Result.CHANGED,
-        reason=reason,
+        reason=plan.request.reason,
         priority=4 if failed else 6,
     )
     return record.by(caller).about(named)

@@ -2,7 +2,7 @@
 """Applies the desired state at boot and when a module or device it depends on appears or disappears. Never on a timer."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -55,7 +55,7 @@ class Reconciler:
         known: AppliedModules,
         changed: Callable[[], None],
         settle: float = SETTLE,
-        held: Callable[[], Collection[ModuleName]] = tuple,
+        held: Callable[[], Container[object]] = tuple,
     ) -> None:
         """`changed` is called when what `failures` answers did; `held` answers the modules that wait for `Apply`."""
         self._held = held

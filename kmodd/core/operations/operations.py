@@ -23,7 +23,7 @@ from kmodd.core.events import (
 )
 from kmodd.core.fair_share import Work, straight
 from kmodd.core.operations.calls import CallResult, KernelCalls, StuckCalls
-from kmodd.core.operations.execution import Execution, LiveParameters, Then, refuse
+from kmodd.core.operations.execution import Execution, FormerState, LiveParameters, Then, refuse
 from kmodd.core.operations.failures import Failures
 from kmodd.core.operations.jobs import Deferred, Jobs, ModuleLocks, run_to_completion
 from kmodd.core.planning.planner import Planner, PlanReadings
@@ -43,7 +43,6 @@ from kmodd.model import (
     StepAction,
     Verb,
 )
-from kmodd.model.arguments import Arguments
 from kmodd.names import ModuleName
 
 FRESH_USEC = 20_000
@@ -220,9 +219,9 @@ class Operations:
         self._tell_results(plan, caller, 0, results, self._clock() - begun)
         return results
 
-    async def parameters(self, name: ModuleName) -> Arguments:
+    async def former(self, name: ModuleName) -> FormerState:
         """The parameters that a module is loaded with, as far as known."""
-        return (await self._live.remember(name)).parameters
+        return await self._live.remember(name)
 
     def reset_failed(self, name: ModuleName, caller: Caller | None = None) -> None:
         """Forget the failure of a module; nothing remembered is no error. Stuck while the kernel has not let go."""

@@ -279,7 +279,7 @@ class Activation:
         # Read before anything changes: afterwards the file tells other defaults.
         running = kernel == self._catalogue.running
         was_loaded = running and self._loaded.read(name) is not None
-        parameters = _values(await self._operations.parameters(name)) if was_loaded else ()
+        parameters = _values((await self._operations.former(name)).parameters) if was_loaded else ()
         changed = entry is None or await self._is_new(entry)
         touched: list[str] = []
         # A separate task: half a change must not stay because the caller disconnected or the daemon is stopped.
