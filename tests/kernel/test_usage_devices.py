@@ -8,9 +8,10 @@ import pytest
 from kmodd.kernel.users import process as usage_process
 from kmodd.kernel.users.devices import DeviceOwners, is_linear, target_module
 from kmodd.kernel.users.extensions import further_aliases, referred_sets
+from kmodd.kernel.users.inspector_client import _settled
 from kmodd.kernel.users.netfilter import Expression, Firewall, IpSet, Rule
 from kmodd.kernel.users.process import Inode, SocketModules, SocketUse
-from kmodd.model import Remedy
+from kmodd.model import Remedy, User
 from tests.kernel.usage_root import ALIASES, FakeRoot
 
 
@@ -115,9 +116,14 @@ def test_a_rule_goes_before_the_set_that_it_refers_to(root: FakeRoot) -> None:
         root.sets = (IpSet("hosts", "hash:ip", 3, references), IpSet("all", "list:set", 4))
         found = [(user.remedy, user.words) for user in root.found("ip_set_hash_ip")]
         assert found == [rule, (Remedy.DESTROY_SET, ("hosts",))]
-    # One more, of which nothing is known: to destroy the set would fail.
+    # One more, which a rule of iptables-legacy may be, seen by another process; without one, to destroy the set would fail.
     root.sets = (IpSet("hosts", "hash:ip", 3, 2),)
-    assert [(user.remedy, user.words) for user in root.found("ip_set_hash_ip")] == [rule, (Remedy.NONE, ())]
+    seen = [(("ip_set_hash_ip",), user) for user in root.found("ip_set_hash_ip")]
+    assert [user.references for _, user in seen if user.kind == "set"] == [1]
+    assert [(user.remedy, user.words) for _, user in _settled(seen)] == [rule, (Remedy.NONE, ())]
+    legacy = User("rule", "filter INPUT 1", "", remedy=Remedy.DELETE_LEGACY_RULE, words=("iptables-legacy",), sets=(3,))
+    settled = [user for _, user in _settled([*seen, (("ip_set_hash_ip",), legacy)])]
+    assert settled == [seen[0][1], legacy, seen[1][1], legacy]
 
 
 # --- teams ------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Receiver:
         return self.requests
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Look until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
