@@ -90,6 +90,17 @@ async def test_an_impossible_change_prompts_no_user(service: Bench) -> None:
     ]
 
 
+async def test_without_a_trial_there_is_nothing_to_keep_or_to_revert_and_no_prompt(service: Bench) -> None:
+    async with service.client(1000) as user:
+        for member in ("Confirm", "Revert"):
+            with pytest.raises(Reply, match="no desired state is on trial"):
+                await ask(user, member, "a{sv}", {})
+        for seconds in (9, 86_401):
+            with pytest.raises(Reply, match="a trial takes from 10 to 86400 seconds"):
+                await ask(user, "Apply", "a{sv}", {"try-seconds": Variant("u", seconds)})
+    assert service.polkit.asked == []
+
+
 async def test_a_dry_run_that_cannot_be_is_no_event(service: Bench) -> None:
     async with service.client() as root:
         with pytest.raises(Reply):
