@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.kernel.users.propagation import MountTable
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot
 
@@ -61,6 +62,54 @@ def test_copies_that_are_said_to_stay_are_those_that_the_kernel_leaves(
 
 def test_a_copy_under_another_mount_is_known_to_be_out_of_reach(answer: dict[str, dict[str, list[str]]]) -> None:
     assert [name for name, covered in answer["covered"].items() if covered] == ["private below such a folder"]
+
+
+def table(*places: tuple[int, int, str]) -> MountTable:
+    """Of mounts with these numbers, on these others, at these folders."""
+    made = MountTable()
+    for number, below, point in ((20, 1, "/"), *places):
+        made.add(f"{number} {below} 0:{number} / {point} rw - tmpfs none rw".encode())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("places", "covered"),
+    [
+        (((30, 20, "/a"), (31, 30, "/a/b")), set()),
+        (((30, 20, "/a"), (31, 30, "/a")), {30}),
+        (((30, 20, "/a/b"), (31, 20, "/a")), {30}),
+        (((30, 20, "/a/b"), (31, 30, "/a/b/c"), (32, 20, "/a")), {30, 31}),
+        (((30, 20, "/a/b"), (31, 20, "/a"), (32, 31, "/a/b")), {30}),
+        (((30, 20, "/a"), (31, 20, "/a\\040b"), (32, 20, "/ab"), (33, 20, "/a-b")), set()),
+        (((30, 20, "/a"), (31, 30, "/a/b"), (32, 30, "/a")), {30, 31}),
+    ],
+    ids=[
+        "on it",
+        "at its place",
+        "above it",
+        "above what it stands on",
+        "on what hides another",
+        "beside it",
+        "all in it",
+    ],
+)
+def test_what_another_mount_hides(places: tuple[tuple[int, int, str], ...], covered: set[int]) -> None:
+    made = table(*places)
+    assert {int(number) for number in made.numbers if made.is_covered(number)} == covered
+
+
+def test_each_mount_beside_another_is_looked_at_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many mounts as one likes lie in one folder: to compare each with all others would take too long."""
+    made, count, looked_at = table(*((100 + each, 20, f"/a{each}") for each in range(1000))), 0, MountTable.point
+
+    def point(self: MountTable, number: bytes) -> bytes:
+        nonlocal count
+        count += 1
+        return looked_at(self, number)
+
+    monkeypatch.setattr(MountTable, "point", point)
+    assert not any(made.is_covered(number) for number in made.numbers)
+    assert count < 10 * len(made.numbers)
 
 
 # As Linux 6.18 and 6.1 write it, without the mounts that do not matter.

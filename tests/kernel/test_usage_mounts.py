@@ -189,6 +189,22 @@ def test_an_export_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None
     ]
 
 
+@pytest.mark.parametrize("below", ["254:0 / /srv rw - ext4 /dev/vda", "1:0 / /srv rw - ext4 /dev/ram0"])
+def test_an_exported_mount_point_is_of_what_is_mounted_there(root: FakeRoot, inodes: Found, below: str) -> None:
+    """And not of the mount that the folder is in, be that the root or another one."""
+    lines = (
+        "20 1 254:0 / / rw - ext4 /dev/vda rw",
+        f"30 20 {below} rw",
+        "31 30 7:0 / /srv/share rw - vfat /dev/x rw",
+        "",
+    )
+    root.process(1, "/sbin/init", mountinfo="\n".join(lines))
+    root.put("proc/fs/nfs/exports", "# Version 1.1\n/srv/share\t10.0.0.1(rw)\n")
+    inodes["proc/1/root/srv/share/"] = Inode("", (0, 0), (7, 0), 31)
+    assert [user.name for user in root.found("vfat") if user.kind == "export"] == ["10.0.0.1:/srv/share"]
+    assert [user for user in root.found("ext4") if user.kind == "export"] == []
+
+
 def test_what_stands_on_a_loop_device_on_a_file_goes_from_the_top(root: FakeRoot, inodes: Found) -> None:
     upper = "40 20 7:0 / /mnt rw - ext4 /dev/loop0 rw\n"
     root.process(1, "/sbin/init", mountinfo=TABLE.replace("/data/y\\040z", "/data/y") + upper)

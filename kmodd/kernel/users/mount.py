@@ -252,14 +252,22 @@ class Mounts:
         return any(mount.type.partition(".")[0] == type_ for mount in self.all)
 
     def of_path(self, path: str) -> Mount | None:
-        """The mount of the system's own namespace that has this path; None where that is the root or none of those that are kept."""
-        mounts = {
-            mount.point: mount for mount in self.all if mount.task.pid == 1 and not mount.covered and mount.point != "/"
-        }
-        for folder in map(str, PurePosixPath(path).parents):
+        """The mount of the system's own namespace that has this path; None where that is the root or none of those that are kept.
+
+        With a slash at its end the path may be the mount itself.
+        """
+        mounts = self._by_point
+        itself = [path.rstrip("/")] if path.endswith("/") else []
+        for folder in (*itself, *map(str, PurePosixPath(path).parents)):
             if folder in mounts or folder in self._unlisted:
                 return mounts.get(folder)
         return None
+
+    @cached_property
+    def _by_point(self) -> dict[str, Mount]:
+        """Those of the system's own namespace that their paths lead to, but for the root."""
+        mounts = (mount for mount in self.all if mount.task.pid == 1 and not mount.covered)
+        return {mount.point: mount for mount in mounts if mount.point != "/"}
 
     def _lines(self, task: Task) -> Iterator[bytes]:
         """The table of a process, a piece at a time: its size is whatever the owner of the namespace wants."""

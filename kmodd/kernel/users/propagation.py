@@ -81,19 +81,29 @@ class MountTable:
 
     def is_covered(self, number: bytes) -> bool:
         """Another mount hides it: its path leads elsewhere."""
-        if any(self.point(each) == self.point(number) for each in self._above.get(number, ())):
-            return True
         point = self.point(number)
-        for _ in range(_ABOVE_MAX):
-            fields = self._lines[number].split(b" ", 2)
-            if len(fields) < 3 or fields[1] not in self._lines or fields[1] == number:
-                return False
-            below, number = number, fields[1]
-            for each in self._above.get(number, ()):
-                # A mount in the way that is not the one it stands on.
-                if each != below and _is_below(point, self.point(each)):
-                    return True
-        return True
+        return number in self._hidden or any(self.point(each) == point for each in self._above.get(number, ()))
+
+    @cached_property
+    def _hidden(self) -> set[bytes]:
+        """The mounts in the way of which another one stands, at their folder or at one above it, and all on top of them."""
+        hidden: set[bytes] = set()
+        for beside in self._above.values():
+            first: tuple[bytes, bytes] | None = None
+            # What is in a folder comes right after the folder.
+            for each in sorted((self.point(number).rstrip(b"/") + b"/", number) for number in beside):
+                if first is None or not each[0].startswith(first[0]):
+                    first = each
+                    continue
+                hidden.add(each[1])
+                if each[0] == first[0]:
+                    hidden.add(first[1])
+        waiting = list(hidden)
+        while waiting:
+            further = [number for number in self._above.get(waiting.pop(), ()) if number not in hidden]
+            hidden.update(further)
+            waiting += further
+        return hidden
 
     def point(self, number: bytes) -> bytes:
         """Where it is mounted, escaped as in the line."""
