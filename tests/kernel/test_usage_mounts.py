@@ -174,11 +174,13 @@ def test_an_export_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None
     root.process(1, "/sbin/init", mountinfo=TABLE)
     rows = (
         "/data/a\\040b\t*.example(ro,fsid=0)",
+        "/data/a\\040b\t10.0.0.9",
         "/data/y\\040z\t10.0.0.0/8(rw)",
         "/data/y\\040z\tfd00::/64(rw)",
         "/other\t*(ro)",
     )
     root.put("proc/fs/nfs/exports", "\n".join(("# Version 1.1", "# Path Client(Flags) # IPs", *rows, "no export", "")))
+    root.put("var/lib/nfs/etab", "\n".join(rows))
     root.put("etc/exports", "# of this machine\n/data/y\\040z 10.0.0.0/8(rw)\n")
     inodes["proc/1/root/data/a b/"] = inodes["proc/1/root/data/y z/"] = Inode("", (0, 0), (1, 0), 30)
     found = [user for user in root.found("vfat") if user.kind == "export"]
@@ -187,6 +189,60 @@ def test_an_export_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None
         ("exportfs -u '10.0.0.0/8:/data/y z'", "/etc/exports", 2),
         ("", "/etc/exports", 2),
     ]
+
+
+EXPORTED = """\
+20 1 254:0 / / rw - ext4 /dev/vda rw
+30 20 1:0 / /srv rw - vfat /dev/ram0 rw
+31 30 1:1 / /srv/share/more rw - vfat /dev/ram1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("etab", "kernel", "expected"),
+    [
+        ("/srv(rw)", "/srv(rw)", ["exportfs -u 10.0.0.1:/srv"]),
+        ("", "/srv(rw)", [""]),
+        ("/srv(rw)", "/srv/share/more(rw)", [""]),
+        ("/srv(rw,crossmnt)", "/srv/share/more(rw)", ["exportfs -u 10.0.0.1:/srv"]),
+        ("/srv(rw,crossmnt) /srv/share(crossmnt)", "/srv/share/more(rw)", [""]),
+        ("/srv/share(rw)", "/srv(ro,v4root) /srv/share(rw)", ["exportfs -u 10.0.0.1:/srv/share", "not needed"]),
+        ("/srv/share(rw) /srv/far(rw)", "/srv(ro,v4root) /srv/share(rw)", ["exportfs -u 10.0.0.1:/srv/share", ""]),
+        ("", "/srv(ro,v4root)", [""]),
+    ],
+    ids=[
+        *(
+            "exported",
+            "by no exportfs",
+            "mounted below it",
+            "mounted below it and exported with it",
+            "with two of them",
+        ),
+        *("on the way to it", "on the way to others as well", "on an unknown way"),
+    ],
+)
+def test_what_exportfs_does_not_know_it_cannot_take_back(
+    root: FakeRoot, inodes: Found, etab: str, kernel: str, expected: list[str]
+) -> None:
+    root.process(1, "/sbin/init", mountinfo=EXPORTED)
+    for path, text in (("var/lib/nfs/etab", etab), ("proc/fs/nfs/exports", f"# {kernel}")):
+        root.put(path, "".join(f"{line.replace('(', chr(9) + '10.0.0.1(')}\n" for line in text.split()))
+    inodes["root/srv/"] = inodes["root/srv/share/"] = Inode("", (0, 0), (1, 0), 30)
+    inodes["root/srv/share/more/"] = Inode("", (0, 0), (1, 1), 31)
+    found = advised(user for user in root.found("vfat") if user.kind == "export")
+    assert [user.command or user.remedy.value.replace("-", " ") for user in found] == expected
+
+
+def test_a_line_that_is_cut_off_names_no_client(root: FakeRoot, inodes: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`10.0.0.10` begins as another client's address does."""
+    root.process(1, "/sbin/init", mountinfo=EXPORTED)
+    table = "/srv\t10.0.0.2(rw)\n/srv\t10.0.0.1(rw,s"
+    root.put("proc/fs/nfs/exports", f"{table}ync)\n")
+    inodes["root/srv/"] = Inode("", (0, 0), (1, 0), 30)
+    budget = Budget()
+    monkeypatch.setattr(usage_block, "_EXPORTS_MAX", len(table))
+    assert [user.name for user in root.found("vfat", budget) if user.kind == "export"] == ["10.0.0.2:/srv"]
+    assert budget.partial == "there are more exports than are examined"
 
 
 @pytest.mark.parametrize("below", ["254:0 / /srv rw - ext4 /dev/vda", "1:0 / /srv rw - ext4 /dev/ram0"])

@@ -5,16 +5,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from kmodd.kernel.files import listdir, read_text, readlink
+from kmodd.kernel.files import listdir, read_bytes, read_text, readlink
 from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.users.devices import DeviceOwners, device_number, is_linear, target_module
 from kmodd.kernel.users.mount import Mount, Mounts, unescaped
 from kmodd.kernel.users.process import inode
+from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
-_SWAPS_MAX = _EXPORTS_MAX = 1 << 16
+_SWAPS_MAX = 1 << 16
+_EXPORTS_MAX = 1 << 18
+_EXPORTED = "var/lib/nfs/etab"
+"""What exportfs(8) has exported: what it can take back."""
 _LOOP = frozenset({"loop"})
 _TOP = 1 << 8
 """What is on top of everything: a mount, swap space."""
@@ -170,23 +174,69 @@ def _of_swap_files(swaps: set[str], files: _Files) -> Iterator[_Stacked]:
 
 
 def _of_exports(root: Path, mounts: Mounts, owners: DeviceOwners) -> Iterator[_Stacked]:
-    """Folders that the NFS server keeps open for its clients (e_show in fs/nfsd/export.c): an umount fails while one is exported."""
-    lines = (read_text(root / "proc/fs/nfs/exports", _EXPORTS_MAX) or "").splitlines()
-    files = _Files(root, owners, mounts) if lines else None
-    for line in lines:
-        path, separator, rest = line.partition("\t")
-        if files is None or not separator or line.startswith("#"):
-            continue
-        path, client = unescaped(path), unescaped(rest.partition("(")[0])
+    """Folders that the NFS server keeps open for its clients (e_show in fs/nfsd/export.c): an umount fails while one is exported.
+
+    The kernel lists what rpc.mountd answered, which exportfs knows by that name if it is in its own table: not a mount below an
+    export with `crossmnt`, nor what version 4 has on the way to the exports (`v4root`).
+    """
+    listed = _exports(root / "proc/fs/nfs/exports", mounts.budget)
+    if not listed:
+        return
+    files = _Files(root, owners, mounts)
+    table = {(client, path): flags for path, client, flags in _exports(root / _EXPORTED, mounts.budget)}
+    ended: list[tuple[frozenset[str], tuple[str, ...]]] = []
+    # What is on the way to the others comes after them.
+    for path, client, flags in sorted(listed, key=lambda each: "v4root" in each[2]):
         # With a slash at its end the folder may be the mount itself.
-        if (holding := files.holding(f"{path}/")) and holding[0]:
-            user = User(
-                *("export", shown(f"{client}:{path}"), "exported by the NFS server"),
-                remedy=Remedy.UNEXPORT,
-                words=(client, path),
-                level=1,
-            )
-            yield _TOP, holding[0], user
+        modules = holding[0] if (holding := files.holding(f"{path}/")) else frozenset[str]()
+        if not modules:
+            continue
+        remedy, words = Remedy.NONE, tuple[str, ...]()
+        detail = "exported by the NFS server, whose clients may have files open there"
+        if "v4root" in flags:
+            detail = "on the way to exports of the NFS server"
+            below = {each for each in table if each[1].startswith(f"{path.rstrip('/')}/")}
+            if below and below <= {each for of, each in ended if of >= modules}:
+                remedy = Remedy.NOT_NEEDED  # Each exportfs -u makes the kernel forget all that it lists.
+        elif (client, path) in table:
+            remedy, words = Remedy.UNEXPORT, (client, path)
+        elif len(over := _crossing(client, path, table)) == 1:
+            remedy, words = Remedy.UNEXPORT, (client, over[0])
+            detail += f", as a part of {over[0]}"
+        if words:
+            ended.append((modules, words))
+        user = User(
+            *("export", shown(f"{client}:{path}"), shown(detail)),
+            remedy=remedy,
+            words=words,
+            level=1,
+        )
+        yield _TOP, modules, user
+
+
+def _exports(path: Path, budget: Budget) -> list[tuple[str, str, frozenset[str]]]:
+    """Folder, client and flags of each line of the kernel's table or of that of exportfs: `/srv<tab>CLIENT(ro,…)`."""
+    content = read_bytes(path, _EXPORTS_MAX) or b""
+    lines = content.decode(errors="replace").split("\n")
+    if len(content) >= _EXPORTS_MAX:
+        budget.met("there are more exports than are examined")
+        lines.pop()  # Cut off, it may name another client.
+    rows: list[tuple[str, str, frozenset[str]]] = []
+    for line in lines:
+        folder, separator, rest = line.partition("\t")
+        client, bracket, flags = rest.partition("(")
+        if separator and bracket and not line.startswith("#"):
+            rows.append((unescaped(folder), unescaped(client), frozenset(flags.partition(")")[0].split(","))))
+    return rows
+
+
+def _crossing(client: str, path: str, table: Mapping[tuple[str, str], frozenset[str]]) -> list[str]:
+    """The folders that are exported to this client with all that is mounted below, the path among it."""
+    return [
+        folder
+        for (each, folder), flags in table.items()
+        if each == client and "crossmnt" in flags and path.startswith(f"{folder.rstrip('/')}/")
+    ]
 
 
 def _of_targets(block: Path, loaded: Mapping[str, int]) -> Iterator[_Stacked]:

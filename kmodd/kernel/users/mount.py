@@ -76,7 +76,7 @@ class Mounts:
         self._tasks = tasks
         self._modules_of = modules_of
         self._charset = charset
-        self._budget = budget
+        self.budget = budget
         self._types: dict[bytes, frozenset[str]] = {}
         self._base: set[str] = set()
         """The device of the root file system."""
@@ -104,8 +104,8 @@ class Mounts:
                 mount = self._mount(line, task) if self._may_concern_a_module(line) else None
                 if mount is None or number in mounts or mount.device in base:
                     continue
-                if len(mounts) + len(listed) >= self._budget.limits.mounts:
-                    self._budget.met(f"there are more than {len(mounts) + len(listed)} mounts")
+                if len(mounts) + len(listed) >= self.budget.limits.mounts:
+                    self.budget.met(f"there are more than {len(mounts) + len(listed)} mounts")
                     break
                 listed[number] = mount
             if task.pid == 1:
@@ -132,8 +132,8 @@ class Mounts:
             for line in lines:
                 if mark not in line or (mount := self._mount(line, task)) is None or mount.type != type_:
                     continue
-                if found == self._budget.limits.mounts:
-                    self._budget.met(f"there are more than {found} mounts of type {type_}")
+                if found == self.budget.limits.mounts:
+                    self.budget.met(f"there are more than {found} mounts of type {type_}")
                     return
                 found += 1
                 yield mount
@@ -148,12 +148,12 @@ class Mounts:
                 continue
             if task.namespace:
                 namespaces.add(task.namespace)
-            if tables > self._budget.limits.namespaces:
-                self._budget.met(f"there are more than {self._budget.limits.namespaces} mount namespaces")
+            if tables > self.budget.limits.namespaces:
+                self.budget.met(f"there are more than {self.budget.limits.namespaces} mount namespaces")
                 return
             tables += 1
             yield task, self._lines(task)
-            if not self._budget.in_time_for_mounts():
+            if not self.budget.in_time_for_mounts():
                 return
 
     @staticmethod
@@ -279,10 +279,10 @@ class Mounts:
         try:
             rest = b""
             while piece := os.read(file, _CHUNK):
-                if not self._budget.take_mount_bytes(task.user, len(piece)):
+                if not self.budget.take_mount_bytes(task.user, len(piece)):
                     return
                 # The system's own table is read in any case: what stands there is root's.
-                if task.pid != 1 and not self._budget.in_time_for_mounts():
+                if task.pid != 1 and not self.budget.in_time_for_mounts():
                     return
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from lines
