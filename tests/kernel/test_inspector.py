@@ -230,6 +230,24 @@ def test_an_order_about_tables_asks_the_kernel_for_those_in_use(tmp_path: Path, 
     assert list(answers({"tables": True}, tmp_path)) == [{"end": True, "partial": partial, "crowded": []}]
 
 
+@pytest.mark.parametrize(
+    ("end", "remedy"),
+    [
+        ({"partial": "", "crowded": []}, Remedy.LOG_OUT),
+        ({"partial": "the mount tables took more than 1 s", "crowded": []}, Remedy.NONE),
+        ({"partial": "", "crowded": ["iscsi_tcp"]}, Remedy.NONE),
+    ],
+    ids=["everything", "partial", "crowded"],
+)
+async def test_a_logout_needs_to_know_every_user(tmp_path: Path, end: dict[str, Any], remedy: Remedy) -> None:
+    """What was left out may be on the disks that it takes away."""
+    user = USER | {"kind": "session", "remedy": "log-out", "words": ["iqn.2026-01.example:disk", "10.0.0.1:3260"]}
+    body = f"send({{'modules': ['iscsi_tcp'], 'user': {user!r}}}); send({{'end': True}} | {end!r})"
+    made = Inspector(network=tmp_path, program=scripted(tmp_path, body))
+    assert [each.remedy for each in (await made.users(M("iscsi_tcp"))).users] == [remedy]
+    await made.close()
+
+
 async def test_a_caller_that_leaves_ends_no_search(tmp_path: Path) -> None:
     made = Inspector(network=tmp_path, program=scripted(tmp_path, ANSWERS))
     leaving, staying = asyncio.ensure_future(made.users(M("loop"))), asyncio.ensure_future(made.users(M("loop")))

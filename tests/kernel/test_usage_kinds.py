@@ -148,18 +148,73 @@ def test_server_of_nfs(root: FakeRoot) -> None:
 FORMATS = "40 23 0:37 / /proc/sys/fs/binfmt_misc rw shared:17 - binfmt_misc binfmt_misc rw\n"
 
 
-@pytest.mark.parametrize(("address", "portal"), [("10.0.0.1", "10.0.0.1:3260"), ("fd00::1", "[fd00::1]:3260")])
-def test_session_of_iscsi(root: FakeRoot, address: str, portal: str) -> None:
+LOG_OUT = (Remedy.LOG_OUT, ("iqn.2026-01.example:disk", "10.0.0.1:3260"))
+
+
+def session(root: FakeRoot, address: str = "10.0.0.1", mounts: str = "20 1 254:0 / / rw - ext4 /dev/vda rw\n") -> None:
+    """Of iSCSI, with a disk that has a partition."""
     host = "sys/devices/platform/host3"
+    root.process(1, "/sbin/init", mountinfo=mounts)
     root.put(f"{host}/scsi_host/host3/proc_name", "iscsi_tcp\n")
     root.put(f"{host}/session1/iscsi_session/session1/targetname", "iqn.2026-01.example:disk\n")
     connection = f"{host}/session1/connection1:0/iscsi_connection/connection1:0"
     root.put(f"{connection}/persistent_address", f"{address}\n")
     root.put(f"{connection}/persistent_port", "3260\n")
     root.link("sys/class/iscsi_session/session1", str(root.path / host / "session1/iscsi_session/session1"))
+    disk = f"{host}/session1/target3:0:0/3:0:0:0/block/sda"
+    root.put(f"{disk}/dev", "8:0\n")
+    root.put(f"{disk}/sda1/dev", "8:1\n")
     root.put("proc/modules", "iscsi_tcp 1 1 - Live 0x0\n")
-    assert commands(root.found("iscsi_tcp")) == [(Remedy.LOG_OUT, ("iqn.2026-01.example:disk", portal))]
+
+
+@pytest.mark.parametrize(("address", "portal"), [("10.0.0.1", "10.0.0.1:3260"), ("fd00::1", "[fd00::1]:3260")])
+def test_session_of_iscsi(root: FakeRoot, address: str, portal: str) -> None:
+    session(root, address)
+    (user,) = root.found("iscsi_tcp")
+    assert (user.remedy, user.words) == (Remedy.LOG_OUT, ("iqn.2026-01.example:disk", portal))
+    assert user.detail == f"iSCSI, portal {portal}; a logout takes away sda, also while in use"
     assert root.found("ib_iser") == []
+
+
+@pytest.mark.parametrize("device", ["8:0", "8:1", "253:0", "0:30"], ids=["disk", "partition", "mapping", "btrfs"])
+def test_no_command_ends_a_session_with_the_root_file_system(root: FakeRoot, device: str) -> None:
+    """iscsiadm does not refuse: the disks go though they are mounted."""
+    type_, source = ("btrfs", "/dev/sda1") if device == "0:30" else ("ext4", "/dev/x")
+    session(root, mounts=f"20 1 {device} / / rw - {type_} {source} rw\n")
+    root.put("sys/dev/block/253:0/slaves/sda1/dev", "8:1\n")
+    root.put("sys/fs/btrfs/1-2/devices/sda1")
+    root.put("sys/class/block/sda1/dev", "8:1\n")
+    users = [user for user in root.found("iscsi_tcp") if user.kind == "session"]
+    assert commands(users) == [(Remedy.NONE, ())]
+    assert users[0].detail.endswith("; the root file system is on them")
+
+
+@pytest.mark.parametrize(
+    ("path", "modules", "module"),
+    [
+        ("target/core/iblock_0/a/info", "", "target_core_iblock"),
+        ("target/core/fileio_0/a/info", "", "target_core_file"),
+        ("nvmet/subsystems/a/attr_serial", "", "nvmet"),
+        ("x", "nvmet 1 1 - Live 0x0\n", "nvmet"),
+        ("target/core/fileio_1/a/hba", "", "target_core_file"),
+        ("x", "zfs 1 0 - Live 0x0\n", "zfs"),
+    ],
+    ids=["a device of LIO", "a file that is one", "nvmet", "without configfs", "a file that is not known", "zfs"],
+)
+def test_no_command_ends_a_session_whose_disks_others_may_have(
+    root: FakeRoot, path: str, modules: str, module: str
+) -> None:
+    """Which ones is not looked at."""
+    session(root)
+    root.put("proc/modules", "target_core_iblock 1 0 - Live 0x0\niscsi_tcp 1 1 - Live 0x0\n")
+    info = "Status: ACTIVATED\n        TCM FILEIO ID: 0        File: {}  Size: 33554432  Mode: O_DSYNC Async: 0\n"
+    root.put("sys/kernel/config/target/core/fileio_0/b/info", info.format("/var/tmp/disk"))
+    assert commands(root.found("iscsi_tcp")) == [LOG_OUT], "a file of a file system is no disk"
+    root.put(f"sys/kernel/config/{path}", info.format("/dev/sda"))
+    root.put("proc/modules", f"iscsi_tcp 1 1 - Live 0x0\n{modules}")
+    (user,) = root.found("iscsi_tcp")
+    assert (user.remedy, user.words) == (Remedy.NONE, ())
+    assert user.detail.endswith(f"; {module} may have them in use")
 
 
 def test_binary_formats(root: FakeRoot) -> None:

@@ -415,6 +415,17 @@ def test_command(user: User, line: str) -> None:
     assert command(user) == line
 
 
+def test_disks_are_not_taken_away_while_a_use_of_them_stays() -> None:
+    """iscsiadm does not refuse, so its command alone would be run."""
+    logout = User("session", "", "", remedy=Remedy.LOG_OUT, words=("iqn.2026-01.example:disk", "10.0.0.1:3260"))
+    bound = User("device", "3:0:0:0", "", remedy=Remedy.NOT_NEEDED)
+    mount = User("mount", "/m", "", remedy=Remedy.UNMOUNT, target="/m")
+    assert [user.command[:8] for user in advised((logout, bound, mount))] == ["iscsiadm", "", "umount /"]
+    assert freed(logout, bound, mount)[0] == "umount /m", "and goes last"
+    for other in (User("mount", "/", ""), User("mount", "/\n", "", remedy=Remedy.UNMOUNT, target="/\n")):
+        assert [user.command[:8] for user in advised((logout, other, mount))] == ["", "", "umount /"]
+
+
 def freed(*held: User, dependents: bool = False) -> tuple[str, ...]:
     return free("m", advised(held), dependents=dependents)
 

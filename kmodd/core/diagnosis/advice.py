@@ -180,8 +180,14 @@ def _command(user: User) -> str:
 
 
 def advised(users: Iterable[User]) -> tuple[User, ...]:
-    """The users with their commands."""
-    return tuple(replace(user, command=command(user)) for user in users)
+    """The users with their commands.
+
+    What takes disks away goes last and has none where another use has none: it does not fail while they are in use.
+    """
+    made = tuple(replace(user, command=command(user)) for user in users)
+    if all(user.command or user.remedy is Remedy.NOT_NEEDED for user in made):
+        return made
+    return tuple(replace(user, command="") if user.remedy is Remedy.LOG_OUT else user for user in made)
 
 
 def free(module: str, users: Sequence[User], *, dependents: bool, disconnect: bool = False) -> tuple[str, ...]:

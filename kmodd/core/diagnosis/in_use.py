@@ -31,7 +31,7 @@ _HINTS = {
     "socket": "reboot without loading it",
     "service": "stop its services (ipvsadm, nfsd)",
     "export": "exportfs -u what the NFS server exports of it",
-    "session": "log out of its iSCSI targets with iscsiadm",
+    "session": "unmount what is on its iSCSI disks, then log out with iscsiadm",
     "state": "ip xfrm state delete its states",
     "scheduler": "choose another scheduler in /sys/block/*/queue/scheduler",
     "governor": "choose another governor with cpupower frequency-set",

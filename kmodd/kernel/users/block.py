@@ -61,6 +61,13 @@ def block_users(
         yield modules, user
 
 
+def root_devices(root: Path, mounts: Mounts) -> set[tuple[int, int]]:
+    """The numbers of the block devices that the root file system is on."""
+    roots = (mount for mount in mounts.all if mount.point == "/" and mount.task.pid == 1)
+    numbers = (device_number(device) for mount in roots for device in _devices_of(root, mount))
+    return {number for number in numbers if number is not None}
+
+
 def _users(root: Path, owners: DeviceOwners, mounts: Mounts) -> Iterator[_Stacked]:
     block = root / "sys/block"
     swaps = _swaps(root)

@@ -3,7 +3,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +37,18 @@ _BLOCK_NAME_MAX = 15
 _WATCHDOG = "watchdog"
 _WATCHDOGS = {"Software Watchdog": "softdog"}
 """Drivers without a device, by the identity in sysfs."""
+_DISKS_MAX = 8
+"""Disks of a session of iSCSI that are named."""
+_OFFERING = (
+    ("target_core_iblock", "target/core", "iblock_"),
+    ("target_core_pscsi", "target/core", "pscsi_"),
+    ("nvmet", "nvmet/subsystems", ""),
+)
+"""Modules that offer disks to other machines, with the folder of configfs and the beginning of the items' names."""
+_UNSEEN = ("bcache", "bcachefs", "zfs")
+"""Modules that have disks open without the kernel's saying which."""
+_FILE_OF_DEVICE = "File: /dev/"
+"""As the file of a target shows that it is a device (fd_show_configfs_dev_params in drivers/target/target_core_file.c)."""
 _DEPTH_MAX = 16
 """Block devices on top of each other that are followed."""
 _BACKING = re.compile(r"/dev/([A-Za-z0-9_!-]{1,64})")
@@ -85,8 +97,11 @@ class DeviceOwners:
 
     def below(self, major: int, minor: int) -> frozenset[str]:
         """Modules of the block devices below this one."""
-        lower = [number for number, _ in self._stack(major, minor)]
-        return frozenset[str]().union(*(self._own("block", *number) for number in lower))
+        return frozenset[str]().union(*(self._own("block", *number) for number in self.numbers_below(major, minor)))
+
+    def numbers_below(self, major: int, minor: int) -> frozenset[tuple[int, int]]:
+        """Those of the block devices below this one."""
+        return frozenset(number for number, _ in self._stack(major, minor))
 
     def depth(self, major: int, minor: int) -> int:
         """How many block devices lie between this one and the lowest below it, that one included."""
@@ -361,9 +376,17 @@ def watchdogs(root: Path, loaded: Container[str]) -> Iterator[tuple[frozenset[st
             )
 
 
-def iscsi_sessions(root: Path, loaded: Collection[str]) -> Iterator[tuple[frozenset[str], User]]:
-    """Sessions of the iSCSI initiator, each of which holds its transport's module (iscsi_session_setup in drivers/scsi/libiscsi.c)."""
+def iscsi_sessions(
+    root: Path, loaded: Mapping[str, int], base: Iterable[tuple[int, int]], owners: DeviceOwners
+) -> Iterator[tuple[frozenset[str], User]]:
+    """Sessions of the iSCSI initiator, each of which holds its transport's module (iscsi_session_setup in drivers/scsi/libiscsi.c).
+
+    A logout takes the disks of the session away, also those in use: what is not written is lost. No command ends one with a
+    disk of the root file system, of which `base` are the devices, nor any while something has disks in use of which it is not
+    known which. `loaded` are the modules that are looked for, with their references.
+    """
     sessions = root / "sys/class/iscsi_session"
+    below = {lower for number in base for lower in (number, *owners.numbers_below(*number))}
     for name in listdir(sessions):
         # …/hostN/sessionM/iscsi_session/sessionM
         folder = Path(sessions, name).resolve().parents[1]
@@ -373,10 +396,32 @@ def iscsi_sessions(root: Path, loaded: Collection[str]) -> Iterator[tuple[frozen
         target = read_text(sessions / name / "targetname") or ""
         connections = (each for each in listdir(folder) if each.startswith("connection"))
         portal = next((_portal(folder / each / "iscsi_connection" / each) for each in connections), "")
-        user = User(
-            "session", shown(target), shown(f"iSCSI, portal {portal}"), remedy=Remedy.LOG_OUT, words=(target, portal)
-        )
-        yield frozenset({module}), user
+        disks = sorted(folder.glob("target*/*/block/*"))
+        detail = f"iSCSI, portal {portal}"
+        if disks:
+            names = ", ".join(disk.name for disk in disks[:_DISKS_MAX]) + (" and others" if disks[_DISKS_MAX:] else "")
+            detail += f"; a logout takes away {names}, also while in use"
+        remedy, words = Remedy.LOG_OUT, tuple[str, ...]((target, portal))
+        parts = {device_number(read_text(part)) for disk in disks for part in (disk / "dev", *disk.glob("*/dev"))}
+        if parts & below:
+            remedy, words, detail = Remedy.NONE, (), f"{detail}; the root file system is on them"
+        elif disks and (using := _of_unknown_disks(root, loaded)):
+            remedy, words, detail = Remedy.NONE, (), f"{detail}; {using} may have them in use"
+        yield frozenset({module}), User("session", shown(target), shown(detail), remedy=remedy, words=words)
+
+
+def _of_unknown_disks(root: Path, loaded: Mapping[str, int]) -> str:
+    """A module that has disks in use, but not which; empty for none."""
+    if unseen := next((module for module in _UNSEEN if module in loaded), ""):
+        return unseen
+    items = root / "sys/kernel/config"
+    for module, folder, begin in _OFFERING:
+        # Built into the kernel, it is known by what is set up; that it is held by, where configfs is not mounted.
+        if loaded.get(module, 0) > 0 or any(name.startswith(begin) for name in listdir(items / folder)):
+            return module
+    adapters = [items / "target/core" / name for name in listdir(items / "target/core") if name.startswith("fileio_")]
+    files = (adapter / name / "info" for adapter in adapters for name in listdir(adapter) if (adapter / name).is_dir())
+    return "target_core_file" if any(_FILE_OF_DEVICE in (read_text(file) or _FILE_OF_DEVICE) for file in files) else ""
 
 
 def _portal(connection: Path) -> str:

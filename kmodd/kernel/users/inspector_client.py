@@ -113,7 +113,11 @@ class Inspector:
         crowded = name in search.crowded
         left_out = ["it has more users than are listed"] if crowded else []
         partial = ", ".join([search.partial] * bool(search.partial) + left_out)
-        return Usage(tuple(search.users.get(name, ())), partial, crowded)
+        users = search.users.get(name, ())
+        if partial:
+            # What was left out may be on the disks that a logout takes away.
+            users = [replace(user, remedy=Remedy.NONE) if user.remedy is Remedy.LOG_OUT else user for user in users]
+        return Usage(tuple(users), partial, crowded)
 
     async def consequences(self, names: Collection[ModuleName]) -> Mapping[ModuleName, tuple[Consequence, ...]]:
         """See `ports.Inspection`. Requests that arrive while an order is in progress share the next one."""

@@ -312,11 +312,12 @@ class Mounts:
         return self._types[base]
 
     def _may_concern_a_module(self, line: bytes) -> bool:
-        """It has a device, or its type is a module's."""
+        """It has a device, as btrfs has though its number is not of one, or its type is a module's."""
         fields = line.split(b" ", 3)
         if len(fields) < 4 or not fields[2].startswith(b"0:"):
             return True
-        return bool(self._modules(line.partition(b" - ")[2].partition(b" ")[0]))
+        type_ = line.partition(b" - ")[2].partition(b" ")[0]
+        return type_ == b"btrfs" or bool(self._modules(type_))
 
     @staticmethod
     def _mount(line: bytes, task: Task) -> Mount | None:

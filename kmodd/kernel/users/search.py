@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from kmodd.kernel.proc.crypto import Algorithms
-from kmodd.kernel.users.block import block_users
+from kmodd.kernel.users.block import block_users, root_devices
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, iscsi_sessions, watchdogs
 from kmodd.kernel.users.ipsec import State, ipsec_states
@@ -133,7 +133,7 @@ class ProcUsage:
             lambda: left().keys() - frozenset[str]().union(*(owners.modules("block", *each) for each in mounts.base)),
         )
         yield from watchdogs(self._root, loaded)
-        yield from iscsi_sessions(self._root, loaded)
+        yield from iscsi_sessions(self._root, loaded, root_devices(self._root, mounts), owners)
         if loaded.get(_SCTP, 0) > 0:
             yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
