@@ -3,6 +3,7 @@
 tests/system/test_users_programs.py.
 """
 
+import errno
 import struct
 
 import pytest
@@ -80,6 +81,21 @@ def test_a_table_with_rules_is_emptied_and_the_last_rule_deleted_first() -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("loaded", "expected"),
+    [
+        ({"ebt_limit": 1, "xt_limit": 1}, {"ebt_limit"}),
+        ({"xt_limit": 1, "ebt_mark": 1, "xt_mark": 1}, {"xt_limit", "ebt_mark"}),
+    ],
+)
+def test_an_extension_for_all_families_is_of_no_rule_where_the_bridge_has_its_own(
+    loaded: dict[str, int], expected: set[str]
+) -> None:
+    """What iptables-nft holds is not deleted from ebtables."""
+    found = bridge_users(("filter",), loaded, lambda _: (), lambda _: (4, TABLE), Budget())
+    assert {module for modules, _ in found for module in modules} == expected
+
+
 def test_a_table_that_cannot_be_read_is_said_to_be_missing() -> None:
     def refuse(_: str) -> tuple[int, bytes]:
         raise PermissionError
@@ -104,5 +120,7 @@ def test_other_namespaces_are_queried_where_the_table_here_does_not_explain_ever
 
 
 def test_a_kernel_without_the_table_refuses() -> None:
-    with pytest.raises(OSError, match=r"."):
+    """It says that there is none of this name or, without CAP_NET_ADMIN or ebtables, nothing about tables at all."""
+    with pytest.raises(OSError, match=r".") as refused:
         read_bridge_table("kmodd_none")
+    assert refused.value.errno in {errno.ENOENT, errno.ENOPROTOOPT, errno.EPERM}

@@ -146,6 +146,18 @@ def test_rules_by_their_expressions(root: FakeRoot) -> None:
     assert root.users("nf_tables") == [User("table", "inet t", "2 rules")]
 
 
+def test_a_rule_of_the_bridge_has_its_own_extension_and_not_that_for_all_families(root: FakeRoot) -> None:
+    root.firewall = Firewall(
+        rules=[
+            rule(4, Expression("match", "limit"), family=7, table="filter", chain="INPUT"),
+            rule(5, Expression("match", "limit"), family=IP, table="filter", chain="INPUT"),
+        ]
+    )
+    root.put("proc/modules", "ebt_limit 1 1 - Live 0x0\nnf_tables 1 1 - Live 0x0\n")
+    assert commands(root.found("ebt_limit")) == [deletes(4, "bridge", "filter", "INPUT")]
+    assert commands(root.found("xt_limit")) == [deletes(5, "ip", "filter", "INPUT")]
+
+
 def test_rules_go_before_what_they_refer_to(root: FakeRoot) -> None:
     root.put("proc/modules", "nf_tables 1 1 - Live 0x0\n")
     root.firewall = Firewall(

@@ -6,7 +6,9 @@ The structures are those of linux/netfilter/xt_CT.h and linux/netfilter/xt_set.h
 
 import struct
 import sys
+from collections.abc import Callable, Collection
 
+_BRIDGE = "ebt"
 _LOGGERS = {"LOG": 0, "NFLOG": 1}
 """NF_LOG_TYPE_LOG and NF_LOG_TYPE_ULOG: nf_logger_find_get in net/netfilter/nf_log.c takes the logger's module."""
 _INET, _IP, _IP6 = 1, 2, 10
@@ -17,6 +19,18 @@ _SET_SIZE = 4
 _NO_SET = 0xFFFF
 _SETS = {"set": 1, "SET": 3}
 """How many of them a match and a target begin with."""
+
+
+def modules_of_extension(
+    extension: str, prefixes: Collection[str], loaded_of: Callable[[str], frozenset[str]]
+) -> frozenset[str]:
+    """The modules that may have a match or target of this name; `loaded_of` answers the loaded ones with an alias or a name.
+
+    One of the bridge's own goes before one that is for all families (xt_find_match in net/netfilter/x_tables.c): for the others
+    one module has those of several.
+    """
+    own = frozenset[str]().union(*(loaded_of(f"{prefix}_{extension}") for prefix in prefixes))
+    return own if own and _BRIDGE in prefixes else own | loaded_of(f"xt_{extension}")
 
 
 def further_aliases(extension: str, family: int, data: bytes) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import field, replace
 from typing import TypeVar
 
 from kmodd.fast_dataclass import dataclass
-from kmodd.kernel.users.extensions import further_aliases, referred_sets
+from kmodd.kernel.users.extensions import further_aliases, modules_of_extension, referred_sets
 from kmodd.kernel.users.netlink import attribute, attributes, big_endian, dump, text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
@@ -403,8 +403,7 @@ class NetfilterUsers:
             families = (_IP, _IP6) if family == _INET else (family,)
             modules |= self._loaded_of(*(f"nf-logger-{each}-{int(expression.group)}" for each in families))
         if extension := expression.extension:
-            prefixes = ("xt", *_XTABLES.get(family, ()))
-            modules |= self._loaded_of(*(f"{prefix}_{extension}" for prefix in prefixes))
+            modules |= modules_of_extension(extension, _XTABLES.get(family, ()), self._loaded_of)
             modules |= self._loaded_of(*further_aliases(extension, family, expression.data))
             for index in referred_sets(extension, expression.data):
                 modules |= self._of_index.get(index, frozenset())

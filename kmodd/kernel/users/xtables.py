@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import value_if_there
-from kmodd.kernel.users.extensions import further_aliases, referred_sets
+from kmodd.kernel.users.extensions import further_aliases, modules_of_extension, referred_sets
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -244,9 +244,10 @@ def _text(data: bytes) -> str:
 def _modules(
     prefix: str, extension: str, loaded: Collection[str], resolve: Callable[[str], tuple[str, ...]]
 ) -> frozenset[str]:
-    aliases = (f"xt_{extension}", f"{prefix}_{extension}")
-    names = (name for alias in aliases for name in (canonical(alias), *resolve(alias)))
-    return frozenset(name for name in names if name in loaded)
+    def loaded_of(alias: str) -> frozenset[str]:
+        return frozenset(name for name in (canonical(alias), *resolve(alias)) if name in loaded)
+
+    return modules_of_extension(extension, (prefix,), loaded_of)
 
 
 def _user(rule: LegacyRule) -> User:
