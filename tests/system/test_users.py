@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.clock import clock
 from tests.system.client import Client, soon
 from tests.system.explains import explains
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.vm.machine import Machine
-
-SECONDS_MAX = 5.0
-"""Of one call: a search ends after two, and the machine is emulated on processors that do other things as well."""
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +32,8 @@ def freed(vm: Machine, client: Client, module: str, *commands: str, data: bool =
     """
     client.explain(module)  # Starts an inspector, where there is none.
     time.sleep(0.5)  # What was just set up is not in an answer that is still kept.
-    begin = clock()
     explained: dict[str, Any] = client.explain(module)
-    took = clock() - begin
-    if "the search was ended" in explained["partial"]:
+    if explained["partial"]:
         # The machine is emulated on processors that do other things as well.
         explained = soon(lambda: whole(client.explain(module)), "a search that has enough time")
     assert explained["references"] > 0, f"{module} is busy"
@@ -49,8 +43,7 @@ def freed(vm: Machine, client: Client, module: str, *commands: str, data: bool =
         assert explained["free"] == [*commands, unload], explained["users"]
     else:
         assert len(explained["free"]) > 1, explained["users"]
-    assert explained["partial"] == ""
-    assert took < SECONDS_MAX, f"{took:.1f} s"
+    assert explained["partial"] == "", "the search ended within its time"
     for command in explained["free"]:
         vm.check(command)
     assert module not in vm.check("lsmod | cut -d' ' -f1").split()

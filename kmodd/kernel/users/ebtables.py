@@ -2,9 +2,10 @@
 """Rules of ebtables-legacy in this network namespace, by the modules that they hold.
 
 The structures are those of linux/netfilter_bridge/ebtables.h. The kernel copies a table to getsockopt(2) on any internet socket,
-with CAP_NET_ADMIN. No file lists the tables in use, and the kernel makes the table it is queried for in a network namespace that
-has none: an empty one, without effect. So only those are read whose module is held: a table with rules holds it (do_replace_finish
-in net/bridge/netfilter/ebtables.c), an empty one does not.
+with CAP_NET_ADMIN. No file lists the tables in use, and since Linux 5.15 the kernel makes the table it is queried for in a network
+namespace that has none (find_table_lock in net/bridge/netfilter/ebtables.c): an empty one that lets everything pass, whose hooks see
+each packet of a bridge there until the namespace or the module goes. So only those are read whose module is held: a table with
+rules holds it (do_replace_finish), an empty one does not.
 """
 
 import ctypes
