@@ -7,6 +7,7 @@ import pytest
 
 from kmodd.core.diagnosis.advice import advised, command
 from kmodd.kernel.proc.crypto import Algorithms
+from kmodd.kernel.users import tracing
 from kmodd.kernel.users.netlink import TcpUse, attribute, read_socket
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.tracing import tracing_users
@@ -37,6 +38,25 @@ def test_a_trigger_that_enables_an_event(root: FakeRoot) -> None:
     line = "!enable_event:btrfs:btrfs_sync_fs if prev_pid == 1"
     assert commands(root) == [f"""sh -c 'echo "$1" >>"$2"' sh '{line}' {path}"""]
     assert commands(root, 0) == [], "nothing uses it"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("set_ftrace_filter", "do_exit:enable_event:btrfs:btrfs_sync_fs:unlimited"),
+        ("dynamic_events", "e:eprobes/mine btrfs.btrfs_sync_fs ino=$ino"),
+    ],
+)
+def test_a_file_that_is_too_long_is_said_to_be(
+    root: FakeRoot, monkeypatch: pytest.MonkeyPatch, file: str, line: str
+) -> None:
+    """What is cut off may be a part of another line."""
+    root.put(f"sys/kernel/tracing/{file}", f"{line}\n" * 100)
+    monkeypatch.setattr(tracing, "_TABLE_MAX", 3 * len(line) + 2)
+    budget = Budget()
+    users = [user for _, user in tracing_users(root.path, {"btrfs": 1}, budget)]
+    assert len(users) == 2
+    assert budget.partial.startswith(f"{file} of tracefs has more than")
 
 
 def test_no_trigger_is_looked_for_where_no_event_is_enabled_by_one(root: FakeRoot) -> None:

@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kmodd.kernel.files import listdir, read_text
+from kmodd.kernel.files import listdir, read_bytes, read_text
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
 from kmodd.text import shown
 
 TRACEFS = "/sys/kernel/tracing"
-_TABLE_MAX = 1 << 18
+_TABLE_MAX = 1 << 20
 _PINNED_MAX = 64
 """Folders with pinned objects that are listed."""
 _TRIGGER = re.compile(r"(?:enable|disable)_event:(?P<system>[^:\s]+):(?P<event>[^:\s]+)")
@@ -70,7 +70,7 @@ def tracing_users(root: Path, loaded: Mapping[str, int], budget: Budget) -> Iter
     systems = {each: found for each in listdir(folder / "events") if loaded.get(found := module_of(each), 0) > 0}
     if not systems:
         return
-    for line in (read_text(folder / "dynamic_events", _TABLE_MAX) or "").splitlines():
+    for line in _lines(folder / "dynamic_events", budget):
         probe = _PROBE.match(line)
         if probe is not None and (module := systems.get(probe["system"])):
             modules, name = frozenset({module}), f"probe {probe['name']}"
@@ -84,13 +84,22 @@ def tracing_users(root: Path, loaded: Mapping[str, int], budget: Budget) -> Iter
         held = [(system, event) for system in systems for event in _enabled_by_trigger(folder, place, system, budget)]
         files = [f"{place}/set_ftrace_filter", *_triggers(folder, place, budget)] if held else []
         for path in files:
-            for line in (read_text(f"{folder}{path}", _TABLE_MAX) or "").splitlines():
+            for line in _lines(Path(f"{folder}{path}"), budget):
                 trigger = _TRIGGER.search(line)
                 if trigger is not None and (trigger["system"], trigger["event"]) in held:
                     # With a number of times it is another kind of probe, and `unlimited` would be taken for one.
                     end = f"!{line.replace(':unlimited', '', 1)}"
                     user = _user(f"trigger {path.strip('/')}", line, f"{TRACEFS}{path}", end)
                     yield frozenset({systems[trigger["system"]]}), user
+
+
+def _lines(file: Path, budget: Budget) -> list[str]:
+    content = read_bytes(file, _TABLE_MAX) or b""
+    lines = content.decode(errors="replace").split("\n")
+    if len(content) >= _TABLE_MAX:
+        budget.met(f"{file.name} of tracefs has more than {_TABLE_MAX >> 10} KiB")
+        lines.pop()  # Cut off, it may name another event.
+    return lines
 
 
 def _enabled_by_trigger(folder: Path, place: str, system: str, budget: Budget) -> Iterator[str]:
