@@ -515,6 +515,8 @@ IN_WORDS = {
     "' or '.join(modules)": "names of modules that exist, after a word",
     "modules[0]": "the name of a module that exists, in a line of a settings file",
     "load": "a command for a name of a module",
+    "lease.modules[0]": "the name of a module that a lease has",
+    "words": "surface or config",
     "several": "a command for names of modules",
     "meant": "a name of a module, after words",
     "clean(quote(path))": "the caller's own argument, quoted",
