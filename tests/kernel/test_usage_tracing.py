@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What holds a module by its trace events, by programs of BPF or by algorithms of the crypto API, on a made-up /proc and /sys."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from kmodd.core.diagnosis.advice import advised, command
 from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.users import tracing
 from kmodd.kernel.users.netlink import TcpUse, attribute, read_socket
+from kmodd.kernel.users.process import SocketModules
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.tracing import tracing_users
 from kmodd.model import Remedy, User
@@ -132,37 +134,103 @@ LOADED = {"aesni_intel": 1, "dm_crypt": 1, "xxhash_generic": 1, "tls": 1, "algif
 XTS, GCM = ("xts(aes)", "aesni_intel", "skcipher", 2), ("gcm(aes)", "aesni_intel", "aead", 2)
 
 
+def algorithms(path: Path, *rows: tuple[str, str, str, int], **loaded: int) -> Algorithms:
+    (path / "proc").mkdir(exist_ok=True)
+    (path / "proc/crypto").write_text(crypto(*rows))
+    return Algorithms(path, LOADED | loaded)
+
+
 @pytest.mark.parametrize(
-    ("row", "once", "expected"),
+    ("row", "expected"),
     [
-        (XTS, True, {"aesni_intel"}),
-        (("xts(aes)", "aesni_intel", "skcipher", 1), True, set()),
-        (("xts(aes)", "aesni_intel", "skcipher", 3), True, set()),
-        (("xts(aes)", "aesni_intel", "skcipher", 3), False, {"aesni_intel"}),
-        (("xts(aes)", "kernel", "skcipher", 2), True, set()),
-        (("sha256", "xxhash_generic", "shash", 2), True, set()),
-        (GCM, True, set()),
+        (XTS, {"aesni_intel"}),
+        (("xts(aes)", "aesni_intel", "skcipher", 1), set()),
+        (("xts(aes)", "aesni_intel", "skcipher", 3), set()),
+        (("xts(aes)", "kernel", "skcipher", 2), set()),
+        (("sha256", "xxhash_generic", "shash", 2), set()),
     ],
-    ids=["one use", "no use", "further uses", "uses of several", "built in", "of another type", "TLS uses such ones"],
+    ids=["one use", "no use", "further uses", "built in", "of another type"],
 )
-def test_algorithms_of_an_encrypted_disk(
-    tmp_path: Path, row: tuple[str, str, str, int], once: bool, expected: set[str]
-) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/crypto").write_text(crypto(row))
-    assert Algorithms(tmp_path, LOADED).of_user("dm_crypt", once=once) == expected
+def test_algorithm_of_an_encrypted_disk(tmp_path: Path, row: tuple[str, str, str, int], expected: set[str]) -> None:
+    assert algorithms(tmp_path, row).of_only_user("dm_crypt") == expected
 
 
-def test_algorithms_made_of_words(tmp_path: Path) -> None:
+def test_an_encrypted_disk_is_not_blamed_for_what_something_else_may_use(tmp_path: Path) -> None:
+    """Two consumers of one algorithm, and two algorithms: fscrypt and other parts of the kernel are in no table."""
+    assert algorithms(tmp_path, XTS, dm_crypt=2).of_only_user("dm_crypt") == set(), "two disks"
+    built_in = ("cts(cbc(aes))", "kernel", "skcipher", 2)
+    for other in (built_in, ("chacha20", "tls", "skcipher", 2), GCM):
+        assert algorithms(tmp_path, XTS, other).of_only_user("dm_crypt") == set()
+
+
+def test_a_part_of_another_algorithm_is_nothing_that_a_disk_has_chosen(tmp_path: Path) -> None:
+    """And what the chosen one is made of is held with it."""
+    rows = [
+        ("name : xts(aes)", "xts(ecb-aes-x)", "tls", "skcipher", 2),
+        ("name : ecb(aes)", "ecb-aes-x", "aesni_intel", "skcipher", 2),
+        ("name : __ecb(aes)", "__ecb-aes-x", "xxhash_generic", "skcipher", 2),
+    ]
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/crypto").write_text(
-        crypto(XTS, ("__gcm(aes)", "aesni_intel", "aead", 2), ("ghash", "tls", "ahash", 2))
-    )
-    known = Algorithms(tmp_path, LOADED)
-    assert known.made_of(("gcm", "aes")) == {"aesni_intel", "tls"}
-    assert known.made_of(("rfc7539", "chacha20", "poly1305")) == {"tls"}
-    assert known.made_of(()) == set(), "who uses none uses no part of one"
-    assert known.consumers(known.used[0]) == ("dm_crypt",)
+    for uses, expected in ((2, {"tls", "aesni_intel"}), (3, set())):
+        rows[1] = (*rows[1][:4], uses)
+        text = (f"{n}\ndriver : {d}\nmodule : {m}\nrefcnt : {r}\ntype : {t}\n" for n, d, m, t, r in rows)
+        (tmp_path / "proc/crypto").write_text("\n".join(text))
+        assert Algorithms(tmp_path, LOADED).of_only_user("dm_crypt") == expected, uses
+
+
+def test_algorithm_by_its_name(tmp_path: Path) -> None:
+    """A socket with gcm(aes) holds no ccm(aes) that another one uses, although both are made of AES."""
+    ccm, ctr = ("ccm(aes)", "ccm", "aead", 2), ("ctr(aes)", "ctr", "skcipher", 2)
+    used = algorithms(tmp_path, GCM, ccm, ctr, ccm=0, ctr=0)
+    assert used.of_name("gcm(aes)") == {"aesni_intel"}
+    assert used.of_name("rfc7539(chacha20,poly1305)") == used.of_name("") == set()
+    assert used.consumers(used.used[0]) == ("tls", "dm_crypt")
+    twice = algorithms(tmp_path, GCM, ("gcm(aes)", "gcm", "aead", 2), gcm=0)
+    assert twice.of_name("gcm(aes)") == set(), "of two drivers either may be it"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "links", "expected"),
+    [
+        ("", 1, [Remedy.DELETE_LINK]),
+        ("tls 1 0 - Live 0x0\n", 1, [Remedy.DELETE_LINK]),
+        ("tls 1 1 - Live 0x0\n", 1, []),
+        ("mac80211 1 0 - Live 0x0\n", 1, []),
+        ("", 2, []),
+    ],
+    ids=["nothing else", "TLS without a socket", "a socket with TLS", "WiFi", "two interfaces"],
+)
+def test_cipher_of_an_interface_with_macsec(tmp_path: Path, loaded: str, links: int, expected: list[Remedy]) -> None:
+    root = FakeRoot(tmp_path)
+    root.put("proc/modules", f"aesni_intel 1 1 - Live 0x0\nmacsec 1 0 - Live 0x0\n{loaded}")
+    root.put("proc/crypto", crypto(GCM, ("ccm(aes)", "aesni_intel", "aead", 2)))
+    root.kinds = {f"sec{number}": "macsec" for number in range(links)}
+    for name in root.kinds:
+        root.put(f"sys/class/net/{name}/operstate", "up\n")
+    users = [user for modules, user in root.search() if "aesni_intel" in modules]
+    assert [user.remedy for user in users if user.kind == "netdev"] == expected
+    if not expected:
+        assert "perhaps through " in next(user.detail for user in users if user.name == "gcm(aes)")
+
+
+def test_algorithm_of_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is known where one socket alone is bound, and one algorithm alone can be it."""
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"ALG\0")
+
+    def uses(*rows: tuple[str, str, str, int], **loaded: int) -> list[tuple[set[str], bool]]:
+        known = algorithms(tmp_path, *rows, dm_crypt=0, **loaded)
+        sockets = SocketModules(tmp_path, LOADED | loaded, algorithms=known)
+        return [
+            (use.modules, use.certain)
+            for use in sockets.uses("", "socket:[7]")
+            if use.modules & {"aesni_intel", "xxhash_generic"}
+        ]
+
+    blake, crc = ("blake2b-256", "xxhash_generic", "shash", 2), ("crc32c", "kernel", "shash", 2)
+    assert uses(XTS, algif_skcipher=1) == [({"aesni_intel"}, True)]
+    assert uses(XTS, algif_skcipher=2) == [({"aesni_intel"}, False)], "two sockets"
+    assert uses(blake, crc, algif_hash=1, libcrc32c=0) == [({"xxhash_generic"}, False)], "it may be bound to crc32c"
+    assert uses(blake, algif_hash=1, algif_skcipher=1) == [({"xxhash_generic"}, False)]
 
 
 @pytest.mark.parametrize(("several", "expected"), [(False, [Remedy.REMOVE_MAPPING]), (True, [])])
@@ -184,7 +252,7 @@ def test_the_cipher_of_one_encrypted_disk_is_known(tmp_path: Path, several: bool
 def test_cipher_of_tls() -> None:
     information = attribute(1, b"tls\0") + attribute(2, attribute(2, (52).to_bytes(2, "little")))
     message = b"\0" * 68 + (77).to_bytes(4, "little") + attribute(19, information)
-    assert list(read_socket(message)) == [TcpUse(77, "tls", "tls", ("gcm", "aes"))]
+    assert list(read_socket(message)) == [TcpUse(77, "tls", "tls", "gcm(aes)")]
 
 
 def test_checksum_of_btrfs(tmp_path: Path) -> None:

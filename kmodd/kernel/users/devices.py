@@ -176,7 +176,7 @@ class DeviceOwners:
         if target := target_module(disk):
             yield target
             if self._algorithms is not None and self._targets[target] == 1:
-                yield from self._algorithms.of_user(target, once=True)
+                yield from self._algorithms.of_only_user(target)
         level = read_text(f"{disk}/md/level") or ""
         if _MD_LEVEL.fullmatch(level):
             yield level

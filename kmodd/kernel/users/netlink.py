@@ -115,14 +115,14 @@ _INFO, _CONG, _ULP_INFO, _ULP_NAME, _ULP_TLS, _TLS_CIPHER = 2, 4, 19, 1, 2, 2
 """INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_ULP_INFO, INET_ULP_INFO_NAME and INET_ULP_INFO_TLS of linux/inet_diag.h, TLS_INFO_CIPHER of
 linux/tls.h. Those of the upper layer need CAP_NET_ADMIN, and come with the first (inet_sk_diag_fill in net/ipv4/inet_diag.c)."""
 _CIPHERS = {
-    51: ("gcm", "aes"),
-    52: ("gcm", "aes"),
-    53: ("ccm", "aes"),
-    54: ("rfc7539", "chacha20", "poly1305"),
-    55: ("gcm", "sm4"),
-    56: ("ccm", "sm4"),
-    57: ("gcm", "aria"),
-    58: ("gcm", "aria"),
+    51: "gcm(aes)",
+    52: "gcm(aes)",
+    53: "ccm(aes)",
+    54: "rfc7539(chacha20,poly1305)",
+    55: "gcm(sm4)",
+    56: "ccm(sm4)",
+    57: "gcm(aria)",
+    58: "gcm(aria)",
 }
 """TLS_CIPHER_ of linux/tls.h."""
 _REQUEST = struct.Struct("=BBBxI48x")
@@ -139,8 +139,8 @@ class TcpUse:
     inode: int
     name: str
     module: str
-    cipher: tuple[str, ...] = ()
-    """The words of which the names of the algorithms are made that it uses as well."""
+    cipher: str = ""
+    """The name of the algorithm of the crypto API that it uses as well."""
 
 
 def tcp_uses() -> Iterator[TcpUse]:
@@ -168,4 +168,4 @@ def read_socket(body: bytes) -> Iterator[TcpUse]:
     if inode and control:
         yield TcpUse(inode, control, canonical(f"tcp_{control}"))
     if inode and upper:
-        yield TcpUse(inode, upper, canonical(upper), _CIPHERS.get(cipher, ()))
+        yield TcpUse(inode, upper, canonical(upper), _CIPHERS.get(cipher, ""))

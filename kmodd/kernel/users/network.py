@@ -118,12 +118,14 @@ _SIGNS = {"bridge": "bridge", "bonding": "bond", "tun_flags": "tun"}
 def interfaces(
     root: Path,
     modules_of: Callable[[str], frozenset[str]],
+    modules_of_only: Callable[[str], frozenset[str]],
     kinds: Callable[[], dict[str, str]],
     loaded: Mapping[str, int],
 ) -> Iterator[tuple[frozenset[str], User]]:
     """Interfaces of this network namespace, with driver or link kind (`ip link add … type KIND`) and state as detail.
 
-    `modules_of` answers the loaded modules behind a link kind, `loaded` are those that are looked for, with their references.
+    `modules_of` answers the loaded modules behind a link kind, `modules_of_only` what the only one of its kind holds besides: one of
+    several may hold none, as MACsec without a key has no cipher. `loaded` are those that are looked for, with their references.
     """
     folder = root / "sys/class/net"
     try:
@@ -145,7 +147,8 @@ def interfaces(
         driver = canonical(readlink(folder / interface / "device/driver/module").rpartition("/")[2])
         kind = kind_of.get(interface, "")
         if kind not in known:
-            known[kind] = modules_of(kind)
+            is_only = sum(each == kind for each in kind_of.values()) == 1
+            known[kind] = modules_of(kind) | (modules_of_only(kind) if is_only else frozenset())
         if driver:
             yield frozenset({driver}), _user(interface, f"driver {driver}, state {state}", Remedy.SET_LINK_DOWN)
         if others := known[kind] - {driver}:

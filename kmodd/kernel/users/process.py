@@ -139,13 +139,18 @@ class SocketModules:
         """What a socket of AF_ALG holds by the algorithm that it is bound to, which nothing shows either."""
         if self._algorithms is None:
             return
+        if sum(self._loaded[type_] for type_ in self._types) == 1:
+            # One socket is bound, and those that were accepted from it keep it.
+            (bound,) = self._types
+            if held := self._algorithms.of_only_user(bound):
+                yield SocketUse(protocol, held)
+                return
         for type_ in self._types:
-            if used := self._algorithms.of_user(type_):
-                certain = len(self._types) == 1 and self._algorithms.is_one(type_)
-                yield SocketUse(protocol, used, certain, "algorithms")
+            if possible := self._algorithms.of_user(type_):
+                yield SocketUse(protocol, possible, certain=False, choice="algorithms")
 
     def _of_layer(self, use: TcpUse) -> frozenset[str]:
-        ciphers = self._algorithms.made_of(use.cipher) if use.cipher and self._algorithms else frozenset()
+        ciphers = self._algorithms.of_name(use.cipher) if use.cipher and self._algorithms else frozenset()
         return ciphers | {use.module}
 
     @cached_property

@@ -36,8 +36,8 @@ def used_algorithms(algorithms: Algorithms, explained: Callable[[str], bool]) ->
         yield frozenset({each.module}), User("crypto", shown(each.name), shown(used), remedy=remedy)
 
 
-_LINK_CIPHERS = {"macsec": ("gcm", "aes")}
-"""Algorithms that a kind of interface uses (drivers/net/macsec.c)."""
+_LINK_CIPHERS = {"macsec": "gcm(aes)"}
+"""The algorithm that a kind of interface uses (drivers/net/macsec.c)."""
 _SCTP = "sctp"
 _STAYING = "one in each network namespace, made with the module: it stays until the next boot"
 """sctp_ctl_sock_init in net/sctp/protocol.c: the module holds itself by it."""
@@ -108,7 +108,8 @@ class ProcUsage:
         yield from setting_users(self._root, loaded, self._resolve, mounts, budget)
         yield from interfaces(
             self._root,
-            lambda kind: known(modules_of_kind(kind, self._resolve)) | algorithms.made_of(_LINK_CIPHERS.get(kind, ())),
+            lambda kind: known(modules_of_kind(kind, self._resolve)),
+            lambda kind: algorithms.of_name(_LINK_CIPHERS.get(kind, ""), only=kind),
             self._kinds,
             loaded,
         )
