@@ -23,6 +23,7 @@ EVENTS = "sys/kernel/tracing/events"
 def root(tmp_path: Path) -> FakeRoot:
     made = FakeRoot(tmp_path)
     made.put("proc/modules", "btrfs 1 1 - Live 0x0\n")
+    made.put("sys/module/btrfs/sections/_ftrace_events")
     made.put(f"{EVENTS}/btrfs/btrfs_sync_fs/enable", "0*\n")
     made.put(f"{EVENTS}/btrfs/btrfs_sync_fs/trigger", "# Available triggers:\n")
     return made
@@ -67,6 +68,29 @@ def test_no_trigger_is_looked_for_where_no_event_is_enabled_by_one(root: FakeRoo
     assert commands(root) == []
 
 
+def test_events_of_the_kernel_that_have_the_name_of_a_module(root: FakeRoot) -> None:
+    """The system `bridge` is part of the kernel (net/core/net-traces.c), and others have another name than their module."""
+    root.put("proc/modules", "bridge 1 1 - Live 0x0\nscsi_mod 1 1 - Live 0x0\niwlwifi 1 1 - Live 0x0\n")
+    root.put(
+        "sys/kernel/tracing/available_events",
+        "bridge:br_fdb_add\nscsi:scsi_eh_wakeup\niwlwifi_io:iwlwifi_dev_ioread32\n",
+    )
+    names = ("br_fdb_add", "scsi_eh_wakeup", "iwlwifi_dev_ioread32")
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link",) * 3)
+    for number, name in enumerate(names):
+        root.put(f"proc/7/fdinfo/{number}", f"link_type:\traw_tracepoint\ntp_name:\t{name}\n")
+    root.put(f"{EVENTS}/bridge/br_fdb_add/enable", "0*\n")
+    root.put(f"{EVENTS}/sched/sched_switch/trigger", "enable_event:bridge:br_fdb_add:unlimited\n")
+    assert [user for modules, user in root.search() if user.kind in {"process", "trigger"}] == []
+    for module in ("scsi_mod", "iwlwifi"):
+        root.put(f"sys/module/{module}/sections/_ftrace_events")
+    users = {(*modules, user.detail) for modules, user in root.search() if user.kind in {"process", "trigger"}}
+    assert users == {
+        ("scsi_mod", "pid 7 anon_inode:bpf_link raw_tracepoint scsi_eh_wakeup"),
+        ("iwlwifi", "pid 7 anon_inode:bpf_link raw_tracepoint iwlwifi_dev_ioread32"),
+    }
+
+
 def test_a_function_of_an_instance_that_enables_an_event(root: FakeRoot) -> None:
     root.put(
         "sys/kernel/tracing/instances/mine/set_ftrace_filter", "do_exit:enable_event:btrfs:btrfs_sync_fs:count=2\n"
@@ -95,7 +119,6 @@ def test_nothing_else_is_written_into_tracefs(words: tuple[str, ...]) -> None:
 
 def test_what_may_hold_it_is_said_where_nothing_else_is_known(root: FakeRoot) -> None:
     """A perf event, a link of BPF, what is pinned."""
-    root.put("sys/module/btrfs/sections/_ftrace_events")
     root.put("sys/kernel/btf/btrfs")
     root.put("sys/fs/bpf/mine/link")
     root.process(7, "/usr/bin/perf", ("anon_inode:[perf_event]", "anon_inode:bpf_link", "anon_inode:bpf_link"))
@@ -221,7 +244,7 @@ def test_algorithm_of_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         known = algorithms(tmp_path, *rows, dm_crypt=0, **loaded)
         sockets = SocketModules(tmp_path, LOADED | loaded, algorithms=known)
         return [
-            (use.modules, use.certain)
+            (set(use.modules), use.certain)
             for use in sockets.uses("", "socket:[7]")
             if use.modules & {"aesni_intel", "xxhash_generic"}
         ]

@@ -23,13 +23,26 @@ _PINNED_MAX = 64
 _TRIGGER = re.compile(r"(?:enable|disable)_event:(?P<system>[^:\s]+):(?P<event>[^:\s]+)")
 """Of a trigger, `enable_event:SYSTEM:EVENT:unlimited`, and of a function, `do_exit:enable_event:SYSTEM:EVENT:unlimited`."""
 _PROBE = re.compile(r"e[0-9]*:(?P<name>\S+/\S+) (?P<system>[^.\s]+)\.\S+")
-_SYSTEMS = {"kvmmmu": "kvm", "nfs4": "nfsv4", "rpcgss": "auth_rpcgss", "mac80211_msg": "mac80211", "drm": "drm"}
-"""Modules by the system of their events, where the two have different names."""
+_SYSTEMS = {
+    "kvmmmu": "kvm",
+    "nfs4": "nfsv4",
+    "rpcgss": "auth_rpcgss",
+    "mac80211_msg": "mac80211",
+    "scsi": "scsi_mod",
+    "gpu_scheduler": "gpu_sched",
+    "hda_intel": "snd_hda_intel",
+    "iwlwifi_data": "iwlwifi",
+    "iwlwifi_io": "iwlwifi",
+    "iwlwifi_msg": "iwlwifi",
+    "iwlwifi_ucode": "iwlwifi",
+}
+"""Modules by the system of their events, where the two have different names (TRACE_SYSTEM in their sources)."""
 
 
-def module_of(system: str) -> str:
-    """The module whose events have this system, if it is one's."""
-    return _SYSTEMS.get(system, canonical(system))
+def module_of(root: Path, system: str) -> str:
+    """The module whose events have this system; empty where it is none's, or another one's than is known."""
+    module = _SYSTEMS.get(system, canonical(system))
+    return module if has_events(root, module) else ""
 
 
 def has_events(root: Path, module: str) -> bool:
@@ -40,7 +53,9 @@ def has_events(root: Path, module: str) -> bool:
 def modules_of_events(root: Path) -> dict[str, str]:
     """The module of each event by its name alone, if it is one's."""
     lines = (read_text(root / TRACEFS.lstrip("/") / "available_events", _TABLE_MAX) or "").splitlines()
-    return {event: module_of(system) for system, _, event in (line.partition(":") for line in lines)}
+    events = [line.partition(":")[::2] for line in lines]
+    modules = {system: module_of(root, system) for system in {system for system, _ in events}}
+    return {event: modules[system] for system, event in events}
 
 
 def pinned(root: Path) -> Iterator[User]:
@@ -67,7 +82,7 @@ def tracing_users(root: Path, loaded: Mapping[str, int], budget: Budget) -> Iter
     `loaded` are the modules that are looked for, with the references that neither a module nor another user holds.
     """
     folder = root / TRACEFS.lstrip("/")
-    systems = {each: found for each in listdir(folder / "events") if loaded.get(found := module_of(each), 0) > 0}
+    systems = {each: found for each in listdir(folder / "events") if loaded.get(found := module_of(root, each), 0) > 0}
     if not systems:
         return
     for line in _lines(folder / "dynamic_events", budget):
