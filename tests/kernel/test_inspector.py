@@ -402,7 +402,7 @@ def asked(capabilities: str, code: str) -> str:
 OPENED = """
 from pathlib import Path
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.process import OpenFiles, processes
+from kmodd.kernel.users.process import OpenFiles, Processes
 from kmodd.kernel.users.tasks import Tasks
 class Owners:
     def modules(self, kind, major, minor): return frozenset({"m"} if (kind, major, minor) == ("char", 1, 7) else ())
@@ -416,7 +416,7 @@ class Mounts:
     def held(self, number, device): return ()
 budget = Budget()
 files = OpenFiles(Path("/"), Owners(), Sockets(), Unmounted(), Mounts(), {"m": 1}, lambda _: (), budget)
-print(*(user.pid for _, user in processes(Tasks(Path("/"), budget), files, {}, budget)))
+print(*(user.pid for _, user in Processes(Tasks(Path("/"), budget), files, {}, budget).open()))
 """
 
 

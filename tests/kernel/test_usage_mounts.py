@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What keeps a mount busy, so that it ends before the umount: processes, swap files, loop devices, other mounts; and where fstab has it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from kmodd.core.diagnosis.advice import advised, command, free
 from kmodd.kernel.users import block as usage_block
 from kmodd.kernel.users import process as usage_process
-from kmodd.kernel.users.process import Inode
+from kmodd.kernel.users.process import Inode, inode_below
 from kmodd.kernel.users.tasks import Budget, Limits
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot
@@ -30,6 +31,7 @@ def inodes(monkeypatch: pytest.MonkeyPatch) -> Found:
         return next((found for end, found in known.items() if str(link).endswith(end)), None)
 
     monkeypatch.setattr(usage_process, "inode", inode)
+    monkeypatch.setattr(usage_process, "inode_below", lambda folder, name: inode(f"{folder}{name}"))
     monkeypatch.setattr(usage_block, "inode", inode)
     return known
 
@@ -94,7 +96,7 @@ def mapping(root: FakeRoot, inodes: Found, *, ns: str = "mnt:[1]") -> None:
     root.process(1, "/sbin/init", mountinfo=TABLE, ns="mnt:[1]")
     root.process(7, "/usr/bin/db", ns=ns)
     root.put("proc/7/maps", MAPS)
-    inodes["proc/1/root/dev"] = Inode("", (0, 0), (0, 5), 21)
+    inodes["proc/1/root/dev/"] = Inode("", (0, 0), (0, 5), 21)
 
 
 def test_a_process_with_a_mapping_of_it_ends_before_the_umount(root: FakeRoot, inodes: Found) -> None:
@@ -124,11 +126,57 @@ def test_a_mapping_of_a_device(root: FakeRoot, inodes: Found) -> None:
     root.put("sys/dev/block/1:1/dev", "1:1\n")
     root.link("sys/dev/block/1:1/device/driver/module", "../../brd")
     root.put("sys/module/brd/drivers/pci:brd")
-    inodes["proc/1/root/dev/ram1"] = Inode("block", (1, 1), (0, 5), 21)
+    inodes["dev/ram1"] = Inode("block", (1, 1), (0, 5), 21, 8)
     found = [(set(modules), user.detail) for modules, user in root.search() if user.kind == "process"]
     assert found == [({"brd"}, "pid 7 /dev/ram1, mapped"), ({"kvm"}, "pid 7 anon_inode:kvm-vcpu:0, mapped")]
-    inodes["proc/1/root/dev/ram1"] = Inode("block", (1, 1), (0, 70), 21)
-    assert root.found("brd") == [], "another file system is there now"
+    for node in (Inode("block", (1, 1), (0, 70), 21, 8), Inode("block", (1, 1), (0, 5), 21, 9)):
+        inodes["dev/ram1"] = node
+        assert root.found("brd") == [], "it is another one than the process has mapped"
+    inodes["dev/ram1"] = Inode("block", (1, 1), (0, 5), 21, 8)
+    root.put("proc/7/maps", MAPS.replace("/dev/ram1", "/home/far/dev/ram1"))
+    assert root.found("brd") == [], "what a process has mounted there may be on a file server"
+
+
+def test_a_node_is_looked_up_on_its_own_file_system_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "dev"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a/b").touch()
+    (folder / "link").symlink_to("a")
+    (folder / "self").symlink_to("/proc/self")
+    (tmp_path / "other").touch()
+    found = inode_below(f"{folder}/", "a/b")
+    assert found is not None
+    assert found.ino == (folder / "a/b").stat().st_ino
+    for name in ("link", "link/b", "self/maps", "../other", "/etc/passwd", "a/gone"):
+        assert inode_below(f"{folder}/", name) is None, name
+    assert inode_below("/", "proc/version") is None, "/proc is mounted there"
+    assert inode_below(f"{tmp_path}/nothing", "a") is None
+
+
+def test_a_process_whose_mappings_cannot_be_read_takes_no_more_than_their_time(
+    root: FakeRoot, inodes: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel waits for a lock of the process, as long as its owner likes; here for who writes into a pipe. What was read
+    before is kept, and what is left out is said.
+    """
+    mapping(root, inodes)
+    root.process(8, "/usr/bin/far", ns="mnt:[1]")
+    os.mkfifo(root.path / "proc/8/maps")
+    children: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
+    budget = Budget(Limits(mapping_seconds=0.3, seconds=60))
+    details = [user.detail for user in root.found("vfat", budget) if user.kind == "process"]
+    assert details == ["pid 7 /data/a b, mapped"]
+    assert budget.partial == "the mappings of some processes could not be read in time"
+    (child,) = children
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, os.WNOHANG)
 
 
 def test_mappings_are_looked_at_where_they_can_hold_something(root: FakeRoot, inodes: Found) -> None:

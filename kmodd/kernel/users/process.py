@@ -3,20 +3,21 @@
 
 import ctypes
 import os
-import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import listdir, note, read_text, readlink
 from kmodd.kernel.proc.crypto import Algorithms
+from kmodd.kernel.proc.maps import from_child, mappings
 from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mounts
 from kmodd.kernel.users.netlink import TcpUse
-from kmodd.kernel.users.tasks import Budget, Sighting, Task, Tasks
+from kmodd.kernel.users.tasks import Budget, Sighting, Task, Tasks, faults_noted
 from kmodd.kernel.users.tracing import has_events, modules_of_events
 from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
@@ -40,13 +41,6 @@ _ANONYMOUS = {
 }
 """Modules of files without a path (anon_inode_getfd in virt/kvm/kvm_main.c, drivers/vfio/vfio_main.c), as their links read but for a
 number at the end."""
-_MAPPING = re.compile(
-    rb"[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ (?P<on>[0-9a-f]+:[0-9a-f]+) [0-9]+ +(?P<path>(?:/|anon_inode:).*)"
-)
-"""A line of maps (proc_pid_maps(5))."""
-_CHUNK = 1 << 16
-_MAPPING_MAX = 1 << 14
-"""Bytes of one line: a path of at most a page, of which a line feed is escaped."""
 _DISCIPLINES = 31
 """NR_LDISCS of linux/tty.h."""
 _ATTACHING: dict[str, tuple[str, ...]] = {
@@ -62,6 +56,7 @@ _ATTACHING: dict[str, tuple[str, ...]] = {
 """Programs that open a terminal to give it a line discipline and keep it open for that, with the beginnings of the modules' names."""
 _FUSE = frozenset({"fuse"})
 _DMA_BUFFER = "/dmabuf:"
+_DEV = "/dev/"
 _PERF, _LINKS = "anon_inode:[perf_event]", {"anon_inode:bpf_link", "anon_inode:bpf-link"}
 _ATTACHED = {"tracing", "kprobe_multi"}
 """Types of links of BPF that hold the module of a function (kernel/bpf/trampoline.c, kernel/trace/bpf_trace.c)."""
@@ -225,7 +220,11 @@ class SocketModules:
 
 _AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
-_STATX_TYPE, _STATX_MNT_ID = 1, 0x1000
+_STATX_TYPE, _STATX_INO, _STATX_MNT_ID = 1, 0x100, 0x1000
+_OPENAT2 = 437
+_OPEN_HOW = struct.Struct("=QQQ")
+_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 4, 8
+"""struct open_how of linux/openat2.h and what it forbids on the way."""
 
 
 class _Statx(ctypes.Structure):
@@ -235,7 +234,9 @@ class _Statx(ctypes.Structure):
         ("mask", ctypes.c_uint32),
         ("head", ctypes.c_uint8 * 24),
         ("mode", ctypes.c_uint16),
-        ("middle", ctypes.c_uint8 * 98),
+        ("spare", ctypes.c_uint16),
+        ("ino", ctypes.c_uint64),
+        ("middle", ctypes.c_uint8 * 88),
         ("rdev_major", ctypes.c_uint32),
         ("rdev_minor", ctypes.c_uint32),
         ("dev_major", ctypes.c_uint32),
@@ -260,6 +261,8 @@ class Inode:
     """The device that its file system is on; major 0 for a file system without one."""
     mount: int = -1
     """The number of its mount; -1 before Linux 5.8, which does not say."""
+    ino: int = 0
+    """Its number on its file system."""
 
 
 def inode(link: str | Path) -> Inode | None:
@@ -269,12 +272,36 @@ def inode(link: str | Path) -> Inode | None:
     on FUSE could let the call hang forever.
     """
     answer = _Statx()
-    wanted = _STATX_TYPE | _STATX_MNT_ID
+    wanted = _STATX_TYPE | _STATX_INO | _STATX_MNT_ID
     if _LIBC.statx(_AT_FDCWD, os.fsencode(link), _AT_STATX_DONT_SYNC, wanted, ctypes.byref(answer)) != 0:
         return None
     kind = "char" if stat.S_ISCHR(answer.mode) else "block" if stat.S_ISBLK(answer.mode) else ""
     number = answer.mnt_id if answer.mask & _STATX_MNT_ID else -1
-    return Inode(kind, (answer.rdev_major, answer.rdev_minor), (answer.dev_major, answer.dev_minor), number)
+    return Inode(kind, (answer.rdev_major, answer.rdev_minor), (answer.dev_major, answer.dev_minor), number, answer.ino)
+
+
+def inode_below(folder: str, name: str) -> Inode | None:
+    """What has this path in a folder and on the folder's own file system, and is reached by no link; None for everything else.
+
+    The path may be another user's choice: no other file system is entered, whose server could take its time.
+    """
+    try:
+        at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    resolve = _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
+    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, resolve)
+    try:
+        words = (ctypes.c_char_p(os.fsencode(name)), ctypes.c_char_p(how), ctypes.c_size_t(len(how)))
+        file = _LIBC.syscall(ctypes.c_long(_OPENAT2), ctypes.c_int(at), *words)
+    finally:
+        os.close(at)
+    if file < 0:
+        return None
+    try:
+        return inode(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
 
 
 class Unmounted:
@@ -332,9 +359,6 @@ class OpenFile:
     """It may hold one of these or none: worth a look where nothing else is known."""
 
 
-_Marks = tuple[dict[bytes, tuple[int, int]], tuple[bytes, ...]]
-
-
 class OpenFiles:
     """What processes have open that holds a module."""
 
@@ -353,7 +377,6 @@ class OpenFiles:
         alias. The users of `mounts` were listed before.
         """
         self._root = root
-        self._wanted: dict[tuple[bool, bool], _Marks] = {}
         self._resolve = resolve
         self._mounts = mounts
         self._owners = owners
@@ -412,47 +435,56 @@ class OpenFiles:
             yield from self._of_terminal(link, target)
         yield from self._of_place(file, link)
 
-    def mapped(self, folder: Path, uid: int, *, nodes: bool, sees_mounts: bool) -> Iterator[OpenFile]:
-        """What is mapped into its memory: it stays in use when the descriptor is closed. Each file once.
+    def mapped(self, processes: Sequence[tuple[Path, int, bool]], *, nodes: bool) -> Iterator[tuple[int, OpenFile]]:
+        """What is mapped into their memory: it stays in use when the descriptor is closed. Each file of a process once, with the
+        process's number in the sequence.
 
-        To have the kernel list them takes long: that is done where they can hold something. `nodes` says that devices can. They are those
-        of /dev itself, which are root's: another path could lead to a file server by now. Of what is mounted only the device is shown,
-        not which mount it is of: `sees_mounts` says that the process is in the system's own mount namespace.
+        `processes` are their folders and users, and whether they are in the system's own mount namespace: of what is mounted the
+        kernel shows the device, not which mount it is of. `nodes` says that devices can hold something. They are those of /dev itself,
+        which are root's: another path could lead to a file server by now.
         """
-        if (nodes, sees_mounts) not in self._wanted:
-            self._wanted[nodes, sees_mounts] = self._marks(nodes, sees_mounts)
-        numbers, marks = self._wanted[nodes, sees_mounts]
-        if not numbers:
-            return
-        paths: set[bytes] = set()
-        for line in self._mappings(folder, uid, marks):
-            row = _MAPPING.fullmatch(line)
-            if row is None or row["path"] in paths:
+        nodes_on = f"{self._nodes[0]:02x}:{self._nodes[1]:02x}".encode() if nodes and self._nodes else b""
+        mounts = {f"{major:02x}:{minor:02x}".encode(): (major, minor) for major, minor in self._mounts.busy_devices}
+        mounts.pop(nodes_on, None)
+
+        def lines() -> Iterator[bytes]:
+            with faults_noted(self._budget):
+                for number, (folder, uid, sees_mounts) in enumerate(processes):
+                    if not self._budget.in_time():
+                        break
+                    wanted = frozenset({nodes_on} - {b""} | (mounts.keys() if sees_mounts else set()))
+                    rows = dict.fromkeys(mappings(folder, wanted, partial(self._budget.take_mapping_bytes, uid)))
+                    yield b"".join(b"%d %s\n" % (number, row) for row in rows)
+            yield "".join(f"met {bound}\n" for bound in self._budget.bounds).encode()
+
+        rows, complete = from_child(lines, self._budget.seconds_for_mappings)
+        if not complete:
+            self._budget.met("the mappings of some processes could not be read in time")
+        for row in rows:
+            first, _, rest = row.partition(b" ")
+            if first == b"met":
+                self._budget.met(rest.decode())
                 continue
-            paths.add(row["path"])
-            path, on = os.fsdecode(row["path"]), numbers.get(row["on"])
-            if on is not None and on != self._nodes:
-                for modules, level in self._mounts.held(-1, on):
-                    yield OpenFile(f"{path}, mapped", modules, level=level)
-            elif modules := self._of_node(path, on) if on is not None else self._without_path("", path):
-                yield OpenFile(f"{path}, mapped", modules)
+            on, ino, path = os.fsdecode(rest).split(" ", 2)
+            name = f"{path}, mapped"
+            if device := mounts.get(on.encode()):
+                for modules, level in self._mounts.held(-1, device):
+                    yield int(first), OpenFile(name, modules, level=level)
+            elif modules := self._of_node(path, int(ino)) if path.startswith("/") else self._without_path("", path):
+                yield int(first), OpenFile(name, modules)
 
-    def _marks(self, nodes: bool, sees_mounts: bool) -> _Marks:
-        """The file systems whose files are looked for, as maps has their devices, and what lines about any of them have in them."""
-        devices = [self._nodes] if nodes and self._nodes else []
-        devices += self._mounts.busy_devices if sees_mounts else ()
-        numbers = {f"{major:02x}:{minor:02x}".encode(): (major, minor) for major, minor in devices}
-        return numbers, (*(b" %s " % number for number in numbers), b" anon_inode:")
-
-    def _of_node(self, path: str, on: tuple[int, int]) -> frozenset[str]:
-        """Modules of a device node where root has it, if it is on that file system."""
-        node = inode(f"{self._root}/proc/1/root{path}")
-        return self._owners.modules(node.kind, *node.number) if node and node.kind and node.on == on else frozenset()
+    def _of_node(self, path: str, ino: int) -> frozenset[str]:
+        """Modules of a device node of /dev, where that is the one with this number: a process may see another one there."""
+        folder = f"{self._root}/proc/1/root{_DEV}"
+        node = inode_below(folder, path.removeprefix(_DEV)) if path.startswith(_DEV) else None
+        if node is None or not node.kind or node.on != self._nodes or node.ino != ino:
+            return frozenset()
+        return self._owners.modules(node.kind, *node.number)
 
     @cached_property
     def _nodes(self) -> tuple[int, int] | None:
         """The device of the file system with the system's device nodes."""
-        folder = inode(f"{self._root}/proc/1/root/dev")
+        folder = inode(f"{self._root}/proc/1/root{_DEV}")
         return folder.on if folder is not None else None
 
     @property
@@ -465,24 +497,6 @@ class OpenFiles:
         names = tuple(names)
         anonymous = {name for modules in _ANONYMOUS.values() for name in modules}
         return bool(names) and (not anonymous.isdisjoint(names) or bool(self._owners.with_nodes(names)))
-
-    def _mappings(self, folder: Path, uid: int, marks: Iterable[bytes]) -> Iterator[bytes]:
-        """The lines of a process's maps, of those pieces that have one of these marks."""
-        try:
-            with open(f"{folder}/maps", "rb", buffering=0) as file:  # noqa: PTH123 - a plain text, hundreds of times
-                rest, size = b"", 0
-                while piece := file.read(_CHUNK):
-                    size += len(piece)
-                    if not self._budget.take_mapping_bytes(uid, len(piece), size) or len(rest) > _MAPPING_MAX:
-                        return
-                    piece, _, tail = (rest + piece).rpartition(b"\n")
-                    if any(mark in piece for mark in marks):
-                        yield from piece.split(b"\n")
-                    rest = tail
-                    if not self._budget.in_time():
-                        return
-        except OSError as error:
-            note(error)
 
     def _of_terminal(self, link: str, target: str) -> Iterator[OpenFile]:
         """A terminal to which a program gave a module's line discipline: which one, the kernel shows only to who opens it
@@ -550,52 +564,61 @@ class OpenFiles:
         return frozenset(name for name in names if name in self._loaded)
 
 
-def processes(
-    tasks: Tasks,
-    files: OpenFiles,
-    namespaces: Mapping[str, str],
-    budget: Budget,
-    guesses: list[Sighting] | None = None,
-    unexplained: Callable[[], Iterable[str]] = lambda: (),
-) -> Iterator[tuple[frozenset[str], User]]:
+class Processes:
     """Each process with each of its open paths: the executable as name, `pid 1234 /dev/uinput` as detail.
 
-    Mappings are looked at last, and only of what is not open as well. `namespaces` are the labels of other network namespaces, by
-    what their links read. `guesses` gets what may hold a module of which nothing else is known,
-    `unexplained` answers the modules with references of which no user was found so far.
+    Mappings are looked at for themselves, and only of what is not open as well.
     """
-    users: dict[int, User] = {}
-    held: set[tuple[int, frozenset[str], int]] = set()
 
-    def user(task: Task, file: OpenFile) -> tuple[frozenset[str], User]:
-        held.add((task.pid, file.modules, file.level))
-        made = users.get(task.pid)
+    def __init__(self, tasks: Tasks, files: OpenFiles, namespaces: Mapping[str, str], budget: Budget) -> None:
+        """`namespaces` are the labels of other network namespaces, by what their links read."""
+        self._tasks = tasks
+        self._files = files
+        self._namespaces = namespaces
+        self._budget = budget
+        self._users: dict[int, User] = {}
+        self._held: set[tuple[int, frozenset[str], int]] = set()
+
+    def open(self, guesses: list[Sighting] | None = None) -> Iterator[Sighting]:
+        """By descriptors and links; `guesses` gets what may hold a module of which nothing else is known."""
+        for task in self._tasks.all:
+            if not self._budget.in_time():
+                return
+            seen: set[tuple[str, frozenset[str]]] = set()
+            for each in self._files.of(self._tasks.folder(task), task.user):
+                if (each.name, each.modules) not in seen:
+                    seen.add((each.name, each.modules))
+                    if not each.guess:
+                        yield self._user(task, each)
+                    elif guesses is not None and len(guesses) < _GUESSES_MAX:
+                        modules, made = self._user(task, each)
+                        guesses.append((modules, replace(made, kind="candidate")))
+
+    def mapped(self, unexplained: Callable[[], Iterable[str]]) -> Iterator[Sighting]:
+        """By mappings; `unexplained` answers the modules with references of which no user is known yet.
+
+        To have the kernel list them takes long: that is done where they can hold something.
+        """
+        nodes = self._files.can_be_mapped(unexplained())
+        first = self._tasks.first_namespace
+        tasks = [task for task in self._tasks.all if nodes or (task.namespace and task.namespace == first)]
+        if not tasks or not (nodes or self._files.are_mounts_held) or not self._budget.in_time():
+            return
+        folders = [
+            (self._tasks.folder(task), task.user, bool(task.namespace) and task.namespace == first) for task in tasks
+        ]
+        for number, each in self._files.mapped(folders, nodes=nodes):
+            if (tasks[number].pid, each.modules, each.level) not in self._held:
+                yield self._user(tasks[number], each)
+
+    def _user(self, task: Task, file: OpenFile) -> Sighting:
+        self._held.add((task.pid, file.modules, file.level))
+        made = self._users.get(task.pid)
         if made is None:
-            made = users[task.pid] = _process(tasks, task, namespaces)
+            made = self._users[task.pid] = _process(self._tasks, task, self._namespaces)
         if not file.certain or file.follows:
             made = replace(made, remedy=Remedy.NOT_NEEDED if file.follows else Remedy.NONE, target="", pids=())
         return file.modules, replace(made, detail=shown(f"pid {task.pid} {file.name}"), level=file.level)
-
-    for task in tasks.all:
-        if not budget.in_time():
-            return
-        seen: set[tuple[str, frozenset[str]]] = set()
-        for each in files.of(tasks.folder(task), task.user):
-            if (each.name, each.modules) not in seen:
-                seen.add((each.name, each.modules))
-                if not each.guess:
-                    yield user(task, each)
-                elif guesses is not None and len(guesses) < _GUESSES_MAX:
-                    modules, made = user(task, each)
-                    guesses.append((modules, replace(made, kind="candidate")))
-    nodes = files.can_be_mapped(unexplained())
-    for task in tasks.all if nodes or files.are_mounts_held else ():
-        if not budget.in_time():
-            return
-        sees_mounts = bool(task.namespace) and task.namespace == tasks.first_namespace
-        for each in files.mapped(tasks.folder(task), task.user, nodes=nodes, sees_mounts=sees_mounts):
-            if (task.pid, each.modules, each.level) not in held:
-                yield user(task, each)
 
 
 def _process(tasks: Tasks, task: Task, namespaces: Mapping[str, str]) -> User:

@@ -17,7 +17,7 @@ from kmodd.kernel.users.netfilter import Firewall, IpSet, firewall, ip_sets
 from kmodd.kernel.users.netlink import TcpUse, tcp_uses
 from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind
 from kmodd.kernel.users.places import Places
-from kmodd.kernel.users.process import OpenFiles, SocketModules, Unmounted, processes
+from kmodd.kernel.users.process import OpenFiles, Processes, SocketModules, Unmounted
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
 from kmodd.kernel.users.settings import setting_users
 from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Sighting, Tasks, bounded, namespace_owner, references
@@ -125,21 +125,19 @@ class ProcUsage:
 
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
         files = OpenFiles(self._root, owners, sockets, unmounted, mounts, loaded, self._resolve, budget)
-        yield from processes(
-            tasks,
-            files,
-            namespaces.labels,
-            budget,
-            guesses,
-            lambda: left().keys() - frozenset[str]().union(*(owners.modules("block", *each) for each in mounts.base)),
-        )
+        running = Processes(tasks, files, namespaces.labels, budget)
+        yield from running.open(guesses)
         yield from watchdogs(self._root, loaded)
         yield from iscsi_sessions(self._root, loaded, root_devices(self._root, mounts), owners)
         if loaded.get(_SCTP, 0) > 0:
             yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
+        yield from tracing_users(self._root, left(), budget)
+        # Behind all that is looked up: a stranger can have the time used up here.
+        yield from running.mapped(
+            lambda: left().keys() - frozenset[str]().union(*(owners.modules("block", *each) for each in mounts.base))
+        )
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
         yield from used_algorithms(algorithms, explained.__contains__)
-        yield from tracing_users(self._root, left(), budget)
         listed = {module for module, _ in reported}
         guesses += ((files.described, user) for user in pinned(self._root))
         yield from ((modules - listed, user) for modules, user in guesses if modules - listed)

@@ -43,6 +43,8 @@ class Limits:
     """The part of the time that mount tables may take: processes are looked at afterwards."""
     rule_share: float = 0.7
     """The part of the time after which no more rules of netfilter are looked at, for the same reason."""
+    mapping_seconds: float = 1.5
+    """What the mappings of all processes may take: the owner of one can make the kernel wait."""
     mapping_bytes_per_process: int = 1 << 20
     """Bytes of maps."""
     mapping_bytes_per_user: int = 16 << 20
@@ -79,6 +81,16 @@ class Budget:
     def partial(self) -> str:
         """The bounds that were met, as a clause; empty when none was."""
         return ", ".join(self._met)
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """The same, one by one."""
+        return tuple(self._met)
+
+    @property
+    def seconds_for_mappings(self) -> float:
+        """How long mappings may be looked at."""
+        return max(0.01, min(self.limits.mapping_seconds, self.limits.seconds - (self._clock() - self._begin)))
 
     def met(self, bound: str) -> None:
         """Something was left out."""
