@@ -91,6 +91,18 @@ def test_events_of_the_kernel_that_have_the_name_of_a_module(root: FakeRoot) -> 
     }
 
 
+def test_an_event_of_a_system_that_is_not_known_may_be_of_a_module(root: FakeRoot) -> None:
+    """A module has trace events, and none of those that the kernel lists has its name."""
+    root.put("proc/modules", "snd_hda_codec 1 1 - Live 0x0\nbtrfs 1 1 - Live 0x0\n")
+    root.put("sys/module/snd_hda_codec/sections/_ftrace_events")
+    root.put("sys/kernel/tracing/available_events", "hda:hda_send_cmd\nbtrfs:btrfs_sync_fs\n")
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link",))
+    root.put("proc/7/fdinfo/0", "link_type:\traw_tracepoint\ntp_name:\thda_send_cmd\n")
+    users = [(set(modules), user.kind, user.detail, user.remedy) for modules, user in root.search()]
+    detail = "pid 7 anon_inode:bpf_link raw_tracepoint hda_send_cmd, which may be one of its trace events"
+    assert users == [({"snd_hda_codec"}, "candidate", detail, Remedy.NONE)]
+
+
 def test_a_function_of_an_instance_that_enables_an_event(root: FakeRoot) -> None:
     root.put(
         "sys/kernel/tracing/instances/mine/set_ftrace_filter", "do_exit:enable_event:btrfs:btrfs_sync_fs:count=2\n"

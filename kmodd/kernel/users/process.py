@@ -532,8 +532,12 @@ class OpenFiles:
         values = {key: value.strip() for key, _, value in lines}
         name = f"{target} {values.get('link_type', '')}"
         if event := values.get("tp_name"):
-            modules = frozenset({self._events.get(event, "")}).intersection(self._loaded)
-            return OpenFile(f"{name} {event}", modules) if modules else None
+            if module := self._events.get(event):
+                return OpenFile(f"{name} {event}", frozenset({module})) if module in self._loaded else None
+            # Of the kernel itself, or of a module of which the system of its events is not known.
+            unclear = self._traced.difference(self._events.values())
+            name = f"{name} {event}, which may be one of its trace events"
+            return OpenFile(name, unclear, certain=False, guess=True) if unclear else None
         if values.get("link_type") in _ATTACHED and values.get("target_obj_id") != _KERNEL and self.described:
             return OpenFile(f"{name}, which may be of one of its functions", self.described, certain=False, guess=True)
         return None
