@@ -4,7 +4,6 @@
 import ctypes
 import os
 import stat
-import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -221,10 +220,6 @@ class SocketModules:
 _AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE, _STATX_INO, _STATX_MNT_ID = 1, 0x100, 0x1000
-_OPENAT2 = 437
-_OPEN_HOW = struct.Struct("=QQQ")
-_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 1, 4, 8
-"""struct open_how of linux/openat2.h and what it forbids on the way."""
 
 
 class _Statx(ctypes.Structure):
@@ -283,25 +278,30 @@ def inode(link: str | Path) -> Inode | None:
 def inode_below(folder: str, name: str) -> Inode | None:
     """What has this path in a folder and on the folder's own file system, and is reached by no link; None for everything else.
 
-    The path may be another user's choice: no other file system is entered, whose server could take its time.
+    The path may be another user's choice: in another file system nothing is looked up, whose server could take its time. (With
+    RestrictSUIDSGID= there is no openat2(2), which could say so to the kernel.)
     """
+    parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
+        return None
+    at = -1
     try:
         at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        first = found = inode(f"/proc/self/fd/{at}")
+        for part in parts:
+            file = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = file
+            found = inode(f"/proc/self/fd/{at}")
+            if first is None or found is None or found.on != first.on or stat.S_ISLNK(os.fstat(at).st_mode):
+                return None
     except OSError:
         return None
-    resolve = _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
-    how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, resolve)
-    try:
-        words = (ctypes.c_char_p(os.fsencode(name)), ctypes.c_char_p(how), ctypes.c_size_t(len(how)))
-        file = _LIBC.syscall(ctypes.c_long(_OPENAT2), ctypes.c_int(at), *words)
+    else:
+        return found
     finally:
-        os.close(at)
-    if file < 0:
-        return None
-    try:
-        return inode(f"/proc/self/fd/{file}")
-    finally:
-        os.close(file)
+        if at >= 0:
+            os.close(at)
 
 
 class Unmounted:
