@@ -281,6 +281,21 @@ async def test_an_application_planned_before_a_trial_does_not_confirm_it(bench: 
     assert b.trial._deadline._timer is not None
 
 
+async def test_an_application_under_way_does_not_end_a_trial_that_begins(bench: Make) -> None:
+    b = bench("", "tuned", "a", "b")
+    await b.boot()
+    b.files.text = wanted("vfat")
+    plain = await b.plan(dry_run=False, reason="")
+    b.files.text = wanted("vfat") + wanted("c")
+    trial = await b.plan(dry_run=False, reason="", trial=HOUR)
+    await asyncio.gather(b.convergence.apply(plain, CALLER), b.convergence.apply(trial, CALLER))
+    await b.settle()
+    assert b.trial.until
+    await b.trial.revert(b.trial.kept, CALLER)
+    await b.settle()
+    assert "c" not in b.live()
+
+
 async def test_of_two_trials_at_a_time_one_is_made(bench: Make) -> None:
     b = bench("", "tuned", "a", "b")
     await b.boot()

@@ -453,7 +453,7 @@ class DesiredStateService:
         else:
             self.trial.refuse()  # one may have begun since the plan was made
             results = await self._carry_out(plan, caller)
-            if not _failed(results):
+            if not (_failed(results) or self.trial.until):  # nor end one that began meanwhile
                 self.trial.forget()
         if not _failed(results):
             self._reconciler.reconcile()
