@@ -244,18 +244,26 @@ def wait(condition: Callable[[], Any], told: Callable[[], str], seconds: float =
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
     """A window with a fresh profile in this folder."""
+    for attempt in range(5):
+        with _driver(folder) as port:
+            # It chooses a port of IPv6 that something else may have on IPv4, and ends.
+            if port == 0 and attempt < 4:
+                continue
+            assert port, (folder / "chromedriver.log").read_text()
+            with closing(Browser(port)) as made:
+                made.start(folder / "profile")
+                yield made
+            return
+
+
+@contextmanager
+def _driver(folder: Path) -> Iterator[int]:
+    """A running chromedriver's port; 0 where it could not start."""
     command = ["chromedriver", "--port=0", f"--log-path={folder / 'chromedriver.log'}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            port = 0
-            while not port:
-                line = process.stdout.readline()
-                assert line, (folder / "chromedriver.log").read_text()
-                if "started successfully on port" in line:
-                    port = int(line.rstrip(". \n").rpartition(" ")[2])
-            with closing(Browser(port)) as made:
-                made.start(folder / "profile")
-                yield made
+            lines = (line for line in process.stdout if "started successfully on port" in line)
+            yield int(next(lines, "0").rstrip(". \n").rpartition(" ")[2])
         finally:
             process.terminate()
