@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from kmodd.core.health.store import StoreWatch
+from kmodd.core.operations.execution import FormerState
 from kmodd.core.planning.consequence_text import disconnecting
 from kmodd.core.store.activation import Activation, AuthorizedContent
 from kmodd.core.store.store import StoreCatalogue
@@ -82,8 +83,8 @@ class FakeReloader:
             return (OperationResult(NAME, Result.FAILED, self.error),)
         return (OperationResult(NAME, Result.CHANGED, touched=(NAME,)),)
 
-    async def parameters(self, name: ModuleName) -> tuple[tuple[str, str], ...]:
-        return (("numdummies", "3"), ("gone", "1"))
+    async def former(self, name: ModuleName) -> FormerState:
+        return FormerState((("numdummies", "3"), ("gone", "1")))
 
 
 class Stage:
