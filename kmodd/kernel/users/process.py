@@ -287,18 +287,18 @@ def inode_below(folder: str, name: str) -> Inode | None:
     at = -1
     try:
         at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        first = found = inode(f"/proc/self/fd/{at}")
+        first = reached = inode(f"/proc/self/fd/{at}")
         for part in parts:
             file = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
             os.close(at)
             at = file
-            found = inode(f"/proc/self/fd/{at}")
-            if first is None or found is None or found.on != first.on or stat.S_ISLNK(os.fstat(at).st_mode):
+            reached = inode(f"/proc/self/fd/{at}")
+            if first is None or reached is None or reached.on != first.on or stat.S_ISLNK(os.fstat(at).st_mode):
                 return None
     except OSError:
         return None
     else:
-        return found
+        return reached
     finally:
         if at >= 0:
             os.close(at)
