@@ -222,6 +222,10 @@ def test_algorithm_by_its_name(tmp_path: Path) -> None:
     assert used.consumers(used.used[0]) == ("tls", "dm_crypt")
     twice = algorithms(tmp_path, GCM, ("gcm(aes)", "gcm", "aead", 2), gcm=0)
     assert twice.of_name("gcm(aes)") == set(), "of two drivers either may be it"
+    # An interface with MACsec has one for each association.
+    (tmp_path / "proc/crypto").write_text(crypto(("gcm(aes)", "aesni_intel", "aead", 5)))
+    several = Algorithms(tmp_path, {"aesni_intel": 1, "macsec": 0})
+    assert several.of_name("gcm(aes)", only="macsec") == {"aesni_intel"}
 
 
 @pytest.mark.parametrize(

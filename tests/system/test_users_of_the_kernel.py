@@ -138,7 +138,8 @@ def test_algorithm_of_a_socket(vm: Machine, client: Client) -> None:
 def test_cipher_of_macsec(vm: Machine, client: Client) -> None:
     vm.check(
         f"modprobe {AES}; ip link add low type dummy; ip link add link low sec5 type macsec; "
-        f"ip macsec add sec5 tx sa 0 pn 1 on key 01 {'0f' * 16}"
+        f"ip macsec add sec5 tx sa 0 pn 1 on key 01 {'0f' * 16}; ip macsec add sec5 rx port 1 address 02:00:00:00:00:05; "
+        f"ip macsec add sec5 rx port 1 address 02:00:00:00:00:05 sa 0 pn 1 on key 02 {'1e' * 16}"
     )
     freed(vm, client, AES, "ip link delete dev sec5")
     vm.check("ip link del low; modprobe -r dummy")

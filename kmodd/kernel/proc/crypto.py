@@ -132,12 +132,12 @@ class Algorithms:
     def of_name(self, name: str, only: str = "") -> frozenset[str]:
         """Modules that each user of this algorithm holds: those of its only driver in use, and of what that is made of.
 
-        With `only`, where no other module that is known to may use it, and one use is all.
+        With `only`, where no other module that is known to may use it.
         """
         drivers = [each for each in self.used if each.name == name]
         if len(drivers) != 1 or not self._complete:
             return frozenset()
-        if only and (self.consumers(drivers[0]) != (only,) or drivers[0].uses != 1):
+        if only and self.consumers(drivers[0]) != (only,):
             return frozenset()
         return self._with_parts(drivers[0])
 

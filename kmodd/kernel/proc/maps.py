@@ -27,6 +27,7 @@ _LINE_MAX = 1 << 14
 """Bytes of one line: a path of at most a page, of which a line feed is escaped."""
 _ANSWER_MAX = 8 << 20
 _END = b"end\n"
+_unreaped: list[int] = []
 _WAITS, _WAIT = 20, 0.01
 """How often, and how many seconds each time, a child that was killed is waited for."""
 
@@ -55,7 +56,13 @@ def mappings(folder: Path, devices: Collection[bytes], take: Callable[[int, int]
 
 def from_child(texts: Callable[[], Iterable[bytes]], seconds: float) -> tuple[list[bytes], bool]:
     """The lines of these texts, which a child makes; and whether it came to their end within so many seconds."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    # One that took long to end counts as a process of the unit until it is waited for.
+    _unreaped[:] = [child for child in _unreaped if not os.waitpid(child, os.WNOHANG)[0]]
+    try:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        note(error)
+        return [], False
     try:
         child = os.fork()
         if child == 0:
@@ -117,3 +124,4 @@ def _wait(child: int, *, ends: bool) -> None:
         if os.waitpid(child, os.WNOHANG)[0]:
             return
         time.sleep(_WAIT)
+    _unreaped.append(child)
