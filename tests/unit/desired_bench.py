@@ -53,6 +53,7 @@ MODULES = (
             SimulatedParameter("even", "int", "", "0", mode=0o644, multiple_of=2),
         ),
     ),
+    SimulatedModule("sound", parameters=(parameter("id", "charp", "(null)", mode=0o444),)),
     SimulatedModule("acme_nic", folder="updates", holds="ifb", parameters=(parameter("number", "int", "1"),)),
     SimulatedModule("unix", builtin=True),
 )

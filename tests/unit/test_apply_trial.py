@@ -250,6 +250,7 @@ async def test_a_confirmation_is_of_the_trial_that_was_there(bench: Make) -> Non
     b = await tried(bench)
     plan, first = await b.plan(dry_run=False, reason="", confirm=True), b.trial.kept
     await b.trial.revert(first, CALLER)
+    b.now += 1
     await b.apply(trial=HOUR)
     with pytest.raises(Conflict, match="ended meanwhile"):
         await b.convergence.apply(plan, CALLER)
@@ -385,9 +386,19 @@ async def test_a_parameter_that_cannot_be_read_is_not_lost(bench: Make) -> None:
     b.kernel.rmmod("tuned")
     b.kernel.modprobe("tuned", "hidden=7")
     await b.settle()
-    with pytest.raises(Conflict, match="a trial could not take it back"):
+    with pytest.raises(Conflict, match="parameter hidden of tuned cannot be read, so a trial could not take it back"):
         await b.apply(trial=HOUR)
     assert "tuned" in b.live()
+
+
+async def test_a_string_that_was_never_set_is_as_before_without_it(bench: Make) -> None:
+    b = bench("", "sound")
+    await b.boot()
+    b.files.text = '[module.sound]\nstate = "absent"\n'
+    await b.apply(trial=HOUR)
+    assert b.live() == set()
+    await b.trial.revert(b.trial.kept, CALLER)
+    assert b.live() == {"sound"}
 
 
 async def test_a_stop_that_takes_too_long_is_ended_first_by_the_next_daemon(
@@ -409,3 +420,55 @@ async def test_a_stop_that_takes_too_long_is_ended_first_by_the_next_daemon(
     text = b.kept_trial.read()
     assert text is not None
     assert load(text).until <= b.now
+
+
+async def test_a_stop_in_the_middle_of_an_application_is_taken_back_by_the_next_daemon(bench: Make) -> None:
+    b = bench("", "tuned")
+    await b.boot()
+    b.files.text = wanted("vfat")
+    plan = await b.plan(dry_run=False, reason="", trial=HOUR)
+    work = asyncio.get_running_loop().create_task(b.convergence.apply(plan, CALLER))
+    for _ in range(1000):
+        if not b.trial.until:
+            await asyncio.sleep(0)
+    await b.trial.close()
+    work.cancel()
+    await asyncio.wait({work})
+    await b.settle()
+    assert "vfat" in b.live()
+    after = next_daemon(bench, b, b.kernel)
+    await after.boot()
+    for _ in range(2000):
+        if after.trial.until:
+            await asyncio.sleep(0.01)
+    await after.settle()
+    assert after.live() == {"tuned"}
+
+
+async def test_a_stop_in_the_middle_of_a_confirmation_confirms(bench: Make) -> None:
+    b = await tried(bench)
+    plan = await b.plan(dry_run=False, reason="", confirm=True)
+    work = asyncio.get_running_loop().create_task(b.convergence.apply(plan, CALLER))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await b.trial.close()
+    work.cancel()
+    await asyncio.wait({work})
+    assert b.kept_trial.read() is None
+    assert [change.module for change in b.rules.written] == ["tuned"]
+    assert (b.live(), level(b)) == ({"tuned", "b", "fat", "vfat"}, "2")
+
+
+async def test_an_application_for_good_ends_the_attempts_to_take_back(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kmodd.core.trial.TRIAL_RETRY", 0.01)
+    b = await tried(bench)
+    b.kernel.hold("vfat", User("process", "cat", "pid 7"))
+    await b.trial.revert(b.trial.kept, CALLER)
+    assert "vfat" in b.trial.health()[0].message
+    await b.apply()
+    b.kernel.end_hang("vfat")
+    await b.settle()
+    assert "vfat" in b.live()
+    assert (b.kept_trial.read(), b.trial.health(), "vfat" in b.trial.held()) == (None, [], False)

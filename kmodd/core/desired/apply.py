@@ -444,19 +444,25 @@ class DesiredStateService:
         if plan.request.dry_run:
             return await self._carry_out(plan, caller)
         if plan.confirms is not None:
-            with self.trial.confirmed(plan.confirms):
-                results = await self._carry_out(plan, caller)
-                if not _failed(results):
-                    self.trial.forget()
+            # To its end, also when kmodd is stopped: what is confirmed is not taken back.
+            work = self._confirm(plan, plan.confirms, caller)
+            results = await run_to_completion(asyncio.get_running_loop().create_task(work))
         elif plan.trial:
             results = await self._try(plan, caller)
         else:
-            self.trial.refuse()  # one may have begun since the plan was made
+            self.trial.give_up()  # one may have begun since the plan was made
             results = await self._carry_out(plan, caller)
             if not (_failed(results) or self.trial.until):  # nor end one that began meanwhile
                 self.trial.forget()
         if not _failed(results):
             self._reconciler.reconcile()
+        return results
+
+    async def _confirm(self, plan: ApplyPlan, trial: KeptTrial, caller: Caller) -> Sequence[OperationResult]:
+        with self.trial.confirmed(trial):
+            results = await self._carry_out(plan, caller)
+            if not _failed(results):
+                self.trial.forget()
         return results
 
     async def _try(self, plan: ApplyPlan, caller: Caller) -> Sequence[OperationResult]:
@@ -510,9 +516,10 @@ class DesiredStateService:
             elif step.action is StepAction.REMOVE:
                 former = await self._operations.former(step.module)
                 given = tuple((name, value) for name, value in former.parameters if value is not None)
-                if former.lost or given != former.parameters:
+                unknown = [*former.lost, *(name for name, value in former.parameters if value is None)]
+                if unknown:
                     raise Conflict(
-                        f"{step.module} has a parameter that cannot be read or has no value, so a trial could not take it back",
+                        f"parameter {unknown[0]} of {step.module} cannot be read, so a trial could not take it back",
                         module=step.module,
                     )
                 undo.append(Operation(Verb.LOAD, step.module, given, itself=True))

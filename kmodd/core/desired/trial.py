@@ -6,6 +6,7 @@ confirmation only: they would act in the next boot, and a reboot ends a trial. W
 afterwards, by no boot either, until the next `Apply`.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -190,16 +191,24 @@ class ApplyTrial:
         if self._busy:
             raise Conflict("the trial of the desired state is being taken back", evidence=Evidence(hint=_HINT))
         before = self._kept
+        self._deadline.cancel()
         both = tuple(dict.fromkeys((*held, *(before.held if before is not None else ()))))
         trial = KeptTrial(self._clock() + seconds * _SECOND, self._boot, both, tuple(undo))
         self._write(trial.dump())
         self._kept, self._busy, self._failed = trial, True, 0
         try:
             yield
+        except asyncio.CancelledError:
+            # kmodd is being stopped, and what was done may be done: the next daemon takes it back first.
+            self._kept = replace(trial, until=self._clock())
+            self._persist(self._kept)
+            raise
         finally:
             self._busy = False
             if self._kept is trial:
                 self._kept = before
+                if before is not None and before.undo:
+                    self._deadline.set(self._clock())
                 self._write(None if before is None else before.dump())
 
     def narrow(self, modules: Iterable[str], parameters: Iterable[str], seconds: int) -> None:
@@ -233,6 +242,16 @@ class ApplyTrial:
             if self.until:
                 self._deadline.set(self.until)
 
+    def give_up(self) -> None:
+        """What an earlier trial left behind stays as it is, and what is applied now is for good; Conflict while there is a trial."""
+        self.refuse()
+        if self._busy:
+            raise Conflict("the trial of the desired state is being taken back", evidence=Evidence(hint=_HINT))
+        if self._kept is not None and self._kept.undo:
+            self._deadline.cancel()
+            self._kept = replace(self._kept, undo=())
+            self._persist(self._kept)
+
     def forget(self) -> None:
         """Nothing is on trial, and nothing held back: it is confirmed or applied; NotPermitted."""
         if self._kept is not None or self._damaged:
@@ -242,7 +261,7 @@ class ApplyTrial:
 
     async def revert(self, trial: KeptTrial, caller: Caller) -> Sequence[OperationResult]:
         """Take it back now; Conflict if it has ended since, or is being confirmed or taken back."""
-        if self._kept is not trial:
+        if self._kept != trial:
             raise Conflict(
                 "the trial of the desired state ended meanwhile", evidence=Evidence(hint="kmodctl config drift")
             )

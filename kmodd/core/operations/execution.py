@@ -83,14 +83,17 @@ class LiveParameters:
             # Its file is gone: it cannot be brought back at all, which undoing will find and say.
             kinds = {}
         live: dict[str, str] = {}
+        unset: set[str] = set()
         for parameter in await self._values.read(name, private=True):
             key = parameter.name.replace("-", "_")
             # Only what the kernel's own setters read: a setter of the module's own may not exist, or do something else.
             if is_standard(kinds.get(key, "")) and _can_be_given(kinds[key], parameter.value):
                 live[key] = parameter.value or ""
+            elif is_standard(kinds.get(key, "")) and _is_unset(kinds[key], parameter.value):
+                unset.add(key)
         pairs = effective((*base, *live.items()))
         keys = {key for key, _ in pairs}
-        lost = tuple(key for key in kinds if key not in keys)
+        lost = tuple(key for key in kinds if key not in keys and key not in unset)
         return FormerState(pairs, lost, None if file == name else file)
 
 
@@ -148,6 +151,13 @@ def _can_be_given(kind: str, value: str | None) -> bool:
         return False
     # An array without elements reads as nothing, and giving that back would set it.
     return UNSET not in value and (value != "" or kind in ("charp", "string"))
+
+
+def _is_unset(kind: str, value: str | None) -> bool:
+    """Not to give it brings it back: a string that is NULL, and an array of such, or one without elements."""
+    if value is None:
+        return False
+    return set(value.split(",")) == {UNSET} or (value == "" and kind not in ("charp", "string"))
 
 
 def _but(lost: tuple[str, ...]) -> str:
