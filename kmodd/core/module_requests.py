@@ -33,12 +33,14 @@ from kmodd.names import ModuleName, canonical, parse_module_or_alias
 
 SETTLE: Final = 2.0
 """Seconds after a request in which modprobe loads what it loads; then its outcome is looked at."""
+ALIKE: Final = 1_000_000
+"""Microseconds after a request in which those that are alike share its outcome; a later one has its own."""
 PERIOD: Final = 60.0
 """Seconds for which one record stands for all that are alike."""
 KINDS_MAX: Final = 20
 """Different requests of one user in that time that have a record each; the others are counted in one."""
 PENDING_MAX: Final = 1024
-"""Requests whose outcome is still to be looked at; further ones are counted only."""
+"""Different requests whose outcome is still to be looked at; further ones are counted only."""
 RECENT_MAX: Final = 32
 """ModuleRequests that a load is compared with where its modprobe had ended before it could be looked at."""
 DEVICES_MAX: Final = 64
@@ -52,6 +54,14 @@ _OUTCOMES = ("loaded", "refused", "absent", "failed", "unknown")
 _NOTICE, _INFO = 5, 6
 _DEVICES_NAMED = 4
 EVENTS = (REFUSED,)
+
+
+@dataclass(slots=True)
+class _PendingRequest:
+    """ModuleRequests whose outcome is looked at once: the first, and how many there are."""
+
+    request: ModuleRequest
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -98,7 +108,9 @@ class ModuleRequests:
         self._requests: OrderedDict[str, ModuleRequest] = OrderedDict()
         """The last request for each alias."""
         self._loads: OrderedDict[ModuleName, ModuleLoad] = OrderedDict()
-        self._pending = 0
+        self._pending: dict[tuple[object, ...], _PendingRequest] = {}
+        self._settled: deque[_PendingRequest] = deque()
+        """Those of `_pending` whose time has come. One is looked at in each turn of the loop, so none waits for all of a flood."""
         self._recent: deque[ModuleRequest] = deque(maxlen=RECENT_MAX)
         """ModuleRequests whose modprobe may be under way."""
         self._devices: deque[tuple[int, str, str]] = deque(maxlen=DEVICES_MAX)
@@ -114,12 +126,16 @@ class ModuleRequests:
     def requested(self, request: ModuleRequest) -> None:
         """The kernel asks for a module."""
         _remember(self._requests, request.alias, request)
-        self._recent.append(request)
-        if self._pending >= PENDING_MAX:
-            self._note(request, "", (), None)
+        pending = self._pending.get(_source(request))
+        if pending is not None and 0 <= request.time - pending.request.time < ALIKE:
+            pending.count += 1
             return
-        self._pending += 1
-        self._later(SETTLE, lambda: self._judge(request))
+        self._recent.append(request)
+        if len(self._pending) + len(self._settled) >= PENDING_MAX:
+            self._note(_PendingRequest(request), "", (), None)
+            return
+        pending = self._pending[_source(request)] = _PendingRequest(request)
+        self._later(SETTLE, lambda: self._settle(pending))
 
     def announced(self, alias: str, device: str) -> None:
         """The kernel announces a device with this alias: udev may load what serves it."""
@@ -184,10 +200,23 @@ class ModuleRequests:
         if isinstance(event, ModuleRemoved):
             self._loads.pop(event.name, None)
 
-    def _judge(self, request: ModuleRequest) -> None:
-        self._pending -= 1
+    def _settle(self, pending: _PendingRequest) -> None:
+        self._settled.append(pending)
+        if len(self._settled) == 1:
+            self._later(0, self._judge)
+
+    def _judge(self) -> None:
+        pending = self._settled.popleft()
+        if self._settled:
+            self._later(0, self._judge)
+        request = pending.request
+        if self._pending.get(_source(request)) is pending:
+            del self._pending[_source(request)]
         if request in self._recent:
             self._recent.remove(request)
+        if self._is_counted_only(request):
+            self._note(pending, "", (), None)
+            return
         modules: tuple[ModuleName, ...] = ()
         try:
             self._index.refresh()
@@ -195,7 +224,16 @@ class ModuleRequests:
             outcome, error = self._outcome(request.alias, modules)
         except OSError:
             outcome, error = "unknown", None
-        self._note(request, outcome, modules, error)
+        self._note(pending, outcome, modules, error)
+
+    def _is_counted_only(self, request: ModuleRequest) -> bool:
+        """There is no record of it, whatever came of it: its user had too many different ones."""
+        period = self._period
+        return (
+            period is not None
+            and period.of_user[request.by.uid] >= KINDS_MAX
+            and not any((*_source(request), outcome) in period.kinds for outcome in _OUTCOMES)
+        )
 
     def _modules(self, alias: str) -> tuple[ModuleName, ...]:
         try:
@@ -225,23 +263,28 @@ class ModuleRequests:
         return module is not None and module.state is State.LIVE
 
     def _note(
-        self, request: ModuleRequest, outcome: str, modules: tuple[ModuleName, ...], error: DisabledByPolicy | None
+        self,
+        pending: _PendingRequest,
+        outcome: str,
+        modules: tuple[ModuleName, ...],
+        error: DisabledByPolicy | None,
     ) -> None:
-        if outcome:
-            self._outcomes[outcome] += 1
+        """An empty outcome was not looked at."""
+        request, count = pending.request, pending.count
+        self._outcomes[outcome or "unknown"] += count
         if self._period is None:
             self._period = _RecordPeriod()
             self._later(PERIOD, self.flush)
-        period, by = self._period, request.by
-        kind = (by.uid, by.unit, by.container, request.alias, outcome)
+        period, uid = self._period, request.by.uid
+        kind = (*_source(request), outcome)
         alike = period.kinds.get(kind)
         if alike is not None:
-            alike.more += 1
-        elif not outcome or period.of_user[by.uid] >= KINDS_MAX:
-            period.others[by.uid] += 1
+            alike.more += count
+        elif not outcome or period.of_user[uid] >= KINDS_MAX:
+            period.others[uid] += count
         else:
-            period.of_user[by.uid] += 1
-            period.kinds[kind] = _RequestCount(record(request, outcome, modules, error))
+            period.of_user[uid] += 1
+            period.kinds[kind] = _RequestCount(record(request, outcome, modules, error), more=count - 1)
             self._audit.record(period.kinds[kind].record)
 
     def flush(self) -> None:
@@ -258,6 +301,12 @@ class ModuleRequests:
         for uid, count in period.others.items():
             message = f"{count} further module requests of one user in a minute were only counted"
             self._audit.record(Record(REQUESTED, message, uid=uid, priority=_NOTICE, extra={"COUNT": str(count)}))
+
+
+def _source(request: ModuleRequest) -> tuple[object, ...]:
+    """What requests that are alike have in common."""
+    by = request.by
+    return by.uid, by.unit, by.container, request.alias
 
 
 def process_phrase(load: ModuleLoad) -> str:

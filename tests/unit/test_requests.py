@@ -25,20 +25,30 @@ class Timers:
 
     def __init__(self) -> None:
         self.due: list[Callable[[], None]] = []
+        self.now: list[Callable[[], None]] = []
+        """What is to be done in the next turn of the loop."""
 
-    def later(self, _: float, call: Callable[[], None]) -> None:
-        self.due.append(call)
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        (self.due if seconds else self.now).append(call)
+
+    def turn(self) -> None:
+        now, self.now = self.now, []
+        for call in now:
+            call()
 
     def pass_by(self) -> None:
         due, self.due = self.due, []
         for call in due:
             call()
+        while self.now:
+            self.turn()
 
 
 class World:
     def __init__(self, *rules: object) -> None:
         self.kernel = SimulatedKernel(pace=0, rules_in_force=rules or None)  # type: ignore[arg-type]
         self.now = 7
+        self.time = 5
         self.audit, self.timers = Journal(), Timers()
         self.events = EventHub(lambda *_: None)
         self.requests = ModuleRequests(
@@ -55,7 +65,7 @@ class World:
 
     def ask(self, alias: str, by: Requester = MOUNT, times: int = 1) -> None:
         for _ in range(times):
-            self.requests.requested(ModuleRequest(alias, by, "load_nls", 5))
+            self.requests.requested(ModuleRequest(alias, by, "load_nls", self.time))
 
     @property
     def records(self) -> list[Record]:
@@ -168,6 +178,68 @@ def test_one_user_cannot_flood_the_journal_nor_take_the_room_of_others() -> None
     world.timers.pass_by()
     rest = world.records[-1]
     assert (rest.uid, rest.extra["COUNT"]) == (1000, str(500 - KINDS_MAX))
+
+
+def test_each_turn_of_the_loop_looks_at_the_outcome_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With all that were due in one turn, the turn of a flood took longer than the watchdog waits.
+    world = World()
+    looked: list[None] = []
+    monkeypatch.setattr(world.kernel.index, "refresh", lambda: looked.append(None))
+    for number in range(5):
+        world.ask(f"net-pf-{number + 100}")
+    due, world.timers.due = world.timers.due, []
+    for call in due:
+        call()
+    assert looked == []
+    for number in range(5):
+        world.timers.turn()
+        assert len(looked) == number + 1
+    assert world.timers.now == []
+    assert len(world.records) == 5
+
+
+def test_an_error_with_one_request_does_not_leave_the_next_without_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.ask("net-pf-99")
+    world.ask("net-pf-98")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.kernel.index, "refresh", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            world.timers.pass_by()
+    for call in world.timers.due:
+        call()
+    world.timers.pass_by()
+    assert [record.extra["ALIAS"] for record in world.records] == ["net-pf-98"]
+
+
+def test_requests_that_are_alike_are_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(rule("install", "dummy", "/bin/false"))
+    looked: list[None] = []
+    monkeypatch.setattr(world.kernel.index, "refresh", lambda: looked.append(None))
+    for _ in range(30):
+        world.ask("dummy")
+        world.time += 100_000
+    world.timers.pass_by()
+    assert len(looked) == 3
+    assert {(row.labels, row.value) for row in world.requests.metrics() if row.value} == {
+        ((("result", "refused"),), 30.0)
+    }
+    world.requests.flush()
+    assert [record.extra.get("COUNT") for record in world.records] == [None, "29"]
+
+
+def test_the_outcome_of_what_is_counted_only_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    looked: list[None] = []
+    monkeypatch.setattr(world.kernel.index, "refresh", lambda: looked.append(None))
+    for number in range(500):
+        world.ask(f"net-pf-{number + 100}")
+    world.timers.pass_by()
+    assert len(looked) == KINDS_MAX
+    assert {row.labels[0][1]: row.value for row in world.requests.metrics() if row.value} == {
+        "absent": KINDS_MAX,
+        "unknown": 500 - KINDS_MAX,
+    }
 
 
 def test_no_number_of_requests_takes_more_than_so_much_memory() -> None:

@@ -12,10 +12,15 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from kmodd.kernel.worker.worker import ANSWER_MAX, READY, SOCKET
+
+MESSAGES_MAX: Final = 64
+"""Messages that are taken in one turn of the loop: a process that sends without end does not keep the loop."""
 
 
 class WorkerProcess:
@@ -139,8 +144,10 @@ class WorkerProcess:
         if not self.gone.done():
             self.gone.set_result(None)
 
-    def _readable(self) -> None:
-        while self._socket is not None:
+    def _readable(self, most: int = MESSAGES_MAX) -> None:
+        for _ in range(most):
+            if self._socket is None:
+                return
             try:
                 answer = self._receive(self._socket)
             except BlockingIOError:
@@ -160,7 +167,7 @@ class WorkerProcess:
     def _reap(self) -> None:
         if not self._has_ended():
             return
-        self._readable()  # An answer may still lie in the socket.
+        self._readable(sys.maxsize)  # An answer may still lie in the socket.
         self._close_socket()
         self._close_pidfd()
         if not self.gone.done():
