@@ -82,6 +82,14 @@ done
 libraries=$root/usr/lib/$(ls programs/usr/lib | grep -e '-linux-gnu$')
 cp -d $(find programs -name 'libopeniscsiusr.so*' -o -name 'libisns.so*' -o -name 'libyajl.so*') "$libraries/"
 cp -r programs/usr/lib/ebtables "$root/usr/lib/"
+# What a test installs itself, for it is a service or brings one: all that `dpkg --install` takes.
+kept=$root/usr/share/kmodd-tests/debs
+for packages in "cockpit cockpit-ws cockpit-bridge cockpit-system" "podman podman"; do
+    mkdir -p "$kept/${packages%% *}/partial"
+    apt-get -o APT::Sandbox::User=root -o "Dir::Cache::archives=$kept/${packages%% *}" --no-install-recommends --download-only --yes \
+        install ${packages#* }
+    rm -rf "$kept/${packages%% *}/partial" "$kept/${packages%% *}/lock"
+done
 cd /; rm -rf "$out/debs" "$root/etc/apt/apt.conf.d/99mmdebstrap"
 chmod -R a+rX "$out/headers"
 """
