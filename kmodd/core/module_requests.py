@@ -58,7 +58,7 @@ EVENTS = (REFUSED,)
 
 @dataclass(slots=True)
 class _PendingRequest:
-    """ModuleRequests whose outcome is looked at once: the first, and how many there are."""
+    """Requests that are alike and share an outcome: the first, and how many there are."""
 
     request: ModuleRequest
     count: int = 1

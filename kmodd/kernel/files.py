@@ -154,11 +154,17 @@ class Layered:
     """Everyone may read it."""
 
 
-def layered(directories: Sequence[Path], accepts: Callable[[bytes], bool], *, root: Path = Path("/")) -> list[Layered]:
+def layered(
+    directories: Sequence[Path],
+    accepts: Callable[[bytes], bool],
+    *,
+    root: Path = Path("/"),
+    passes_over: Callable[[Path], bool] = lambda _: False,
+) -> list[Layered]:
     """Every file below `root`, by name and bytewise, the one in effect before those it masks.
 
     A link to /dev/null masks as well, and so does one that leads nowhere or where root may not look; a folder does not.
-    OSError for a folder that is there and cannot be listed.
+    What `passes_over` is neither listed nor masks. OSError for a folder that is there and cannot be listed.
     """
     by_name: dict[bytes, list[Path]] = {}
     for directory in _distinct(directories):
@@ -170,7 +176,7 @@ def layered(directories: Sequence[Path], accepts: Callable[[bytes], bool], *, ro
             continue  # most of these folders do not exist on most machines
         for name in names:
             path = directory / os.fsdecode(name)
-            if not name.startswith(b".") and accepts(name) and not _is_folder(path):
+            if not name.startswith(b".") and accepts(name) and not _is_folder(path) and not passes_over(path):
                 by_name.setdefault(name, []).append(path)
     return [path for name in sorted(by_name) for path in _ranked(by_name[name], root)]
 

@@ -8,6 +8,7 @@ from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.files import read_text
 from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
 from kmodd.kernel.modules.installed import InstalledIndexes
+from kmodd.kernel.modules.libkmod import is_newer, load_library
 from kmodd.kernel.needs import SystemNeeds
 from kmodd.kernel.ports import ModuleIndex
 from kmodd.kernel.proc.facts import ProcFacts
@@ -71,6 +72,7 @@ def real_kernel(
             release,
             command_line=facts.read().command_line,
             memory=Path(state_directory) if state_directory else None,
+            newer=is_newer(load_library()),
         ),
         loaded=ProcModules(root),
         executor=WorkerPool(tree=root / "lib/modules" / release, unit_socket=worker_socket),

@@ -23,11 +23,15 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 
+from kmodd.kernel.modprobe.modprobe_d import DIRECTORIES, ModprobeFolders, parse_rules
+from kmodd.kernel.modprobe.modprobe_files import ConfigurationFolders
+from kmodd.kernel.modules.libkmod import is_newer, load_library
 from kmodd.model import Verb
 from tests.conformance.answers import Kmodd
+from tests.conformance.conftest import HOST
 from tests.conformance.oracle import Done, Modprobe
 from tests.conformance.scenario import FILE, Configuration, Question, Tree, build, configure
-from tests.kernel.fakeroot import FakeModule
+from tests.kernel.fakeroot import RELEASE, FakeModule
 
 CASES = Path(__file__).parent / "cases"
 
@@ -145,3 +149,28 @@ def test_case(case: Case, program: tuple[str, ...], shim: Path, tmp_path: Path) 
         assert message in planned.error.message
         return
     assert (_shown(planned.steps) or "nothing") == (case.modprobe if case.kmodd == "same" else case.kmodd)
+
+
+def test_files_that_only_some_versions_read(program: tuple[str, ...], shim: Path, tmp_path: Path) -> None:
+    """*.alias, and a file behind a dangling link of its name: kmod 30 reads the first alone, kmod 34 the second alone."""
+    tree, root = Tree((_module("loop", builtin=False),)), tmp_path / "root"
+    build(tree, root)
+    files = {"etc/modprobe.d/a.alias": ("options loop flag=1",), "usr/lib/modprobe.d/b.conf": ("options loop count=2",)}
+    configuration = Configuration(files, "", ())
+    configure(root, files)
+    (root / "etc/modprobe.d/b.conf").symlink_to("nowhere")
+    answer = Modprobe(program, shim, root, tmp_path / "state", tree.needs()).ask(
+        Question(Verb.LOAD, "loop"), configuration
+    )
+    newer = is_newer(load_library()) if program == HOST else True
+    option = "count=2" if newer else "flag=1"
+    assert _shown(answer.steps) == f"insert loop {option}"
+
+    directories = [root / name for name in DIRECTORIES]
+    texts = [Path(path) for path in ModprobeFolders(tmp_path, directories, newer=newer).files()]
+    rules = [rule for path in texts if path.exists() for rule in parse_rules(path.read_bytes(), str(path))]
+    assert [rule.value for rule in rules] == [option]
+    listed = ConfigurationFolders(root, RELEASE, newer=newer).files().modprobe
+    acting = [file.path for file in listed if file.rules and not file.shadowed_by]
+    assert acting == [f"/{'usr/lib/modprobe.d/b.conf' if newer else 'etc/modprobe.d/a.alias'}"]
+    assert [file.path for file in listed if file.unread] == (["/etc/modprobe.d/a.alias"] if newer else [])

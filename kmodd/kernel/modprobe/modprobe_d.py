@@ -2,8 +2,9 @@
 """Reads modprobe.d with file and line of every rule, looks up rules by module, and reads changed files before every plan.
 
 libkmod reads the same files but forgets file and line. This reader follows kmod_config_parse, conf_files_list and
-freadline_wrapped of libkmod 30 byte for byte. Later versions differ in three corner cases: files named *.alias are not
-read (as measured with 34.2), a dangling link does not mask, and a backslash at the end of a file is dropped.
+freadline_wrapped of libkmod 30 byte for byte. Later versions differ in three corner cases: since 33 files named *.alias are not
+read, and in 34 a dangling link does not mask, and a backslash at the end of a file is dropped. The first two are followed
+where the library is `newer`.
 """
 
 import os
@@ -44,8 +45,24 @@ _BACKSLASH = re.compile(rb"\\(.|\Z)", re.DOTALL)
 
 
 def is_configuration_name(name: bytes) -> bool:
-    """Tell whether libkmod reads a file of this name."""
+    """Tell whether libkmod before 33 reads a file of this name."""
     return not name.startswith(b".") and len(name) >= 6 and name.endswith((b".conf", b".alias"))
+
+
+def is_newer_configuration_name(name: bytes) -> bool:
+    """Tell whether libkmod 33 or newer reads a file of this name (conf_files_filter_out in libkmod/libkmod-config.c)."""
+    return not name.startswith(b".") and len(name) >= 6 and name.endswith(b".conf")
+
+
+def is_dangling(path: str | Path | bytes) -> bool:
+    """A link that leads nowhere, for modprobe neither."""
+    try:
+        os.stat(path)  # noqa: PTH116 - called for each file at every change
+    except FileNotFoundError:
+        return not _leads_out_of_sight(os.fsdecode(path))
+    except OSError:
+        return False
+    return False
 
 
 def obstacle(path: str | Path) -> str:
@@ -326,8 +343,13 @@ class ModprobeFolders:
     Plain texts all through: a Path costs more than the call into the kernel.
     """
 
-    def __init__(self, tree: Path, directories: Sequence[Path]) -> None:
-        """`directories` in order of rank, the first masking the next; `tree` holds depmod's soft dependencies."""
+    def __init__(self, tree: Path, directories: Sequence[Path], *, newer: bool = False) -> None:
+        """`directories` in order of rank, the first masking the next; `tree` holds depmod's soft dependencies.
+
+        `newer` if libkmod is 33 or newer.
+        """
+        self._newer = newer
+        self._accepts = is_newer_configuration_name if newer else is_configuration_name
         self._softdeps = os.fsencode(tree / DEPMOD_SOFTDEPS)
         self._folders = [os.fsencode(directory) for directory in directories]
         self._listed: dict[bytes, tuple[tuple[int, int, int], list[bytes]]] = {}
@@ -337,13 +359,14 @@ class ModprobeFolders:
     def files(self) -> list[str]:
         """List the files in effect in the order they are read: by file name, bytewise, whatever directory they are in.
 
-        A dangling link masks as well as a link to /dev/null does; a folder does not.
+        A dangling link masks as well as a link to /dev/null does, but for a newer libkmod; a folder does not.
         """
         self.unreadable = {}
         files = {DEPMOD_SOFTDEPS.encode(): self._softdeps}
         for folder in self._folders:
             for name in self._names(folder):
-                if name not in files and _is_no_folder(path := folder + b"/" + name):
+                path = folder + b"/" + name
+                if name not in files and _is_no_folder(path) and not (self._newer and is_dangling(path)):
                     files[name] = path
         return [os.fsdecode(files[name]) for name in sorted(files)]
 
@@ -355,7 +378,7 @@ class ModprobeFolders:
             if listed is not None and listed[0] == stamp:
                 return listed[1]
             now = time.time_ns()
-            names = [name for name in os.listdir(folder) if is_configuration_name(name)]  # noqa: PTH208 - see above
+            names = [name for name in os.listdir(folder) if self._accepts(name)]  # noqa: PTH208 - see above
         except OSError as error:
             if error.errno not in NOWHERE:
                 self.unreadable = {**self.unreadable, os.fsdecode(folder): why_unread(os.fsdecode(folder), error)}

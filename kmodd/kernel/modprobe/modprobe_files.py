@@ -25,8 +25,15 @@ _FORMER_FILES = dict.fromkeys(("modprobe.conf", "modules.conf"), "modprobe reads
 class ConfigurationFolders:
     """`kmodd.kernel.ports.Configuration` below a root folder. Every method reads or writes files: call it in a thread."""
 
-    def __init__(self, root: Path, release: str, *, command_line: str = "", memory: Path | None = None) -> None:
-        """`memory` is a folder of kmodd's own where copies of what was written are kept; None keeps none."""
+    def __init__(
+        self, root: Path, release: str, *, command_line: str = "", memory: Path | None = None, newer: bool = False
+    ) -> None:
+        """`memory` is a folder of kmodd's own where copies of what was written are kept; None keeps none.
+
+        `newer` if libkmod is 33 or newer.
+        """
+        self._newer = newer
+        self._accepts = modprobe_d.is_newer_configuration_name if newer else modprobe_d.is_configuration_name
         self._root = root
         self._tree = root / "lib/modules" / release
         self._command_line = command_line
@@ -101,9 +108,14 @@ class ConfigurationFolders:
         directories = [self._root / name for name in modprobe_d.DIRECTORIES]
         files = [
             self._modprobe_file(file)
-            for file in layered(directories, modprobe_d.is_configuration_name, root=self._root)
+            for file in layered(
+                directories,
+                self._accepts,
+                root=self._root,
+                passes_over=modprobe_d.is_dangling if self._newer else lambda _: False,
+            )
         ]
-        files += self._passed_over(directories, modprobe_d.is_configuration_name)
+        files += self._passed_over(directories, self._accepts)
         files += self._out_of_reach("modprobe.d", _FORMER_FILES, modprobe_d.parse_rules)
         softdeps = self._tree / modprobe_d.DEPMOD_SOFTDEPS
         text = modprobe_d.read_text(softdeps, self._root)

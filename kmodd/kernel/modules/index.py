@@ -34,7 +34,7 @@ from kmodd.kernel.modprobe.modprobe_d import (
     read_text,
 )
 from kmodd.kernel.modprobe.modules_load_d import command_line_rules
-from kmodd.kernel.modules.libkmod import INDEX_BUILTIN, INDEX_DEP, Context, load_library
+from kmodd.kernel.modules.libkmod import INDEX_BUILTIN, INDEX_DEP, Context, is_newer, load_library
 from kmodd.kernel.modules.module_file import FileFacts, ModuleFacts, Stamp, file_stamp, parse_modinfo
 from kmodd.model import FactsPending, ModuleInfo, Rule, Target
 from kmodd.names import Alias, ModuleName, canonical
@@ -169,7 +169,7 @@ class LibkmodIndex:
         self._tree_text = str(self._tree)
         self._release = release
         self._directories = [root / name for name in DIRECTORIES] if config_dirs is None else list(config_dirs)
-        self._folders = ModprobeFolders(self._tree, self._directories)
+        self._folders = ModprobeFolders(self._tree, self._directories, newer=is_newer(self._library))
         self._command_line = command_line_rules(command_line)
         self._index_paths = [str(self._tree / name) for name in (*_INDEXES, _BUILTIN_MODINFO)]
         self._tree_stamps: list[Stamp] = []

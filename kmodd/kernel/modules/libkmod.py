@@ -54,6 +54,11 @@ def load_library(soname: str = SONAME) -> ctypes.CDLL:
     return library
 
 
+def is_newer(library: ctypes.CDLL) -> bool:
+    """It is that of kmod 33 or newer, which reads modprobe.d otherwise: it has the function that came with 33."""
+    return hasattr(library, "kmod_module_get_weakdeps")
+
+
 class Context:
     """A kmod_ctx: the indexes of one module tree and the configuration as it was when this was made.
 
@@ -102,7 +107,7 @@ class Context:
 
     def weakdeps(self, name: str) -> list[str]:
         """Weak dependencies as the library resolves them; empty where it knows none (kmod before 33)."""
-        if not hasattr(self._library, "kmod_module_get_weakdeps"):
+        if not is_newer(self._library):
             return []
         pointer = _POINTER()
         with self._module(name) as module:
