@@ -22,6 +22,7 @@ from kmodd.errors import Conflict, Evidence, KmoddError, LimitsExceeded
 from kmodd.fast_dataclass import dataclass
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
 from kmodd.model import (
+    KMODD,
     Caller,
     Metric,
     Operation,
@@ -43,8 +44,6 @@ ROOT_TIMES = 8
 """Root may have so many times the leases of another user."""
 SETTLE = 0.1
 """Seconds between an event that may have freed a module and the next attempt to unload it."""
-_CALLER = Caller(sender="", uid=0, exe="kmodd")
-"""kmodd itself, which unloads what was loaded for leases alone."""
 _NAME = "lease-"
 """What the descriptors are called in systemd's store, followed by the lease's number."""
 
@@ -344,7 +343,7 @@ class Leases:
                 plan = self._operations.plan(request, await self._operations.look(plan))
             if plan.error is not None:
                 raise plan.error
-        await self._operations.run(plan, _CALLER)
+        await self._operations.run(plan, KMODD)
         self._disown(name)
 
     def _disown(self, name: ModuleName) -> None:

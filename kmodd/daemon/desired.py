@@ -8,7 +8,7 @@ from pathlib import Path
 from kmodd.config.toml_file import FOLDERS, DropIns
 from kmodd.core.desired.apply import DesiredStateService, Versions
 from kmodd.core.desired.drift import Comparison
-from kmodd.core.desired.reconciler import CALLER, Reconciler
+from kmodd.core.desired.reconciler import Reconciler
 from kmodd.core.desired.state import DesiredState
 from kmodd.core.desired.trial import ApplyTrial
 from kmodd.core.events import Audit, Clock, Events, HistoryReader
@@ -29,7 +29,7 @@ from kmodd.kernel.modprobe import modprobe_d, modules_load_d
 from kmodd.kernel.modules.trees import ModuleTrees
 from kmodd.kernel.ports import Kernel
 from kmodd.kernel.proc.facts import present_aliases
-from kmodd.model import Record
+from kmodd.model import KMODD, Record
 from kmodd.model.rules import Presence
 from kmodd.model.settings import Document
 from kmodd.names import ModuleName
@@ -270,7 +270,7 @@ class DesiredParts:
     def read_again(self) -> None:
         """As on SIGHUP: what is bad is recorded, and the old settings stay."""
         try:
-            self.convergence.read_again(CALLER)
+            self.convergence.read_again(KMODD)
         except Conflict:
             return
 

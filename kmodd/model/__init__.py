@@ -32,9 +32,10 @@ from kmodd.model.reports import (
     Record,
     Requester,
 )
-from kmodd.model.requests import Attempt, Caller, Loaders, Operation, OperationResult, Plan, Request, Step
+from kmodd.model.requests import KMODD, Attempt, Caller, Loaders, Operation, OperationResult, Plan, Request, Step
 
 __all__ = [
+    "KMODD",
     "Attempt",
     "Caller",
     "Consequence",

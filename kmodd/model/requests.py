@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
+from typing import Final
 
 from kmodd.errors import AccessDenied, KmoddError
 from kmodd.model.arguments import Arguments
@@ -39,6 +40,10 @@ class Caller:
     """Why the caller says it asks, for the journal."""
     pid: int = 0
     """Number of the caller's process as the bus has it, to be shown; 0 when unknown."""
+
+
+KMODD: Final = Caller("", 0, exe="kmodd")
+"""The daemon itself, for what it does without a call: the desired state, leases that end, trials that nobody confirms."""
 
 
 @dataclass(frozen=True, slots=True)

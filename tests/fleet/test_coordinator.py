@@ -11,28 +11,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.fleet.cluster import ROOT, Cluster, wait_for
+from tests.fleet.cluster import wait_for
 from tests.fleet.coordinating import ACCOUNT, GROUP, LEASE, MERGE, Fleet, agents
 
 
-@pytest.fixture(scope="module")
-def server(kubernetes: Cluster) -> Cluster:
-    """A cluster with what deploy/ gives both programs: their accounts, and the rights of their roles alone."""
-    for name in ("namespace", "agent", "coordinator"):
-        for document in yaml.safe_load_all((ROOT / f"deploy/kubernetes/{name}.yaml").read_text()):
-            if document["kind"] not in ("DaemonSet", "Deployment", "Service", "NetworkPolicy"):
-                kubernetes.apply(document)
-    return kubernetes
-
-
-@pytest.fixture
-def fleet(server: Cluster, tmp_path: Path) -> Iterator[Fleet]:
-    made = Fleet(server, tmp_path)
-    yield made
-    made.stop()
-    made.clear()
+@pytest.fixture(autouse=True)
+def _without_errors(fleet: Fleet, tmp_path: Path) -> Iterator[None]:
+    yield
+    fleet.stop()
     for log in tmp_path.glob("*.log"):
         print(log.read_text())  # shown where the test failed
         assert "Traceback" not in log.read_text(), log.read_text()

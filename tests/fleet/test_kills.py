@@ -12,10 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-import yaml
-
-from tests.fleet.cluster import ROOT, Cluster, wait_for
+from tests.fleet.cluster import Cluster, wait_for
 from tests.fleet.coordinating import LEASE, Fleet, agents
 from tests.fleet.running import module, new_node, one_set
 from tests.gateway.processes import daemon
@@ -83,19 +80,6 @@ def test_what_hangs_or_ends_in_the_middle_of_a_load_or_reload(kubernetes: Cluste
         as_specified(value)
         node.want()
         node.until_gone("kmodd_test_slow")
-
-
-@pytest.fixture
-def fleet(kubernetes: Cluster, tmp_path: Path) -> Iterator[Fleet]:
-    """The coordinator's side."""
-    for name in ("namespace", "agent", "coordinator"):
-        for document in yaml.safe_load_all((ROOT / f"deploy/kubernetes/{name}.yaml").read_text()):
-            if document["kind"] not in ("DaemonSet", "Deployment", "Service", "NetworkPolicy"):
-                kubernetes.apply(document)
-    made = Fleet(kubernetes, tmp_path)
-    yield made
-    made.stop()
-    made.clear()
 
 
 def test_a_coordinator_that_is_killed_in_a_rollout_is_followed_by_one_that_keeps_its_bounds(fleet: Fleet) -> None:

@@ -5,18 +5,15 @@ is done and they do not know that yet. Whoever follows them ends where a run end
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any
 
-import pytest
-import yaml
-
 from tests.fleet.bus_proxy import BusProxy
-from tests.fleet.cluster import ROOT, Cluster, wait_for
+from tests.fleet.cluster import Cluster, wait_for
 from tests.fleet.coordinating import GROUP, LEASE, Fleet, Program, agents
 from tests.fleet.proxy import Proxy
 from tests.fleet.running import Node, module, one_set
@@ -134,18 +131,6 @@ def test_an_agent_killed_at_any_step_is_followed_by_one_that_does_the_rest(
 NODES = ("w0", "w1")
 REST = 1.0
 """Seconds in which nothing changes any more."""
-
-
-@pytest.fixture
-def fleet(kubernetes: Cluster, tmp_path: Path) -> Iterator[Fleet]:
-    for name in ("namespace", "agent", "coordinator"):
-        for document in yaml.safe_load_all((ROOT / f"deploy/kubernetes/{name}.yaml").read_text()):
-            if document["kind"] not in ("DaemonSet", "Deployment", "Service", "NetworkPolicy"):
-                kubernetes.apply(document)
-    made = Fleet(kubernetes, tmp_path)
-    yield made
-    made.stop()
-    made.clear()
 
 
 def end_state(fleet: Fleet) -> Any:

@@ -3,29 +3,16 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 
-from tests.fleet.cluster import ROOT, Cluster, wait_for
+from tests.fleet.cluster import Cluster, wait_for
 from tests.fleet.coordinating import GROUP, Fleet
 from tests.fleet.running import DEPLOY, Node, new_node
 from tests.gateway.processes import daemon
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
-
-
-@pytest.fixture
-def fleet(kubernetes: Cluster, tmp_path: Path) -> Iterator[Fleet]:
-    for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/coordinator.yaml").read_text()):
-        if document["kind"] not in ("Deployment", "Service", "NetworkPolicy"):
-            kubernetes.apply(document)
-    made = Fleet(kubernetes, tmp_path)
-    yield made
-    made.stop()
-    made.clear()
 
 
 def test_a_set_is_loaded_explained_and_unloaded(node: Node, fleet: Fleet) -> None:

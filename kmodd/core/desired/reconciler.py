@@ -14,7 +14,7 @@ from kmodd.core.operations.operations import Operations
 from kmodd.core.planning.planner import PlanReadings
 from kmodd.errors import KmoddError
 from kmodd.kernel.ports import LoadedModules, ModuleIndex
-from kmodd.model import Caller, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
+from kmodd.model import KMODD, Operation, OperationResult, Plan, Record, Request, Result, State, Verb
 from kmodd.model.rules import BlacklistMode, DesiredModule, ManagedFile, Presence
 from kmodd.names import ModuleName, canonical
 
@@ -22,8 +22,6 @@ SETTLE = 0.05
 """Seconds between an event and acting on it: replies go first, and a burst is one look."""
 AT_ONCE = 4
 """Modules handled concurrently; a driver that waits for its hardware does not delay the others."""
-CALLER = Caller(sender="", uid=0, exe="kmodd")
-"""kmodd itself, for what it does without a caller, according to files written by root."""
 
 
 class AppliedModules(Protocol):
@@ -297,7 +295,7 @@ class Reconciler:
     async def _fulfil(self, entry: DesiredModule, verb: Verb) -> None:
         async with self._places:
             try:
-                await self._operations.run(self._plan(entry, verb), CALLER)
+                await self._operations.run(self._plan(entry, verb), KMODD)
             except KmoddError as error:
                 self._failures[entry.module] = error
                 self._audit.record(_failed(entry, verb, error))

@@ -18,12 +18,21 @@ from kmodd.core.operations.operations import Operations
 from kmodd.core.trial import STOPPED, TRIAL_MAX, TRIAL_RETRY, UNCONFIRMED, TrialDeadline, in_utc
 from kmodd.errors import Conflict, Evidence, KmoddError, NotLoaded
 from kmodd.fast_dataclass import dataclass
-from kmodd.model import Caller, HealthCheck, HealthStatus, Operation, OperationResult, Record, Request, Result, Verb
+from kmodd.model import (
+    KMODD,
+    Caller,
+    HealthCheck,
+    HealthStatus,
+    Operation,
+    OperationResult,
+    Record,
+    Request,
+    Result,
+    Verb,
+)
 from kmodd.names import ModuleName, parse_module
 
 CONFIRM, REVERT = "apply-confirm", "apply-revert"
-KMODD = Caller("", 0, exe="kmodd")
-"""Who ends a trial that is not confirmed."""
 _HINT = "kmodctl config confirm, or kmodctl config revert"
 _TIMEOUT = 60.0
 _SECOND = 1_000_000

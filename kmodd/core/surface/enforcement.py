@@ -34,7 +34,7 @@ from kmodd.kernel.ports import (
     ModuleIndex,
     NeedSources,
 )
-from kmodd.model import Caller, HistoryQuery, Record
+from kmodd.model import KMODD, Caller, HistoryQuery, Record
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import Because, Decision, Fault, Mode, Needs, Reach, Reading, SurfacePlan, Want
 from kmodd.names import ModuleName
@@ -48,8 +48,6 @@ HISTORY_MAX = 5000
 NAMED_MAX = 8
 """Modules that a message names."""
 APPLY, CONFIRM, REVERT = "surface-apply", "surface-confirm", "surface-revert"
-KMODD = Caller("", 0)
-"""Who ends a trial that is not confirmed."""
 _LOADS = ("module.loaded", "module.reloaded", "module.appeared")
 _DAY = 86_400_000_000
 
