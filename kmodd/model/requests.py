@@ -43,7 +43,7 @@ class Caller:
 
 
 KMODD: Final = Caller("", 0, exe="kmodd")
-"""The daemon itself, for what it does without a call: the desired state, leases that end, trials that nobody confirms."""
+"""The daemon itself, for what it does without a call: the desired state, leases that end, trials that are not confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
