@@ -138,11 +138,43 @@ def test_live_patch(root: FakeRoot) -> None:
     assert root.found("fix_one") == []
 
 
+THREADS = "rc 0 0 0\nfh 0 0 0 0 0\nio 0 0\nth 8 0 0.000 0.000\nra 0 0\n"
+CONTROL = "{0} 23 0:{0} / /proc/fs/nfsd rw - nfsd nfsd rw\n"
+
+
 def test_server_of_nfs(root: FakeRoot) -> None:
-    root.put("proc/net/rpc/nfsd", "rc 0 0 0\nfh 0 0 0 0 0\nio 0 0\nth 8 0 0.000 0.000\nra 0 0\n")
-    assert commands(root.found("nfsd")) == [(Remedy.WRITE_SETTING, ("/proc/fs/nfsd/threads", "0"))]
+    root.process(1, "/sbin/init", mountinfo=CONTROL.format(50))
+    root.put("proc/net/rpc/nfsd", THREADS)
+    assert commands([user for user in root.found("nfsd") if user.kind == "service"]) == [
+        (Remedy.WRITE_SETTING, ("/proc/fs/nfsd/threads", "0"))
+    ]
     root.put("proc/net/rpc/nfsd", "rc 0 0 0\nth 0 0 0.000 0.000\n")
-    assert root.found("nfsd") == []
+    assert [user.kind for user in root.found("nfsd")] == ["mount"]
+
+
+def test_server_of_nfs_whose_file_system_is_not_to_be_seen(root: FakeRoot) -> None:
+    """Nothing can be written into a file that is not there."""
+    root.put("proc/net/rpc/nfsd", THREADS)
+    assert [(user.kind, user.remedy) for user in root.found("nfsd")] == [("service", Remedy.NONE)]
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_server_of_nfs_in_another_network_namespace(root: FakeRoot, here: bool) -> None:
+    """It stops with the umount of its file system, and its threads are not those of the system's own."""
+    root.process(1, "/sbin/init", ns="mnt:[1]", mountinfo=CONTROL.format(50) if here else "")
+    root.process(7, "/bin/serve", ns="mnt:[7]", mountinfo=CONTROL.format(51))
+    root.link("proc/self/ns/net", "net:[1]")
+    root.link("proc/1/ns/net", "net:[1]")
+    root.link("proc/7/ns/net", "net:[7]")
+    for path in ("proc/net/rpc/nfsd", "proc/7/net/rpc/nfsd"):
+        root.put(path, THREADS)
+    users = [user for user in root.found("nfsd") if user.kind == "service"]
+    doubt = ", if it runs," if here else ""
+    assert users[-1].detail == (
+        f"the server of the network namespace of pid 7{doubt} stops with the umount of /proc/fs/nfsd; its clients wait until it runs again"
+    )
+    assert (users[-1].remedy, users[-1].netns, users[-1].owner) == (Remedy.NOT_NEEDED, "pid 7", 0)
+    assert [user.remedy for user in users[:-1]] == [Remedy.WRITE_SETTING] * here
 
 
 FORMATS = "40 23 0:37 / /proc/sys/fs/binfmt_misc rw shared:17 - binfmt_misc binfmt_misc rw\n"

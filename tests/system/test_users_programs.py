@@ -162,6 +162,74 @@ def test_export_of_nfs(vm: Machine, client: Client, alice: Client) -> None:
     assert (export["file"], export["line"]) == ("/etc/exports", 1)
 
 
+CROSSING = r"""
+import os, time
+# As above; with crossmnt (0x4000), and what version 4 has on the way to it (0x10000).
+until = int(time.time()) + 3600
+for cache, line in (
+    ("auth.unix.ip", f"nfsd 127.0.0.1 {until} 127.0.0.1"),
+    ("nfsd.export", f"127.0.0.1 / {until} {0x16403} 65534 65534 0"),
+    ("nfsd.export", f"127.0.0.1 /srv/tree {until} {0x14403} 65534 65534 0"),
+    ("nfsd.export", f"127.0.0.1 /srv/tree/share {until} {0x4403} 65534 65534 5"),
+    ("nfsd.export", f"127.0.0.1 /srv/tree/share/below {until} {0x4403} 65534 65534 6"),
+    ("nfsd.fh", rf"127.0.0.1 1 \x00000000 {until} /"),
+    ("nfsd.fh", rf"127.0.0.1 1 \x05000000 {until} /srv/tree/share"),
+    ("nfsd.fh", rf"127.0.0.1 1 \x06000000 {until} /srv/tree/share/below"),
+):
+    file = os.open(f"/proc/net/rpc/{cache}/channel", os.O_WRONLY)
+    os.write(file, line.encode() + b"\n")
+    os.close(file)
+"""
+
+
+@explains("a mount below an export with crossmnt, or on the way to exports", "exportfs -u")
+def test_exports_that_lead_to_others(vm: Machine, client: Client) -> None:
+    """The table of exportfs has the folder alone that was exported; all else goes with it."""
+    vm.write_file("/tmp/crossing.py", CROSSING)
+    mounts = "; ".join(
+        f"truncate -s 8M /var/tmp/{n}; mkfs.vfat /var/tmp/{n} >/dev/null; mkdir -p {path}; mount -o loop /var/tmp/{n} {path}"
+        for n, path in enumerate(("/srv/tree", "/srv/tree/share/below"))
+    )
+    vm.check(
+        f"ip link set lo up; mkdir -p /var/lib/nfs; {mounts}; touch /var/lib/nfs/etab; "
+        "echo '/srv/tree/share 127.0.0.1(ro,insecure,no_subtree_check,crossmnt,fsid=5)' >/etc/exports; modprobe nfsd; "
+        "mount -t nfsd nfsd /proc/fs/nfsd; echo -3 >/proc/fs/nfsd/versions; echo 2 >/proc/fs/nfsd/threads; exportfs -a; sleep 2; "
+        "python3 /tmp/crossing.py; udevadm settle"
+    )
+    explained = freed(
+        vm,
+        client,
+        "vfat",
+        "exportfs -u 127.0.0.1:/srv/tree/share",
+        "umount /srv/tree/share/below",
+        "umount --recursive /srv/tree",
+    )
+    exported = "exported by the NFS server, whose clients may have files open there"
+    assert {user["name"]: user["detail"] for user in explained["users"] if user["kind"] == "export"} == {
+        "127.0.0.1:/srv/tree": "on the way to exports of the NFS server",
+        "127.0.0.1:/srv/tree/share": exported,
+        "127.0.0.1:/srv/tree/share/below": f"{exported}, as a part of /srv/tree/share",
+    }
+    vm.check("echo 0 >/proc/fs/nfsd/threads; umount /proc/fs/nfsd; rm /etc/exports")
+
+
+@explains("the NFS server of another network namespace", "umount")
+def test_server_of_nfs_in_another_network_namespace(vm: Machine, client: Client) -> None:
+    """The file system nfsd is mounted for its network namespace alone, by a process that has a mount namespace of its own."""
+    vm.check("modprobe nfsd; ip netns add blue; ip netns exec blue ip link set lo up")
+    serve = "mount -t nfsd nfsd /proc/fs/nfsd; echo -3 >/proc/fs/nfsd/versions; echo 2 >/proc/fs/nfsd/threads; echo made; exec sleep 600"
+    process = vm.start(["ip", "netns", "exec", "blue", "sh", "-ec", serve])
+    process.wait_for_output("made")
+    pid = vm.check("pgrep --exact --newest sleep").strip()
+    explained = freed(vm, client, "nfsd", f"umount --internal-only --namespace {pid} /proc/fs/nfsd")
+    (server,) = (user for user in explained["users"] if user["kind"] == "service")
+    assert server["netns"] == "blue"
+    assert server["detail"].startswith("the server of network namespace blue stops with the umount of /proc/fs/nfsd")
+    process.kill()
+    process.wait()
+    vm.check("ip netns del blue")
+
+
 @explains("a mount of NFS", "umount")
 @pytest.mark.usefixtures("share")
 def test_mount_of_nfs(vm: Machine, client: Client) -> None:

@@ -105,7 +105,7 @@ class ProcUsage:
         owners = DeviceOwners(self._root, self._resolve, loaded, algorithms)
         yield from mounts.users()
         yield from block_users(self._root, owners, mounts, loaded, self._resolve, algorithms)
-        yield from setting_users(self._root, loaded, self._resolve, mounts, budget)
+        yield from setting_users(self._root, loaded, self._resolve, mounts, lambda: namespaces.labels, budget)
         yield from interfaces(
             self._root,
             lambda kind: known(modules_of_kind(kind, self._resolve)),

@@ -2,10 +2,11 @@
 """Choices in /sys and /proc/sys that hold a module: I/O schedulers, CPU frequency governors, live patches, binary formats, NFS."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from kmodd.kernel.files import listdir, read_text
+from kmodd.kernel.files import listdir, read_text, readlink
 from kmodd.kernel.users.mount import Mounts
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
@@ -19,14 +20,23 @@ _FORMATS_MAX = 256
 _GOVERNORS = ("schedutil", "performance", "powersave")
 """What replaces a governor, the first that there is: parts of the kernel in most builds."""
 _BINFMT = "binfmt_misc"
-_NFSD, _THREADS = "nfsd", "/proc/fs/nfsd/threads"
+_NFSD, _CONTROL, _THREADS = "nfsd", "/proc/fs/nfsd", "/proc/fs/nfsd/threads"
 _THREADS_LINE = re.compile(r"^th ([1-9][0-9]*) ", re.MULTILINE)
 
 
 def setting_users(
-    root: Path, loaded: Collection[str], resolve: Callable[[str], tuple[str, ...]], mounts: Mounts, budget: Budget
+    root: Path,
+    loaded: Collection[str],
+    resolve: Callable[[str], tuple[str, ...]],
+    mounts: Mounts,
+    labels: Callable[[], Mapping[str, str]],
+    budget: Budget,
 ) -> Iterator[tuple[frozenset[str], User]]:
-    """Each choice that holds a module; `loaded` are the modules that are looked for, `resolve` answers those with an alias."""
+    """Each choice that holds a module.
+
+    `loaded` are the modules that are looked for, `resolve` answers those with an alias, `labels` what other network namespaces are
+    called, by what their links read.
+    """
 
     def known(*names: str) -> frozenset[str]:
         every = (each for name in names for each in (canonical(name), *resolve(name)))
@@ -41,12 +51,41 @@ def setting_users(
                 modules,
                 User("patch", shown(name), "live patch, enabled", remedy=Remedy.WRITE_SETTING, words=(path, "0")),
             )
-    threads = _THREADS_LINE.search(read_text(root / "proc/net/rpc/nfsd") or "") if _NFSD in loaded else None
-    if threads is not None:
-        detail = f"{threads[1]} threads; its clients wait until it runs again"
-        yield frozenset({_NFSD}), User("service", _NFSD, detail, remedy=Remedy.WRITE_SETTING, words=(_THREADS, "0"))
+    if _NFSD in loaded:
+        yield from _servers(root, mounts, labels)
     if _BINFMT in loaded:
         yield from _formats(root, mounts, budget)
+
+
+def _servers(
+    root: Path, mounts: Mounts, labels: Callable[[], Mapping[str, str]]
+) -> Iterator[tuple[frozenset[str], User]]:
+    """Servers of NFS: each network namespace has one, and a file system that controls it.
+
+    The last umount of that stops it (nfsd_umount in fs/nfsd/nfsctl.c). Before Linux 6.9 the threads of all of them are counted together.
+    """
+    modules = frozenset({_NFSD})
+    controls = [mount for mount in mounts.all if mount.type == _NFSD]
+    threads = _THREADS_LINE.search(read_text(root / "proc/net/rpc/nfsd") or "")
+    is_here = any(mount.task.pid == 1 and mount.point == _CONTROL for mount in controls)
+    if threads is not None and (is_here or not controls):
+        detail = f"{threads[1]} threads; its clients wait until it runs again"
+        remedy, words = (Remedy.WRITE_SETTING, (_THREADS, "0")) if is_here else (Remedy.NONE, ())
+        yield modules, User("service", _NFSD, detail, remedy=remedy, words=words)
+    for mount in controls:
+        pid = mount.task.pid
+        if pid == 1 or not _THREADS_LINE.search(read_text(root / f"proc/{pid}/net/rpc/nfsd") or ""):
+            continue
+        label = labels().get(readlink(root / f"proc/{pid}/ns/net"), "")
+        where = f" of network namespace {label}" if label else ""
+        if label.startswith("pid "):
+            where = f" of the network namespace of {label}"
+        doubt = ", if it runs," if len({each.device for each in controls}) > 1 else ""
+        detail = (
+            f"the server{where}{doubt} stops with the umount of {mount.point}; its clients wait until it runs again"
+        )
+        user = User("service", _NFSD, shown(detail), pid=pid, mountns=f"pid {pid}", owner=mount.task.uid)
+        yield modules, replace(user, netns=label, remedy=Remedy.NOT_NEEDED)
 
 
 def _schedulers(root: Path, known: Callable[..., frozenset[str]]) -> Iterator[tuple[frozenset[str], User]]:
