@@ -404,6 +404,7 @@ from pathlib import Path
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.process import OpenFiles, Processes
 from kmodd.kernel.users.tasks import Tasks
+from kmodd.kernel.users.tracing import Attachments, Tracing
 class Owners:
     def modules(self, kind, major, minor): return frozenset({"m"} if (kind, major, minor) == ("char", 1, 7) else ())
     def is_terminal(self, major, minor): return False
@@ -415,7 +416,8 @@ class Mounts:
     busy_devices = ()
     def held(self, number, device): return ()
 budget = Budget()
-files = OpenFiles(Path("/"), Owners(), Sockets(), Unmounted(), Mounts(), {"m": 1}, lambda _: (), budget)
+attachments = Attachments(Tracing(Path("/"), budget), {"m": 1})
+files = OpenFiles(Path("/"), Owners(), Sockets(), Unmounted(), Mounts(), {"m": 1}, lambda _: (), attachments, budget)
 print(*(user.pid for _, user in Processes(Tasks(Path("/"), budget), files, {}, budget).open()))
 """
 

@@ -12,7 +12,7 @@ from kmodd.kernel.users import tracing
 from kmodd.kernel.users.netlink import TcpUse, attribute, read_socket
 from kmodd.kernel.users.process import SocketModules
 from kmodd.kernel.users.tasks import Budget
-from kmodd.kernel.users.tracing import tracing_users
+from kmodd.kernel.users.tracing import Tracing, tracing_users
 from kmodd.model import Remedy, User
 from tests.kernel.usage_root import FakeRoot
 
@@ -24,13 +24,14 @@ def root(tmp_path: Path) -> FakeRoot:
     made = FakeRoot(tmp_path)
     made.put("proc/modules", "btrfs 1 1 - Live 0x0\n")
     made.put("sys/module/btrfs/sections/_ftrace_events")
+    made.put("sys/kernel/tracing/set_event", "oom:mark_victim\nbtrfs:btrfs_sync_fs\n")
     made.put(f"{EVENTS}/btrfs/btrfs_sync_fs/enable", "0*\n")
     made.put(f"{EVENTS}/btrfs/btrfs_sync_fs/trigger", "# Available triggers:\n")
     return made
 
 
 def commands(root: FakeRoot, references: int = 1) -> list[str]:
-    users = [user for _, user in tracing_users(root.path, {"btrfs": references}, Budget())]
+    users = [user for _, user in tracing_users(Tracing(root.path, Budget()), {"btrfs": references})]
     return [user.command for user in advised(users)]
 
 
@@ -57,7 +58,7 @@ def test_a_file_that_is_too_long_is_said_to_be(
     root.put(f"sys/kernel/tracing/{file}", f"{line}\n" * 100)
     monkeypatch.setattr(tracing, "_TABLE_MAX", 3 * len(line) + 2)
     budget = Budget()
-    users = [user for _, user in tracing_users(root.path, {"btrfs": 1}, budget)]
+    users = [user for _, user in tracing_users(Tracing(root.path, budget), {"btrfs": 1})]
     assert len(users) == 2
     assert budget.partial.startswith(f"{file} of tracefs has more than")
 
@@ -103,10 +104,132 @@ def test_an_event_of_a_system_that_is_not_known_may_be_of_a_module(root: FakeRoo
     assert users == [({"snd_hda_codec"}, "candidate", detail, Remedy.NONE)]
 
 
+SYMBOLS = """\
+0000000000000000 T sched_fork
+0000000000000000 D __tracepoint_sched_switch
+0000000000000000 d __tracepoint_target_cmd_complete\t[target_core_mod]
+0000000000000000 d __tracepoint_hda_send_cmd\t[snd_hda_codec]
+0000000000000000 t target_submit\t[target_core_mod]
+0000000000000000 t bpf_trampoline_208306010197\t[bpf]
+"""
+
+
+def test_a_trigger_of_a_system_that_has_not_its_modules_name(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The symbols of modules tell whose event it is; where they cannot be read, that is said."""
+    root.put("proc/modules", "target_core_mod 1 1 - Live 0x0\n")
+    root.put("sys/module/target_core_mod/sections/_ftrace_events")
+    root.put("sys/kernel/tracing/set_event", "target:target_cmd_complete\nsched:sched_switch\n")
+    root.put("sys/kernel/tracing/dynamic_events", "e:mine/sync target.target_cmd_complete op=$opcode\n")
+    for event in ("target/target_cmd_complete", "sched/sched_switch"):
+        root.put(f"{EVENTS}/{event}/enable", "0*\n")
+    lines = ("enable_event:target:target_cmd_complete:unlimited", "enable_event:sched:sched_switch:unlimited")
+    root.put(f"{EVENTS}/oom/mark_victim/trigger", "\n".join(lines))
+    budget = Budget()
+    assert [user for _, user in root.search(budget)] == []
+    assert budget.partial == "the kernel's symbols cannot be read"
+    root.put("proc/1/root/proc/kallsyms", SYMBOLS)
+    for piece in (1 << 20, 64):
+        monkeypatch.setattr(tracing, "_PIECE", piece)
+        users = [(set(modules), user.remedy, user.detail) for modules, user in root.search()]
+        assert users == [
+            ({"target_core_mod"}, Remedy.REMOVE_PROBE, "e:mine/sync target.target_cmd_complete op=$opcode"),
+            ({"target_core_mod"}, Remedy.REMOVE_PROBE, lines[0]),
+        ]
+
+
+def test_symbols_are_not_read_where_names_tell(root: FakeRoot) -> None:
+    root.put(f"{EVENTS}/sched/sched_switch/trigger", "enable_event:btrfs:btrfs_sync_fs:unlimited\n")
+    budget = Budget()
+    assert [user.kind for _, user in root.search(budget)] == ["trigger"]
+    assert budget.partial == ""
+
+
+def test_an_event_that_the_symbols_know(root: FakeRoot) -> None:
+    root.put("proc/modules", "snd_hda_codec 1 1 - Live 0x0\nbtrfs 1 1 - Live 0x0\n")
+    root.put("sys/module/snd_hda_codec/sections/_ftrace_events")
+    root.put("proc/1/root/proc/kallsyms", SYMBOLS)
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link", "anon_inode:bpf_link"))
+    for number, event in enumerate(("hda_send_cmd", "sched_switch")):
+        root.put(f"proc/7/fdinfo/{number}", f"link_type:\traw_tracepoint\ntp_name:\t{event}\n")
+    users = [(set(modules), user.kind, user.detail, user.remedy) for modules, user in root.search()]
+    detail = "pid 7 anon_inode:bpf_link raw_tracepoint hda_send_cmd"
+    assert users == [({"snd_hda_codec"}, "process", detail, Remedy.KILL)]
+
+
+TRAMPOLINE = 48 << 32 | 1 << 31 | 96341
+"""Of the type 96341 in the type information 48."""
+ENABLED = (
+    "btrfs_sync_fs [btrfs] (1) R   D\ttramp: ftrace_regs_caller+0x0/0x58 (call_direct_funcs+0x0/0x30)\n"
+    f"\tdirect-->bpf_trampoline_{TRAMPOLINE}+0x0/0x1000\n"
+    "do_exit (2) R  \tops: kprobe_ftrace_ops+0x0/0x1c0 \n"
+)
+OTHER = (
+    f"dummy_xmit [dummy] (1) R   D\ttramp: ftrace_regs_caller+0x0/0x58\n\tdirect-->bpf_trampoline_{TRAMPOLINE + 7}\n"
+)
+LINK = "link_type:\ttracing\n"
+ON_IT, MAY_BE = "tracing on a function of it", "tracing, which may be of one of its functions"
+
+
+@pytest.mark.parametrize(
+    ("information", "enabled", "trampolines", "expected"),
+    [
+        ("target_obj_id:\t48\ntarget_btf_id:\t96341\n", ENABLED, (), ("process", "tracing on btrfs_sync_fs")),
+        ("target_obj_id:\t48\ntarget_btf_id:\t96341\n", ENABLED + OTHER, (), ("process", "tracing on btrfs_sync_fs")),
+        ("target_obj_id:\t48\ntarget_btf_id:\t96348\n", ENABLED + OTHER, (), None),
+        ("target_obj_id:\t49\ntarget_btf_id:\t96341\n", ENABLED, (), ("candidate", MAY_BE)),
+        ("target_obj_id:\t1\ntarget_btf_id:\t96341\n", ENABLED, (), None),
+        ("attach_type:\t24\n", ENABLED, (TRAMPOLINE,), ("process", ON_IT)),
+        ("attach_type:\t24\n", ENABLED, (TRAMPOLINE, 5 << 32 | 9), ("candidate", MAY_BE)),
+        ("attach_type:\t24\n", ENABLED + OTHER, (TRAMPOLINE, TRAMPOLINE + 7), ("candidate", MAY_BE)),
+        ("attach_type:\t24\n", ENABLED, None, ("candidate", MAY_BE)),
+        ("attach_type:\t24\n", OTHER, (TRAMPOLINE + 7,), None),
+        ("attach_type:\t24\n", None, (TRAMPOLINE,), ("candidate", MAY_BE)),
+    ],
+    ids=[
+        *("named", "among others", "of another module", "of no function that is listed", "of the kernel"),
+        *("the only one", "a program too", "two modules", "no symbols", "only another module", "no list"),
+    ],
+)
+def test_a_program_on_a_function(
+    root: FakeRoot,
+    information: str,
+    enabled: str | None,
+    trampolines: tuple[int, ...] | None,
+    expected: tuple[str, str] | None,
+) -> None:
+    """It is certain where the kernel names the function, or where all trampolines are on functions of one module."""
+    root.put("sys/kernel/btf/btrfs")
+    if enabled is not None:
+        root.put("sys/kernel/tracing/enabled_functions", enabled)
+    if trampolines is not None:
+        root.put(
+            "proc/1/root/proc/kallsyms", "".join(f"0 t bpf_trampoline_{number}\t[bpf]\n" for number in trampolines)
+        )
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link",))
+    root.put("proc/7/fdinfo/0", f"{LINK}{information}")
+    users = [user for modules, user in root.search() if modules == {"btrfs"}]
+    assert [(user.kind, user.detail) for user in users] == (
+        [(expected[0], f"pid 7 anon_inode:bpf_link {expected[1]}")] if expected else []
+    )
+    assert all((user.remedy is Remedy.KILL) == (user.kind == "process") for user in users)
+
+
+@pytest.mark.parametrize(("enabled", "named"), [(ENABLED, True), (OTHER, False)])
+def test_a_program_on_many_functions_may_be_of_a_module_that_is_traced(
+    root: FakeRoot, enabled: str, named: bool
+) -> None:
+    root.put("sys/kernel/btf/btrfs")
+    root.put("sys/kernel/tracing/enabled_functions", enabled)
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link",))
+    root.put("proc/7/fdinfo/0", "link_type:\tkprobe_multi\n")
+    assert [user.kind for _, user in root.search()] == ["candidate"] * named
+
+
 def test_a_function_of_an_instance_that_enables_an_event(root: FakeRoot) -> None:
     root.put(
         "sys/kernel/tracing/instances/mine/set_ftrace_filter", "do_exit:enable_event:btrfs:btrfs_sync_fs:count=2\n"
     )
+    root.put("sys/kernel/tracing/instances/mine/set_event", "btrfs:btrfs_sync_fs\n")
     root.put("sys/kernel/tracing/instances/mine/events/btrfs/btrfs_sync_fs/enable", "1*\n")
     path = "/sys/kernel/tracing/instances/mine/set_ftrace_filter"
     assert commands(root) == [

@@ -183,6 +183,25 @@ def test_trigger_of_an_event(vm: Machine, client: Client) -> None:
     vm.check(f"echo '!stacktrace' >{other}; rmdir {TRACING}/instances/mine")
 
 
+@explains("an event of another name than its module", "echo")
+def test_trigger_of_an_event_of_another_name(vm: Machine, client: Client) -> None:
+    """The system `target` is of target_core_mod: the symbols of the module tell, in instances as well."""
+    other, event = f"{TRACING}/instances/mine/events/oom/mark_victim/trigger", "target:target_cmd_complete"
+    vm.check(
+        f"modprobe target_core_mod; mkdir {TRACING}/instances/mine; echo enable_event:{event} >{other}; "
+        f"echo 'e:mine/done {event.replace(':', '.')} tag=$tag' >>{TRACING}/dynamic_events"
+    )
+    write = """sh -c 'echo "$1" >>"$2"' sh"""
+    freed(
+        vm,
+        client,
+        "target_core_mod",
+        f"{write} -:mine/done {TRACING}/dynamic_events",
+        f"{write} '!enable_event:{event}' {other}",
+    )
+    vm.check(f"rmdir {TRACING}/instances/mine")
+
+
 @explains("a probe on an event", "echo")
 def test_probe_on_an_event(vm: Machine, client: Client) -> None:
     vm.check(f"modprobe btrfs; echo 'e:mine/sync btrfs.{EVENT} wait=$wait' >>{TRACING}/dynamic_events")
@@ -229,6 +248,73 @@ time.sleep(600)
 """
 
 
+FUNCTION = r"""
+import ctypes, struct, sys, time
+
+libc = ctypes.CDLL(None)
+
+def bpf(command, attributes):
+    return libc.syscall(321, command, ctypes.create_string_buffer(attributes, 144), 128)
+
+def strings_and_types(name):
+    data = open(f"/sys/kernel/btf/{name}", "rb").read()
+    head, types, length, strings, size = struct.unpack_from("=4xIIIII", data)
+    return data[head + strings:head + strings + size], data[head + types:head + types + length]
+
+# What follows a type of each kind, alone or for each of its members (linux/btf.h).
+ALONE, EACH = {1: 4, 3: 12, 14: 4, 17: 4}, {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
+base, types = strings_and_types("vmlinux")
+strings, further = strings_and_types(sys.argv[1])
+number = place = 0
+for end, data in ((len(types), types), (len(further), further)):
+    place = 0
+    while place < end:
+        number += 1
+        name, info = struct.unpack_from("=II", data, place)
+        kind, count = info >> 24 & 31, info & 0xFFFF
+        if kind == 12 and data is further and name >= len(base):
+            if strings[name - len(base):].split(b"\0", 1)[0].decode() == sys.argv[2]:
+                break
+        place += 12 + ALONE.get(kind, 0) + EACH.get(kind, 0) * count
+# The object of type information that has the name of the module: BPF_BTF_GET_NEXT_ID, _GET_FD_BY_ID, BPF_OBJ_GET_INFO_BY_FD.
+identifier, information = 0, -1
+while information < 0:
+    asked = ctypes.create_string_buffer(struct.pack("=I", identifier), 144)
+    assert libc.syscall(321, 23, asked, 128) == 0
+    (identifier,) = struct.unpack_from("=I", asked.raw, 4)
+    file, text = bpf(19, struct.pack("=I", identifier)), ctypes.create_string_buffer(64)
+    answer = ctypes.create_string_buffer(struct.pack("=QIIQI", 0, 0, 0, ctypes.addressof(text), 64), 32)
+    bpf(15, struct.pack("=IIQ", file, 32, ctypes.addressof(answer)))
+    if text.value.decode() == sys.argv[1]:
+        information = file
+code, licence = ctypes.create_string_buffer(struct.pack("=QQ", 0xB7, 0x95)), ctypes.create_string_buffer(b"GPL")
+# BPF_PROG_TYPE_TRACING and BPF_TRACE_FENTRY.
+head = struct.pack("=IIQQ", 26, 2, ctypes.addressof(code), ctypes.addressof(licence)).ljust(68, b"\0")
+program = bpf(5, (head + struct.pack("=I", 24)).ljust(108, b"\0") + struct.pack("=II", number, information))
+assert program > 0
+assert bpf(17, struct.pack("=QI4x", 0, program)) > 0
+print("open", flush=True)
+time.sleep(600)
+"""
+
+
+@explains("a program of BPF on a function", "kill")
+def test_program_on_a_function(vm: Machine, client: Client) -> None:
+    """Where all are on functions of one module it is known which; where another module has one as well, it is not."""
+    vm.check("modprobe btrfs; modprobe dummy numdummies=0")
+    pid = run(vm, FUNCTION, "btrfs", "btrfs_sync_fs")
+    explained = freed(vm, client, "btrfs", f"kill {pid}")
+    assert [user["detail"] for user in explained["users"]] == [
+        f"pid {pid} anon_inode:bpf_link tracing on a function of it"
+    ]
+    vm.check("modprobe btrfs")
+    pids = [run(vm, FUNCTION, "btrfs", "btrfs_sync_fs"), run(vm, FUNCTION, "dummy", "dummy_xmit")]
+    explained = client.explain("btrfs")
+    assert [user["kind"] for user in explained["users"]] == ["candidate", "candidate", "kernel"]
+    assert explained["free"] == []
+    vm.check(f"kill {' '.join(pids)}; sleep 1; kmodctl unload btrfs; kmodctl unload dummy")
+
+
 def test_perf_event(vm: Machine, client: Client) -> None:
     """The kernel does not show of which event it is: the process is named, and no command printed."""
     vm.check("modprobe btrfs")
@@ -254,10 +340,10 @@ def test_program_on_a_tracepoint(vm: Machine, client: Client) -> None:
     assert [user["detail"] for user in explained["users"]] == [f"pid {pid} anon_inode:bpf_link raw_tracepoint {EVENT}"]
 
 
-def run(vm: Machine, code: str) -> str:
+def run(vm: Machine, code: str, *arguments: str) -> str:
     """The pid of a process of root that runs this until it is killed."""
     vm.write_file("/tmp/run.py", code)
-    process = vm.start(["python3", "/tmp/run.py"])
+    process = vm.start(["python3", "/tmp/run.py", *arguments])
     process.wait_for_output("open")
     time.sleep(0.5)  # It is not in an answer that is still kept.
     return vm.check("pgrep -nf '^python3 /tmp/run.py'").strip()

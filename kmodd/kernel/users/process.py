@@ -10,14 +10,14 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
-from kmodd.kernel.files import listdir, note, read_text, readlink
+from kmodd.kernel.files import note, read_text, readlink
 from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.proc.maps import from_child, mappings
 from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mounts
 from kmodd.kernel.users.netlink import TcpUse
 from kmodd.kernel.users.tasks import Budget, Sighting, Task, Tasks, faults_noted
-from kmodd.kernel.users.tracing import has_events, modules_of_events
+from kmodd.kernel.users.tracing import Attachments
 from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
 from kmodd.names import canonical
@@ -56,11 +56,6 @@ _ATTACHING: dict[str, tuple[str, ...]] = {
 _FUSE = frozenset({"fuse"})
 _DMA_BUFFER = "/dmabuf:"
 _DEV = "/dev/"
-_PERF, _LINKS = "anon_inode:[perf_event]", {"anon_inode:bpf_link", "anon_inode:bpf-link"}
-_ATTACHED = {"tracing", "kprobe_multi"}
-"""Types of links of BPF that hold the module of a function (kernel/bpf/trampoline.c, kernel/trace/bpf_trace.c)."""
-_KERNEL = "1"
-"""The number of the kernel's own type information, which is made first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +366,7 @@ class OpenFiles:
         mounts: Mounts,
         loaded: Mapping[str, int],
         resolve: Callable[[str], tuple[str, ...]],
+        attachments: Attachments,
         budget: Budget,
     ) -> None:
         """`loaded` are the modules that are looked for, with the references that no module holds; `resolve` answers those with an
@@ -383,6 +379,7 @@ class OpenFiles:
         self._sockets = sockets
         self._unmounted = unmounted
         self._loaded = loaded
+        self._attachments = attachments
         self._budget = budget
 
     def of(self, folder: Path, uid: int) -> Iterator[OpenFile]:
@@ -416,8 +413,8 @@ class OpenFiles:
                         information = f"{folder}/fdinfo/{entry.name}"
                         if modules := self._without_path(information, target):
                             yield OpenFile(target, modules)
-                        elif watching := self._watching(information, target):
-                            yield watching
+                        elif held := self._attachments.of(information, target):
+                            yield OpenFile(held.name, held.modules, held.certain, guess=not held.certain)
                     elif target.startswith("/"):
                         yield from self._of_file(entry.path, target)
         except OSError as error:
@@ -520,42 +517,6 @@ class OpenFiles:
             yield OpenFile(f"{readlink(link)} of a file system that is unmounted", modules)
         for modules, level in self._mounts.held(file.mount, file.on):
             yield OpenFile(readlink(link), modules, level=level)
-
-    def _watching(self, information: str, target: str) -> OpenFile | None:
-        """A perf event or a link of BPF, which holds the module with what it is attached to (perf_trace_init, bpf_trampoline_link_prog)."""
-        if target == _PERF:
-            name = f"{target}, which may be of one of its trace events"
-            return OpenFile(name, self._traced, certain=False, guess=True) if self._traced else None
-        if target not in _LINKS:
-            return None
-        lines = (line.partition(":\t") for line in (read_text(information) or "").splitlines())
-        values = {key: value.strip() for key, _, value in lines}
-        name = f"{target} {values.get('link_type', '')}"
-        if event := values.get("tp_name"):
-            if module := self._events.get(event):
-                return OpenFile(f"{name} {event}", frozenset({module})) if module in self._loaded else None
-            # Of the kernel itself, or of a module of which the system of its events is not known.
-            unclear = self._traced.difference(self._events.values())
-            name = f"{name} {event}, which may be one of its trace events"
-            return OpenFile(name, unclear, certain=False, guess=True) if unclear else None
-        if values.get("link_type") in _ATTACHED and values.get("target_obj_id") != _KERNEL and self.described:
-            return OpenFile(f"{name}, which may be of one of its functions", self.described, certain=False, guess=True)
-        return None
-
-    @cached_property
-    def _events(self) -> dict[str, str]:
-        return modules_of_events(self._root)
-
-    @cached_property
-    def _traced(self) -> frozenset[str]:
-        """Modules with trace events that something uses."""
-        return frozenset(name for name, count in self._loaded.items() if count > 0 and has_events(self._root, name))
-
-    @cached_property
-    def described(self) -> frozenset[str]:
-        """Modules that something uses and to whose functions a program of BPF can be attached."""
-        names = listdir(self._root / "sys/kernel/btf")
-        return frozenset(name for name in names if self._loaded.get(name, 0) > 0)
 
     def _without_path(self, information: str, target: str) -> frozenset[str]:
         names: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from kmodd.kernel.users.process import OpenFiles, Processes, SocketModules, Unmo
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
 from kmodd.kernel.users.settings import setting_users
 from kmodd.kernel.users.tasks import Budget, NamespaceOwner, Sighting, Tasks, bounded, namespace_owner, references
-from kmodd.kernel.users.tracing import pinned, tracing_users
+from kmodd.kernel.users.tracing import Attachments, Tracing, pinned, tracing_users
 from kmodd.model import Remedy, User
 from kmodd.text import shown
 
@@ -124,14 +124,16 @@ class ProcUsage:
             return {module: count for module, count in loaded.items() if count > counts[module]}
 
         unmounted = Unmounted(self._root, mounts, owners, of_type, budget)
-        files = OpenFiles(self._root, owners, sockets, unmounted, mounts, loaded, self._resolve, budget)
+        tracing = Tracing(self._root, budget)
+        attachments = Attachments(tracing, loaded)
+        files = OpenFiles(self._root, owners, sockets, unmounted, mounts, loaded, self._resolve, attachments, budget)
         running = Processes(tasks, files, namespaces.labels, budget)
         yield from running.open(guesses)
         yield from watchdogs(self._root, loaded)
         yield from iscsi_sessions(self._root, loaded, root_devices(self._root, mounts), owners)
         if loaded.get(_SCTP, 0) > 0:
             yield frozenset({_SCTP}), User("socket", "SCTP's control socket", _STAYING)
-        yield from tracing_users(self._root, left(), budget)
+        yield from tracing_users(tracing, left())
         # Behind all that is looked up: a stranger can have the time used up here.
         yield from running.mapped(
             lambda: left().keys() - frozenset[str]().union(*(owners.modules("block", *each) for each in mounts.base))
@@ -139,7 +141,7 @@ class ProcUsage:
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
         yield from used_algorithms(algorithms, explained.__contains__)
         listed = {module for module, _ in reported}
-        guesses += ((files.described, user) for user in pinned(self._root))
+        guesses += ((attachments.described, user) for user in pinned(self._root))
         yield from ((modules - listed, user) for modules, user in guesses if modules - listed)
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
         yield from bound_devices(self._root, loaded)
