@@ -86,6 +86,22 @@ def test_each_is_entered_and_left(tmp_path: Path) -> None:
     assert budget.partial == ""
 
 
+def test_a_cipher_is_named_where_an_interface_has_a_key(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/modules").write_text("aesni_intel 1 1 - Live 0x0\nmacsec 1 0 - Live 0x0\n")
+    row = "name : gcm(aes)\ndriver : gcm-x\nmodule : aesni_intel\nrefcnt : 3\ntype : aead\n"
+    (tmp_path / "proc/crypto").write_text(row)
+    kernel = Kernel(
+        links=lambda: (Link(2, "sec5", kind="macsec"), Link(3, "sec6", kind="macsec")),
+        associations=lambda: {2: 2, 3: 0},
+        traffic=lambda *_: Traffic(),
+    )
+    search = users_elsewhere(tmp_path, [7], [None], lambda _: (), Budget(), kernel=kernel, enter=lambda _: None)
+    assert [(set(modules), user.name, user.detail, user.netns) for modules, user in search] == [
+        ({"aesni_intel"}, "sec5", "gcm(aes) of 2 associations", "0")
+    ]
+
+
 def test_one_that_cannot_be_entered_is_said_to_be_missing(tmp_path: Path) -> None:
     namespaces, budget = Namespaces(n8=FQ), Budget()
     assert namespaces.found(tmp_path, [66, 8], budget)[-1] == ("sch_fq", "fq on lo", "1")

@@ -410,27 +410,70 @@ def sockets(root: FakeRoot, monkeypatch: pytest.MonkeyPatch, **loaded: int) -> S
     return SocketModules(root.path, loaded, lambda alias: ALIASES.get(alias, ()))
 
 
-def test_socket_of_the_crypto_api_holds_its_type(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = sockets(root, monkeypatch, af_alg=2, algif_hash=1, algif_skcipher=0)
-    both = [SocketUse("ALG", frozenset({"af_alg"})), SocketUse("ALG", frozenset({"algif_hash"}))]
-    assert alone.uses("/proc/1/fd/3", "socket:[7]") == both
+@pytest.mark.parametrize(
+    ("references", "holders", "certain"),
+    [
+        (2, [{5}], True),
+        (3, [{5}], True),
+        (2, [{5, 6}], True),
+        (4, [{5}, {5}], True),
+        (4, [{5}], False),
+        (4, [{5}, {6}], False),
+        (4, [{5}, {5, 6}], False),
+        (0, [{5}], False),
+    ],
+    ids=["one", "accepted", "inherited", "two of a process", "one unseen", "two", "one inherited", "opened meanwhile"],
+)
+def test_socket_of_the_crypto_api_is_bound_where_it_must_be(
+    root: FakeRoot, monkeypatch: pytest.MonkeyPatch, references: int, holders: list[set[int]], certain: bool
+) -> None:
+    """Nothing shows which of several is bound."""
+    alone = sockets(root, monkeypatch, af_alg=references, algif_hash=1, algif_skcipher=0)
+    assert alone.uses("/proc/1/fd/3", "socket:[7]") == [SocketUse("ALG", frozenset({"af_alg"}), bindable=True)]
+    (use,) = alone.bound({str(number): frozenset(each) for number, each in enumerate(holders)})
+    assert use == SocketUse("ALG", frozenset({"algif_hash"}), "" if certain else "which may be bound to it")
 
 
-def test_type_of_a_socket_is_not_guessed(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, unclear = sockets(root, monkeypatch, af_alg=2, algif_hash=1, algif_skcipher=1).uses("/proc/1/fd/3", "socket:[7]")
-    assert unclear == SocketUse("ALG", frozenset({"algif_hash", "algif_skcipher"}), certain=False)
+@pytest.mark.parametrize(
+    ("loaded", "certain"),
+    [
+        ({"algif_hash": 2}, True),
+        ({"algif_hash": 1}, False),
+        ({"algif_hash": 1, "algif_skcipher": 1}, False),
+    ],
+    ids=["as many as there are", "one of them", "of two types"],
+)
+def test_sockets_of_several_processes(
+    root: FakeRoot, monkeypatch: pytest.MonkeyPatch, loaded: dict[str, int], certain: bool
+) -> None:
+    both = sockets(root, monkeypatch, af_alg=4, **loaded)
+    (use,) = both.bound({"7": frozenset({5}), "8": frozenset({6})})
+    assert (set(use.modules), not use.doubt) == (set(loaded), certain)
+
+
+def test_process_whose_socket_may_be_unbound_is_not_ended(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.put("proc/net/protocols", PROTOCOLS + ALG)
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"ALG\0")
+    root.process(5, "/usr/bin/x", ("socket:[7]",))
+    root.process(6, "/usr/bin/y", ("socket:[8]",))
+    root.put("proc/modules", "af_alg 1 5 algif_hash, Live 0x0\n")
+    details = ["pid 5 socket ALG, which may be bound to it", "pid 6 socket ALG, which may be bound to it"]
+    assert [(user.kind, user.remedy, user.detail) for user in root.found("algif_hash")] == [
+        ("candidate", Remedy.NONE, detail) for detail in details
+    ]
+    assert [(user.kind, user.remedy) for user in root.found("af_alg")] == [("process", Remedy.KILL)] * 2
 
 
 def test_process_that_may_be_another_types_is_not_ended(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     root.put("proc/net/protocols", PROTOCOLS + ALG)
     monkeypatch.setattr(os, "getxattr", lambda *_: b"ALG\0")
     root.process(5, "/usr/bin/x", ("socket:[7]",))
-    root.put("proc/modules", "af_alg 1 2 algif_hash, Live 0x0\n")
+    root.put("proc/modules", "af_alg 1 3 algif_hash, Live 0x0\n")
     (user,) = root.found("algif_hash")
     assert (user.remedy, user.detail) == (Remedy.KILL, "pid 5 socket ALG")
     root.put("proc/modules", "af_alg 1 2 algif_hash, Live 0x0\nalgif_skcipher 1 1 - Live 0x0\n")
     (user,) = root.found("algif_hash")
-    assert (user.remedy, user.detail) == (Remedy.NONE, "pid 5 socket ALG of one of these types")
+    assert (user.kind, user.detail) == ("candidate", "pid 5 socket ALG, which may be bound to it")
 
 
 def test_netlink_socket_by_its_inode(root: FakeRoot) -> None:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What holds a module by its trace events, by programs of BPF or by algorithms of the crypto API, on a made-up /proc and /sys."""
 
-import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from kmodd.core.diagnosis.advice import advised, command
 from kmodd.kernel.proc.crypto import Algorithms
-from kmodd.kernel.users import tracing
-from kmodd.kernel.users.netlink import TcpUse, attribute, read_socket
+from kmodd.kernel.users import netlink, tracing
+from kmodd.kernel.users.netlink import TcpUse, attribute, macsec_associations, read_socket
 from kmodd.kernel.users.process import SocketModules
 from kmodd.kernel.users.tasks import Budget
 from kmodd.kernel.users.tracing import Tracing, tracing_users
@@ -345,52 +345,95 @@ def test_algorithm_by_its_name(tmp_path: Path) -> None:
     assert used.consumers(used.used[0]) == ("tls", "dm_crypt")
     twice = algorithms(tmp_path, GCM, ("gcm(aes)", "gcm", "aead", 2), gcm=0)
     assert twice.of_name("gcm(aes)") == set(), "of two drivers either may be it"
-    # An interface with MACsec has one for each association.
-    (tmp_path / "proc/crypto").write_text(crypto(("gcm(aes)", "aesni_intel", "aead", 5)))
-    several = Algorithms(tmp_path, {"aesni_intel": 1, "macsec": 0})
-    assert several.of_name("gcm(aes)", only="macsec") == {"aesni_intel"}
 
 
 @pytest.mark.parametrize(
-    ("loaded", "links", "expected"),
+    ("uses", "associations", "expected"),
     [
-        ("", 1, [Remedy.DELETE_LINK]),
-        ("tls 1 0 - Live 0x0\n", 1, [Remedy.DELETE_LINK]),
-        ("tls 1 1 - Live 0x0\n", 1, []),
-        ("mac80211 1 0 - Live 0x0\n", 1, []),
-        ("", 2, []),
+        (1, {5: 1}, ["sec5"]),
+        (5, {5: 2, 6: 3}, ["sec5", "sec6"]),
+        (2, {5: 1}, ["sec5", "perhaps"]),
+        (1, {5: 0, 6: 0}, ["perhaps"]),
+        (1, {}, ["perhaps"]),
+        (1, OSError(), ["perhaps"]),
     ],
-    ids=["nothing else", "TLS without a socket", "a socket with TLS", "WiFi", "two interfaces"],
+    ids=["a key", "two interfaces", "something else too", "without a key", "in another namespace", "not to be had"],
 )
-def test_cipher_of_an_interface_with_macsec(tmp_path: Path, loaded: str, links: int, expected: list[Remedy]) -> None:
+def test_cipher_of_an_interface_with_macsec(
+    tmp_path: Path, uses: int, associations: dict[int, int] | OSError, expected: list[str]
+) -> None:
+    """Each association has one; an interface without any has none, and what is not explained has no command."""
     root = FakeRoot(tmp_path)
-    root.put("proc/modules", f"aesni_intel 1 1 - Live 0x0\nmacsec 1 0 - Live 0x0\n{loaded}")
-    root.put("proc/crypto", crypto(GCM, ("ccm(aes)", "aesni_intel", "aead", 2)))
-    root.kinds = {f"sec{number}": "macsec" for number in range(links)}
-    for name in root.kinds:
-        root.put(f"sys/class/net/{name}/operstate", "up\n")
-    users = [user for modules, user in root.search() if "aesni_intel" in modules]
-    assert [user.remedy for user in users if user.kind == "netdev"] == expected
-    if not expected:
-        assert "perhaps through " in next(user.detail for user in users if user.name == "gcm(aes)")
+    root.put("proc/modules", "aesni_intel 1 1 - Live 0x0\nmacsec 1 0 - Live 0x0\ntls 1 1 - Live 0x0\n")
+    gcm = ("gcm(aes)", "aesni_intel", "aead", 1 + uses)
+    root.put("proc/crypto", crypto(gcm, ("xts(aes)", "kernel", "skcipher", 2)))
+    root.kinds, root.associations = {"sec5": "macsec", "sec6": "macsec"}, associations
+    for number in (5, 6):
+        root.put(f"sys/class/net/sec{number}/ifindex", f"{number}\n")
+    budget = Budget()
+    users = [user for modules, user in root.search(budget) if "aesni_intel" in modules]
+    rows = [user.name for user in users if user.kind == "netdev" and user.remedy is Remedy.DELETE_LINK]
+    (cipher,) = (user for user in users if user.kind == "crypto")
+    assert rows + ["perhaps"] * (cipher.remedy is Remedy.NONE) == expected
+    assert ("perhaps through macsec, tls" in cipher.detail) == ("perhaps" in expected)
+    assert bool(budget.partial) == isinstance(associations, OSError)
 
 
-def test_algorithm_of_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_algorithm_of_the_module_does_not_end_with_macsec(tmp_path: Path) -> None:
+    root = FakeRoot(tmp_path)
+    root.put("proc/modules", "aesni_intel 1 2 - Live 0x0\nmacsec 1 0 - Live 0x0\n")
+    root.put("proc/crypto", crypto(GCM, XTS))
+    root.kinds, root.associations = {"sec5": "macsec"}, {5: 1}
+    root.put("sys/class/net/sec5/ifindex", "5\n")
+    rows = [user for modules, user in root.search() if "aesni_intel" in modules and user.kind == "crypto"]
+    assert [(user.name, user.remedy) for user in rows] == [
+        ("gcm(aes)", Remedy.NOT_NEEDED),
+        ("xts(aes)", Remedy.NONE),
+    ]
+
+
+def test_associations_of_macsec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel dumps them: one to send by, two to receive by; and an interface with a channel but without a key."""
+
+    def interface(index: int, sending: int, *receiving: int) -> bytes:
+        def several(count: int) -> bytes:
+            return b"".join(attribute(number, attribute(1, b"\1")) for number in range(1, count + 1))
+
+        channels = [attribute(1, b"\2" * 8) + attribute(3, several(count)) for count in receiving]
+        listed = b"".join(attribute(number, channel) for number, channel in enumerate(channels, 1))
+        return (
+            b"\0\1\0\0"
+            + attribute(1, struct.pack("=I", index))
+            + attribute(4, attribute(1, b"\3" * 8))
+            + attribute(5, several(sending))
+            + attribute(6, listed)
+        )
+
+    other = b"\1\2\0\0" + attribute(2, b"nlctrl\0") + attribute(1, b"\x10\0")
+    family = b"\1\2\0\0" + attribute(2, b"macsec\0") + attribute(1, b"\x20\0")
+    answers = {16: [(16, other), (16, family)], 32: [(32, interface(5, 1, 2)), (32, interface(6, 0, 0))]}
+    monkeypatch.setattr(netlink, "dump", lambda _, kind, __: answers[kind])
+    assert macsec_associations() == {5: 3, 6: 0}
+    answers[16] = [(16, other)]
+    assert macsec_associations() == {}
+
+
+def test_algorithm_of_a_socket(tmp_path: Path) -> None:
     """It is known where one socket alone is bound, and one algorithm alone can be it."""
-    monkeypatch.setattr(os, "getxattr", lambda *_: b"ALG\0")
 
-    def uses(*rows: tuple[str, str, str, int], **loaded: int) -> list[tuple[set[str], bool]]:
+    def uses(*rows: tuple[str, str, str, int], af_alg: int = 2, **loaded: int) -> list[tuple[set[str], bool]]:
         known = algorithms(tmp_path, *rows, dm_crypt=0, **loaded)
-        sockets = SocketModules(tmp_path, LOADED | loaded, algorithms=known)
+        sockets = SocketModules(tmp_path, LOADED | loaded | {"af_alg": af_alg}, algorithms=known)
         return [
-            (set(use.modules), use.certain)
-            for use in sockets.uses("", "socket:[7]")
+            (set(use.modules), not use.doubt)
+            for use in sockets.bound({"7": frozenset({5})})
             if use.modules & {"aesni_intel", "xxhash_generic"}
         ]
 
     blake, crc = ("blake2b-256", "xxhash_generic", "shash", 2), ("crc32c", "kernel", "shash", 2)
     assert uses(XTS, algif_skcipher=1) == [({"aesni_intel"}, True)]
     assert uses(XTS, algif_skcipher=2) == [({"aesni_intel"}, False)], "two sockets"
+    assert uses(XTS, algif_skcipher=1, af_alg=4) == [({"aesni_intel"}, False)], "another one, which may be it"
     assert uses(blake, crc, algif_hash=1, libcrc32c=0) == [({"xxhash_generic"}, False)], "it may be bound to crc32c"
     assert uses(blake, algif_hash=1, algif_skcipher=1) == [({"xxhash_generic"}, False)]
 

@@ -56,6 +56,7 @@ class FakeRoot:
         self.sets: tuple[IpSet, ...] = ()
         self.tcp: tuple[TcpUse, ...] = ()
         self.states: tuple[State, ...] = ()
+        self.associations: dict[int, int] | OSError = {}
 
     def put(self, path: str, text: str = "") -> None:
         file = self.path / path
@@ -124,12 +125,18 @@ class FakeRoot:
             tcp=lambda: self.tcp,
             states=lambda: self.states,
             owner=self._owner,
+            associations=self._associations,
         )
         return list(search.search(budget or Budget()))
 
     def _owner(self, link: Path) -> str:
         """The user namespace that owns a mount namespace, where the test says so."""
         return self.owners.get(readlink(link), "")
+
+    def _associations(self) -> dict[int, int]:
+        if isinstance(self.associations, OSError):
+            raise self.associations
+        return self.associations
 
     def _kinds(self) -> dict[str, str]:
         if isinstance(self.kinds, OSError):

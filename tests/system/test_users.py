@@ -207,14 +207,26 @@ time.sleep(600)
 
 @explains("a socket of the crypto API", "kill")
 def test_socket_of_the_crypto_api(vm: Machine, client: Client, alice: Client) -> None:
-    """An accepted one alone is open: it keeps the type of the one that was bound."""
+    """An accepted one alone is open: it keeps the type of the one that was bound. Another process has one that is not bound."""
     vm.write_file("/tmp/hold_alg.py", HOLD_ALG)
     process = vm.start(["python3", "/tmp/hold_alg.py"], user="bob")
     process.wait_for_output("open")
     pid = vm.check("pgrep -f '^python3 /tmp/hold_alg.py'").strip()
-    hidden = alice.explain("algif_hash")
+    hidden = soon(lambda: whole(alice.explain("algif_hash")), "a search that has enough time")
     assert [(user["kind"], user["name"], user.get("count")) for user in hidden["users"]] == [("process", "", 1)]
     assert "users" in hidden["withheld"]
+    unbound = vm.start(
+        ["python3", "-c", "import socket,time; s=socket.socket(38,5); print('open',flush=True); time.sleep(600)"]
+    )
+    unbound.wait_for_output("open")
+    time.sleep(0.5)
+    explained = soon(lambda: whole(client.explain("algif_hash")), "a search that has enough time")
+    details = {user["detail"].split(" ", 2)[2] for user in explained["users"] if user["kind"] == "candidate"}
+    assert details == {"socket ALG, which may be bound to it"}
+    assert len([user for user in explained["users"] if user["kind"] == "candidate"]) == 2
+    assert explained["free"] == []
+    unbound.kill()
+    unbound.wait()
     explained = freed(vm, client, "algif_hash", f"kill {pid}")
     assert [user["detail"] for user in explained["users"]] == [f"pid {pid} socket ALG"]
     process.wait()

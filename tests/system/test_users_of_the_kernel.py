@@ -136,13 +136,15 @@ def test_algorithm_of_a_socket(vm: Machine, client: Client) -> None:
 
 @explains("the cipher of an interface with MACsec", "ip link delete")
 def test_cipher_of_macsec(vm: Machine, client: Client) -> None:
+    """An interface without a key has none, and is not named."""
     vm.check(
-        f"modprobe {AES}; ip link add low type dummy; ip link add link low sec5 type macsec; "
+        f"modprobe {AES}; ip link add low type dummy; ip link add link low sec5 type macsec; ip link add link low sec6 type macsec port 2; "
         f"ip macsec add sec5 tx sa 0 pn 1 on key 01 {'0f' * 16}; ip macsec add sec5 rx port 1 address 02:00:00:00:00:05; "
         f"ip macsec add sec5 rx port 1 address 02:00:00:00:00:05 sa 0 pn 1 on key 02 {'1e' * 16}"
     )
-    freed(vm, client, AES, "ip link delete dev sec5")
-    vm.check("ip link del low; modprobe -r dummy")
+    explained = freed(vm, client, AES, "ip link delete dev sec5")
+    assert [user["detail"] for user in explained["users"] if user["kind"] == "netdev"] == ["gcm(aes) of 2 associations"]
+    vm.check(f"modprobe {AES}; ip link del low; modprobe -r dummy")
 
 
 @explains("the checksum of a file system of btrfs", "umount")

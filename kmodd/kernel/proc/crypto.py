@@ -129,17 +129,16 @@ class Algorithms:
         """Those of the modules that are looked for."""
         return (each for each in self.used if each.module in self._loaded)
 
-    def of_name(self, name: str, only: str = "") -> frozenset[str]:
-        """Modules that each user of this algorithm holds: those of its only driver in use, and of what that is made of.
-
-        With `only`, where no other module that is known to may use it.
-        """
+    def of_name(self, name: str) -> frozenset[str]:
+        """Modules that each user of this algorithm holds: those of its only driver in use, and of what that is made of."""
         drivers = [each for each in self.used if each.name == name]
         if len(drivers) != 1 or not self._complete:
             return frozenset()
-        if only and self.consumers(drivers[0]) != (only,):
-            return frozenset()
         return self._with_parts(drivers[0])
+
+    def is_with(self, algorithm: Algorithm, name: str) -> bool:
+        """It has this name, or one that has is made of it."""
+        return any(each.name == name and (each == algorithm or algorithm.is_part_of(each)) for each in self.used)
 
     def of_driver(self, driver: str) -> frozenset[str]:
         """The module of a driver that is in use."""

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from kmodd.fast_dataclass import dataclass
+from kmodd.kernel.proc.crypto import Algorithms
 from kmodd.kernel.users.ebtables import ReadBridgeTable, bridge_users, read_bridge_table, tables_elsewhere
 from kmodd.kernel.users.ipsec import State, ipsec_states, ipsec_users
 from kmodd.kernel.users.ipvs import ipvs_users
 from kmodd.kernel.users.netfilter import Firewall, IpSet, NetfilterUsers, firewall, ip_sets
-from kmodd.kernel.users.network import ReadTraffic, link_users, modules_of_kind, traffic_users
+from kmodd.kernel.users.netlink import macsec_associations
+from kmodd.kernel.users.network import MacsecCiphers, ReadTraffic, link_users, modules_of_kind, traffic_users
 from kmodd.kernel.users.rtnetlink import Link, all_links, traffic_control
 from kmodd.kernel.users.tasks import Budget, Sighting, references
 from kmodd.kernel.users.xtables import KINDS, ReadTable, legacy_users, read_table
@@ -41,6 +43,7 @@ class Kernel:
     links: Callable[[], Iterable[Link]] = all_links
     table: ReadTable = read_table
     bridge_table: ReadBridgeTable = read_bridge_table
+    associations: Callable[[], Mapping[int, int]] = macsec_associations
 
     def users(
         self, root: Path, loaded: Mapping[str, int], resolve: Callable[[str], tuple[str, ...]], budget: Budget
@@ -74,6 +77,7 @@ def users_elsewhere(
     kernel, enter = kernel or Kernel(), enter or _enter
     loaded = {name: count for name, count in references(root).items() if count > 0 or name in _ASKED}
     bridge_tables = tables_elsewhere(loaded, kernel.bridge_table)
+    algorithms = Algorithms(root, loaded)
     own = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     away = False
     try:
@@ -87,7 +91,7 @@ def users_elsewhere(
                 continue
             away = True
             part = budget.part(len(files) - number)
-            for modules, user in _in_namespace(root, loaded, tables[number], resolve, part, kernel):
+            for modules, user in _in_namespace(root, loaded, tables[number], resolve, part, kernel, algorithms):
                 yield modules, replace(user, netns=str(number))
             for modules, user in bridge_users(bridge_tables, loaded, resolve, kernel.bridge_table, part):
                 yield modules, replace(user, netns=str(number))
@@ -107,6 +111,7 @@ def _in_namespace(
     resolve: Callable[[str], tuple[str, ...]],
     budget: Budget,
     kernel: Kernel,
+    algorithms: Algorithms,
 ) -> Iterator[Sighting]:
     try:
         links = tuple(kernel.links())
@@ -114,7 +119,9 @@ def _in_namespace(
         budget.met("network interfaces cannot be listed")
     else:
         yield from link_users(
-            links, lambda kind: frozenset(name for name in modules_of_kind(kind, resolve) if name in loaded)
+            links,
+            lambda kind: frozenset(name for name in modules_of_kind(kind, resolve) if name in loaded),
+            MacsecCiphers(algorithms, kernel.associations, budget),
         )
     yield from kernel.users(root, loaded, resolve, budget)
     names = None

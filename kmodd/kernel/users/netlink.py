@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Dumps of kernel tables by netlink(7), bounded in bytes, their attributes, and the modules that TCP sockets use.
+"""Dumps of kernel tables by netlink(7), bounded in bytes, their attributes, the modules that TCP sockets use, and what MACsec has keys for.
 
-The latter is by sock_diag(7), in this network namespace, and needs no capability.
+The last two are about this network namespace, by sock_diag(7) and generic netlink, and need no capability.
 """
 
 import errno
@@ -169,3 +169,47 @@ def read_socket(body: bytes) -> Iterator[TcpUse]:
         yield TcpUse(inode, control, canonical(f"tcp_{control}"))
     if inode and upper:
         yield TcpUse(inode, upper, canonical(upper), _CIPHERS.get(cipher, ""))
+
+
+_GENERIC = 16
+"""NETLINK_GENERIC, and GENL_ID_CTRL."""
+_HEAD = struct.Struct("=BBxx")
+"""struct genlmsghdr: command and version."""
+_GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 3, 1, 2
+"""CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID and CTRL_ATTR_FAMILY_NAME of linux/genetlink.h."""
+MACSEC, _GET_TXSC = "macsec", 0
+_IFINDEX, _SENDING, _RECEIVING, _RECEIVED_BY = 1, 5, 6, 3
+"""MACSEC_ATTR_IFINDEX, _TXSA_LIST and _RXSC_LIST, and MACSEC_RXSC_ATTR_SA_LIST of linux/if_macsec.h."""
+
+
+def macsec_associations() -> dict[int, int]:
+    """How many security associations the interfaces with MACsec have, by their index; OSError when the kernel does not answer.
+
+    Each has the cipher to itself from the moment that it gets a key (init_tx_sa in drivers/net/macsec.c), used or not. Call it only
+    while macsec is loaded.
+    """
+    families = dump(_GENERIC, _GENERIC, _HEAD.pack(_GET_FAMILY, 1))
+    ids = [_family(body) for message, body in families if message == _GENERIC]
+    family = next((number for name, number in ids if name == MACSEC), 0)
+    if not family:
+        return {}
+    return dict(
+        read_associations(body)
+        for message, body in dump(_GENERIC, family, _HEAD.pack(_GET_TXSC, 1))
+        if message == family
+    )
+
+
+def _family(body: bytes) -> tuple[str, int]:
+    values = dict(attributes(body[_HEAD.size :]))
+    return text(values.get(_FAMILY_NAME, b"")), int.from_bytes(values.get(_FAMILY_ID, b"")[:2], sys.byteorder)
+
+
+def read_associations(body: bytes) -> tuple[int, int]:
+    """The index of an interface with MACsec, and how many associations it has in both directions."""
+    values = dict(attributes(body[_HEAD.size :]))
+    channels = (dict(attributes(channel)) for _, channel in attributes(values.get(_RECEIVING, b"")))
+    lists = (values.get(_SENDING, b""), *(channel.get(_RECEIVED_BY, b"") for channel in channels))
+    return int.from_bytes(values.get(_IFINDEX, b"")[:4], sys.byteorder), sum(
+        len(list(attributes(each))) for each in lists
+    )

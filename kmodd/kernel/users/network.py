@@ -2,9 +2,12 @@
 """Network interfaces of a module, traffic control, and network defaults, by the modules that they hold."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 from kmodd.kernel.files import listdir, note, read_text, readlink
+from kmodd.kernel.proc.crypto import Algorithm, Algorithms
+from kmodd.kernel.users.netlink import MACSEC
 from kmodd.kernel.users.rtnetlink import Link, Qdisc, Traffic
 from kmodd.kernel.users.tasks import Budget
 from kmodd.model import Remedy, User
@@ -14,6 +17,8 @@ from kmodd.text import shown
 _SCHEDULERS, _CLASSIFIERS, _ACTIONS = "sch_", "cls_", "act_"
 _FALLBACK = "pfifo_fast"
 """The qdisc that is always part of the kernel, as `noqueue` and `mq` (net/sched/sch_generic.c)."""
+_MACSEC_CIPHER = "gcm(aes)"
+"""drivers/net/macsec.c."""
 _TEAM, _TEAM_MODES = "team", "team_mode_"
 _QDISC, _CONGESTION = "net.core.default_qdisc", "net.ipv4.tcp_congestion_control"
 
@@ -118,14 +123,13 @@ _SIGNS = {"bridge": "bridge", "bonding": "bond", "tun_flags": "tun"}
 def interfaces(
     root: Path,
     modules_of: Callable[[str], frozenset[str]],
-    modules_of_only: Callable[[str], frozenset[str]],
     kinds: Callable[[], dict[str, str]],
     loaded: Mapping[str, int],
+    macsec: "MacsecCiphers",
 ) -> Iterator[tuple[frozenset[str], User]]:
     """Interfaces of this network namespace, with driver or link kind (`ip link add … type KIND`) and state as detail.
 
-    `modules_of` answers the loaded modules behind a link kind, `modules_of_only` what the only one of its kind holds besides: one of
-    several may hold none, as MACsec without a key has no cipher. `loaded` are those that are looked for, with their references.
+    `modules_of` answers the loaded modules behind a link kind. `loaded` are those that are looked for, with their references.
     """
     folder = root / "sys/class/net"
     try:
@@ -147,22 +151,59 @@ def interfaces(
         driver = canonical(readlink(folder / interface / "device/driver/module").rpartition("/")[2])
         kind = kind_of.get(interface, "")
         if kind not in known:
-            is_only = sum(each == kind for each in kind_of.values()) == 1
-            known[kind] = modules_of(kind) | (modules_of_only(kind) if is_only else frozenset())
+            known[kind] = modules_of(kind)
         if driver:
             yield frozenset({driver}), _user(interface, f"driver {driver}, state {state}", Remedy.SET_LINK_DOWN)
         if others := known[kind] - {driver}:
             yield others, _user(interface, f"link kind {kind}, state {state}", Remedy.DELETE_LINK)
+        if kind == MACSEC and (index := read_text(folder / interface / "ifindex") or "").isdecimal():
+            yield from macsec.users(int(index), interface)
 
 
 def link_users(
-    links: Iterable[Link], modules_of: Callable[[str], frozenset[str]]
+    links: Iterable[Link], modules_of: Callable[[str], frozenset[str]], macsec: "MacsecCiphers"
 ) -> Iterator[tuple[frozenset[str], User]]:
     """As `interfaces`, of a network namespace that sysfs does not show, by link kind alone."""
     for link in links:
         if link.kind and (modules := modules_of(link.kind)):
             state = "up" if link.up else "down"
             yield modules, _user(link.name, f"link kind {link.kind}, state {state}", Remedy.DELETE_LINK)
+        if link.kind == MACSEC:
+            yield from macsec.users(link.index, link.name)
+
+
+class MacsecCiphers:
+    """The cipher of interfaces with MACsec in one network namespace: one without an association holds none.
+
+    The kernel is queried for the first of them.
+    """
+
+    def __init__(self, algorithms: Algorithms, read: Callable[[], Mapping[int, int]], budget: Budget) -> None:
+        """`read` answers how many associations each interface has, by its index; OSError where the kernel does not."""
+        self._algorithms = algorithms
+        self._read = read
+        self._budget = budget
+        self._uses = 0
+
+    def users(self, index: int, interface: str) -> Iterator[tuple[frozenset[str], User]]:
+        """The interface, if it holds the cipher, whose only driver in use is known."""
+        count = self._associations.get(index, 0)
+        if count and (modules := self._algorithms.of_name(_MACSEC_CIPHER)):
+            self._uses += count
+            plural = "s" if count > 1 else ""
+            yield modules, _user(interface, f"{_MACSEC_CIPHER} of {count} association{plural}", Remedy.DELETE_LINK)
+
+    def explains(self, algorithm: Algorithm) -> bool:
+        """All uses of this algorithm are by the interfaces that were listed."""
+        return algorithm.uses <= self._uses and self._algorithms.is_with(algorithm, _MACSEC_CIPHER)
+
+    @cached_property
+    def _associations(self) -> Mapping[int, int]:
+        try:
+            return self._read()
+        except OSError:
+            self._budget.met("the associations of MACsec cannot be read")
+            return {}
 
 
 def modules_of_kind(kind: str, resolve_alias: Callable[[str], tuple[str, ...]]) -> Iterator[str]:

@@ -28,7 +28,11 @@ _NETLINK_MAX = 1 << 20
 _GUESSES_MAX = 256
 _CGROUP_MAX = 1 << 14
 _ATTRIBUTE = "system.sockprotoname"
-_ALG, _ALG_TYPES = "ALG", "algif_"
+_ALG, _ALG_MODULE, _ALG_TYPES = "ALG", "af_alg", "algif_"
+_ALG_REFERENCES = 2
+"""What each socket of AF_ALG holds of its module: one as a socket, one as its protocol. One that is closed while accepted ones are open
+keeps the latter.
+"""
 _CONGESTION, _DIAG, _UPPER = "tcp_", "tcp_diag", frozenset({"tls", "smc", "espintcp"})
 """Modules of congestion controls, the one that answers about them, and modules of upper layers of TCP."""
 _NETFILTER, _BOUND = "12", ("nfnetlink_queue", "nfnetlink_log")
@@ -64,10 +68,10 @@ class SocketUse:
 
     protocol: str
     modules: frozenset[str]
-    certain: bool = True
-    """It holds these; else one of them."""
-    choice: str = "types"
-    """What these are, where it holds one of them."""
+    doubt: str = ""
+    """What is not certain; empty where it holds these."""
+    bindable: bool = False
+    """It may be bound to a type and an algorithm of the crypto API: what it holds is known when all such sockets were seen."""
 
 
 class SocketModules:
@@ -115,28 +119,32 @@ class SocketModules:
         except OSError as error:
             note(error)
             return []
-        modules = self._protocols.get(protocol)
-        uses = [SocketUse(protocol, modules)] if modules else []
-        if protocol == _ALG and self._types:
-            # bind(2) takes the module of the type; accepted sockets keep the one that was bound (crypto/af_alg.c). Nothing
-            # shows which type that was, so it is known where one type alone is in use.
-            uses.append(SocketUse(protocol, self._types, certain=len(self._types) == 1))
-            uses += self._of_algorithms(protocol)
-        return uses
+        modules = self._protocols.get(protocol) or frozenset()
+        bindable = protocol == _ALG and bool(self._types)
+        return [SocketUse(protocol, modules, bindable=bindable)] if modules or bindable else []
 
-    def _of_algorithms(self, protocol: str) -> Iterator[SocketUse]:
-        """What a socket of AF_ALG holds by the algorithm that it is bound to, which nothing shows either."""
+    def bound(self, holders: Mapping[str, frozenset[int]]) -> Iterator[SocketUse]:
+        """What each of these sockets of AF_ALG holds besides, by its type and its algorithm; `holders` are the processes that have it open.
+
+        bind(2) takes the module of the type, once; accepted sockets keep the one that was bound (crypto/af_alg.c). Nothing shows which
+        sockets are bound, and to what. It is known where the same processes have all of them, or where as many are bound as there are;
+        the references of AF_ALG itself tell whether these are all.
+        """
+        bound = sum(self._loaded[type_] for type_ in self._types)
+        others = self._loaded.get(_ALG_MODULE, 0) - len(holders) * _ALG_REFERENCES
+        together = len(set(holders.values())) == 1 and 0 <= others < _ALG_REFERENCES
+        certain = together or (others == 0 and bound == len(holders) and len(self._types) == 1)
+        doubt = "" if certain else "which may be bound to it"
+        yield SocketUse(_ALG, self._types, doubt)
         if self._algorithms is None:
             return
-        if sum(self._loaded[type_] for type_ in self._types) == 1:
-            # One socket is bound, and those that were accepted from it keep it.
-            (bound,) = self._types
-            if held := self._algorithms.of_only_user(bound):
-                yield SocketUse(protocol, held)
-                return
+        held = self._algorithms.of_only_user(next(iter(self._types))) if bound == 1 else frozenset[str]()
+        if held and certain:
+            yield SocketUse(_ALG, held)
+            return
         for type_ in self._types:
             if possible := self._algorithms.of_user(type_):
-                yield SocketUse(protocol, possible, certain=False, choice="algorithms")
+                yield SocketUse(_ALG, possible, "which may be bound to one of its algorithms")
 
     def _of_layer(self, use: TcpUse) -> frozenset[str]:
         ciphers = self._algorithms.of_name(use.cipher) if use.cipher and self._algorithms else frozenset()
@@ -352,6 +360,8 @@ class OpenFile:
     """It ends with another user of the module."""
     guess: bool = False
     """It may hold one of these or none: worth a look where nothing else is known."""
+    socket: str = ""
+    """The inode of one that may be bound to a type of the crypto API."""
 
 
 class OpenFiles:
@@ -406,9 +416,7 @@ class OpenFiles:
                     target = readlink(entry.path)
                     if target.startswith("socket:"):
                         for use in self._sockets.uses(entry.path, target):
-                            text = f"socket {use.protocol}"
-                            name = text if use.certain else f"{text} of one of these {use.choice}"
-                            yield OpenFile(name, use.modules, use.certain)
+                            yield OpenFile(f"socket {use.protocol}", use.modules, socket=target if use.bindable else "")
                     elif target.startswith(("anon_inode:", _DMA_BUFFER)):
                         information = f"{folder}/fdinfo/{entry.name}"
                         if modules := self._without_path(information, target):
@@ -420,6 +428,15 @@ class OpenFiles:
         except OSError as error:
             note(error)
             return
+
+    def bound(self, sockets: Mapping[str, frozenset[int]]) -> Iterator[OpenFile]:
+        """What each of these sockets of the crypto API holds besides, with the processes that have it open."""
+        for use in self._sockets.bound(sockets):
+            name = f"socket {use.protocol}"
+            if use.doubt:
+                yield OpenFile(f"{name}, {use.doubt}", use.modules, certain=False, guess=True)
+            else:
+                yield OpenFile(name, use.modules)
 
     def _of_file(self, link: str, target: str) -> Iterator[OpenFile]:
         file = inode(link)
@@ -546,18 +563,29 @@ class Processes:
 
     def open(self, guesses: list[Sighting] | None = None) -> Iterator[Sighting]:
         """By descriptors and links; `guesses` gets what may hold a module of which nothing else is known."""
+        sockets: dict[str, dict[int, Task]] = {}
         for task in self._tasks.all:
             if not self._budget.in_time():
-                return
+                break
             seen: set[tuple[str, frozenset[str]]] = set()
             for each in self._files.of(self._tasks.folder(task), task.user):
-                if (each.name, each.modules) not in seen:
+                if each.socket:
+                    sockets.setdefault(each.socket, {})[task.pid] = task
+                if (each.name, each.modules) not in seen and each.modules:
                     seen.add((each.name, each.modules))
-                    if not each.guess:
-                        yield self._user(task, each)
-                    elif guesses is not None and len(guesses) < _GUESSES_MAX:
-                        modules, made = self._user(task, each)
-                        guesses.append((modules, replace(made, kind="candidate")))
+                    yield from self._sighting(task, each, guesses)
+        if sockets:
+            holding = {pid: task for tasks in sockets.values() for pid, task in tasks.items()}
+            for each in self._files.bound({socket: frozenset(tasks) for socket, tasks in sockets.items()}):
+                for task in holding.values():
+                    yield from self._sighting(task, each, guesses)
+
+    def _sighting(self, task: Task, file: OpenFile, guesses: list[Sighting] | None) -> Iterator[Sighting]:
+        modules, made = self._user(task, file)
+        if not file.guess:
+            yield modules, made
+        elif guesses is not None and len(guesses) < _GUESSES_MAX:
+            guesses.append((modules, replace(made, kind="candidate")))
 
     def mapped(self, unexplained: Callable[[], Iterable[str]]) -> Iterator[Sighting]:
         """By mappings; `unexplained` answers the modules with references of which no user is known yet.

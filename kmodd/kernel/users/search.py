@@ -2,10 +2,10 @@
 """The search for users of modules in user space, bounded, including algorithms of the crypto API."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from kmodd.kernel.proc.crypto import Algorithms
+from kmodd.kernel.proc.crypto import Algorithm, Algorithms
 from kmodd.kernel.users.block import block_users, root_devices
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, iscsi_sessions, watchdogs
@@ -14,8 +14,8 @@ from kmodd.kernel.users.mount import Mounts, modules_of_charset, modules_of_type
 from kmodd.kernel.users.namespace_list import NetNamespaces
 from kmodd.kernel.users.namespaces import Kernel
 from kmodd.kernel.users.netfilter import Firewall, IpSet, firewall, ip_sets
-from kmodd.kernel.users.netlink import TcpUse, tcp_uses
-from kmodd.kernel.users.network import ReadTraffic, interfaces, modules_of_kind
+from kmodd.kernel.users.netlink import TcpUse, macsec_associations, tcp_uses
+from kmodd.kernel.users.network import MacsecCiphers, ReadTraffic, interfaces, modules_of_kind
 from kmodd.kernel.users.places import Places
 from kmodd.kernel.users.process import OpenFiles, Processes, SocketModules, Unmounted
 from kmodd.kernel.users.rtnetlink import link_kinds, traffic_control
@@ -26,18 +26,18 @@ from kmodd.model import Remedy, User
 from kmodd.text import shown
 
 
-def used_algorithms(algorithms: Algorithms, explained: Callable[[str], bool]) -> Iterator[tuple[frozenset[str], User]]:
-    """Algorithms that something uses; `explained` tells whether a user of a module was found, with which their use ends."""
+def used_algorithms(
+    algorithms: Algorithms, explained: Callable[[Algorithm], bool]
+) -> Iterator[tuple[frozenset[str], User]]:
+    """Algorithms that something uses; `explained` tells whether users were found with which the use of one ends."""
     for each in algorithms.of_modules:
         used = f"driver {each.driver}, used {each.uses} times"
-        remedy = Remedy.NOT_NEEDED if explained(each.module) else Remedy.NONE
+        remedy = Remedy.NOT_NEEDED if explained(each) else Remedy.NONE
         if not remedy and (consumers := algorithms.consumers(each)):
             used += f", perhaps through {', '.join(consumers)}"
         yield frozenset({each.module}), User("crypto", shown(each.name), shown(used), remedy=remedy)
 
 
-_LINK_CIPHERS = {"macsec": "gcm(aes)"}
-"""The algorithm that a kind of interface uses (drivers/net/macsec.c)."""
 _SCTP = "sctp"
 _STAYING = "one in each network namespace, made with the module: it stays until the next boot"
 """sctp_ctl_sock_init in net/sctp/protocol.c: the module holds itself by it."""
@@ -47,8 +47,8 @@ class ProcUsage:
     """A search in the /proc and /sys below `root`.
 
     `resolve_alias` answers canonical module names for an alias such as `fs-iso9660`. `kinds` answers interface → link kind
-    from the kernel; `traffic`, `netfilter`, `sets`, `tcp` and `states` are the questions to it of `rtnetlink`, `netfilter`,
-    `netlink` and `ipsec` (an OSError means: not to be had).
+    from the kernel; `traffic`, `netfilter`, `sets`, `tcp`, `states` and `associations` are the questions to it of `rtnetlink`,
+    `netfilter`, `netlink` and `ipsec` (an OSError means: not to be had).
 
     Nothing is opened but small files of /proc and /sys and mount tables: no device, and nothing that a process has open. What
     vanishes or may not be read is passed over. Of other network namespaces only what /proc shows is seen (see `namespaces`).
@@ -66,11 +66,12 @@ class ProcUsage:
         tcp: Callable[[], Iterable[TcpUse]] = tcp_uses,
         states: Callable[[], Iterable[State]] = ipsec_states,
         owner: NamespaceOwner = namespace_owner,
+        associations: Callable[[], Mapping[int, int]] = macsec_associations,
     ) -> None:
         self._root = root
         self._resolve = resolve_alias
         self._kinds = kinds
-        self._kernel = Kernel(traffic, netfilter, sets, states)
+        self._kernel = Kernel(traffic, netfilter, sets, states, associations=associations)
         self._tcp = tcp
         self._owner = owner
 
@@ -106,12 +107,13 @@ class ProcUsage:
         yield from mounts.users()
         yield from block_users(self._root, owners, mounts, loaded, self._resolve, algorithms)
         yield from setting_users(self._root, loaded, self._resolve, mounts, lambda: namespaces.labels, budget)
+        macsec = MacsecCiphers(algorithms, self._kernel.associations, budget)
         yield from interfaces(
             self._root,
             lambda kind: known(modules_of_kind(kind, self._resolve)),
-            lambda kind: algorithms.of_name(_LINK_CIPHERS.get(kind, ""), only=kind),
             self._kinds,
             loaded,
+            macsec,
         )
         yield from self._kernel.users(self._root, loaded, self._resolve, budget)
         yield from configfs_users(self._root, loaded, budget)
@@ -139,8 +141,16 @@ class ProcUsage:
             lambda: left().keys() - frozenset[str]().union(*(owners.modules("block", *each) for each in mounts.base))
         )
         explained = {module for module, user in reported if user.remedy is not Remedy.NONE}
-        yield from used_algorithms(algorithms, explained.__contains__)
-        listed = {module for module, _ in reported}
+        beside = {module for module, user in reported if user.remedy is not Remedy.NONE and user.kind != "netdev"}
+
+        def ends(algorithm: Algorithm) -> bool:
+            if algorithm.module in explained - beside:  # Of interfaces it is known what they use, and how often.
+                return macsec.explains(algorithm)
+            return algorithm.module in explained
+
+        yield from used_algorithms(algorithms, ends)
+        # That an algorithm is in use says nothing about who uses it.
+        listed = {module for module, user in reported if user.kind != "crypto"}
         guesses += ((attachments.described, user) for user in pinned(self._root))
         yield from ((modules - listed, user) for modules, user in guesses if modules - listed)
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
