@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.kernel.users import block as usage_block
 from kmodd.kernel.users.netfilter import Expression, Firewall, IpSet, Item, Rule
 from kmodd.kernel.users.netlink import TcpUse, read_socket
-from kmodd.kernel.users.process import SocketModules, SocketUse
+from kmodd.kernel.users.process import Inode, SocketModules, SocketUse
 from kmodd.kernel.users.rtnetlink import Action, Filter, Qdisc, Traffic
 from kmodd.kernel.users.search import ProcUsage
 from kmodd.kernel.users.tasks import Budget, Limits
@@ -279,6 +280,62 @@ def test_parts_of_the_target_have_modules_of_their_own(root: FakeRoot) -> None:
         ),
     ]
     assert items(root, "target_core_iblock") == []
+
+
+INFORMATION = """\
+Status: ACTIVATED  Max Queue Depth: 128  SectorSize: 512  HwMaxSectors: 16384
+        TCM FILEIO ID: 0        File: {}  Size: 8388608  Mode: Buffered-WCE Async: 0
+"""
+
+
+@pytest.mark.parametrize("offered", ["fileio", "nvmet", "iblock"])
+def test_what_a_target_offers_is_in_use_by_it(root: FakeRoot, offered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of what is mounted, or a disk; it goes before the mount."""
+    target, nvmet = f"{CONFIG}/target", f"{CONFIG}/nvmet/subsystems/s/namespaces/1"
+    core = f"{target}/core/{'iblock' if offered == 'iblock' else 'fileio'}_0/d"
+    (root.path / core / "alua/default_tg_pt_gp").mkdir(parents=True)
+    (root.path / target / "loopback/naa.5/tpgt_1/lun/lun_0").mkdir(parents=True)
+    root.link(f"{target}/loopback/naa.5/tpgt_1/lun/lun_0/x", f"../../../../../../target/{core[len(target) + 1 :]}")
+    expected = [
+        ("unlink", "target/loopback/naa.5/tpgt_1/lun/lun_0/x"),
+        ("remove-folder", core.removeprefix(f"{CONFIG}/")),
+    ]
+    file, module = "/srv/a stick/lun", "vfat"
+    if offered == "fileio":
+        root.put(f"{core}/info", INFORMATION.format(file))
+    elif offered == "iblock":
+        file, module = "/dev/block/7:5", "loop"
+        root.put(
+            f"{core}/info",
+            "        iBlock device: loop5  UDEV PATH: x readonly: 0\n        Major: 7 Minor: 5  IBLOCK\n",
+        )
+    else:
+        expected = [("remove-folder", "nvmet/subsystems/s/namespaces/1")]
+        root.put(f"{nvmet}/device_path", f"{file}\n")
+    enable = f"{nvmet if offered == 'nvmet' else core}/enable"
+    root.put(enable, "1\n")
+    root.put("proc/devices", "Block devices:\n  7 loop\n")
+    mount = "30 20 1:0 / /srv/a\\040stick rw - vfat /dev/ram0 rw\n"
+    root.process(1, "/sbin/init", mountinfo=mount)
+    nodes = {
+        f"{root.path}/proc/1/root{file}": Inode("block", (7, 5), (0, 5))
+        if offered == "iblock"
+        else Inode("", (0, 0), (1, 0))
+    }
+    monkeypatch.setattr(usage_block, "inode", lambda path: nodes.get(str(path)))
+    users = [user for user in root.found(module) if user.kind == "configfs"]
+    assert [(user.remedy.value, user.words[0].removeprefix(f"/{CONFIG}/")) for user in users] == expected
+    assert {user.level for user in users} == {1}
+    assert all(user.detail.endswith(f", offers {file}") for user in users)
+    assert {user.owner for user in users} == {None}
+    (root.path / core).parent.chmod(0o700)
+    owners = {user.owner for user in root.found(module) if user.kind == "configfs"}
+    assert owners == ({None} if offered == "nvmet" else {0}), "a link to it is public, its folder is not"
+    root.put(enable, "0\n")
+    assert "configfs" not in {user.kind for user in root.found(module)}, "it has the file open while it is enabled"
+    root.put(enable, "1\n")
+    nodes.clear()
+    assert "configfs" not in {user.kind for user in root.found(module)}, "another file has this path by now"
 
 
 def test_configfs_that_is_closed_to_others_is_not_shown_to_them(root: FakeRoot) -> None:

@@ -152,6 +152,47 @@ def test_configfs_trees_are_taken_down_from_their_ends(vm: Machine, client: Clie
     client.unload("target_core_mod", dependents=True)
 
 
+OFFER = """
+modprobe target_core_file; modprobe tcm_loop; modprobe nvmet
+truncate -s 8M /var/tmp/fat; mkfs.vfat /var/tmp/fat >/dev/null; mount -o loop /var/tmp/fat /mnt; truncate -s 1M /mnt/lun /mnt/disk
+cd /sys/kernel/config/target
+mkdir -p core/fileio_0/d loopback/naa.5001405000000001/tpgt_1/lun/lun_0
+echo fd_dev_name=/mnt/lun,fd_dev_size=1048576 >core/fileio_0/d/control
+echo 1 >core/fileio_0/d/enable
+ln -s $PWD/core/fileio_0/d loopback/naa.5001405000000001/tpgt_1/lun/lun_0/link
+cd ../nvmet
+mkdir subsystems/s subsystems/s/namespaces/1
+echo -n /mnt/disk >subsystems/s/namespaces/1/device_path
+echo 1 >subsystems/s/namespaces/1/enable
+udevadm settle
+"""
+
+
+@explains("a file that LIO or nvmet offers", "rmdir")
+def test_files_that_targets_offer_go_before_the_mount(vm: Machine, client: Client) -> None:
+    vm.write_file("/tmp/offer", OFFER)
+    vm.check("sh -e /tmp/offer")
+    assert vm.run("umount /mnt").code != 0
+    target, nvmet = "/sys/kernel/config/target", "/sys/kernel/config/nvmet"
+    explained = freed(
+        vm,
+        client,
+        "vfat",
+        f"unlink {target}/loopback/naa.5001405000000001/tpgt_1/lun/lun_0/link",
+        f"rmdir {nvmet}/subsystems/s/namespaces/1",
+        f"rmdir {target}/core/fileio_0/d",
+        "umount /mnt",
+    )
+    assert {user["detail"].rpartition(", ")[2] for user in explained["users"] if user["kind"] == "configfs"} == {
+        "offers /mnt/lun",
+        "offers /mnt/disk",
+    }
+    vm.check(
+        f"rmdir {nvmet}/subsystems/s {target}/core/fileio_0; cd {target}/loopback; rmdir naa.5001405000000001/tpgt_1/lun/lun_0; "
+        "rmdir naa.5001405000000001/tpgt_1 naa.5001405000000001; rmdir ../loopback; modprobe -r tcm_loop target_core_file nvmet"
+    )
+
+
 # --- block devices ----------------------------------------------------------------------------------------------------
 
 

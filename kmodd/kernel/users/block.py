@@ -26,6 +26,7 @@ _MAPPER, _TARGETS = "dm_mod", "dm_"
 _BCACHE = "bcache"
 _SERVED = ("fuse", "nfs", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs")
 """File systems whose paths a server looks up, which may be a user's."""
+_DEVICES = "/dev/"
 _FILES_MAX = 8
 """Loop devices on files on loop devices that are followed."""
 _CHOSEN = re.compile(r"\[([a-z0-9_-]+)\]")
@@ -71,7 +72,7 @@ def root_devices(root: Path, mounts: Mounts) -> set[tuple[int, int]]:
 def _users(root: Path, owners: DeviceOwners, mounts: Mounts) -> Iterator[_Stacked]:
     block = root / "sys/block"
     swaps = _swaps(root)
-    files = _Files(root, owners, mounts)
+    files = OpenedFiles(root, owners, mounts)
     yield from _of_swap_files(swaps, files)
     mounted: dict[str, list[Mount]] = {}
     for mount in mounts.all:
@@ -113,7 +114,7 @@ def _users(root: Path, owners: DeviceOwners, mounts: Mounts) -> Iterator[_Stacke
 
 
 def _of_itself(
-    folder: Path, number: tuple[int, int] | None, modules: frozenset[str], owners: DeviceOwners, files: "_Files"
+    folder: Path, number: tuple[int, int] | None, modules: frozenset[str], owners: DeviceOwners, files: "OpenedFiles"
 ) -> Iterator[_Stacked]:
     """What a loop device, a mapping or an array holds by being set up.
 
@@ -141,24 +142,40 @@ def _of_itself(
         yield depth, own, User("block", shown(device), detail, remedy=Remedy.DISCONNECT_DISK, target=device)
 
 
-class _Files:
-    """Files that the kernel keeps open on what is mounted: of loop devices, and swap files."""
+class OpenedFiles:
+    """Files that the kernel keeps open on what is mounted: of loop devices and targets, and swap files."""
 
     def __init__(self, root: Path, owners: DeviceOwners, mounts: Mounts) -> None:
         self._root = root
         self._owners = owners
         self._mounts = mounts
 
+    def kept(self, path: str) -> tuple[frozenset[str], int]:
+        """Modules that this file or device holds while it is open, and of how many mounts those are."""
+        if not path.startswith(_DEVICES):
+            return self._of_file(path)
+        node = inode(f"{self._root}/proc/1/root{path}")
+        if node is None or node.kind != "block":
+            return frozenset(), 0
+        further, level = self._of_device("{}:{}".format(*node.number))
+        return self._owners.modules("block", *node.number) | further, level + 1
+
     def below(self, disk: Path, depth: int = 0) -> tuple[frozenset[str], int]:
         """Modules of the mount that a loop device's file is on, and of what that one stands on; and how many those are."""
         backing = read_text(disk / "loop/backing_file") or ""
-        holding = self.holding(backing) if backing and depth < _FILES_MAX else None
+        return self._of_file(backing, depth) if backing and depth < _FILES_MAX else (frozenset(), 0)
+
+    def _of_file(self, path: str, depth: int = 0) -> tuple[frozenset[str], int]:
+        holding = self.holding(path)
         if holding is None:
             return frozenset(), 0
         modules, mount = holding
-        lower = self._root / "sys/dev/block" / mount.device
-        further, level = self.below(lower.parent if (lower / "partition").exists() else lower, depth + 1)
+        further, level = self._of_device(mount.device, depth + 1)
         return modules | further, level + 1 + bool(level)
+
+    def _of_device(self, number: str, depth: int = 0) -> tuple[frozenset[str], int]:
+        lower = self._root / "sys/dev/block" / number
+        return self.below(lower.parent if (lower / "partition").exists() else lower, depth)
 
     def holding(self, path: str) -> tuple[frozenset[str], Mount] | None:
         """The mount with this file, and the modules behind it; None where that is the root or not known."""
@@ -173,7 +190,7 @@ class _Files:
         return self._mounts.modules(mount) | below, mount
 
 
-def _of_swap_files(swaps: set[str], files: _Files) -> Iterator[_Stacked]:
+def _of_swap_files(swaps: set[str], files: OpenedFiles) -> Iterator[_Stacked]:
     for path in swaps:
         if not path.startswith("/dev/") and (holding := files.holding(path)) and holding[0]:
             user = User("file", shown(path), "swap space", remedy=Remedy.SWAP_OFF, target=path, level=1)
@@ -189,7 +206,7 @@ def _of_exports(root: Path, mounts: Mounts, owners: DeviceOwners) -> Iterator[_S
     listed = _exports(root / "proc/fs/nfs/exports", mounts.budget)
     if not listed:
         return
-    files = _Files(root, owners, mounts)
+    files = OpenedFiles(root, owners, mounts)
     table = {(client, path): flags for path, client, flags in _exports(root / _EXPORTED, mounts.budget)}
     ended: list[tuple[frozenset[str], tuple[str, ...]]] = []
     # What is on the way to the others comes after them.

@@ -2,8 +2,10 @@
 """Items in configfs (Documentation/filesystems/configfs.rst), by the modules that they hold."""
 
 import os
+import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -87,6 +89,13 @@ _GROUPS = {
 """Those among them that the kernel makes by itself."""
 
 
+_FILE_OF_TARGET = re.compile(r" File: (/.*)  Size: [0-9]+  Mode: ")
+_DEVICE_OF_TARGET = re.compile(r"\bMajor: ([0-9]+) Minor: ([0-9]+)\b")
+"""In `info` of a target's backend (fd_show_configfs_dev_params, iblock_show_configfs_dev_params)."""
+Kept = tuple[frozenset[str], int]
+"""Modules that an open file holds, and the level of that use (`User`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     parts: tuple[str, ...]
@@ -97,13 +106,20 @@ class _Entry:
     """Everybody may list the folder that it is in."""
 
 
-def configfs_users(root: Path, loaded: Collection[str], budget: Budget) -> Iterator[tuple[frozenset[str], User]]:
+def configfs_users(
+    root: Path, loaded: Collection[str], budget: Budget, kept: Callable[[str], Kept] = lambda _: (frozenset(), 0)
+) -> Iterator[tuple[frozenset[str], User]]:
     """Links, then items, each sort deepest first: what is below another goes before it.
 
-    `loaded` are the modules that are looked for.
+    `loaded` are the modules that are looked for; `kept` answers which of them an open file, or a device, of this path holds.
     """
     top = root / MOUNTED.lstrip("/")
     entries = list(_walk(str(top), budget))
+    offered = {
+        each.parts: (path, each.public, *kept(path))
+        for each in entries
+        if each.target is None and _is_item(each.parts) and (path := _offered(top, each.parts))
+    }
     entries.sort(key=lambda each: (each.target is None, -len(each.parts)))
     for each in entries:
         if each.target is None and not _is_item(each.parts):
@@ -111,19 +127,45 @@ def configfs_users(root: Path, loaded: Collection[str], budget: Budget) -> Itera
         modules = _modules(top, each.parts)
         if each.target is not None:
             modules |= _modules(top, each.target)
-        if known := frozenset(name for name in modules if name in loaded):
-            path = "/".join((MOUNTED, *each.parts))
-            yield (
-                known,
-                User(
-                    "configfs",
-                    shown(path),
-                    shown(f"link to {'/'.join(each.target)}" if each.target is not None else "item"),
-                    owner=None if each.public else 0,
-                    remedy=Remedy.REMOVE_FOLDER if each.target is None else Remedy.UNLINK,
-                    words=(path,),
-                ),
-            )
+        known = frozenset(name for name in modules if name in loaded)
+        path = "/".join((MOUNTED, *each.parts))
+        detail = f"link to {'/'.join(each.target)}" if each.target is not None else "item"
+        user = User(
+            *("configfs", shown(path), shown(detail)),
+            owner=None if each.public else 0,
+            remedy=Remedy.REMOVE_FOLDER if each.target is None else Remedy.UNLINK,
+            words=(path,),
+        )
+        if known:
+            yield known, user
+        file, public, held, level = offered.get(_backend(each, offered), ("", True, frozenset[str](), 0))
+        if below := held - known:
+            # A link to a backend can be public, and the backend's folder not.
+            owner = user.owner if public else 0
+            yield below, replace(user, detail=shown(f"{detail}, offers {file}"), owner=owner, level=level)
+
+
+def _offered(top: Path, parts: tuple[str, ...]) -> str:
+    """The file or device that a backend of LIO or a namespace of nvmet has open, which it is from when it is enabled; empty for none."""
+    folder = top.joinpath(*parts)
+    if (parts[0], len(parts)) not in (("target", 4), ("nvmet", 5)) or read_text(folder / "enable") != "1":
+        return ""
+    if parts[0] == "target":
+        information = read_text(folder / "info") or ""
+        if file := _FILE_OF_TARGET.search(information):
+            return file[1]
+        device = _DEVICE_OF_TARGET.search(information)
+        return f"/dev/block/{device[1]}:{device[2]}" if device else ""
+    path = read_text(folder / "device_path") or ""
+    return path if path.startswith("/") else ""
+
+
+def _backend(entry: _Entry, offered: Mapping[tuple[str, ...], object]) -> tuple[str, ...]:
+    """The one that this entry is, is below, or leads to."""
+    ways = (entry.parts[:length] for length in range(len(entry.parts), 1, -1))
+    if entry.target is not None and entry.target in offered:
+        return entry.target
+    return next((way for way in ways if way in offered), ())
 
 
 def _walk(top: str, budget: Budget) -> Iterator[_Entry]:

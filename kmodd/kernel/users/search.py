@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kmodd.kernel.proc.crypto import Algorithm, Algorithms
-from kmodd.kernel.users.block import block_users, root_devices
+from kmodd.kernel.users.block import OpenedFiles, block_users, root_devices
 from kmodd.kernel.users.configfs import configfs_users
 from kmodd.kernel.users.devices import DeviceOwners, bound_devices, iscsi_sessions, watchdogs
 from kmodd.kernel.users.ipsec import State, ipsec_states
@@ -116,7 +116,7 @@ class ProcUsage:
             macsec,
         )
         yield from self._kernel.users(self._root, loaded, self._resolve, budget)
-        yield from configfs_users(self._root, loaded, budget)
+        yield from configfs_users(self._root, loaded, budget, OpenedFiles(self._root, owners, mounts).kept)
         sockets = SocketModules(self._root, loaded, self._resolve, self._tcp, budget, namespaces.folders, algorithms)
         guesses: list[Sighting] = []
 
