@@ -30,6 +30,8 @@ BATCH_MAX = 256
 PARAMETER_VALUE_MAX = 1024
 """Bytes of one parameter's value (param_set_charp in kernel/params.c refuses more)."""
 
+_RESPONSE_ID_MAX = len("module:") + ARRAY_MAX * (MODULE_NAME_MAX + 1)
+
 _MODULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,54}")
 # What devices, file systems and algorithms are called holds blanks, quotes, slashes and parentheses: `crypto-gcm(aes)`,
 # `devname:net/tun`, `platform:Fixed MDIO bus`. It is looked up and never opened; what begins as a path does is refused. Of the
@@ -40,6 +42,8 @@ _VALUE = re.compile(r"[ -~]*")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")  # what `uname -r` says: 64 characters at most
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~:-]{0,63}")
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]{1,64}")
+_SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")
+_CVE = re.compile(r"CVE-\d{4}-\d{4,7}", re.ASCII)
 _BUS_PLAIN = re.compile(r"[A-Za-z0-9]")
 _BUS_ESCAPE = re.compile(r"_([0-9a-f]{2})")
 
@@ -156,6 +160,38 @@ def parse_version(text: str) -> str:
             argument="version",
         )
     return text
+
+
+def is_cve(text: str) -> bool:
+    """Tell whether the text is the number of a CVE."""
+    return _CVE.fullmatch(text) is not None
+
+
+def is_source_file(text: str) -> bool:
+    """Tell whether the text is the path of a file in the sources of the kernel."""
+    return _SOURCE.fullmatch(text) is not None and ".." not in text
+
+
+def parse_source_file(text: str) -> str:
+    """Parse the path of a file in the sources of the kernel; InvalidArgs."""
+    if not is_source_file(text):
+        raise InvalidArgs("a source file is named by its path in the sources of the kernel", argument="options")
+    return text
+
+
+def parse_response_id(text: str) -> str:
+    """Parse the id of a response to a vulnerability: a CVE, or `module:` and the names of its modules. InvalidArgs."""
+    if not is_cve(text) and not modules_of_response(text):
+        raise InvalidArgs("a response is named by its CVE, or by module: and the names of its modules", argument="id")
+    return text
+
+
+def modules_of_response(text: str) -> tuple[ModuleName, ...]:
+    """The modules that the id of a response names; none for a CVE, and for what is no such id."""
+    kind, _, names = text.partition(":")
+    if kind != "module" or len(text) > _RESPONSE_ID_MAX or not all(map(is_module_name, names.split(","))):
+        return ()
+    return tuple(map(canonical, names.split(",")))
 
 
 def parse_reason(text: str) -> str:

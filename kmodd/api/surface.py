@@ -13,7 +13,7 @@ from kmodd.core.module_requests import RefusedAttempts, count_refused, refused_r
 from kmodd.core.surface.enforcement import APPLY, CONFIRM, REVERT
 from kmodd.core.surface.locking import LOCK
 from kmodd.core.surface.service import exposure_of
-from kmodd.core.surface.vulnerabilities import given_record, is_id, spelled
+from kmodd.core.surface.vulnerabilities import given_record, spelled
 from kmodd.core.trial import check_trial
 from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
@@ -40,18 +40,16 @@ from kmodd.model.surface import (
 )
 from kmodd.names import (
     ARRAY_MAX,
-    MODULE_NAME_MAX,
     ModuleName,
-    is_module_name,
     parse_glob,
     parse_module,
     parse_reason,
     parse_release,
+    parse_response_id,
 )
 from kmodd.patterns import matches
 
 ALLOW = "org.kmodd1.surface-allow"
-_ID_MAX = len("module:") + ARRAY_MAX * (MODULE_NAME_MAX + 1)
 
 
 class SurfaceInterface:
@@ -400,16 +398,6 @@ def parse_vulnerability(key: str, values: options.Values) -> Vulnerability:
         unaffected_from=values.get("unaffected-from", ""),
         unaffected_before=values.get("unaffected-before", ""),
     )
-
-
-def parse_response_id(text: str) -> str:
-    """The id of a response: of a CVE, or `module:` and the names of modules. InvalidArgs."""
-    kind, colon, names = text.partition(":")
-    if len(text) > _ID_MAX or not (
-        is_id(text) or (kind == "module" and colon and all(map(is_module_name, names.split(","))))
-    ):
-        raise InvalidArgs("a response is named by its CVE, or by module: and the names of its modules", argument="id")
-    return text
 
 
 def _outcome_row(result: ResponseOutcome) -> rows.Row:

@@ -12,14 +12,13 @@ from typing import Any
 
 from kmodd.errors import InvalidArgs
 from kmodd.fast_dataclass import dataclass
+from kmodd.names import is_cve, is_source_file
 
 FILE_MAX = 1 << 20
 """Bytes; those of the kernel have some ten thousand."""
 _ENTRIES_MAX = 256
-_ID = re.compile(r"CVE-\d{4}-\d{4,7}")
 _VERSION = re.compile(r"\d{1,3}\.\d{1,3}(?:\.\d{1,5})?")
 _SERIES = re.compile(r"(\d{1,3}\.\d{1,3})\.\*")
-_SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def parse(data: bytes) -> CveRecord:
     except (ValueError, RecursionError) as error:
         raise _fault("it is not JSON") from error
     key = _at(_at(document, "cveMetadata", dict), "cveId", str)
-    if _ID.fullmatch(key) is None:
+    if not is_cve(key):
         raise _fault("cveMetadata.cveId is not the number of a CVE")
     affected = _at(_at(_at(document, "containers", dict), "cna", dict), "affected", list)
     products = [entry for entry in affected[:_ENTRIES_MAX] if isinstance(entry, dict)]
@@ -66,7 +65,7 @@ def parse(data: bytes) -> CveRecord:
         if _at(product, "product", str) != "Linux":
             raise _fault("a product is not Linux")
         for name in _texts(product.get("programFiles", []), "programFiles"):
-            if _SOURCE.fullmatch(name) is None or ".." in name:
+            if not is_source_file(name):
                 raise _fault("programFiles has what is not a source file")
             files[name] = None
         # One product has commits, which say nothing of a kernel that is installed, and another one versions.

@@ -107,3 +107,23 @@ def test_labels_come_back(name: str) -> None:
 def test_impossible_labels_are_refused(label: str) -> None:
     with pytest.raises(ValueError, match="not an escaped label"):
         names.unescape_label(label)
+
+
+@pytest.mark.parametrize("text", ["CVE-2026-31431", "module:algif_aead", "module:esp4,esp6"])
+def test_a_response_is_named_by_its_cve_or_its_modules(text: str) -> None:
+    assert names.parse_response_id(text) == text
+    assert ",".join(names.modules_of_response(text)) == text.partition(":")[2]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "module:", "module:a,", "modules:a", "CVE-2026-1", "CVE-\u0662026-31431"])
+def test_what_names_no_response_is_refused(text: str) -> None:
+    assert names.modules_of_response(f"module:{text}") == () or names.is_module_name(text)
+    with pytest.raises(InvalidArgs):
+        names.parse_response_id(text)
+
+
+@pytest.mark.parametrize("text", ["", "../x.c", "fs/../x.c", "/etc/passwd", "a.c\0", "a\n.c", "-r", "a" * 256])
+def test_what_is_no_source_file_is_refused(text: str) -> None:
+    assert names.parse_source_file("crypto/algif_aead.c") == "crypto/algif_aead.c"
+    with pytest.raises(InvalidArgs):
+        names.parse_source_file(text)

@@ -17,7 +17,7 @@ from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.operations.operations import Operations, check_loaders
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.rules.managed_files import Entry
-from kmodd.core.surface.vulnerabilities import assess, is_id, modules_of, without_modules
+from kmodd.core.surface.vulnerabilities import assess, modules_of, without_modules
 from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchResponse
 from kmodd.kernel.ports import Facts, InstalledKernels
 from kmodd.model import (
@@ -46,7 +46,7 @@ from kmodd.model.surface import (
     Verdict,
     Vulnerability,
 )
-from kmodd.names import ModuleName
+from kmodd.names import ModuleName, is_cve
 
 RESPONSES_MAX = 64
 PAST_DAYS = 90
@@ -390,7 +390,7 @@ def _reason(key: str) -> str:
     """What stands above a rule in the file, and tells whose it is."""
     return (
         f"kmodctl respond {key}"
-        if is_id(key)
+        if is_cve(key)
         else f"kmodctl respond --module {key.partition(':')[2].replace(',', ' ')}"
     )
 

@@ -16,7 +16,7 @@ from kmodd.errors import Evidence, InvalidArgs, ModuleTreeMissing
 from kmodd.kernel.ports import Facts, InstalledKernels, ModuleIndex
 from kmodd.model.settings import Document
 from kmodd.model.surface import KernelReport, KernelVersion, Placement, Verdict, Version, Vulnerability
-from kmodd.names import ModuleName, canonical, parse_module
+from kmodd.names import ModuleName, canonical, is_cve, parse_module, parse_source_file
 from kmodd.patterns import example
 
 _KEYS = (
@@ -31,21 +31,14 @@ _KEYS = (
     "image-files",
     "initcalls",
 )
-_ID = re.compile(r"CVE-\d{4}-\d{4,7}")
 _VERSION = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,5}))?")
 _INITCALL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,254}")
 # The package's version follows in the text that Debian's kernels have, whose release has only the ABI's: 6.1.0-31-amd64.
 _DEBIAN = re.compile(r"\bDebian (\d{1,3}\.\d{1,3}(?:\.\d{1,5})?)-[0-9A-Za-z.+~]+(?= |$)")
 _DEBIAN_BUILDER = "(debian-kernel@lists.debian.org)"
 _KERNEL_ORG = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,5}")
 REQUESTS_SHOWN = 16
 """Names and aliases of one module that are listed where modprobe would load it."""
-
-
-def is_id(text: str) -> bool:
-    """Tell whether the text is the number of a CVE."""
-    return _ID.fullmatch(text) is not None
 
 
 def parse_version(text: str) -> Version:
@@ -119,7 +112,7 @@ def read_records(documents: Iterable[Document]) -> Mapping[str, Vulnerability]:
         if table is None:
             continue
         for key, entry in table.tables():
-            if not is_id(key):
+            if not is_cve(key):
                 table.refuse(key, "a response is named by its CVE, such as CVE-2026-31431")
             if key in records:
                 table.refuse(key, f"{key} is already described in {records[key].file}")
@@ -176,13 +169,10 @@ def given_record(
     unaffected_before: str = "",
 ) -> Vulnerability:
     """A record that a client read elsewhere; InvalidArgs. `files` are source files, whose modules the caller has to find."""
-    if key and not is_id(key):
+    if key and not is_cve(key):
         raise InvalidArgs("a response is named by its CVE, such as CVE-2026-31431", argument="id")
     names = tuple(dict.fromkeys(map(parse_module, modules)))
-    sources = tuple(dict.fromkeys(files))
-    for source in sources:
-        if _SOURCE.fullmatch(source) is None or ".." in source:
-            raise InvalidArgs("a source file is named by its path in the sources of the kernel", argument="options")
+    sources = tuple(dict.fromkeys(map(parse_source_file, files)))
     return Vulnerability(
         key or "module:" + ",".join(names),
         names,
