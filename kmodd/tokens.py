@@ -23,7 +23,19 @@ from kmodd.names import ARRAY_MAX, parse_module
 
 TOKENS = Path("/etc/kmodd/tokens")
 GROUP = "kmodd-gateway"
-SCOPES = ("read", "inspect", "load", "unload", "set-parameter", "configure", "import", "activate", "admin")
+SCOPES = (
+    "read",
+    "inspect",
+    "load",
+    "unload",
+    "set-parameter",
+    "configure",
+    "surface",
+    "surface-allow",
+    "import",
+    "activate",
+    "admin",
+)
 """What a token may be good for; `admin` includes all others."""
 DAY = 86_400
 EXPIRY = 30 * DAY

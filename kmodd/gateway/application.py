@@ -27,7 +27,7 @@ user: what polkit does not allow that user, no token can do. See kmodd-gateway(8
 TAGS = [
     {"name": "changes", "description": "Operations that change the system."},
     {"name": "reading", "description": "Queries."},
-    {"name": "surface", "description": "Which modules can be loaded by whom."},
+    {"name": "surface", "description": "Which modules can be loaded by whom, and what keeps them out."},
     {"name": "configuration", "description": "The administrator's rules, and the desired state."},
     {"name": "store", "description": "Custom modules."},
     {"name": "webhooks", "description": "Receivers of notifications; requires kmodd-notifier."},
@@ -53,7 +53,13 @@ _WITH_TOKEN = {
 _WITH_BODY = {408: "the body took too long", 413: "the body is too long", 415: "the body is of another type"}
 _BY_NAME = {error.name(): error for error in ERRORS.values()}
 _PLAIN = {"/metrics": TYPE.partition(";")[0], "/v1/events": "text/event-stream"}
-_PARAMETERS = {"module": "loop", "parameter": "max_part", "name": "loop_custom", "version": "1.2"}
+_PARAMETERS = {
+    "module": "loop",
+    "parameter": "max_part",
+    "name": "loop_custom",
+    "version": "1.2",
+    "id": "CVE-2026-31431",
+}
 _EXAMPLES = {
     "/metrics": 'kmodd_modules_loaded 42\nkmodd_gateway_requests_total{method="GET",route="/health",status="200"} 7\n',
     "/v1/events": 'retry: 2000\nid: 5f1c-0\nevent: hello\ndata: {"complete": true}\n\n'
@@ -215,8 +221,8 @@ def complete_openapi(document: dict[str, Any]) -> dict[str, Any]:
             "type": "http",
             "scheme": "bearer",
             "description": "A token made by `kmodctl token create`, or a JWT of a configured issuer. "
-            "Scopes: `read`, `inspect`, `load`, `unload`, `set-parameter`, `configure`, `import`, `activate`; `admin` "
-            "includes them all.",
+            "Scopes: `read`, `inspect`, `load`, `unload`, `set-parameter`, `configure`, `surface`, `surface-allow`, "
+            "`import`, `activate`; `admin` includes them all.",
         }
     }
     schemas = components.setdefault("schemas", {})

@@ -65,7 +65,7 @@ _ROWS = {
     "parameters": ("name", "type", "description", "writable"),
 }
 """Lists of structs, by the key they stand under, with the names of their fields."""
-_VERBATIM = frozenset({"parameters", "labels"})
+_VERBATIM = frozenset({"parameters", "labels", "placements", "open_requests", "still_loaded"})
 """Maps whose keys are data."""
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     Reason = str
     Text = str
     Seconds = int
+    TrialSeconds = int
 else:
     Reason = constr(strict=True, max_length=1024)
     Text = constr(strict=True, max_length=1024)
     Seconds = conint(strict=True, ge=1, le=600)
+    TrialSeconds = conint(strict=True, ge=10, le=86400)
 
 Parameters = dict[str, Text]
 DISCONNECT = Field(default=False, description="Also when live interfaces or devices go with the module.")
@@ -286,6 +288,60 @@ class Responses(BaseModel):
     responses: list[dict[str, Any]]
 
 
+class NeededModules(BaseModel):
+    """The modules that the system needs, each with its reasons; before them the sources that cannot be read."""
+
+    modules: list[dict[str, Any]]
+
+
+class PolicyChange(BaseModel):
+    """What applying the policy changes."""
+
+    mode: Literal["off", "audit", "enforce"]
+    kernels: list[str]
+    file: str
+    block: list[str] = Field(description="Modules that are blocked, and were not before.")
+    release: list[str] = Field(description="Modules that are allowed again.")
+    remarks: list[dict[str, Any]]
+    until: int = Field(default=0, description="Of a trial: when it ends, in microseconds since 1970-01-01 UTC.")
+
+
+class PolicyPlan(PolicyChange):
+    """The policy's decision about each module."""
+
+    modules: list[dict[str, Any]]
+
+
+class PolicyFaults(BaseModel):
+    """How the system deviates from the policy; empty if it does not."""
+
+    faults: list[dict[str, Any]]
+
+
+class ChangedModules(BaseModel):
+    """Rules were changed."""
+
+    message: str
+    modules: list[str] = Field(description="The modules that they concern.")
+
+
+class ResponseOutcome(BaseModel):
+    """The assessment of a vulnerability, and the actions taken."""
+
+    id: str
+    title: str
+    modules: list[str]
+    stage: Literal["assessed", "in-use", "responded"] = Field(
+        description="`in-use`: something uses a module, and nothing was changed."
+    )
+    proven: bool = Field(description="No name and no alias loads the modules, and none of them is loaded.")
+    kernels: list[dict[str, Any]]
+    uses: list[dict[str, Any]]
+    unloaded: list[str]
+    still_loaded: dict[str, str] = Field(description="Module to the reason.")
+    history_known: bool
+
+
 class Described(BaseModel):
     """A module's static facts, and while it is loaded its live ones under `live`."""
 
@@ -412,6 +468,31 @@ class Apply(Change, extra="forbid"):
     """Options of applying the desired state; every field is optional, and so is the body."""
 
     disconnect: StrictBool = DISCONNECT
+
+
+class PolicyRequest(Change, extra="forbid"):
+    """How to apply the policy for the attack surface; every field is optional, and so is the body."""
+
+    weaken: StrictBool = Field(
+        default=False, description="Also allow modules that are blocked now. Needs the scope `surface-allow`."
+    )
+    try_seconds: TrialSeconds | None = Field(
+        default=None, description="Remove the rules again after this many seconds, unless they are confirmed."
+    )
+
+
+class RespondRequest(Change, extra="forbid"):
+    """A vulnerability: its CVE, or modules, or a record that the client has read elsewhere."""
+
+    id: Text = Field(default="", description="The CVE; may be left out with `modules`.")
+    modules: list[Text] = Field(default_factory=list, description="At most 64 modules to block.")
+    files: list[Text] = Field(default_factory=list, description="Source files with the bug, at most 64.")
+    fixed: list[Text] = Field(default_factory=list, description="The first fixed version of each stable series.")
+    unaffected_from: Text = Field(default="", description="This version and all later ones are not affected.")
+    unaffected_before: Text = Field(default="", description="All versions before this one are not affected.")
+    force_in_use: StrictBool = Field(
+        default=False, description="Block the modules even if something uses one. Modules in use stay loaded."
+    )
 
 
 class AutoloadRequest(Change, extra="forbid"):

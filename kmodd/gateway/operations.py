@@ -221,13 +221,11 @@ class Operations:
         async with self._turns.turn(principal.name):
             return [snake(row) for row in await self._link.client.data("GetHistory", options=options)]
 
-    async def refused(self, principal: Principal, since: int) -> list[dict[str, Any]]:
-        """`GetRefused` of `org.kmodd1.Surface`."""
-        options: dict[str, object] = {"on-behalf-of": principal.label}
-        if since:
-            options["since"] = since
+    async def surface(self, principal: Principal, member: str, options: Mapping[str, object]) -> Any:
+        """A query of `org.kmodd1.Surface` that needs authorization, as on the bus."""
+        options = {**options, "on-behalf-of": principal.label}
         async with self._turns.turn(principal.name):
-            return [snake(row) for row in await AttackSurface(self._link.client).data("GetRefused", options=options)]
+            return await AttackSurface(self._link.client).data(member, options=options)
 
     @staticmethod
     def _options(

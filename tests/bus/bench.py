@@ -142,10 +142,12 @@ async def bench(
     extra: str = "",
     loaded: Iterable[str] | None = None,
     root: FakeRoot | None = None,
+    surface_policy: str = "",
 ) -> AsyncIterator[Bench]:
     """Start everything, and end it with nothing left over and no bug reported.
 
-    With a `root` its module tree and its /proc/modules are read, by the parts that read the real ones.
+    With a `root` its module tree and its /proc/modules are read, by the parts that read the real ones. `surface_policy` is the text
+    of a file of surface.d.
     """
     bus = PrivateBus(folder, extra)
     try:
@@ -233,8 +235,11 @@ async def bench(
             held=held.holders,
         )
         kept_responses = KeptResponses(None)
+        if surface_policy:
+            (place / "etc/kmodd/surface.d").mkdir(parents=True)
+            (place / "etc/kmodd/surface.d/10.toml").write_text(surface_policy)
         policies = enforcement(
-            None, kernel, desired_state(None, kernel, journal, lambda: None),
+            place if surface_policy else None, kernel, desired_state(None, kernel, journal, lambda: None),
             history=MemoryJournal(Ticks()), audit=journal, clock=Ticks(), forgotten=lambda: None,
         )  # fmt: skip
         responses = Responses(

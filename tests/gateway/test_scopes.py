@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 READS_ONLY = {"/v1/plan"}
 """Routes with a body that change nothing."""
-NAMES = {"module": "loop", "parameter": "max_part", "name": "loop_custom", "version": "1.2"}
+NAMES = {"module": "loop", "parameter": "max_part", "name": "loop_custom", "version": "1.2", "id": "CVE-2026-31431"}
 
 
 def changing_routes(gateway: Gateway) -> list[tuple[str, str, Any]]:

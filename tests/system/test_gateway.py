@@ -75,6 +75,8 @@ OTHER_CHANGES = [
     f"{BUS}.Configuration SetBlacklisted 'sba{{sv}}' dummy true 1 hard b true",
     f"{BUS}.Configuration Apply 'a{{sv}}' 0",
     f"{BUS}.Configuration Reload",
+    f"{BUS}.Surface Apply 'a{{sv}}' 0",
+    f"{BUS}.Surface Respond 'sa{{sv}}' '' 1 modules as 1 dummy",
     f"{BUS}.Notifier AddWebhook 'ssa{{sv}}' evil https://evil.example/ 0",
     f"{BUS}.Notifier Reload",
 ]
@@ -235,6 +237,25 @@ def test_with_the_rule_it_loads_what_is_listed_and_says_for_whom(gateway: Machin
     assert record["KMODD_ON_BEHALF_OF"].startswith("token probe (")
     assert record["KMODD_UID"] == gateway.check("id -u kmodd-gateway").strip()
     assert token.split("_", 2)[2] not in gateway.journal()
+
+
+@pytest.mark.usefixtures("dummy_rule")
+def test_with_the_switch_it_responds_for_what_is_listed_and_ends_nothing(gateway: Machine, token: str) -> None:
+    rule = gateway.read_file(RULE).decode()
+    gateway.write_file(RULE, rule.replace("kmoddGatewaySurface = false", "kmoddGatewaySurface = true"))
+    restart_polkit(gateway)
+    assert ask(gateway, "POST", "/v1/responses", token, {"modules": ["kmodd_test_good"]})[0] == 403
+    status, done = ask(gateway, "POST", "/v1/responses", token, {"modules": ["dummy"]})
+    try:
+        assert (status, done["stage"], done["proven"]) == (200, "responded", True), done
+        assert gateway.run("modprobe dummy").code != 0
+        assert ask(gateway, "DELETE", "/v1/responses/module:dummy", token)[0] == 403
+        assert gateway.run("modprobe dummy").code != 0
+        status, plan = ask(gateway, "POST", "/v1/surface/apply", token, {"dry_run": True})
+        assert (status, plan["mode"]) == (200, "off")
+        assert ask(gateway, "POST", "/v1/surface/apply", token, {"dry_run": True, "weaken": True})[0] == 403
+    finally:
+        gateway.run("kmodctl respond end module:dummy", check=True)
 
 
 @pytest.mark.parametrize("change", CHANGES)
