@@ -152,6 +152,7 @@ UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS) $(AGENTUNITS),$(patsubst syste
 MODULES := $(shell find kmodd -type f \( -name '*.py' -o -name py.typed -o -path 'kmodd/gateway/static/*' \)) $(wildcard dbus/*.xml)
 # Records of vulnerabilities, which `kmodctl respond` reads; /etc/kmodd/responses.d masks and adds to them.
 RESPONSES := $(wildcard install/responses.d/*.toml)
+PROFILES := $(wildcard install/surface.d/*.toml)
 # Bytecode for this machine's interpreter; Debian's packages are compiled where they are installed.
 BYTECODE ?= yes
 FILL_IN = sed -e "s,@PKGDIR@,$(PKGDIR),g" -e "s,@BINDIR@,$(PREFIX)/bin,g" -e "s,@PYTHON@,$(SYSTEM_PYTHON),g" \
@@ -168,7 +169,7 @@ KERNELHOOK = $(if $(filter /usr /usr/local,$(PREFIX)),,$(PREFIX))/etc/kernel/pos
 KERNELPLUGIN = $(PREFIX)/lib/kernel/install.d/95-kmodd-surface.install
 INSTALLED_PAGES = $(foreach page,$(1),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page).gz)
 INSTALLED = $(APPARMOR) $(addprefix $(PREFIX)/bin/,$(PROGRAMS)) $(addprefix $(UNITDIR)/,$(UNITS)) $(CATALOGDIR)/kmodd.catalog \
-	$(PKGDIR)/surface.d/base.toml $(PKGDIR)/surface.d/cis-debian12.toml $(KERNELHOOK) $(KERNELPLUGIN) \
+	$(addprefix $(PKGDIR)/surface.d/,$(notdir $(PROFILES))) $(KERNELHOOK) $(KERNELPLUGIN) \
 	$(addprefix $(PKGDIR)/responses.d/,$(notdir $(RESPONSES))) \
 	$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml $(SHAREDIR)/dbus-1/system.d/org.kmodd1.conf \
 	$(SHAREDIR)/dbus-1/system-services/org.kmodd1.service $(SHAREDIR)/polkit-1/actions/org.kmodd1.policy \
@@ -234,7 +235,7 @@ install: install-check man ## install into PREFIX (below DESTDIR) and notify sys
 	@install -D -m 0644 dbus/org.kmodd1.xml $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces/org.kmodd1.xml
 	@install -D -m 0755 install/kernel-hook $(DESTDIR)$(KERNELHOOK)
 	@install -D -m 0755 install/kernel-hook $(DESTDIR)$(KERNELPLUGIN)
-	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/surface.d install/surface.d/base.toml install/surface.d/cis-debian12.toml
+	@install -D -m 0644 -t $(DESTDIR)$(PKGDIR)/surface.d $(PROFILES)
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/interfaces dbus/org.kmodd1.Notifier.xml
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system.d dbus/org.kmodd1.Notifier.conf
 	@install -D -m 0644 -t $(DESTDIR)$(SHAREDIR)/dbus-1/system-services dbus/org.kmodd1.Notifier.service

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """kmodctl against the real daemon on a simulated kernel: what the scripted one could have got wrong."""
 
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kmodd.cli.arguments import ExitCode
+from kmodd.cli.commands.surface_report import read_controls
 from tests.cli.private_bus import private_bus
 from tests.cli.runner import Runner
 
@@ -176,6 +178,26 @@ def test_report_judges_by_effect(run: Runner, tmp_path: Path) -> None:
         assert run("surface", "report", "--benchmark", str(profile)).status == ExitCode.USAGE
     assert run("surface", "report", "--benchmark", "no-such-profile").status == ExitCode.USAGE
     assert run("surface", "report").status == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "install/surface.d").glob("stig-*.toml")), ids=lambda path: path.stem)
+def test_a_stig_is_reported_by_its_own_ids(run: Runner, path: Path) -> None:
+    rows = run("surface", "report", "--benchmark", str(path), "--format", "json").document
+    assert {row["ids"][1][:2] for row in rows} == {"V-"}
+    assert read_controls(path.stem, [str(path.parents[1])]) == read_controls(str(path))
+    (sarif,) = run("surface", "report", "--benchmark", str(path), "--format", "sarif").document["runs"]
+    assert [row["ruleId"] for row in sarif["results"]] == [row["ids"][0] for row in rows]
+    assert all(re.fullmatch(r"(RHEL-\d\d|UBTU-22)-\d{6}", rule["id"]) for rule in sarif["tool"]["driver"]["rules"])
+    verdicts = {row["ruleId"]: row["kind"] for row in sarif["results"]}
+    assert verdicts == {row["ids"][0]: "pass" if row["passed"] else "fail" for row in rows}
+
+
+def test_a_module_of_two_profiles_has_the_ids_of_both(tmp_path: Path) -> None:
+    (tmp_path / "surface.d").mkdir()
+    for name in ("site-a", "site-b"):
+        (tmp_path / f"surface.d/{name}.toml").write_text(f'[profile.{name}.block.can]\nids = ["{name}", "both"]')
+    (control,) = read_controls("site", [str(tmp_path)])
+    assert control.ids == ("site-a", "both", "site-b")
 
 
 def test_respond_keeps_modules_out_and_ends(run: Runner) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kmodd.cli.commands.surface_report import read_controls
 from kmodd.config.toml_file import DropIns
 from kmodd.core.surface.enforcement import FILE, Enforcement
 from kmodd.journal.reader import MemoryJournal
@@ -27,7 +28,9 @@ POLICY = """\
 [surface]
 mode = "enforce"
 scope = ["unprivileged", "userns", "device", "hardware"]
-profile = ["base", "cis-debian12-l1", "cis-debian12-l2"]
+profile = [
+    "base", "cis-debian12-l1", "cis-debian12-l2", "stig-rhel8", "stig-rhel9", "stig-rhel10", "stig-ubuntu2204",
+]
 """
 PROFILES = Path(__file__).resolve().parents[2] / "install/surface.d"
 NEEDED = ("fs-ext4", "fs-vfat", "virtio_net", "virtio_blk", "dm_crypt", "fs-btrfs")
@@ -109,6 +112,12 @@ async def test_modprobe_inserts_nothing_that_is_blocked_and_all_that_is_needed(s
         assert not [fault for fault in await enforcement.check("") if fault.kind != "floor"]
         text = (root / FILE.removeprefix("/")).read_text()
         assert re.search(r"^\s*install\s+usb-storage\s+(?:/bin/false|/bin/true)$", text, re.MULTILINE)
+        for path in PROFILES.glob("stig-*.toml"):
+            for control in read_controls(str(path)):
+                # The STIG's own check looks for both lines, also of a module that the kernel does not have.
+                spelled = control.ids[2].removeprefix("kernel_module_").removesuffix("_disabled")
+                assert re.search(rf"^install {spelled} /bin/false$", text, re.MULTILINE), control
+                assert re.search(rf"^blacklist {spelled}$", text, re.MULTILINE), control
         assert re.search(r"^softdep nfsd pre:$|^install nfsd /bin/false$", text, re.MULTILINE)
     finally:
         index.close()

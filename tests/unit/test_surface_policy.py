@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -167,13 +168,42 @@ def test_a_file_says_what_it_says() -> None:
 def test_shipped_profiles_are_valid_and_only_block() -> None:
     files = sorted((ROOT / "install/surface.d").glob("*.toml"))
     documents = [parse_document(path.read_text(), path.name) for path in files]
-    names = ["base", "cis-debian12-l1", "cis-debian12-l2"]
+    names = ["base", "cis-debian12-l1", "cis-debian12-l2", "stig-rhel8", "stig-rhel9", "stig-rhel10", "stig-ubuntu2204"]
     policy = read_policy([*documents, parse_document(f"[surface]\nprofile = {names}", "own.toml")])
     assert policy.profiles == tuple(names)
     assert (policy.allow, policy.block) == ({}, {})
     cis = {name: rule for name, rule in policy.profiled.items() if rule.profile.startswith("cis")}
     assert cis[ModuleName("usb_storage")].ids == ("CIS 1.1.1.9", "kernel_module_usb-storage_disabled")
-    assert {"sctp", "squashfs"} <= set(cis)
+    assert "squashfs" in cis
+
+
+@pytest.mark.parametrize(
+    ("profile", "modules", "rule", "example"),
+    [
+        ("stig-rhel8", 9, r"RHEL-08-04\d{4}", ("RHEL-08-040020", "V-230493", "kernel_module_uvcvideo_disabled")),
+        ("stig-rhel9", 8, r"RHEL-09-2\d{5}", ("RHEL-09-213045", "V-257804", "kernel_module_atm_disabled")),
+        ("stig-rhel10", 5, r"RHEL-10-70\d{4}", ("RHEL-10-701100", "V-281312", "kernel_module_can_disabled")),
+        (
+            "stig-ubuntu2204",
+            1,
+            r"UBTU-22-29\d{4}",
+            ("UBTU-22-291010", "V-260540", "kernel_module_usb-storage_disabled"),
+        ),
+    ],
+)
+def test_each_module_of_a_stig_has_the_ids_of_one_rule(
+    profile: str, modules: int, rule: str, example: tuple[str, ...]
+) -> None:
+    path = ROOT / f"install/surface.d/{profile}.toml"
+    own = parse_document(f'[surface]\nprofile = ["{profile}"]', "own.toml")
+    profiled = read_policy([parse_document(path.read_text(), path.name), own]).profiled
+    assert len(profiled) == len({each.ids for each in profiled.values()}) == modules
+    assert example in {each.ids for each in profiled.values()}
+    for each in profiled.values():
+        version, vulnerability, name = each.ids
+        assert re.fullmatch(rule, version)
+        assert re.fullmatch(r"V-2[2-8]\d{4}", vulnerability)
+        assert name == f"kernel_module_{each.written}_disabled"
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------

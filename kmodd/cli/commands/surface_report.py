@@ -89,7 +89,8 @@ def read_controls(benchmark: str, places: Iterable[str] = PLACES) -> tuple[Contr
             if not is_module_name(name) or not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
                 raise InvalidArgs(f"{name[:64]} is not a module with a list of ids", argument="benchmark")
             module = parse_module(name)
-            controls[module] = Control(module, tuple(ids))
+            before = controls[module].ids if module in controls else ()
+            controls[module] = Control(module, tuple(dict.fromkeys((*before, *ids))))
     if not controls or len(controls) > MODULES_MAX:
         raise InvalidArgs(
             f"{benchmark} has no profile that blocks modules, or more than {MODULES_MAX}",
