@@ -325,6 +325,24 @@ def test_the_surface_lists_who_can_have_what_loaded(page: Page, served: Gateway)
     browser.see(".nothing", "No such modules")
 
 
+def test_a_response_is_listed_and_ended(page: Page, served: Gateway) -> None:
+    browser = page.browser
+    page.visit("surface")
+    assert "Responses to vulnerabilities" not in browser.text("main")
+    begun = served.ask("POST", "/v1/responses", {"modules": ["overlay"]}).document
+    assert (begun["id"], begun["stage"]) == ("module:overlay", "responded")
+    page.visit("health")
+    page.visit("surface")
+    browser.see("table.rules tbody th", "module:overlay")
+    page.ask_for("end module:overlay")
+    assert "Can be loaded again: overlay." in browser.text("dialog .preview")
+    page.confirm("patched")
+    browser.gone("dialog")
+    assert browser.see("#notice") == "Response module:overlay ended"
+    browser.until("return !document.querySelector('main').textContent.includes('Responses to vulnerabilities')")
+    assert served.ask("GET", "/v1/responses").document == {"responses": []}
+
+
 def test_a_modules_page_shows_its_routes_and_what_closes_them(page: Page, served: Gateway) -> None:
     browser = page.browser
     module = served.ask("GET", "/v1/surface?limit=1&reach=userns").document["modules"][0]["module"]

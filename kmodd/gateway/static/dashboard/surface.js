@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The attack surface: which modules of a kernel can be loaded by whom, and by which route.
+// The attack surface: which modules of a kernel can be loaded by whom, by which route, and which vulnerabilities keep modules out.
 
 import {ask} from "./api.js";
-import {grid, make, moduleLink, nothing, show} from "./dom.js";
+import {change} from "./change.js";
+import {grid, joined, make, moduleLink, nothing, section, show} from "./dom.js";
+import {panel} from "./failure.js";
 import {Table} from "./table.js";
-import {count} from "./wording.js";
+import {count, time} from "./wording.js";
 
 // The widest first, as the daemon sorts them.
 const REACHES = [
@@ -89,6 +91,44 @@ const numbers = (found, wanted) =>
     ),
   );
 
+const end = (one) =>
+  change({
+    title: `End the response ${one.id}`,
+    verb: "End",
+    preview: async () => ({
+      content: make(
+        "p",
+        {},
+        one.rules.length ? ["Can be loaded again: ", joined(one.rules.map(moduleLink)), "."] : "It wrote no rules.",
+      ),
+    }),
+    perform: async ({reason}) =>
+      (await ask("DELETE", `/v1/responses/${encodeURIComponent(one.id)}?${new URLSearchParams({reason})}`)).message,
+  });
+
+const response = (one) =>
+  make(
+    "tr",
+    {},
+    make("th", {scope: "row", class: "code"}, one.id),
+    make("td", {}, one.title),
+    make("td", {}, joined(one.modules.map(moduleLink))),
+    make("td", {}, time(one.begun)),
+    make(
+      "td",
+      {class: "act"},
+      make("button", {type: "button", "data-key": `end ${one.id}`, click: () => end(one)}, "End …"),
+    ),
+  );
+
+/** Vulnerabilities whose modules are kept out; nothing where there are none. */
+function answered({responses, problem}) {
+  if (problem) return [section("Responses to vulnerabilities", panel(problem))];
+  if (!responses.length) return [];
+  const headers = ["Vulnerability", "Title", "Modules", "Since", ""];
+  return [section("Responses to vulnerabilities", grid("rules", headers, responses.map(response)))];
+}
+
 /** The view; `look` refreshes it. */
 export function open(main, _, look) {
   const choice = (id, label, options, changed) => [
@@ -113,6 +153,7 @@ export function open(main, _, look) {
   const summary = make("p", {class: "summary", role: "status"});
   const table = new Table({caption: "Modules", columns: COLUMNS, key: (row) => row.module});
   const about = make("div");
+  const vulnerabilities = make("div");
   const empty = make("div");
   main.append(
     about,
@@ -127,6 +168,7 @@ export function open(main, _, look) {
     ),
     make("div", {class: "wide"}, table.element),
     empty,
+    vulnerabilities,
   );
 
   /** The installed kernels: the choice is made once, so that it does not close while someone makes it. */
@@ -144,8 +186,12 @@ export function open(main, _, look) {
     if (reach[1].value) query.set("reach", reach[1].value);
     if (kernel[1].value) query.set("kernel", kernel[1].value);
     if (text) query.set("match", /[*?[]/.test(text) ? text : `*${text}*`);
-    const found = await ask("GET", `/v1/surface?${query}`);
+    const [found, kept] = await Promise.all([
+      ask("GET", `/v1/surface?${query}`),
+      ask("GET", "/v1/responses").catch((problem) => ({problem})),
+    ]);
     kernels(found);
+    show(vulnerabilities, [kept.responses, kept.problem?.message], () => answered(kept));
     show(about, [found.kernel, reach[1].value, REACHES.map(([name]) => found[name]), found.guards], () => [
       make("p", {}, "Kernel ", make("code", {}, found.kernel), found.running ? "" : ", which is not running"),
       numbers(found, reach[1].value),
