@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kmodd.cli.arguments import make_parser
 from kmodd.errors import ERRORS
+from kmodd.names import SCOPES
 from kmodd.notifier.notice import KINDS
-from kmodd.tokens import SCOPES
 
 LOADED, AVAILABLE, STORED, PARAMETERS = "loaded", "available", "stored", "parameters"
 KERNELS, FILES, USERS = "kernels", "files", "users"

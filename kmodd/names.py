@@ -27,6 +27,20 @@ ARRAY_MAX = 64
 ON_BEHALF_OF_MAX = 256
 """Maximum bytes of on-behalf-of."""
 BATCH_MAX = 256
+SCOPES = (
+    "read",
+    "inspect",
+    "load",
+    "unload",
+    "set-parameter",
+    "configure",
+    "surface",
+    "surface-allow",
+    "import",
+    "activate",
+    "admin",
+)
+"""What a token may be good for; `admin` includes all others."""
 PARAMETER_VALUE_MAX = 1024
 """Bytes of one parameter's value (param_set_charp in kernel/params.c refuses more)."""
 

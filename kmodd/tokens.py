@@ -19,24 +19,10 @@ from typing import Any
 
 from kmodd.errors import Conflict, Failed, InvalidArgs
 from kmodd.fast_dataclass import dataclass
-from kmodd.names import ARRAY_MAX, parse_module
+from kmodd.names import ARRAY_MAX, SCOPES, parse_module
 
 TOKENS = Path("/etc/kmodd/tokens")
 GROUP = "kmodd-gateway"
-SCOPES = (
-    "read",
-    "inspect",
-    "load",
-    "unload",
-    "set-parameter",
-    "configure",
-    "surface",
-    "surface-allow",
-    "import",
-    "activate",
-    "admin",
-)
-"""What a token may be good for; `admin` includes all others."""
 DAY = 86_400
 EXPIRY = 30 * DAY
 """Default lifetime of a token in seconds."""

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Any
 
 from kmodd import VERSION
+from kmodd.names import SCOPES
 
 
 class ExitCode(IntEnum):
@@ -518,8 +519,7 @@ class _Grammar:
             metavar="SCOPE",
             action="append",
             required=True,
-            help="scopes, repeatable or separated by commas: read, inspect, load, unload, set-parameter, "
-            "configure, import, activate, admin",
+            help=f"scopes, repeatable or separated by commas: {', '.join(SCOPES)}",
         )
         create.add_argument(
             "--module", metavar="MODULE", action="append", default=[], help="a module it may change (default: all)"

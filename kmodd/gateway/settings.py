@@ -9,9 +9,10 @@ from kmodd.config.section import ConfigurationError, Section
 from kmodd.config.toml_file import read_document
 from kmodd.fast_dataclass import dataclass
 from kmodd.model.settings import Document
+from kmodd.names import SCOPES
 from kmodd.suggestions import did_you_mean
 from kmodd.text import shown
-from kmodd.tokens import SCOPES, TOKENS
+from kmodd.tokens import TOKENS
 
 SETTINGS = Path("/etc/kmodd/gateway.toml")
 LISTEN = ("/run/kmodd-gateway/http",)

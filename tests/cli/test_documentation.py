@@ -16,7 +16,7 @@ from kmodd.cli import arguments
 from kmodd.cli.arguments import ExitCode
 from kmodd.dbus.interface_xml import installed
 from kmodd.errors import ERRORS
-from kmodd.tokens import SCOPES
+from kmodd.names import SCOPES
 
 ROOT = Path(__file__).parents[2]
 XML = ROOT / "dbus" / "org.kmodd1.xml"

@@ -16,6 +16,7 @@ import pytest
 from kmodd.cli.arguments import ExitCode, make_parser, parse
 from kmodd.cli.main import TerminalAgent
 from kmodd.client import JOB, OBJECTS, PROPERTIES
+from kmodd.names import SCOPES
 from tests.cli import samples
 from tests.cli.fake_daemon import FakeDaemon, Later, Refusal
 from tests.cli.runner import Program
@@ -274,6 +275,12 @@ def test_a_command_is_the_same_where_the_others_are_not_defined() -> None:
         assert _help(few[name]) == _help(parser)
         assert len(few) < len(every) / 2, name
     assert _commands(make_parser("lst")).keys() == every.keys()
+
+
+def test_the_help_of_a_token_lists_every_scope() -> None:
+    create = _commands(_commands(make_parser())["token"])["create"]
+    (scopes,) = [action.help or "" for action in create._actions if "--scope" in action.option_strings]
+    assert scopes.partition(": ")[2].split(", ") == list(SCOPES)
 
 
 def test_a_command_behind_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kmodd.gateway.application import complete_openapi
-from kmodd.tokens import SCOPES
+from kmodd.names import SCOPES
 from tests.gateway.operations import OPERATIONS
 from tests.gateway.processes import Gateway
 

@@ -13,7 +13,7 @@ from kmodd.gateway.metrics import GatewayMetrics
 from kmodd.gateway.models import UnloadRequest
 from kmodd.gateway.operations import Operations
 from kmodd.gateway.queries import Queries, SharedAnswers
-from kmodd.tokens import SCOPES
+from kmodd.names import SCOPES
 from tests.gateway.processes import Gateway
 
 if TYPE_CHECKING:
