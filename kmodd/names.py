@@ -6,7 +6,7 @@ comparisons see only that form.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NewType
 
 from kmodd.errors import InvalidArgs
@@ -195,9 +195,17 @@ def parse_source_file(text: str) -> str:
 
 def parse_response_id(text: str) -> str:
     """Parse the id of a response to a vulnerability: a CVE, or `module:` and the names of its modules. InvalidArgs."""
-    if not is_cve(text) and not modules_of_response(text):
+    if is_cve(text):
+        return text
+    modules = modules_of_response(text)
+    if not modules:
         raise InvalidArgs("a response is named by its CVE, or by module: and the names of its modules", argument="id")
-    return text
+    return response_id(modules)
+
+
+def response_id(modules: Iterable[ModuleName]) -> str:
+    """The id of a response to modules alone."""
+    return f"module:{','.join(dict.fromkeys(modules))}"
 
 
 def modules_of_response(text: str) -> tuple[ModuleName, ...]:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmodd import names
+from kmodd.core.surface.vulnerabilities import given_record
 from kmodd.errors import InvalidArgs
 
 HOSTILE = [
@@ -113,6 +114,11 @@ def test_impossible_labels_are_refused(label: str) -> None:
 def test_a_response_is_named_by_its_cve_or_its_modules(text: str) -> None:
     assert names.parse_response_id(text) == text
     assert ",".join(names.modules_of_response(text)) == text.partition(":")[2]
+
+
+def test_the_id_of_a_response_is_canonical() -> None:
+    made = given_record("", ["xt-LOG", "nft-nat"]).id
+    assert names.parse_response_id("module:xt-LOG,nft-nat") == made == "module:xt_LOG,nft_nat"
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "module:", "module:a,", "modules:a", "CVE-2026-1", "CVE-\u0662026-31431"])

@@ -16,7 +16,7 @@ from kmodd.errors import Evidence, InvalidArgs, ModuleTreeMissing
 from kmodd.kernel.ports import Facts, InstalledKernels, ModuleIndex
 from kmodd.model.settings import Document
 from kmodd.model.surface import KernelReport, KernelVersion, Placement, Verdict, Version, Vulnerability
-from kmodd.names import ModuleName, canonical, is_cve, parse_module, parse_source_file
+from kmodd.names import ModuleName, canonical, is_cve, parse_module, parse_source_file, response_id
 from kmodd.patterns import example
 
 _KEYS = (
@@ -174,7 +174,7 @@ def given_record(
     names = tuple(dict.fromkeys(map(parse_module, modules)))
     sources = tuple(dict.fromkeys(map(parse_source_file, files)))
     return Vulnerability(
-        key or "module:" + ",".join(names),
+        key or response_id(names),
         names,
         fixed=tuple(map(_given_version, fixed)),
         unaffected_from=_given_version(unaffected_from) if unaffected_from else None,
