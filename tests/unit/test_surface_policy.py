@@ -252,6 +252,20 @@ async def test_the_stronger_one_decides(text: str, because: Because, blocked: bo
     assert (decision.because, decision.blocked) == (because, blocked)
 
 
+@pytest.mark.parametrize(
+    ("condition", "blocked"),
+    [
+        ("until = 2026-11-29", True),
+        ("until = 2026-11-30", False),
+        ('when.kernel = "<1"', True),
+        ('when.kernel = ">=1"', False),
+    ],
+)
+async def test_a_table_that_does_not_apply_allows_nothing(condition: str, blocked: bool) -> None:
+    bench = Bench(f"{ENFORCE}[allow.kafs]\n{condition}\n")
+    assert [(await bench.decision(name)).blocked for name in ("kafs", "rxrpc")] == [blocked, blocked]
+
+
 async def test_a_profile_blocks_what_is_not_needed_in_any_reach() -> None:
     text = '[surface]\nmode = "enforce"\nprofile = ["p"]\n[profile.p.block.usb-storage]\nids = ["CIS 1.1.1.9"]\n'
     bench = Bench(text)

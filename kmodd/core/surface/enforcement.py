@@ -13,7 +13,7 @@ from kmodd.core.desired.state import Documents
 from kmodd.core.events import Audit, Clock, HistoryReader
 from kmodd.core.operations.jobs import run_to_completion
 from kmodd.core.rules import managed_files as own_files
-from kmodd.core.surface.policy import NeedsCollector, decide, read_policy, remarks
+from kmodd.core.surface.policy import NeedsCollector, applies, decide, read_policy, remarks
 from kmodd.core.surface.rule_file import (
     TRIAL_FILE,
     RuleFileWriter,
@@ -243,7 +243,7 @@ class Enforcement:
         policy = read_policy(self._documents.read())
         releases = releases or self._releases("")
         today = self._today()
-        allowed = [(name, rule.place) for name, rule in policy.allow.items()]
+        allowed = [(name, rule.place) for name, rule in policy.allow.items() if applies(rule, releases, today)]
         # What an image has decides about drivers only, and takes seconds to read.
         needs = self._needs(releases, allowed, initramfs=Reach.HARDWARE in policy.scope)
         loaded = frozenset(self._loaded.snapshot())
