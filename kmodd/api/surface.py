@@ -2,7 +2,7 @@
 """Handlers of the interface org.kmodd1.Surface."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kmodd.api import options
@@ -176,6 +176,8 @@ class SurfaceInterface:
 
         async def prepare(caller: Caller) -> Call:
             record = await self._services.responses.record(named, caller.uid)
+            if not dry_run:
+                await self._services.responses.refuse_change(record)
             loaders = () if dry_run else self._services.operations.loaders(record.modules)
 
             async def run(caller: Caller) -> rows.Row:
@@ -191,7 +193,7 @@ class SurfaceInterface:
                     )
                 )
 
-            details = _details(record, "respond", behalf) | asked.loaded_by(loaders)
+            details = _details(record.id, record.modules, "respond", behalf) | asked.loaded_by(loaders)
             return Call(run, details, actions=() if dry_run else (asked.UNLOAD,), dry_run=dry_run)
 
         return Call(unprepared, asked.behalf(behalf), prepare=prepare)
@@ -210,9 +212,13 @@ class SurfaceInterface:
             response = await self._services.responses.find(name)
 
             async def run(caller: Caller) -> list[str]:
-                return list(await self._services.responses.end(name, caller, reason=reason, on_behalf_of=behalf))
+                return list(
+                    await self._services.responses.end(
+                        name, caller, response.modules, reason=reason, on_behalf_of=behalf
+                    )
+                )
 
-            return Call(run, _details(response.vulnerability, "end-response", behalf))
+            return Call(run, _details(name, response.modules, "end-response", behalf))
 
         return Call(unprepared, asked.behalf(behalf), prepare=prepare)
 
@@ -309,10 +315,10 @@ def _fault(fault: Fault) -> rows.Row:
     return row | ({"line": ("u", fault.line)} if fault.line else {})
 
 
-def _details(record: Vulnerability, action: str, behalf: str) -> dict[str, str]:
-    single = {"module": record.modules[0]} if len(record.modules) == 1 else {}
-    modules = {"modules": " ".join(record.modules), "response": record.id, "action": action}
-    return single | modules | asked.behalf(behalf)
+def _details(key: str, modules: Sequence[ModuleName], action: str, behalf: str) -> dict[str, str]:
+    single = {"module": modules[0]} if len(modules) == 1 else {}
+    every = {"modules": " ".join(modules), "response": key, "action": action}
+    return single | every | asked.behalf(behalf)
 
 
 def _reach(values: options.Values) -> Reach | None:

@@ -483,6 +483,11 @@ class Response:
         """Of the vulnerability."""
         return self.vulnerability.id
 
+    @property
+    def modules(self) -> tuple[ModuleName, ...]:
+        """All that its end concerns: those of the record, and those whose rules it owns."""
+        return tuple(dict.fromkeys((*self.vulnerability.modules, *(rule.module for rule in self.rules))))
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseOutcome:

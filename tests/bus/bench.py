@@ -102,6 +102,8 @@ class Bench:
     custom: CustomModules
     values: LiveValues
     jobs: Jobs
+    kept_responses: KeptResponses
+    """The file of responses."""
     bugs: list[str] = field(default_factory=list)
     users: dict[str, int | None] = field(default_factory=dict)
     """User ids by unique name; who is not in it is root."""
@@ -316,6 +318,7 @@ async def bench(
                 custom,
                 values,
                 jobs,
+                kept_responses,
                 bugs,
                 users,
                 wishes,

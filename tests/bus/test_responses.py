@@ -11,6 +11,7 @@ from dbus_next import Variant
 
 from kmodd.model import Record
 from kmodd.model.rules import ManagedFile
+from kmodd.model.surface import OwnedRule, Response, Vulnerability
 from kmodd.names import ModuleName
 from tests.bus.bench import Bench, bench
 from tests.bus.buses import Client, Reply
@@ -152,6 +153,62 @@ async def test_a_rule_that_another_response_needs_becomes_its_own(tmp_path: Path
         assert "install overlay /bin/false" in blacklist(service)
         assert sorted(await call(client, "EndResponse", "module:overlay,vfat")) == ["overlay", "vfat"]
         assert blacklist(service) == ""
+
+
+OVERLAY, LOOP = ModuleName("overlay"), ModuleName("loop")
+FIXED = {"fixed": Variant("as", ["6.1.170"])}
+
+
+@pytest.mark.parametrize(
+    ("modules", "options", "of_what"),
+    [
+        (["loop"], FIXED, "modules"),
+        (["overlay", "loop"], FIXED, "modules"),
+        (["overlay"], {}, "fixed versions"),
+        (["overlay"], {"fixed": Variant("as", ["6.1.100"])}, "fixed versions"),
+        (["overlay"], FIXED | {"unaffected_from": Variant("s", "6.1.128")}, "fixed versions"),
+        (["overlay"], FIXED | {"unaffected_before": Variant("s", "7.0")}, "fixed versions"),
+    ],
+)
+async def test_a_response_keeps_its_modules_and_versions_until_it_ends(
+    tmp_path: Path, modules: list[str], options: dict[str, Variant], of_what: str
+) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        key = "CVE-2026-31431"
+        await call(client, "Respond", key)
+        before, rules = await call(client, "GetResponses"), blacklist(service)
+        with pytest.raises(Reply, match=f"Conflict: the response {key} has other {of_what}; end it first"):
+            await call(client, "Respond", key, modules=Variant("as", modules), **options)
+        assert (await call(client, "GetResponses"), blacklist(service)) == (before, rules)
+        again = await call(client, "Respond", key, modules=Variant("as", ["overlay"]), **FIXED)
+        assert again["stage"] == "responded"
+        await call(client, "EndResponse", key)
+        anew = await call(client, "Respond", key, modules=Variant("as", modules), **options)
+        assert (anew["stage"], anew["modules"]) == ("responded", modules)
+
+
+async def test_polkit_sees_every_module_whose_rule_a_response_owns(tmp_path: Path) -> None:
+    async with bench(tmp_path, polkit_timeout=20.0) as service, service.client(1000) as user:
+        record = Vulnerability("CVE-2026-31431", (LOOP,))
+        service.kept_responses.write([Response(record, (OwnedRule(OVERLAY), OwnedRule(LOOP)))])
+        service.polkit.mode = "allow"
+        await call(user, "EndResponse", "CVE-2026-31431")
+        (details,) = (details for _, _, details, _ in service.polkit.asked)
+        assert (details["modules"], "module" in details) == ("loop overlay", False)
+
+
+async def test_a_response_that_changes_during_the_prompt_is_not_ended(tmp_path: Path) -> None:
+    async with bench(tmp_path, polkit_timeout=10.0) as service, service.client(1000) as user, service.client() as root:
+        await call(root, "Respond", "CVE-2026-31431")
+        service.polkit.mode = "hang"
+        task = asyncio.create_task(call(user, "EndResponse", "CVE-2026-31431"))
+        await until(lambda: bool(service.polkit.open))
+        await call(root, "EndResponse", "CVE-2026-31431")
+        await call(root, "Respond", "CVE-2026-31431", modules=Variant("as", ["loop"]))
+        service.polkit.answer_open(yes=True)
+        with pytest.raises(Reply, match="Conflict: the response CVE-2026-31431 changed since authorization; try again"):
+            await task
+        assert "install loop /bin/false" in blacklist(service)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ that was changed since.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kmodd.core.audit.redaction import View, redact
@@ -116,6 +117,23 @@ class Responses:
             raise NoSuchResponse(f"there is no response {key}", evidence=Evidence(hint="kmodctl respond list"))
         return response
 
+    async def refuse_change(self, record: Vulnerability) -> None:
+        """Conflict where the response to this is to other modules or versions: its end, which allows modules, is authorized."""
+        kept = next((response.vulnerability for response in await self.all() if response.id == record.id), None)
+        if kept is None:
+            return
+        if set(kept.modules) != set(record.modules):
+            what = "modules"
+        elif _versions(kept) != _versions(record):
+            what = "fixed versions"
+        else:
+            return
+        raise Conflict(
+            f"the response {record.id} has other {what}; end it first",
+            argument="id",
+            evidence=Evidence(hint=f"kmodctl respond end {shlex.quote(record.id)}"),
+        )
+
     async def record(self, requested: Vulnerability, uid: User) -> Vulnerability:
         """The record of a request: the shipped one of that id if the request names nothing itself; NoSuchResponse, InvalidArgs."""
         return await self._slots.in_thread(uid, self._record, requested)
@@ -179,6 +197,7 @@ class Responses:
         self, record: Vulnerability, caller: Caller, loaders: Loaders | None, *, force: bool
     ) -> ResponseOutcome:
         async with self._lock:
+            await self.refuse_change(record)
             assessed = await self._assessed(record, caller)
             if not any(report.verdict.concerns for report in assessed.kernels):
                 return assessed
@@ -249,15 +268,22 @@ class Responses:
         return tuple(unloaded), remaining
 
     async def end(
-        self, key: str, caller: Caller, *, reason: str = "", on_behalf_of: str = ""
+        self, key: str, caller: Caller, modules: Collection[ModuleName], *, reason: str = "", on_behalf_of: str = ""
     ) -> tuple[ModuleName, ...]:
-        """Remove the rules that a response wrote; the answer names their modules. NoSuchResponse, Conflict, NotPermitted."""
-        caller = replace(caller, reason=reason, on_behalf_of=on_behalf_of)
-        return await run_to_completion(asyncio.get_running_loop().create_task(self._end(key, caller)))
+        """Remove the rules that a response wrote; the answer names their modules. NoSuchResponse, Conflict, NotPermitted.
 
-    async def _end(self, key: str, caller: Caller, because: str = "") -> tuple[ModuleName, ...]:
+        `modules` are those that polkit's rules saw: a response that has others since is not ended.
+        """
+        caller = replace(caller, reason=reason, on_behalf_of=on_behalf_of)
+        return await run_to_completion(asyncio.get_running_loop().create_task(self._end(key, caller, modules)))
+
+    async def _end(
+        self, key: str, caller: Caller, modules: Collection[ModuleName], because: str = ""
+    ) -> tuple[ModuleName, ...]:
         async with self._lock:
             response = await self.find(key)
+            if not set(response.modules) <= set(modules):
+                raise Conflict(f"the response {key} changed since authorization; try again", argument="id")
             others = [each for each in await self.all() if each.id != key]
             entries = await self._rules.blacklisted()
             changes: list[RuleChange] = []
@@ -294,7 +320,9 @@ class Responses:
                 reports = await asyncio.to_thread(assess, response.vulnerability, self._installed, self._facts)
                 running = next((report for report in reports if report.running), None)
                 if running is not None and running.verdict is Verdict.FIXED:
-                    await self._end(response.id, _ITSELF, f", for the running kernel is {running.because}")
+                    await self._end(
+                        response.id, _ITSELF, response.modules, f", for the running kernel is {running.because}"
+                    )
         except (KmoddError, OSError) as error:
             self._trouble = f"A response cannot be checked or ended: {error}."
 
@@ -370,6 +398,11 @@ def _is_proven(reports: Iterable[KernelReport], uses: Iterable[ModuleUse]) -> bo
 
 def _placed(report: KernelReport, placement: Placement) -> set[ModuleName]:
     return {name for name, place in report.placements.items() if place is placement}
+
+
+def _versions(record: Vulnerability) -> tuple[object, ...]:
+    """Which kernels are corrected, and so when a response ends by itself."""
+    return frozenset(record.fixed), record.unaffected_from, record.unaffected_before
 
 
 def _owned(name: ModuleName, entry: Entry | None) -> OwnedRule:
