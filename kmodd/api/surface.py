@@ -17,8 +17,9 @@ from kmodd.core.surface.vulnerabilities import given_record, spelled
 from kmodd.core.trial import check_trial
 from kmodd.dbus.call import Body, Call, unprepared
 from kmodd.dbus.marshal import encode
-from kmodd.errors import InvalidArgs
-from kmodd.model import Caller
+from kmodd.errors import AccessDenied, InvalidArgs
+from kmodd.model import Attempt, Caller
+from kmodd.model.requests import confine
 from kmodd.model.rules import ManagedFile
 from kmodd.model.surface import (
     Decision,
@@ -173,9 +174,11 @@ class SurfaceInterface:
         named = parse_vulnerability(key, values)
         reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
         dry_run, force = values.get("dry-run", False), values.get("force-in-use", False)
+        only, attempt = options.only_modules(values), Attempt("respond", "", reason, dry_run, behalf)
 
         async def prepare(caller: Caller) -> Call:
             record = await self._services.responses.record(named, caller.uid)
+            await self._confine(record.modules, only, attempt, caller)
             if not dry_run:
                 await self._services.responses.refuse_change(record)
             loaders = () if dry_run else self._services.operations.loaders(record.modules)
@@ -208,8 +211,11 @@ class SurfaceInterface:
         name = parse_response_id(key)
         reason, behalf = parse_reason(values.get("reason", "")), options.on_behalf_of(values)
 
-        async def prepare(_: Caller) -> Call:
+        only, attempt = options.only_modules(values), Attempt("end-response", "", reason, on_behalf_of=behalf)
+
+        async def prepare(caller: Caller) -> Call:
             response = await self._services.responses.find(name)
+            await self._confine(response.modules, only, attempt, caller)
 
             async def run(caller: Caller) -> list[str]:
                 return list(
@@ -221,6 +227,14 @@ class SurfaceInterface:
             return Call(run, _details(name, response.modules, "end-response", behalf))
 
         return Call(unprepared, asked.behalf(behalf), prepare=prepare)
+
+    async def _confine(
+        self, modules: Sequence[ModuleName], only: frozenset[ModuleName] | None, attempt: Attempt, caller: Caller
+    ) -> None:
+        try:
+            confine(modules, only)
+        except AccessDenied as error:
+            raise await self._services.refusals.note(attempt, error, caller) from None
 
     def get_refused(self, values: options.Values) -> Call:
         highest = self._services.daemon_settings().history_limit_max

@@ -201,6 +201,7 @@ class EndOptions(TypedDict, total=False):
 
     reason: str
     on_behalf_of: str
+    only_modules: Sequence[str]
 
 
 class RespondOptions(EndOptions, total=False):

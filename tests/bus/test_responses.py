@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,39 @@ async def test_a_response_that_changes_during_the_prompt_is_not_ended(tmp_path: 
         assert "install loop /bin/false" in blacklist(service)
 
 
+async def test_the_modules_of_source_files_are_part_of_the_name(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        named = {"modules": Variant("as", ["overlay"]), "files": Variant("as", ["drivers/block/loop.c"])}
+        done = await call(client, "Respond", "", **named)
+        assert (done["id"], done["modules"]) == ("module:overlay,loop", ["overlay", "loop"])
+        with pytest.raises(Reply, match="NoSuchResponse"):
+            await call(client, "EndResponse", "module:overlay")
+        assert await call(client, "EndResponse", "module:overlay,loop") == ["overlay", "loop"]
+
+
+ONLY = Variant("as", ["overlay", "vfat"])
+
+
+async def test_a_response_affects_only_modules(tmp_path: Path) -> None:
+    async with bench(tmp_path) as service, service.client() as client:
+        refused = "AccessDenied: the call would affect loop, outside of only-modules"
+        for dry_run in (True, False):
+            options = {"modules": Variant("as", ["overlay", "loop"]), "dry_run": Variant("b", dry_run)}
+            with pytest.raises(Reply, match=refused):
+                await call(client, "Respond", "", only_modules=ONLY, **options)
+        assert (blacklist(service), service.polkit.asked) == ("", [])
+        await call(client, "Respond", "CVE-2026-31431", only_modules=ONLY)
+        (kept,) = service.kept_responses.read()
+        service.kept_responses.write([replace(kept, rules=(*kept.rules, OwnedRule(LOOP)))])
+        with pytest.raises(Reply, match=refused):
+            await call(client, "EndResponse", "CVE-2026-31431", only_modules=ONLY)
+        assert "install overlay /bin/false" in blacklist(service)
+        service.kept_responses.write([kept])
+        assert await call(client, "EndResponse", "CVE-2026-31431", only_modules=ONLY) == ["overlay"]
+    refusals = [record for record in service.journal.records if record.error.endswith("AccessDenied")]
+    assert [record.action for record in refusals] == ["respond", "end-response"]
+
+
 @pytest.mark.parametrize(
     ("key", "options", "error"),
     [
@@ -219,6 +253,11 @@ async def test_a_response_that_changes_during_the_prompt_is_not_ended(tmp_path: 
         ("copy-fail", {"modules": Variant("as", ["overlay"])}, "InvalidArgs"),
         ("", {"modules": Variant("as", ["../x"])}, "InvalidArgs"),
         ("", {"modules": Variant("as", ["x"] * 65)}, "InvalidArgs"),
+        (
+            "",
+            {"modules": Variant("as", [f"x{n}" for n in range(64)]), "files": Variant("as", ["drivers/block/loop.c"])},
+            "InvalidArgs",
+        ),
         ("CVE-2026-31431", {"fixed": Variant("as", ["6.1.x"]), "modules": Variant("as", ["overlay"])}, "InvalidArgs"),
         ("CVE-2026-31431", {"files": Variant("as", ["net/core/skbuff.c"])}, "InvalidArgs"),
     ],

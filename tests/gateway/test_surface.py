@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,23 @@ async def test_a_token_for_some_modules_names_them(tmp_path: Path) -> None:
         assert "install loop /bin/false" in served.text(ManagedFile.BLACKLIST)
         ended = await served.document("DELETE", "/v1/responses/module:overlay", token=limited)
         assert ended["modules"] == ["overlay"]
+
+
+async def test_a_token_for_some_modules_ends_no_rule_of_another(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        limited = served.gateway.make_token("limited", "admin", modules=["overlay"])
+        body = {"modules": ["overlay"], "files": ["drivers/block/loop.c"]}
+        assert (await served.document("POST", "/v1/responses", body))["id"] == "module:overlay,loop"
+        assert (await served.ask("DELETE", "/v1/responses/module:overlay", token=limited)).status == 404
+        assert (await served.ask("DELETE", "/v1/responses/module:overlay,loop", token=limited)).status == 403
+        (kept,) = served.service.kept_responses.read()
+        earlier = replace(kept, vulnerability=replace(kept.vulnerability, id="module:overlay"))
+        served.service.kept_responses.write([earlier])
+        served.asked()
+        refused = await served.ask("DELETE", "/v1/responses/module:overlay", token=limited)
+        assert (refused.status, served.asked()) == (403, [])
+        assert refused.document["detail"] == "the call would affect loop, outside of only-modules"
+        assert "install loop /bin/false" in served.text(ManagedFile.BLACKLIST)
 
 
 @pytest.mark.parametrize(

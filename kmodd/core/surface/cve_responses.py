@@ -19,7 +19,7 @@ from kmodd.core.operations.operations import Operations, check_loaders
 from kmodd.core.rules.configuration import Configuration
 from kmodd.core.rules.managed_files import Entry
 from kmodd.core.surface.vulnerabilities import assess, modules_of, without_modules
-from kmodd.errors import Conflict, Evidence, KmoddError, NoSuchResponse
+from kmodd.errors import Conflict, Evidence, InvalidArgs, KmoddError, NoSuchResponse
 from kmodd.kernel.ports import Facts, InstalledKernels
 from kmodd.model import (
     Caller,
@@ -47,7 +47,7 @@ from kmodd.model.surface import (
     Verdict,
     Vulnerability,
 )
-from kmodd.names import ModuleName, is_cve
+from kmodd.names import ARRAY_MAX, ModuleName, is_cve, response_id
 
 RESPONSES_MAX = 64
 PAST_DAYS = 90
@@ -144,8 +144,11 @@ class Responses:
             names = tuple(dict.fromkeys((*requested.modules, *modules.values())))
             if not names:
                 raise without_modules(requested)
+            if len(names) > ARRAY_MAX:
+                raise InvalidArgs(f"modules and files name more than {ARRAY_MAX} modules", argument="options")
             unknown = tuple(file for file in requested.image_files if file not in modules)
-            return replace(requested, modules=names, image_files=unknown)
+            key = requested.id if is_cve(requested.id) else response_id(names)
+            return replace(requested, id=key, modules=names, image_files=unknown)
         if requested.modules:
             return requested
         record = self._records().get(requested.id)

@@ -207,7 +207,7 @@ def router(reading: Queries, changes: Operations) -> APIRouter:
             principal.require_all_modules()
         principal.require_modules(names)
         reason = parse_reason(body.reason)
-        options = _options(principal, reason) | {"dry-run": body.dry_run, "force-in-use": body.force_in_use}
+        options = _confined(principal, reason) | {"dry-run": body.dry_run, "force-in-use": body.force_in_use}
         record = {
             "modules": list(names),
             "files": list(map(parse_source_file, body.files)),
@@ -238,7 +238,7 @@ def router(reading: Queries, changes: Operations) -> APIRouter:
             principal.require_all_modules()
         principal.require_modules(names)
         async with changes.doing(principal, AuditContext("end-response", names, why)) as client:
-            released = await AttackSurface(client).data("EndResponse", key, options=_options(principal, why))
+            released = await AttackSurface(client).data("EndResponse", key, options=_confined(principal, why))
         return Answer({"message": f"Response {key} ended", "modules": released})
 
     @made.get("/v1/surface/{module}", response_model=models.Routes, operation_id="surface_routes",
@@ -261,3 +261,9 @@ def _of_kernel(release: str) -> dict[str, object]:
 
 def _options(principal: Principal, reason: str) -> dict[str, Any]:
     return {**principal.caller_options(reason)}
+
+
+def _confined(principal: Principal, reason: str) -> dict[str, Any]:
+    """Options of responses: the daemon confines a token for some modules to these."""
+    only = {"only-modules": sorted(principal.modules)} if principal.modules else {}
+    return _options(principal, reason) | only
