@@ -2,9 +2,9 @@
 // The store: versions of custom modules.
 
 import {ask, upload} from "./api.js";
-import {change} from "./change.js";
-import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
-import {size} from "./wording.js";
+import {change} from "./shared/change.js";
+import {grid, make, moduleLink, nothing, section, show} from "./shared/dom.js";
+import {size} from "./shared/wording.js";
 
 /** Kinds of events after which the store may have changed. */
 export const concerns = ["store-", "module-", "configuration-"];

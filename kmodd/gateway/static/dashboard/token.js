@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The bearer token: entered in a dialog, kept only for this tab, in sessionStorage and the header.
 
-import {make} from "./dom.js";
+import {make} from "./shared/dom.js";
 
 const KEY = "kmodd-token";
 let asking = null;

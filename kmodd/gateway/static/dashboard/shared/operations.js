@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The operations on one module, each through the dialog.
 
-import {ask, ofModule} from "./api.js";
+import * as calls from "../calls.js";
 import {change} from "./change.js";
 import {make} from "./dom.js";
-import {fails, plan, steps} from "./plan.js";
+import {fails, steps} from "./plan.js";
 
 /** The checkbox for disconnecting devices and interfaces in use. */
 export const DISCONNECT = {name: "disconnect", label: "Disconnect: even if something in use goes with it", kind: "flag"};
@@ -29,7 +29,7 @@ export function given(values) {
 }
 
 /** Its parameters; none if its file cannot be read, which the plan reports better. */
-const parametersOf = (name) => ask("GET", ofModule(name)).catch(() => ({}));
+const parametersOf = (name) => calls.describe(name).catch(() => ({}));
 
 /** Load a module. */
 export async function load(name) {
@@ -38,9 +38,8 @@ export async function load(name) {
     title: `Load ${name}`,
     verb: "Load",
     more: parameterFields(described.parameters || []),
-    preview: async (values) => told(await plan("load", name, given(values))),
-    perform: async (values) =>
-      (await ask("POST", ofModule(name, "/load"), {parameters: given(values), reason: values.reason})).message,
+    preview: async (values) => told(await calls.plan("load", name, given(values))),
+    perform: (values) => calls.load(name, {parameters: given(values), reason: values.reason}),
   });
 }
 
@@ -55,9 +54,8 @@ export function unload(name) {
       {name: "unused_dependencies", label: "Also dependencies that are then no longer needed", kind: "flag"},
       DISCONNECT,
     ],
-    preview: async (values) => told(await plan("unload", name, {}, options(values))),
-    perform: async (values) =>
-      (await ask("POST", ofModule(name, "/unload"), {...options(values), reason: values.reason})).message,
+    preview: async (values) => told(await calls.plan("unload", name, {}, options(values))),
+    perform: (values) => calls.unload(name, {...options(values), reason: values.reason}),
   });
 }
 
@@ -69,11 +67,9 @@ export async function reload(name) {
     verb: "Reload",
     fields: [DISCONNECT],
     more: parameterFields(described.parameters || [], described.live?.parameters),
-    preview: async (values) => told(await plan("reload", name, given(values), {disconnect: values.disconnect})),
-    perform: async (values) => {
-      const body = {parameters: given(values), disconnect: values.disconnect, reason: values.reason};
-      return (await ask("POST", ofModule(name, "/reload"), body)).message;
-    },
+    preview: async (values) => told(await calls.plan("reload", name, given(values), {disconnect: values.disconnect})),
+    perform: (values) =>
+      calls.reload(name, {parameters: given(values), disconnect: values.disconnect, reason: values.reason}),
   });
 }
 
@@ -105,9 +101,8 @@ export function setParameter(module, parameter, held) {
       ),
     }),
     perform: async (values) => {
-      const path = ofModule(module, `/parameters/${encodeURIComponent(parameter.name)}`);
-      const answer = await ask("PUT", path, {value: values.value, reason: values.reason});
-      return `${parameter.name} of ${module} is ${answer.value} now.`;
+      const held = await calls.setParameter(module, parameter.name, {value: values.value, reason: values.reason});
+      return `${parameter.name} of ${module} is ${held} now.`;
     },
   });
 }
@@ -120,23 +115,22 @@ export function resetFailed(name) {
     preview: async () => ({
       content: make("p", {}, `The recorded failure is cleared, and ${name} is unlocked once its call has returned.`),
     }),
-    perform: async ({reason}) => (await ask("POST", ofModule(name, "/reset-failed"), {reason})).message,
+    perform: ({reason}) => calls.resetFailed(name, {reason}),
   });
 }
 
 /** A change of the rules about a module: kmodd checks it first, without doing it. `told(values)` says what it comes to. */
-export function rule(name, {title, verb, path, body, told: meaning, fields = []}) {
-  const put = (values, rest) =>
-    ask("PUT", `/v1/config/modules/${encodeURIComponent(name)}/${path}`, {...body(values), ...rest});
+export function rule(name, {title, verb, kind, body, told: meaning, fields = []}) {
+  const write = (values, rest) => calls.writeRule(name, kind, {...body(values), ...rest});
   return change({
     recorded: true,
     title,
     verb,
     fields,
     preview: async (values) => {
-      await put(values, {dry_run: true});
+      await write(values, {dry_run: true});
       return {content: meaning(values)};
     },
-    perform: async (values) => (await put(values, {reason: values.reason})).message,
+    perform: (values) => write(values, {reason: values.reason}),
   });
 }

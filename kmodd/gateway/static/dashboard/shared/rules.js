@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Configuration: every rule in effect with its file and line, and the drift from the desired state.
 
-import {ask} from "./api.js";
+import * as calls from "../calls.js";
 import {change} from "./change.js";
 import {grid, make, moduleLink, nothing, section, show} from "./dom.js";
 import {panel} from "./failure.js";
@@ -23,7 +23,7 @@ function row(rule) {
     make(
       "td",
       {class: "code"},
-      rule.value === undefined ? make("span", {class: "dim"}, "not readable for this token") : rule.value,
+      rule.value === undefined ? make("span", {class: "dim"}, calls.UNREADABLE) : rule.value,
     ),
     make(
       "td",
@@ -99,11 +99,11 @@ const apply = () =>
     verb: "Apply",
     fields: [DISCONNECT],
     preview: async ({disconnect}) => {
-      const {results} = await ask("POST", "/v1/config/apply", {dry_run: true, disconnect});
+      const results = await calls.apply({dry_run: true, disconnect});
       return {content: outcomes(results), doubtful: results.some((one) => one.error)};
     },
     perform: async ({disconnect, reason}) => {
-      const {results} = await ask("POST", "/v1/config/apply", {disconnect, reason});
+      const results = await calls.apply({disconnect, reason});
       const failed = results.filter((one) => one.error);
       return failed.length
         ? `${count(failed.length, "operation")} of ${results.length} failed; see the history.`
@@ -122,7 +122,7 @@ const reread = () =>
         "kmodd reads its configuration files again. If a file is invalid, the previous settings stay in effect.",
       ),
     }),
-    perform: async ({reason}) => (await ask("POST", "/v1/config/reload", {reason})).message,
+    perform: ({reason}) => calls.reread({reason}),
   });
 
 /** The view. */
@@ -131,28 +131,28 @@ export function open(main) {
   main.append(body);
 
   async function again() {
-    const [config, drift] = await Promise.all([
-      ask("GET", "/v1/config"),
-      ask("GET", "/v1/config/drift").catch((problem) => ({problem})),
+    const [rules, drift] = await Promise.all([
+      calls.rules(),
+      calls.drift().then((rows) => ({rows}), (problem) => ({problem})),
     ]);
-    show(body, [config, drift, drift.problem?.message], () => [
+    show(body, [rules, drift, drift.problem?.message], () => [
       section(
         "Drift",
-        drift.problem ? panel(drift.problem) : drifts(drift.drift),
+        drift.problem ? panel(drift.problem) : drifts(drift.rows),
         make(
           "p",
           {class: "buttons"},
           make(
             "button",
-            {type: "button", class: "primary", "data-key": "apply", disabled: !drift.drift?.length, click: apply},
+            {type: "button", class: "primary", "data-key": "apply", disabled: !drift.rows?.length, click: apply},
             "Apply …",
           ),
           make("button", {type: "button", "data-key": "reread", click: reread}, "Reload …"),
         ),
       ),
       section(
-        count(config.rules.length, "rule"),
-        config.rules.length ? table(config.rules) : nothing("No rules."),
+        count(rules.length, "rule"),
+        rules.length ? table(rules) : nothing("No rules."),
       ),
     ]);
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The table of modules.
 
-import {ask} from "./api.js";
+import * as calls from "../calls.js";
 import {joined, make, moduleLink, nothing} from "./dom.js";
 import {load} from "./operations.js";
 import {Table} from "./table.js";
@@ -176,16 +176,16 @@ export function open(main, _, look) {
   async function again() {
     const chosen = remembered.chosen;
     const [listed, stored, health] = await Promise.all([
-      ask("GET", `/v1/modules?state=${chosen}`),
-      ask("GET", "/v1/store").catch(() => ({versions: []})),
-      ask("GET", "/v1/health"),
+      calls.modules(chosen),
+      calls.stored().catch(() => []),
+      calls.health(),
     ]);
     if (chosen !== remembered.chosen) return;
     const names = new Set(
-      stored.versions.filter((one) => one.active && one.kernel === health.release).map((one) => one.name),
+      stored.filter((one) => one.active && one.kernel === health.release).map((one) => one.name),
     );
     const before = rows && new Set(rows.map((row) => row.name));
-    rows = listed.modules.map((row) => ({...row, origin: origin(row, names)}));
+    rows = listed.map((row) => ({...row, origin: origin(row, names)}));
     draw(before ? new Set(rows.map((row) => row.name).filter((name) => !before.has(name))) : undefined);
   }
 

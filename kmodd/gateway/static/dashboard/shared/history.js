@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The history from the journal: what was done, by whom, why, and with which result.
 
-import {ask} from "./api.js";
+import {history} from "../calls.js";
 import {make, moduleLink, nothing, show} from "./dom.js";
 import {count, duration, time, utc, who} from "./wording.js";
 
@@ -149,7 +149,7 @@ export function open(main, _, look) {
   async function again(untold) {
     if (untold && all.length) return;
     const chosen = requests;
-    const read = (await ask("GET", `/v1/history?limit=${STEPS[step]}${requests ? "&requests=true" : ""}`)).records;
+    const read = await history({limit: STEPS[step], requests});
     if (chosen !== requests) return;
     all = read;
     found = worthTelling(all);

@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // One module's page: facts, state, users and rules, and what loading or unloading would do.
 
-import {ask, ofModule} from "./api.js";
+import * as calls from "../calls.js";
 import {grid, make, nothing, section, show} from "./dom.js";
 import {panel, users} from "./failure.js";
 import {facts} from "./facts.js";
 import {records, worthTelling} from "./history.js";
 import {load, reload, resetFailed, rule, setParameter, unload} from "./operations.js";
 import {hasOptions, setOptions} from "./options.js";
-import {plan, steps} from "./plan.js";
+import {steps} from "./plan.js";
 import {table as ruleTable} from "./rules.js";
 import {routes} from "./surface.js";
 import {STATES, taint, time} from "./wording.js";
 
 const RECORDS = 40;
+const WITHHELD = {
+  users: "some of its users",
+  consequences: "some of the consequences",
+  "loaded-by": "who loaded it and why",
+  "kernel-log": "the kernel log",
+};
 
 /** Kinds of events after which the page may have changed. */
 export const concerns = ["history-", "module-", "job-", "configuration-", "store-", "health"];
@@ -32,6 +38,12 @@ function why(explained) {
         [by.client && `with ${by.client}`, by.time && `at ${time(by.time)}`].filter(Boolean).join(", "),
       ),
     explained.policy && make("p", {}, "Rule: ", make("code", {}, explained.policy)),
+    explained.withheld?.length > 0 &&
+      make(
+        "p",
+        {class: "dim"},
+        `Not shown: ${explained.withheld.map((part) => WITHHELD[part] || part).join(", ")}. ${calls.WITHHELD}`,
+      ),
   ];
 }
 
@@ -42,6 +54,10 @@ function busy(explained) {
     make("p", {}, explained.references === 1 ? "1 reference." : `${explained.references} references.`),
     explained.users.length > 0 && users(explained.users),
     !explained.holders.length && !explained.users.length && explained.blockers.map((text) => make("p", {}, text)),
+    explained.free?.length > 0 && [
+      make("p", {}, "These commands end every use and unload it, in this order:"),
+      make("ol", {class: "free"}, ...explained.free.map((command) => make("li", {}, make("code", {}, command)))),
+    ],
   ];
 }
 
@@ -95,7 +111,7 @@ function boot(name, rules, parameters) {
         rule(name, {
           title: autoload ? `No longer load ${name} at boot` : `Load ${name} at boot`,
           verb: "Write the rule",
-          path: "autoload",
+          kind: "autoload",
           body: () => ({enabled: !autoload}),
           told: () =>
             make(
@@ -111,7 +127,7 @@ function boot(name, rules, parameters) {
         rule(name, {
           title: blacklisted ? `Lift the blacklist of ${name}` : `Blacklist ${name}`,
           verb: "Write the rule",
-          path: "blacklist",
+          kind: "blacklist",
           fields: blacklisted
             ? []
             : [{name: "hard", label: "hard: also prevent loading by name", kind: "flag"}],
@@ -136,8 +152,7 @@ function boot(name, rules, parameters) {
 function surface(name) {
   const shown = make("div");
   const look = async () => {
-    const rows = ask("GET", `/v1/surface/${encodeURIComponent(name)}`);
-    shown.replaceChildren(...(await rows.then((found) => routes(found.routes), (problem) => [panel(problem)])));
+    shown.replaceChildren(...(await calls.routes(name).then(routes, (problem) => [panel(problem)])));
   };
   return make(
     "details",
@@ -158,13 +173,13 @@ export function open(main, name) {
   async function again(untold) {
     const settled = (promise) => promise.catch((problem) => ({problem}));
     const [explained, described, config, read] = await Promise.all([
-      ask("GET", ofModule(name, "/explain")),
-      settled(ask("GET", ofModule(name))),
-      settled(ask("GET", "/v1/config")),
+      calls.explain(name),
+      settled(calls.describe(name)),
+      settled(calls.rules().then((rules) => ({rules}))),
       // Each read of the history leaves a record.
       untold && history
         ? history
-        : settled(ask("GET", `/v1/history?limit=${RECORDS}&module=${encodeURIComponent(name)}`)),
+        : settled(calls.history({limit: RECORDS, module: name}).then((records) => ({records}))),
     ]);
     history = read.records ? {records: worthTelling(read.records)} : read;
     const isLoaded = ["live", "coming", "going"].includes(explained.state);
@@ -172,7 +187,7 @@ export function open(main, name) {
     const free = explained.loadable && !explained.because ? ["Nothing prevents loading it."] : [];
     const canLoad = ["available", "disabled"].includes(explained.state);
     const ahead =
-      isLoaded || canLoad ? await settled(plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
+      isLoaded || canLoad ? await settled(calls.plan(isLoaded ? "unload" : "load", name).then((found) => ({found}))) : null;
     show(head, [explained.state, described.description, described.live?.taint, explained.removable], () => [
       make(
         "p",

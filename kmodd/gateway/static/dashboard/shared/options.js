@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The parameters a module gets at each load: kmodd's own line in modprobe.d.
 
+import {UNREADABLE} from "../calls.js";
 import {make} from "./dom.js";
 import {given, parameterFields, rule} from "./operations.js";
 
@@ -42,12 +43,12 @@ export function setOptions(module, parameters, line) {
   return rule(module, {
     title: `Options of ${module} at load`,
     verb: "Write the rule",
-    path: "options",
+    kind: "options",
     fields: parameterFields([...parameters, ...others.map((name) => ({name}))], own),
     body: (values) => ({parameters: given(values)}),
     told: (values) => [
       isHidden &&
-        make("p", {}, "kmodd’s existing line is not readable for this token: the values here replace all of it."),
+        make("p", {}, `kmodd’s existing line is ${UNREADABLE}: the values here replace all of it.`),
       told(module, own, given(values), isHidden),
     ],
   });

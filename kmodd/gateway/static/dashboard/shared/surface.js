@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The attack surface: which modules of a kernel can be loaded by whom, by which route, and which vulnerabilities keep modules out.
 
-import {ask} from "./api.js";
+import * as calls from "../calls.js";
 import {change} from "./change.js";
 import {grid, joined, make, moduleLink, nothing, section, show} from "./dom.js";
 import {panel} from "./failure.js";
@@ -102,8 +102,7 @@ const end = (one) =>
         one.rules.length ? ["Can be loaded again: ", joined(one.rules.map(moduleLink)), "."] : "It wrote no rules.",
       ),
     }),
-    perform: async ({reason}) =>
-      (await ask("DELETE", `/v1/responses/${encodeURIComponent(one.id)}?${new URLSearchParams({reason})}`)).message,
+    perform: ({reason}) => calls.endResponse(one.id, {reason}),
   });
 
 const response = (one) =>
@@ -182,13 +181,13 @@ export function open(main, _, look) {
   async function again(untold) {
     if (untold && about.hasChildNodes()) return;
     const text = filter.value.trim().replaceAll("-", "_");
-    const query = new URLSearchParams({limit: String(ROWS_MAX)});
-    if (reach[1].value) query.set("reach", reach[1].value);
-    if (kernel[1].value) query.set("kernel", kernel[1].value);
-    if (text) query.set("match", /[*?[]/.test(text) ? text : `*${text}*`);
+    const query = {limit: ROWS_MAX};
+    if (reach[1].value) query.reach = reach[1].value;
+    if (kernel[1].value) query.kernel = kernel[1].value;
+    if (text) query.match = /[*?[]/.test(text) ? text : `*${text}*`;
     const [found, kept] = await Promise.all([
-      ask("GET", `/v1/surface?${query}`),
-      ask("GET", "/v1/responses").catch((problem) => ({problem})),
+      calls.surface(query),
+      calls.responses().then((responses) => ({responses}), (problem) => ({problem})),
     ]);
     kernels(found);
     show(vulnerabilities, [kept.responses, kept.problem?.message], () => answered(kept));

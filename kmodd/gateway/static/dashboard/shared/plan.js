@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A plan: the steps that would be taken, as the daemon itself would take them.
 
-import {ask} from "./api.js";
 import {make, moduleLink} from "./dom.js";
 
 const VERBS = {insert: "insert", remove: "remove"};
-
-/** Request the plan of one operation. */
-export async function plan(action, module, parameters = {}, options = {}) {
-  return (await ask("POST", "/v1/plan", {operations: [{action, module, parameters}], ...options})).steps;
-}
 
 /** The steps as a list; what will fail says why. */
 export function steps(found) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A failure: the sentence, the evidence, the hint.
 
+import {HINTS} from "../calls.js";
 import {joined, make, moduleLink} from "./dom.js";
 
 /** The users of a module, as a table. */
@@ -31,14 +32,6 @@ export function users(found) {
 function row(term, ...description) {
   return [make("dt", {}, term), make("dd", {}, ...description)];
 }
-
-// Hints for problem documents without one.
-const HINTS = {
-  401: "Sign out and use another token.",
-  403: "Request a token with the required scope, or a polkit rule that allows the gateway to do it.",
-  429: "Wait a moment and try again.",
-  503: "systemctl status kmodd shows whether it runs; this page retries automatically.",
-};
 
 /** The panel; `problem` is a Problem, or a bug of this page. */
 export function panel(problem) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The dependency graph as a picture. A module lights up together with what uses it and what it needs.
 
-import {ask} from "./api.js";
+import {modules} from "../calls.js";
 import {draw, joined, make, moduleLink, nothing, show} from "./dom.js";
 import {BOX, LETTER, PADDING, picture} from "./picture.js";
 import {Relations} from "./relations.js";
@@ -219,7 +219,7 @@ export function open(main, chosen) {
   }
 
   async function again() {
-    const rows = (await ask("GET", "/v1/modules")).modules;
+    const rows = await modules("loaded");
     const edges = rows
       .map(({name, holders}) => ({name, holders}))
       .sort((one, other) => (one.name < other.name ? -1 : 1));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Health of kmodd and of the system's modules: findings first, each with a hint.
 
-import {ask} from "./api.js";
+import {health} from "../calls.js";
 import {make, moduleLink, section, show} from "./dom.js";
 import {resetFailed} from "./operations.js";
 
@@ -90,7 +90,7 @@ export function open(main) {
   main.append(body);
 
   async function again() {
-    const found = await ask("GET", "/v1/health");
+    const found = await health();
     const bad = found.checks
       .filter((one) => one.status !== "ok" || one.hint)
       .sort((one, other) => WORSE.indexOf(one.status) - WORSE.indexOf(other.status));
