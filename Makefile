@@ -77,7 +77,7 @@ compactions: setup ## delete objects while the fleet's watches are cut off and e
 	@$(VENV)/bin/python -m tests.fleet.compactions $(COMPACTIONS)
 
 screenshots: setup ## take the documentation's screenshots, in the virtual machine
-	@KMODD_SCREENSHOTS=docs/screenshots $(VENV)/bin/python -m pytest -q tests/system/test_dashboard.py
+	@KMODD_SCREENSHOTS=docs/screenshots $(VENV)/bin/python -m pytest -q tests/system/test_dashboard.py tests/system/test_cockpit.py
 
 coverage: setup ## run the tests that need no virtual machine, and list the ten files with the lowest coverage
 	@$(VENV)/bin/coverage run -m pytest -q -m 'not vm' --ignore tests/architecture
@@ -86,7 +86,7 @@ coverage: setup ## run the tests that need no virtual machine, and list the ten 
 # --- packages ------------------------------------------------------------------------------------------------------
 
 # What the packages are built from, so that nothing else in a working tree can change them.
-PACKAGED = CHANGELOG.md LICENSE Makefile README.md bin dbus debian docs install kmodd polkit pyproject.toml systemd
+PACKAGED = CHANGELOG.md LICENSE Makefile README.md bin cockpit dbus debian docs install kmodd polkit pyproject.toml systemd
 # Absolute, or below this directory.
 DEBS ?= dist
 DEB_BUILD ?= build/deb
@@ -147,6 +147,11 @@ GATEWAYDOCS = docs/grafana.json docs/alerts.yml docs/kmodd-gateway-loopback.conf
 # Of the cluster's agent, which needs a library that Debian does not have: make install-agent.
 AGENTUNITS = kmodd-agent.service
 AGENTDOCS = deploy/kubernetes/node/50-kmodd-agent.rules
+# Of the page in Cockpit, with the views that it shares with the dashboard: make install-cockpit.
+COCKPITDIR = $(PREFIX)/share/cockpit/kmodd
+METAINFODIR = $(PREFIX)/share/metainfo
+COCKPITPAGE = $(filter-out %.xml,$(wildcard cockpit/*))
+COCKPITVIEWS = $(wildcard kmodd/gateway/static/dashboard/shared/*)
 UNITS = $(filter-out $(USERUNITS) $(GATEWAYUNITS) $(AGENTUNITS),$(patsubst systemd/%.in,%,$(wildcard systemd/*.in)))
 # The API's XML among them, which its server and its clients read.
 MODULES := $(shell find kmodd -type f \( -name '*.py' -o -name py.typed -o -path 'kmodd/gateway/static/*' \)) $(wildcard dbus/*.xml)
@@ -185,6 +190,9 @@ INSTALLED_GATEWAY = $(PREFIX)/bin/kmodd-gateway $(addprefix $(UNITDIR)/,$(GATEWA
 	$(call INSTALLED_PAGES,$(filter kmodd-gateway%,$(PAGES))) \
 	$(addprefix $(DOCDIR)/,$(notdir $(GATEWAYDOCS)))
 
+INSTALLED_COCKPIT = $(addprefix $(COCKPITDIR)/,$(notdir $(COCKPITPAGE))) \
+	$(addprefix $(COCKPITDIR)/shared/,$(notdir $(COCKPITVIEWS))) $(METAINFODIR)/org.kmodd.cockpit.metainfo.xml
+
 INSTALLED_AGENT = $(PREFIX)/bin/kmodd-agent $(addprefix $(UNITDIR)/,$(AGENTUNITS)) $(SYSUSERSDIR)/kmodd-agent.conf \
 	$(call INSTALLED_PAGES,$(filter kmodd-agent%,$(PAGES))) $(addprefix $(DOCDIR)/,$(notdir $(AGENTDOCS)))
 
@@ -200,7 +208,7 @@ build/man/%: docs/man/%.scd
 		{ ! grep -q '^\.TS' $@.$$$$ || printf "%s\\n" "'\\\" t"; \
 		sed -e "/^[.']\|^.h'/!{s/\\\\-/-/g;s/-/\\\\-/g}" $@.$$$$; } > $@.$$$$.new && rm $@.$$$$ && mv $@.$$$$.new $@
 
-.PHONY: install-deps install-check install install-gateway-deps install-gateway install-agent-deps install-agent uninstall
+.PHONY: install-deps install-check install install-gateway-deps install-gateway install-cockpit install-agent-deps install-agent uninstall
 install-deps: ## install the Debian packages kmodd needs to run
 	apt-get update
 	apt-get install -y --no-install-recommends $(RUNTIME_PACKAGES) $(BUILD_PACKAGES)
@@ -276,6 +284,14 @@ install-gateway: install ## install kmodd and its HTTP gateway; then create a to
 	@! { $(LIVE); } || install/after-install-gateway
 	@echo "The gateway is installed. kmodctl token create NAME --scope read; systemctl enable --now kmodd-gateway.socket"
 
+install-cockpit: ## install the page "Kernel modules" for Cockpit 287 or later; it needs nothing but kmodd
+	@install/remember-directories "$(DESTDIR)" $(MANIFEST) $(PKGDIR) $(sort $(dir $(INSTALLED_COCKPIT)))
+	@rm -rf $(DESTDIR)$(COCKPITDIR)
+	@install -D -m 0644 -t $(DESTDIR)$(COCKPITDIR) $(COCKPITPAGE)
+	@install -D -m 0644 -t $(DESTDIR)$(COCKPITDIR)/shared $(COCKPITVIEWS)
+	@install -D -m 0644 -t $(DESTDIR)$(METAINFODIR) cockpit/org.kmodd.cockpit.metainfo.xml
+	@echo "The page is installed: log in to Cockpit again, and open Tools, Kernel modules"
+
 install-agent-deps: ## install the libraries the Kubernetes agent needs, from PyPI, beside kmodd
 	apt-get update
 	apt-get install -y --no-install-recommends python3-pip
@@ -299,7 +315,7 @@ uninstall: ## stop kmodd and remove all of its files, including its state
 	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service \
 		kmodd-gateway.socket kmodd-gateway.service kmodd-agent.service 2>/dev/null || true
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus $(DESTDIR)$(PKGDIR)/libraries
-	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY) $(INSTALLED_AGENT))
+	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY) $(INSTALLED_COCKPIT) $(INSTALLED_AGENT))
 	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \
 		[ ! -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory; done
 	@! { $(LIVE); } || install/after-uninstall

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The API, the bus policy, the activation file, the unit and polkit's actions say the same."""
 
+import json
+import re
 import xml.etree.ElementTree as ET
 from configparser import RawConfigParser
 from pathlib import Path
+
+from kmodd.client.replies import hint_for
+from kmodd.errors import ERRORS
 
 ROOT = Path(__file__).resolve().parents[2]
 API = ET.parse(ROOT / "dbus/org.kmodd1.xml").getroot()  # noqa: S314 - our own file
@@ -101,3 +106,33 @@ def test_activation_goes_through_systemd() -> None:
     assert section["SystemdService"] == "kmodd.service"
     assert section["Exec"] == "/bin/false"
     assert section["Name"] == unit["Service"]["BusName"] == "org.kmodd1"
+
+
+def test_titles_and_hints_of_errors_in_cockpit_are_kmodds() -> None:
+    text = (ROOT / "cockpit/errors.js").read_text()
+    (table,) = re.findall(r"^export const ERRORS = (\{.*^\});$", text, re.MULTILINE | re.DOTALL)
+    expected = {error.name(): [error.title, hint_for(error(""), "loop")] for error in ERRORS.values()}
+    assert {
+        name: [title, hint.replace("{module}", "loop")] for name, (title, hint) in json.loads(table).items()
+    } == expected
+
+
+def test_both_pages_have_the_calls_that_the_views_make() -> None:
+    """The views are shared, and import `calls.js` of the page that they are part of."""
+    dashboard = ROOT / "kmodd/gateway/static/dashboard"
+    exported = {
+        folder: set(
+            re.findall(
+                r"^export (?:const|async function|function) (\w+)", (folder / "calls.js").read_text(), re.MULTILINE
+            )
+        )
+        for folder in (ROOT / "cockpit", dashboard)
+    }
+    assert exported[ROOT / "cockpit"] == exported[dashboard]
+    used: set[str] = set()
+    for path in (dashboard / "shared").glob("*.js"):
+        text = path.read_text()
+        used |= set(re.findall(r"\bcalls\.(?!js\b)(\w+)", text))
+        for names in re.findall(r"^import \{([^}]*)\} from \"\.\./calls\.js\";$", text, re.MULTILINE):
+            used |= {name.strip() for name in names.split(",")}
+    assert used == exported[dashboard]

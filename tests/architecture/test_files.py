@@ -52,7 +52,7 @@ def test_classes_are_nouns() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["kmodd", "tests", "dbus", "polkit", "systemd", "install", "docs", "Makefile", "*.md"]
+    "pattern", ["cockpit", "kmodd", "tests", "dbus", "polkit", "systemd", "install", "docs", "Makefile", "*.md"]
 )
 def test_nothing_is_left_open(pattern: str) -> None:
     found = [
@@ -66,7 +66,7 @@ def test_nothing_is_left_open(pattern: str) -> None:
 
 
 def test_every_source_file_says_its_licence() -> None:
-    files = tracked("kmodd/*.py", "dbus/*", "polkit/*", "systemd/*", "install/*", "bin/*")
+    files = tracked("cockpit/*.*[!n]", "kmodd/*.py", "dbus/*", "polkit/*", "systemd/*", "install/*", "bin/*")
     assert not [str(path.relative_to(ROOT)) for path in files if "SPDX-License-Identifier" not in text(path)[:600]]
 
 

@@ -73,6 +73,11 @@ OF_THE_GATEWAY = {
 }
 
 
+# What `make install-cockpit` adds, besides the folder of the page.
+SHARED_VIEWS = "kmodd/gateway/static/dashboard/shared"
+METAINFO = "share/metainfo/org.kmodd.cockpit.metainfo.xml"
+
+
 # What `make install-agent` adds.
 OF_THE_AGENT = {
     "bin/kmodd-agent",
@@ -89,6 +94,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     destination = tmp_path_factory.mktemp("install")
     make("install-gateway", destination)
     make("install-agent", destination)
+    make("install-cockpit", destination)
     return destination
 
 
@@ -112,11 +118,18 @@ def test_prefix_is_honoured(tmp_path: Path, prefix: str) -> None:
     make("install-agent", tmp_path, PREFIX=prefix)
     wanted |= {f"{prefix}/{name}" for name in OF_THE_AGENT}
     assert outside_the_package(files(tmp_path), prefix) == wanted
+    make("install-cockpit", tmp_path, PREFIX=prefix)
+    folder = f"{prefix}/share/cockpit/kmodd"
+    page = {f"{folder}/{path.name}" for path in (ROOT / "cockpit").iterdir() if path.suffix != ".xml"}
+    views = {f"{folder}/shared/{path.name}" for path in (ROOT / SHARED_VIEWS).iterdir()}
+    assert len(views) > 20
+    wanted |= page | views | {f"{prefix}/{METAINFO}"}
+    assert outside_the_package(files(tmp_path), prefix) == wanted
     unit = (tmp_path / f"{prefix[1:]}/lib/systemd/system/kmodd.service").read_text()
     assert f"{prefix}/bin/kmodd\n" in unit
-    page = gzip.decompress((tmp_path / f"{prefix[1:]}/share/man/man8/kmodd.8.gz").read_bytes()).decode()
-    (folder,) = re.findall(r"\\fI(\S*/share/doc/kmodd)\\fR", page)
-    assert (tmp_path / folder[1:] / "50-netadm-dummy.rules").is_file()
+    manual = gzip.decompress((tmp_path / f"{prefix[1:]}/share/man/man8/kmodd.8.gz").read_bytes()).decode()
+    (documentation,) = re.findall(r"\\fI(\S*/share/doc/kmodd)\\fR", manual)
+    assert (tmp_path / documentation[1:] / "50-netadm-dummy.rules").is_file()
 
 
 def test_every_service_names_a_profile_that_is_installed(installed: Path) -> None:
@@ -142,6 +155,7 @@ def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
     other.write_text("not ours")
     make("install-gateway", tmp_path, PREFIX=prefix)
     make("install-agent", tmp_path, PREFIX=prefix)
+    make("install-cockpit", tmp_path, PREFIX=prefix)
     make("uninstall", tmp_path, PREFIX=prefix)
     assert files(tmp_path) == {f"{prefix}/bin/other"}
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}

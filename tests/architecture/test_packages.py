@@ -15,7 +15,7 @@ from kmodd import VERSION
 from tests.architecture.installation import ROOT, files, make
 from tests.architecture.test_imports import FILES, imports, module_of, within
 
-NAMES = {"kmodd", "kmodd-gateway", "kmodd-notifier", "python3-kmodd"}
+NAMES = {"cockpit-kmodd", "kmodd", "kmodd-gateway", "kmodd-notifier", "python3-kmodd"}
 # What a build may not depend on: where and when it runs, who runs it, in which language.
 OTHERWISE = {"LC_ALL": "C", "LANGUAGE": "fr", "TZ": "Pacific/Kiritimati", "HOME": "/nonexistent", "USER": "somebody"}
 
@@ -64,6 +64,7 @@ def test_two_builds_are_the_same_to_the_byte(built: Path, tmp_path: Path, monkey
 
 def test_each_installed_file_is_in_one_package(unpacked: dict[str, Path], tmp_path: Path) -> None:
     make("install-gateway", tmp_path, PREFIX="/usr", BYTECODE="no")
+    make("install-cockpit", tmp_path, PREFIX="/usr")
     elsewhere = {"/usr/lib/systemd/system/": "/lib/systemd/system/", "/site-functions/": "/vendor-completions/"}
     # The cluster's programs need a library that Debian does not have.
     fleet = tuple(f"/usr/lib/kmodd/kmodd/{name}/" for name in ("agent", "coordinator", "fleet"))

@@ -12,7 +12,12 @@ import pytest
 from tests.architecture.test_documentation import AVOIDED, ROOT
 
 CODE = sorted((ROOT / "kmodd").rglob("*.py"))
-SCRIPTS = sorted(path for path in (ROOT / "kmodd/gateway/static").rglob("*") if path.suffix in (".js", ".html"))
+SCRIPTS = sorted(
+    path
+    for folder in ("cockpit", "kmodd/gateway/static")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".js", ".html")
+)
 AVOIDED_IN_CODE = re.compile(
     rf"{AVOIDED.pattern}|\b(asked|wanted|said|at once|goes on|for ever|half[ -]way)\b", re.IGNORECASE
 )

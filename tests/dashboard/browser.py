@@ -81,6 +81,15 @@ class Browser:
         """Load a page."""
         self._do("POST", "/url", {"url": url})
 
+    def enter(self, selector: str) -> None:
+        """Look into a frame from now on, as soon as it is there."""
+        self.see(selector)
+        self._do("POST", "/frame", {"id": {ELEMENT: self.element(selector)}})
+
+    def leave(self) -> None:
+        """Look at the whole page again."""
+        self._do("POST", "/frame", {"id": None})
+
     def run(self, script: str, *arguments: object) -> Any:
         """What a script answers; it runs beside the page's content security policy, as an extension's does."""
         return self._do("POST", "/execute/sync", {"script": script, "args": list(arguments)})

@@ -18,6 +18,7 @@ from tests.vm.progress import say
 # apt unpacks and compiles, and the parser of AppArmor compiles six profiles, under emulation.
 pytestmark = pytest.mark.timeout(1200)
 
+# cockpit-kmodd needs Cockpit: tests/system/test_cockpit.py installs it.
 PACKAGES = ("kmodd", "kmodd-gateway", "kmodd-notifier", "python3-kmodd")
 BEFORE = "0.0.9"
 """A version before this tree's."""

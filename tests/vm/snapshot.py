@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SOURCE = "/usr/src/kmodd"
 # What `make install` does not read: a change of these needs no new snapshot.
-NOT_INSTALLED = ("tests/", ".ci/", ".github/", "debian/", "docs/screenshots/", "pyproject.toml", "setup.py")
+NOT_INSTALLED = ("cockpit/", "tests/", ".ci/", ".github/", "debian/", "docs/screenshots/", "pyproject.toml", "setup.py")
 Prepare = Callable[[Machine], None]
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What the views ask of kmodd, over the HTTP API.
+// What the views ask of kmodd, over the HTTP API. Cockpit's page has the same functions over D-Bus (cockpit/calls.js).
 
 import {ask, ofModule} from "./api.js";
 
