@@ -175,6 +175,6 @@ export const responses = () => maps("Surface.GetResponses");
 
 /** End a response; returns one line. */
 export async function endResponse(id, more) {
-  const modules = await change("", () => call("Surface.EndResponse", "sa{sv}", [id, options(more)]));
-  return modules.length ? `Response ended: ${modules.join(", ")}` : "Response ended";
+  await change("", () => call("Surface.EndResponse", "sa{sv}", [id, options(more)]));
+  return `Response ${id} ended`;
 }
