@@ -166,6 +166,8 @@ ENABLED = (
 OTHER = (
     f"dummy_xmit [dummy] (1) R   D\ttramp: ftrace_regs_caller+0x0/0x58\n\tdirect-->bpf_trampoline_{TRAMPOLINE + 7}\n"
 )
+COUNTED = ENABLED.replace(str(TRAMPOLINE), f"{TRAMPOLINE}_2")
+"""As before Linux 6.4."""
 LINK = "link_type:\ttracing\n"
 ON_IT, MAY_BE = "tracing on a function of it", "tracing, which may be of one of its functions"
 
@@ -184,17 +186,21 @@ ON_IT, MAY_BE = "tracing on a function of it", "tracing, which may be of one of 
         ("attach_type:\t24\n", ENABLED, None, ("candidate", MAY_BE)),
         ("attach_type:\t24\n", OTHER, (TRAMPOLINE + 7,), None),
         ("attach_type:\t24\n", None, (TRAMPOLINE,), ("candidate", MAY_BE)),
+        ("attach_type:\t24\n", COUNTED, (f"{TRAMPOLINE}_2",), ("process", ON_IT)),
+        ("attach_type:\t24\n", COUNTED, (f"{TRAMPOLINE}_2", f"{TRAMPOLINE + 7}_1"), ("candidate", MAY_BE)),
+        ("attach_type:\t24\n", "do_exit (2) R\n", (TRAMPOLINE,), ("candidate", MAY_BE)),
     ],
     ids=[
         *("named", "among others", "of another module", "of no function that is listed", "of the kernel"),
         *("the only one", "a program too", "two modules", "no symbols", "only another module", "no list"),
+        *("named before 6.4", "two of them", "none in the list"),
     ],
 )
 def test_a_program_on_a_function(
     root: FakeRoot,
     information: str,
     enabled: str | None,
-    trampolines: tuple[int, ...] | None,
+    trampolines: tuple[int | str, ...] | None,
     expected: tuple[str, str] | None,
 ) -> None:
     """It is certain where the kernel names the function, or where all trampolines are on functions of one module."""

@@ -42,10 +42,11 @@ _SYSTEMS = {
 _SYMBOLS = "proc/1/root/proc/kallsyms"
 """That of the first process: ProtectKernelTunables= hides it."""
 _TRACEPOINT = re.compile(rb" __tracepoint_(\w+)\t\[(\w+)\]\n")
-_TRAMPOLINE = re.compile(rb" bpf_trampoline_([0-9]{1,20})\t\[bpf\]\n")
+_TRAMPOLINE = re.compile(rb" bpf_trampoline_([0-9]{1,20})(?:_[0-9]+)?\t\[bpf\]\n")
+"""Before Linux 6.4 a number that counts its changes follows."""
 _PIECE = 1 << 20
 _FUNCTION = re.compile(r"(?P<name>\S+)(?: \[(?P<module>\w+)\])? \([0-9]+\)")
-_DIRECT = re.compile(r"direct(?:\([a-z]+\))?-->bpf_trampoline_(?P<number>[0-9]{1,20})\b")
+_DIRECT = re.compile(r"direct(?:\([a-z]+\))?-->bpf_trampoline_(?P<number>[0-9]{1,20})(?:_[0-9]+)?\b")
 _OF_TYPES = 1 << 31
 """In the number of a trampoline: the object is type information, and not another program."""
 _PERF, _LINKS = "anon_inode:[perf_event]", {"anon_inode:bpf_link", "anon_inode:bpf-link"}
@@ -217,7 +218,8 @@ class Attachments:
             if not target and values.get("attach_type", "") in _BY_TRAMPOLINE:
                 if modules := self._of_all_trampolines(functions):
                     return Use(f"{name} on a function of it", modules)
-                possible = possible & {module for _, module in functions.attached.values()}
+                if functions.attached:
+                    possible = possible & {module for _, module in functions.attached.values()}
         elif functions is not None:
             possible = possible & functions.modules
         name = f"{name}, which may be of one of its functions"
