@@ -137,6 +137,35 @@ def test_a_trigger_of_a_system_that_has_not_its_modules_name(root: FakeRoot, mon
         ]
 
 
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        ("p:probe/hda_send_cmd snd_hda_codec:hda_send_cmd", "probe:hda_send_cmd"),
+        ("p:btrfs/hda_send_cmd snd_hda_codec:hda_send_cmd", "btrfs:hda_send_cmd"),
+        ("r4:probe/hda_send_cmd snd_hda_codec:hda_send_cmd", "probe:hda_send_cmd"),
+        ("e:probe/hda_send_cmd sched.sched_switch", "probe:hda_send_cmd"),
+        ("f:probe/hda_send_cmd hda_send_cmd", "probe:hda_send_cmd"),
+        ("t:probe/hda_send_cmd hda_send_cmd", "probe:hda_send_cmd"),
+        ("s:synthetic/hda_send_cmd\tu64 lat", "synthetic:hda_send_cmd"),
+        ("u:hda_send_cmd u32 count", "user_events:hda_send_cmd"),
+        (None, "probe:hda_send_cmd"),
+    ],
+)
+def test_an_event_made_by_hand_is_no_modules(root: FakeRoot, line: str | None, event: str) -> None:
+    """Such an event may have the name of a module's, and holds nothing of it (`None`: what was made cannot be read)."""
+    root.put("proc/modules", "snd_hda_codec 1 1 - Live 0x0\nbtrfs 1 1 - Live 0x0\n")
+    root.put("sys/module/snd_hda_codec/sections/_ftrace_events")
+    root.put("proc/1/root/proc/kallsyms", SYMBOLS)
+    if line is not None:
+        root.put("sys/kernel/tracing/dynamic_events", f"{line}\n")
+    root.put("sys/kernel/tracing/set_event", f"{event}\n")
+    root.put(f"{EVENTS}/{event.replace(':', '/')}/enable", "0*\n")
+    root.put(f"{EVENTS}/oom/mark_victim/trigger", f"enable_event:{event}:unlimited\n")
+    budget = Budget()
+    assert [user for _, user in root.search(budget)] == []
+    assert budget.partial == ("" if line else "dynamic_events of tracefs cannot be read")
+
+
 def test_symbols_are_not_read_where_names_tell(root: FakeRoot) -> None:
     root.put(f"{EVENTS}/sched/sched_switch/trigger", "enable_event:btrfs:btrfs_sync_fs:unlimited\n")
     budget = Budget()

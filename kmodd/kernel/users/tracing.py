@@ -25,6 +25,9 @@ _PINNED_MAX = 64
 _TRIGGER = re.compile(r"(?:enable|disable)_event:(?P<system>[^:\s]+):(?P<event>[^:\s]+)")
 """Of a trigger, `enable_event:SYSTEM:EVENT:unlimited`, and of a function, `do_exit:enable_event:SYSTEM:EVENT:unlimited`."""
 _PROBE = re.compile(r"e[0-9]*:(?P<name>\S+/\S+) (?P<system>[^.\s]+)\.(?P<event>\S+)")
+_DYNAMIC = re.compile(r"(?P<kind>[a-z])[0-9]*:(?:(?P<system>[^/\s]+)/)?(?P<event>\S+)")
+"""What was made by hand: probes (p, r, e, f, t), synthetic events (s) and those of programs (u), which stand without their system."""
+_OF_PROGRAMS = "user_events"
 _SYSTEMS = {
     "kvmmmu": "kvm",
     "nfs4": "nfsv4",
@@ -154,10 +157,24 @@ class Tracing:
                 functions[int(direct["number"])] = function
         return TracedFunctions(functions, frozenset(modules - {""}))
 
+    @cached_property
+    def dynamic(self) -> frozenset[tuple[str, str]] | None:
+        """System and name of each event that was made by hand, and is no module's; None where the kernel does not say."""
+        content = read_bytes(self.folder / "dynamic_events", _TABLE_MAX)
+        if content is None or len(content) >= _TABLE_MAX:
+            return None
+        events = map(_DYNAMIC.match, content.decode(errors="replace").splitlines())
+        return frozenset((event["system"] or _OF_PROGRAMS, event["event"]) for event in events if event is not None)
+
     def module_of_event(self, system: str, event: str) -> str:
-        """Empty for one of the kernel itself, and where that cannot be known."""
+        """Empty for one of the kernel itself, for one that was made by hand, and where that cannot be known."""
+        if self.dynamic is not None and (system, event) in self.dynamic:
+            return ""
         if module := module_of(self.root, system):
             return module
+        if self.dynamic is None:  # By its name alone it could be one of these.
+            self.budget.met("dynamic_events of tracefs cannot be read")
+            return ""
         return self.symbols.events.get(event, "") if self.symbols is not None else ""
 
 
