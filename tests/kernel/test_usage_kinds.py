@@ -158,10 +158,21 @@ def test_server_of_nfs_whose_file_system_is_not_to_be_seen(root: FakeRoot) -> No
     assert [(user.kind, user.remedy) for user in root.found("nfsd")] == [("service", Remedy.NONE)]
 
 
-@pytest.mark.parametrize("here", [False, True])
-def test_server_of_nfs_in_another_network_namespace(root: FakeRoot, here: bool) -> None:
-    """It stops with the umount of its file system, and its threads are not those of the system's own."""
+@pytest.mark.parametrize(
+    ("here", "own", "expected"),
+    [
+        (False, "", []),
+        (True, "2\n", ["2 threads"]),
+        (True, "0\n", []),
+        (True, "", ["up to 8 threads, if it runs"]),
+    ],
+    ids=["there alone", "both", "the file system alone", "not to be read"],
+)
+def test_server_of_nfs_in_another_network_namespace(root: FakeRoot, here: bool, own: str, expected: list[str]) -> None:
+    """It stops with the umount of its file system, and its threads may be counted as the system's own."""
     root.process(1, "/sbin/init", ns="mnt:[1]", mountinfo=CONTROL.format(50) if here else "")
+    if own:
+        root.put("proc/1/root/proc/fs/nfsd/threads", own)
     root.process(7, "/bin/serve", ns="mnt:[7]", mountinfo=CONTROL.format(51))
     root.link("proc/self/ns/net", "net:[1]")
     root.link("proc/1/ns/net", "net:[1]")
@@ -174,7 +185,19 @@ def test_server_of_nfs_in_another_network_namespace(root: FakeRoot, here: bool) 
         f"the server of the network namespace of pid 7{doubt} stops with the umount of /proc/fs/nfsd; its clients wait until it runs again"
     )
     assert (users[-1].remedy, users[-1].netns, users[-1].owner) == (Remedy.NOT_NEEDED, "pid 7", 0)
-    assert [user.remedy for user in users[:-1]] == [Remedy.WRITE_SETTING] * here
+    assert [(user.detail.partition(";")[0], user.remedy) for user in users[:-1]] == [
+        (words, Remedy.WRITE_SETTING) for words in expected
+    ]
+
+
+def test_a_copy_of_the_file_system_of_nfs_stops_no_server(root: FakeRoot) -> None:
+    """A mount namespace of its own, in the same network namespace: the system's own mount stays."""
+    root.process(1, "/sbin/init", ns="mnt:[1]", mountinfo=CONTROL.format(50))
+    root.process(7, "/bin/serve", ns="mnt:[7]", mountinfo="70 60 0:50 / /proc/fs/nfsd rw - nfsd nfsd rw\n")
+    for path in ("proc/net/rpc/nfsd", "proc/7/net/rpc/nfsd"):
+        root.put(path, THREADS)
+    users = [user for user in root.found("nfsd") if user.kind == "service"]
+    assert [(user.remedy, user.pid) for user in users] == [(Remedy.WRITE_SETTING, None)]
 
 
 FORMATS = "40 23 0:37 / /proc/sys/fs/binfmt_misc rw shared:17 - binfmt_misc binfmt_misc rw\n"

@@ -21,6 +21,7 @@ _GOVERNORS = ("schedutil", "performance", "powersave")
 """What replaces a governor, the first that there is: parts of the kernel in most builds."""
 _BINFMT = "binfmt_misc"
 _NFSD, _CONTROL, _THREADS = "nfsd", "/proc/fs/nfsd", "/proc/fs/nfsd/threads"
+_THREADS_OF_FIRST = "proc/1/root/proc/fs/nfsd/threads"
 _THREADS_LINE = re.compile(r"^th ([1-9][0-9]*) ", re.MULTILINE)
 
 
@@ -62,14 +63,18 @@ def _servers(
 ) -> Iterator[tuple[frozenset[str], User]]:
     """Servers of NFS: each network namespace has one, and a file system that controls it.
 
-    The last umount of that stops it (nfsd_umount in fs/nfsd/nfsctl.c). Before Linux 6.9 the threads of all of them are counted together.
+    The last umount of that, and not one of a copy, stops it (nfsd_umount in fs/nfsd/nfsctl.c). Before Linux 6.9
+    /proc/net/rpc/nfsd counts the threads of all of them together; the file system has those of one namespace (nfsd_nrthreads).
     """
     modules = frozenset({_NFSD})
-    controls = [mount for mount in mounts.all if mount.type == _NFSD]
-    threads = _THREADS_LINE.search(read_text(root / "proc/net/rpc/nfsd") or "")
+    controls = [mount for mount in mounts.all if mount.type == _NFSD and not mount.copied]
+    doubt = ", if it runs," if len({each.device for each in controls}) > 1 else ""
+    counted = _THREADS_LINE.search(read_text(root / "proc/net/rpc/nfsd") or "")
     is_here = any(mount.task.pid == 1 and mount.point == _CONTROL for mount in controls)
-    if threads is not None and (is_here or not controls):
-        detail = f"{threads[1]} threads; its clients wait until it runs again"
+    own = (read_text(root / _THREADS_OF_FIRST) or "").strip() if doubt and is_here else ""
+    if counted is not None and own != "0" and (is_here or not controls):
+        threads = f"{own or counted[1]} threads" if own or not doubt else f"up to {counted[1]} threads, if it runs"
+        detail = f"{threads}; its clients wait until it runs again"
         remedy, words = (Remedy.WRITE_SETTING, (_THREADS, "0")) if is_here else (Remedy.NONE, ())
         yield modules, User("service", _NFSD, detail, remedy=remedy, words=words)
     for mount in controls:
@@ -80,7 +85,6 @@ def _servers(
         where = f" of network namespace {label}" if label else ""
         if label.startswith("pid "):
             where = f" of the network namespace of {label}"
-        doubt = ", if it runs," if len({each.device for each in controls}) > 1 else ""
         detail = (
             f"the server{where}{doubt} stops with the umount of {mount.point}; its clients wait until it runs again"
         )
