@@ -304,6 +304,26 @@ def test_what_may_hold_it_is_said_where_nothing_else_is_known(root: FakeRoot) ->
     assert [user.kind for modules, user in root.search() if modules == {"btrfs"}] == ["mount"]
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        "link_type:\ttracing\ntarget_obj_id:\t48\ntarget_btf_id:\t96341\n",
+        "link_type:\ttracing\nattach_type:\t24\n",
+        "link_type:\traw_tracepoint\ntp_name:\tbtrfs_sync_fs\n",
+    ],
+)
+def test_a_link_that_is_open_may_be_pinned_too(root: FakeRoot, link: str) -> None:
+    """Then it stays when the process ends."""
+    root.put("sys/kernel/btf/btrfs")
+    root.put("sys/fs/bpf/mine/link")
+    root.put("sys/kernel/tracing/available_events", "btrfs:btrfs_sync_fs\n")
+    root.put("sys/kernel/tracing/enabled_functions", ENABLED)
+    root.put("proc/1/root/proc/kallsyms", f"0 t bpf_trampoline_{TRAMPOLINE}\t[bpf]\n")
+    root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link",))
+    root.put("proc/7/fdinfo/0", link)
+    assert [user.kind for modules, user in root.search() if modules == {"btrfs"}] == ["process", "pin"]
+
+
 def test_a_program_on_a_tracepoint(root: FakeRoot) -> None:
     root.put("sys/kernel/tracing/available_events", "sched:sched_switch\nbtrfs:btrfs_sync_fs\n")
     root.process(7, "/usr/bin/bpftrace", ("anon_inode:bpf_link", "anon_inode:bpf_link"))

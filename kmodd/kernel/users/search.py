@@ -151,7 +151,9 @@ class ProcUsage:
         yield from used_algorithms(algorithms, ends)
         # That an algorithm is in use says nothing about who uses it.
         listed = {module for module, user in reported if user.kind != "crypto"}
-        guesses += ((attachments.described, user) for user in pinned(self._root))
         yield from ((modules - listed, user) for modules, user in guesses if modules - listed)
+        # The link that a process has open may be the one that is pinned, and stay when the process ends.
+        if modules := attachments.described - (listed - attachments.linked):
+            yield from ((modules, user) for user in pinned(self._root))
         yield from namespaces.candidates(loaded, {module for module, _ in reported})
         yield from bound_devices(self._root, loaded)

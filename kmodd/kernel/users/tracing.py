@@ -194,6 +194,8 @@ class Attachments:
         """`loaded` are the modules that are looked for, with the references that no module holds."""
         self._tracing = tracing
         self._loaded = loaded
+        self.linked: set[str] = set()
+        """Modules that a link of BPF was seen to hold; it stays where it is pinned as well."""
 
     def of(self, information: str, target: str) -> Use | None:
         """A perf event or a link of BPF, which holds the module with what it is attached to (perf_trace_init, bpf_trampoline_link_prog)."""
@@ -204,7 +206,12 @@ class Attachments:
             return None
         lines = (line.partition(":\t") for line in (read_text(information) or "").splitlines())
         values = {key: value.strip() for key, _, value in lines}
-        name = f"{target} {values.get('link_type', '')}"
+        use = self._of_link(f"{target} {values.get('link_type', '')}", values)
+        if use is not None and use.certain:
+            self.linked |= use.modules
+        return use
+
+    def _of_link(self, name: str, values: Mapping[str, str]) -> Use | None:
         if event := values.get("tp_name"):
             return self._of_event(name, event)
         if values.get("link_type") in _ATTACHED and self.described:
