@@ -463,6 +463,7 @@ ALG = "ALG       1000      2      -1   NI       0   no   af_alg      n  n  n  n 
 
 def sockets(root: FakeRoot, monkeypatch: pytest.MonkeyPatch, **loaded: int) -> SocketModules:
     root.put("proc/net/protocols", PROTOCOLS + ALG)
+    root.put("proc/modules", "".join(f"{name} 1 {count} - Live 0x0\n" for name, count in loaded.items()))
     monkeypatch.setattr(os, "getxattr", lambda *_: b"ALG\0")
     return SocketModules(root.path, loaded, lambda alias: ALIASES.get(alias, ()))
 
@@ -506,6 +507,26 @@ def test_sockets_of_several_processes(
     both = sockets(root, monkeypatch, af_alg=4, **loaded)
     (use,) = both.bound({"7": frozenset({5}), "8": frozenset({6})})
     assert (set(use.modules), not use.doubt) == (set(loaded), certain)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "af_alg 1 2 - Live 0x0\nalgif_hash 1 0 - Live 0x0\n",
+        "af_alg 1 2 - Live 0x0\nalgif_hash 1 1 - Live 0x0\nalgif_skcipher 1 1 - Live 0x0\n",
+        "af_alg 1 4 - Live 0x0\nalgif_hash 1 1 - Live 0x0\n",
+        "",
+    ],
+    ids=["unbound", "of another type", "one more", "not to be read"],
+)
+def test_sockets_that_changed_while_they_were_looked_at(
+    root: FakeRoot, monkeypatch: pytest.MonkeyPatch, modules: str
+) -> None:
+    """The bound one may have been closed, and the one that is left be bound to nothing."""
+    before = sockets(root, monkeypatch, af_alg=2, algif_hash=1)
+    root.put("proc/modules", modules)
+    (use,) = before.bound({"7": frozenset({5})})
+    assert use.doubt
 
 
 def test_process_whose_socket_may_be_unbound_is_not_ended(root: FakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:

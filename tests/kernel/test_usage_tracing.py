@@ -478,7 +478,9 @@ def test_algorithm_of_a_socket(tmp_path: Path) -> None:
 
     def uses(*rows: tuple[str, str, str, int], af_alg: int = 2, **loaded: int) -> list[tuple[set[str], bool]]:
         known = algorithms(tmp_path, *rows, dm_crypt=0, **loaded)
-        sockets = SocketModules(tmp_path, LOADED | loaded | {"af_alg": af_alg}, algorithms=known)
+        counts = LOADED | loaded | {"af_alg": af_alg}
+        (tmp_path / "proc/modules").write_text("".join(f"{n} 1 {count} - Live 0x0\n" for n, count in counts.items()))
+        sockets = SocketModules(tmp_path, counts, algorithms=known)
         return [
             (set(use.modules), not use.doubt)
             for use in sockets.bound({"7": frozenset({5})})

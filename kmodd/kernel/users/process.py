@@ -16,7 +16,7 @@ from kmodd.kernel.proc.maps import from_child, mappings
 from kmodd.kernel.users.devices import DeviceOwners, device_number
 from kmodd.kernel.users.mount import Mounts
 from kmodd.kernel.users.netlink import TcpUse
-from kmodd.kernel.users.tasks import Budget, Sighting, Task, Tasks, faults_noted
+from kmodd.kernel.users.tasks import Budget, Sighting, Task, Tasks, faults_noted, references
 from kmodd.kernel.users.tracing import Attachments
 from kmodd.kernel.watcher.watcher import place
 from kmodd.model import Remedy, User
@@ -128,12 +128,14 @@ class SocketModules:
 
         bind(2) takes the module of the type, once; accepted sockets keep the one that was bound (crypto/af_alg.c). Nothing shows which
         sockets are bound, and to what. It is known where the same processes have all of them, or where as many are bound as there are;
-        the references of AF_ALG itself tell whether these are all.
+        the references of AF_ALG itself tell whether these are all. They were counted before the sockets were looked at: where they are
+        others by now, nothing is known.
         """
         bound = sum(self._loaded[type_] for type_ in self._types)
         others = self._loaded.get(_ALG_MODULE, 0) - len(holders) * _ALG_REFERENCES
         together = len(set(holders.values())) == 1 and 0 <= others < _ALG_REFERENCES
         certain = together or (others == 0 and bound == len(holders) and len(self._types) == 1)
+        certain = certain and self._alg_references(references(self._root)) == self._alg_references(self._loaded)
         doubt = "" if certain else "which may be bound to it"
         yield SocketUse(_ALG, self._types, doubt)
         if self._algorithms is None:
@@ -145,6 +147,12 @@ class SocketModules:
         for type_ in self._types:
             if possible := self._algorithms.of_user(type_):
                 yield SocketUse(_ALG, possible, "which may be bound to one of its algorithms")
+
+    @staticmethod
+    def _alg_references(loaded: Mapping[str, int]) -> dict[str, int]:
+        """Those of AF_ALG and of its types, as far as something uses them."""
+        names = (name for name in loaded if name == _ALG_MODULE or name.startswith(_ALG_TYPES))
+        return {name: loaded[name] for name in names if loaded[name] > 0}
 
     def _of_layer(self, use: TcpUse) -> frozenset[str]:
         ciphers = self._algorithms.of_name(use.cipher) if use.cipher and self._algorithms else frozenset()
