@@ -315,6 +315,7 @@ uninstall: ## stop kmodd and remove all of its files, including its state
 	@! { $(LIVE); } || systemctl disable --now --quiet kmodd.service kmodd-notifier.service \
 		kmodd-gateway.socket kmodd-gateway.service kmodd-agent.service 2>/dev/null || true
 	@rm -rf $(DESTDIR)$(PKGDIR)/kmodd $(DESTDIR)$(PKGDIR)/dbus $(DESTDIR)$(PKGDIR)/libraries
+	@rm -rf $(DESTDIR)$(COCKPITDIR)
 	@rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(INSTALLED_GATEWAY) $(INSTALLED_COCKPIT) $(INSTALLED_AGENT))
 	@made=$$(cat $(DESTDIR)$(MANIFEST) 2>/dev/null); rm -f $(DESTDIR)$(MANIFEST); for directory in $$made; do \
 		[ ! -d $(DESTDIR)$$directory ] || rmdir --ignore-fail-on-non-empty $(DESTDIR)$$directory; done

@@ -156,6 +156,7 @@ def test_uninstall_leaves_no_file(tmp_path: Path, prefix: str) -> None:
     make("install-gateway", tmp_path, PREFIX=prefix)
     make("install-agent", tmp_path, PREFIX=prefix)
     make("install-cockpit", tmp_path, PREFIX=prefix)
+    (tmp_path / prefix[1:] / "share/cockpit/kmodd/shared/of_last_year.js").touch()
     make("uninstall", tmp_path, PREFIX=prefix)
     assert files(tmp_path) == {f"{prefix}/bin/other"}
     folders = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir()}
