@@ -85,9 +85,11 @@ const escaped = (name) => name.replace(/^[0-9]|[^A-Za-z0-9]/g, (one) => `_${one.
 
 /** Facts from a module's file and, while it is loaded, its properties as `live`. */
 export async function describe(name) {
-  const [described, live] = await Promise.allSettled([
-    map("Manager.Describe", "sa{sv}", [name, {}]),
-    map("org.freedesktop.DBus.Properties.GetAll", "s", ["org.kmodd1.Module"], `${PATH}/module/${escaped(name)}`),
+  const [described] = await Promise.allSettled([map("Manager.Describe", "sa{sv}", [name, {}])]);
+  // The object has the module's own name; the address may have an alias, or hyphens.
+  const own = (described.value?.name ?? name).replaceAll("-", "_");
+  const [live] = await Promise.allSettled([
+    map("org.freedesktop.DBus.Properties.GetAll", "s", ["org.kmodd1.Module"], `${PATH}/module/${escaped(own)}`),
   ]);
   // A module can be loaded although its file is gone; one that is not loaded has no object.
   if (described.status === "rejected" && live.status === "rejected") throw described.reason;

@@ -89,6 +89,7 @@ def test_calls_over_the_bus_answer_as_the_gateway_does(page: Page, served: Gatew
         ("explain", "snd_pcm"): ("/v1/modules/snd_pcm/explain", ""),
         ("explain", "dccp"): ("/v1/modules/dccp/explain", ""),
         ("describe", "snd_pcm"): ("/v1/modules/snd_pcm", ""),
+        ("describe", "snd-pcm"): ("/v1/modules/snd-pcm", ""),
         ("describe", "overlay"): ("/v1/modules/overlay", ""),
         ("describe", "kmodd_test_params"): ("/v1/modules/kmodd_test_params", ""),
         ("rules",): ("/v1/config", "rules"),
