@@ -56,4 +56,5 @@ follow(
   },
   (state) => told("daemon", {state}),
 );
-start({views: {modules, graph, health, history, surface, config: rules}, summary});
+// Cockpit keeps a page that was left in its frame, and says so; the frame's document is visible all the time.
+start({views: {modules, graph, health, history, surface, config: rules}, summary, visibility: cockpit});

@@ -143,6 +143,35 @@ def test_what_others_do_is_seen_and_can_be_searched(page: Page, served: Gateway)
     browser.see("table.sorted", "printk")
 
 
+def test_a_page_behind_another_of_cockpits_asks_for_nothing(page: Page) -> None:
+    """The shell keeps a page that was left, and tells it so; the browser's own document is visible all the time."""
+    browser = page.browser
+    browser.run(
+        """
+        const send = WebSocket.prototype.send;
+        WebSocket.prototype.send = function (...data) { window.sent += 1; return send.apply(this, data); };
+        window.show = (hidden) => {
+          window.sent = 0;
+          cockpit.hidden = hidden;
+          cockpit.dispatchEvent("visibilitychange");
+          return window.sent;
+        };
+        """
+    )
+    browser.until("return window.show(false) > 0")
+    # Several times: while an answer is under way, it asks for nothing either.
+    sent = """
+        const done = arguments[0];
+        const counts = [];
+        const timer = setInterval(() => {
+          counts.push(window.show(true));
+          if (counts.length === 20) { clearInterval(timer); done(counts); }
+        }, 50);
+    """
+    assert browser.wait_for(sent) == [0] * 20
+    browser.until("return window.show(false) > 0")
+
+
 def test_a_module_is_explained_loaded_and_unloaded(page: Page, served: Gateway) -> None:
     browser = page.browser
     page.visit("modules/snd_pcm")

@@ -137,7 +137,7 @@ export function lookAgain() {
 }
 
 const look = () => {
-  if (!document.hidden) {
+  if (!page.visibility.hidden) {
     view.look(true);
     refreshChange();
   }
@@ -151,11 +151,14 @@ function searchByKey(event) {
   search.focus();
 }
 
-/** Show the view that the address names; `views` are all there are, `summary` refreshes what the page itself shows. */
-export function start({views, summary}) {
-  page = {views, summary};
+/**
+ * Show the view that the address names; `views` are all there are, `summary` refreshes what the page itself shows, `visibility` has
+ * `hidden` and the event "visibilitychange", as a document has.
+ */
+export function start({views, summary, visibility = document}) {
+  page = {views, summary, visibility};
   setInterval(look, UNTOLD);
-  document.addEventListener("visibilitychange", look);
+  visibility.addEventListener("visibilitychange", look);
   // One's own changes are seen although there may be no event for them, as for a parameter.
   document.addEventListener("changed", () => told("changed", {}));
   document.addEventListener("keydown", searchByKey);
