@@ -23,6 +23,7 @@ PAGES = sorted(
     [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *(ROOT / "docs").glob("*.md")]
 )
 PATTERNS = (
+    "ansible/*.md",
     "docs/man/*.scd",
     "docs/*.conf",
     "docs/alerts.yml",

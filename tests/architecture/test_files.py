@@ -52,7 +52,8 @@ def test_classes_are_nouns() -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern", ["cockpit", "kmodd", "tests", "dbus", "polkit", "systemd", "install", "docs", "Makefile", "*.md"]
+    "pattern",
+    ["kmodd", "ansible", "cockpit", "tests", "dbus", "polkit", "systemd", "install", "docs", "Makefile", "*.md"],
 )
 def test_nothing_is_left_open(pattern: str) -> None:
     found = [
@@ -66,7 +67,8 @@ def test_nothing_is_left_open(pattern: str) -> None:
 
 
 def test_every_source_file_says_its_licence() -> None:
-    files = tracked("cockpit/*.*[!n]", "kmodd/*.py", "dbus/*", "polkit/*", "systemd/*", "install/*", "bin/*")
+    folders = ("kmodd/*.py", "dbus/*", "polkit/*", "systemd/*", "install/*", "bin/*")
+    files = tracked(*folders, "ansible/*.py", "ansible/*.yml", "cockpit/*.*[!n]")
     assert not [str(path.relative_to(ROOT)) for path in files if "SPDX-License-Identifier" not in text(path)[:600]]
 
 

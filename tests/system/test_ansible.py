@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Ansible's own modprobe and kernel_blacklist beside kmodd on the same /etc: neither undoes the other."""
+"""Ansible's own modprobe and kernel_blacklist beside kmodd on the same /etc: neither undoes the other. And kmodd's collection."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.architecture.installation import ROOT
+from tests.vm.channel import Result
 from tests.vm.machine import Machine
 
 AUTOLOAD = "/etc/modules-load.d/kmodd.conf"
@@ -15,6 +17,14 @@ BLACKLIST = "/etc/modprobe.d/kmodd-blacklist.conf"
 OURS = f"{AUTOLOAD} {OPTIONS} {BLACKLIST}"
 PARAMS, GOOD, INFO, SLOW = "kmodd_test_params", "kmodd_test_good", "kmodd_test_info", "kmodd_test_slow"
 WISHES = "/etc/kmodd/modules.d/test.toml"
+COLLECTIONS = "/srv/collections"
+ENVIRONMENT = {
+    "ANSIBLE_COLLECTIONS_PATH": COLLECTIONS,
+    "ANSIBLE_LOCALHOST_WARNING": "0",
+    "ANSIBLE_PIPELINING": "1",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +37,19 @@ def _nothing_left(vm: Machine) -> Iterator[None]:
     assert "Traceback" not in vm.journal("-u", "kmodd*")
 
 
-def play(vm: Machine, *tasks: Mapping[str, Any]) -> list[bool]:
-    """Run tasks of community.general in one playbook on the machine itself; whether each changed something."""
+def playbook(vm: Machine, tasks: Sequence[Mapping[str, Any]], *options: str) -> Result:
+    """Run tasks in one playbook on the machine itself, to the end."""
     book = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": list(tasks)}]
     vm.write_file("/root/book.json", json.dumps(book))
-    environment = {"ANSIBLE_LOCALHOST_WARNING": "0", "HOME": "/root", "LANG": "C.UTF-8"}
-    done = vm.run(["ansible-playbook", "-i", "localhost,", "/root/book.json"], env=environment, timeout=400)
+    command = ["ansible-playbook", "-i", "localhost,", *options, "/root/book.json"]
+    done = vm.run(command, env=ENVIRONMENT, timeout=400)
     assert done.code == 0, done.stdout + done.stderr
+    return done
+
+
+def play(vm: Machine, *tasks: Mapping[str, Any]) -> list[bool]:
+    """Run tasks of community.general in one playbook on the machine itself; whether each changed something."""
+    done = playbook(vm, tasks)
     states = [line.partition(":")[0] for line in done.stdout.splitlines() if ": [localhost]" in line]
     assert set(states) <= {"ok", "changed"}
     assert len(states) == len(tasks)
@@ -174,3 +190,66 @@ def test_ansible_first_then_kmodd(vm: Machine) -> None:
     vm.check(["modprobe", "-r", PARAMS])
     vm.check("systemctl restart systemd-modules-load.service")
     assert vm.check(f"cat /sys/module/{PARAMS}/parameters/level").strip() == "4"
+
+
+# --- the collection of kmodd ------------------------------------------------------------------------------------------
+
+DESIRED: Sequence[Mapping[str, Any]] = (
+    {"kmodd.kmodd.module": {"name": PARAMS, "parameters": {"level": 7, "read_only": 3}, "persistent": True}},
+    {"kmodd.kmodd.rule": {"name": INFO, "kind": "blacklist", "hard": True, "reason": "a test"}},
+    {"kmodd.kmodd.desired_state": {"name": "test", "modules": {GOOD: {"state": "loaded", "autoload": True}}}},
+)
+REFUSED: Sequence[Mapping[str, Any]] = (
+    {"kmodd.kmodd.module": {"name": INFO}},
+    {"kmodd.kmodd.module": {"name": PARAMS, "parameters": {"read_only": 4}}},
+    {"kmodd.kmodd.desired_state": {"name": "test", "content": f'[module.{GOOD}]\nstate = "loadde"\n'}},
+)
+
+
+def results(vm: Machine, tasks: Sequence[Mapping[str, Any]], *options: str) -> tuple[list[dict[str, Any]], str]:
+    """What tasks return, those that fail among them; and what Ansible prints."""
+    noted = [{**task, "register": f"r{number}", "ignore_errors": True} for number, task in enumerate(tasks)]
+    names = ", ".join(f"r{number}" for number in range(len(tasks)))
+    content = f"{{{{ [{names}] | to_json }}}}"
+    note = {"ansible.builtin.copy": {"content": content, "dest": "/root/results.json"}, "check_mode": False}
+    done = playbook(vm, [*noted, note], *options)
+    rows: list[dict[str, Any]] = json.loads(vm.read_file("/root/results.json"))
+    return rows, done.stdout
+
+
+def test_the_collection_brings_a_machine_to_its_state_once(vm: Machine) -> None:
+    vm.copy_in(ROOT / "ansible", f"{COLLECTIONS}/ansible_collections/kmodd/kmodd")
+    # In check mode nothing changes, and the diff shows what would.
+    foreseen, printed = results(vm, DESIRED, "--check", "--diff")
+    assert [row["changed"] for row in foreseen] == [True, True, True], printed
+    assert foreseen[0]["modules"] == [PARAMS]
+    assert foreseen[2]["steps"][0]["module"] == GOOD
+    assert '+    "blacklist": "hard"' in printed
+    assert f"+[module.{GOOD}]" in printed
+    assert vm.run(f"ls {OURS} {WISHES}").stdout == ""
+    assert not set(vm.check("cut -d' ' -f1 /proc/modules").split()) & {PARAMS, GOOD, INFO}
+    # Then it is done. kmodd_test_params keeps even levels, which is no difference the next time.
+    done, printed = results(vm, DESIRED)
+    assert [row["changed"] for row in done] == [True, True, True], printed
+    assert done[0]["diff"]["after"]["parameters"] == {"level": "6", "read_only": "3"}
+    assert [row["action"] for row in done[2]["results"]] == ["load", "enable-autoload"]
+    assert done[2]["drift"] == []
+    assert vm.check(f"cat /sys/module/{PARAMS}/parameters/level").strip() == "6"
+    information: Mapping[str, Any] = {"kmodd.kmodd.info": {"gather": ["drift"], "explain": [INFO]}}
+    again, printed = results(vm, [*DESIRED, *REFUSED, information])
+    assert [row["changed"] for row in again[:3]] == [False, False, False], printed
+    # What is refused says why and what helps, in kmodd's words, and leaves everything as it was.
+    assert [(row["failed"], row["error"]) for row in again[3:6]] == [
+        (True, "DisabledByPolicy"),
+        (True, "ReadOnlyParameter"),
+        (True, "Conflict"),
+    ]
+    assert again[3]["evidence"]["file"] == BLACKLIST
+    assert all(row["hint"] for row in again[3:6])
+    assert (again[5]["evidence"]["file"], again[5]["evidence"]["line"]) == (WISHES, 2)
+    assert (again[6]["drift"], again[6]["explained"][INFO]["policy_file"]) == ([], BLACKLIST)
+    # What stands there is what modprobe and systemd obey.
+    assert vm.run(["modprobe", INFO]).code != 0
+    vm.check(f"rmmod {PARAMS} {GOOD} && systemctl restart systemd-modules-load.service")
+    assert vm.check(f"cat /sys/module/{PARAMS}/parameters/read_only").strip() == "3"
+    assert vm.run(["test", "-d", f"/sys/module/{GOOD}"]).code == 0

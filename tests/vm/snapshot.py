@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SOURCE = "/usr/src/kmodd"
 # What `make install` does not read: a change of these needs no new snapshot.
-NOT_INSTALLED = ("cockpit/", "tests/", ".ci/", ".github/", "debian/", "docs/screenshots/", "pyproject.toml", "setup.py")
+NOT_INSTALLED = tuple(
+    "ansible/ cockpit/ tests/ .ci/ .github/ debian/ docs/screenshots/ pyproject.toml setup.py".split()
+)
 Prepare = Callable[[Machine], None]
 
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A file of a `.d` directory that a task writes or removes, and puts back when kmodd refuses it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Mapping
+
+if TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
+
+MODE = "0644"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class DropIn:
+    """One file, as it was when the task began."""
+
+    def __init__(self, module: AnsibleModule, folder: str, name: str) -> None:
+        from kmodd.errors import InvalidArgs
+
+        if not _NAME.fullmatch(name) or name.endswith(".toml"):
+            raise InvalidArgs("name is a file name without .toml: letters, digits, '.', '_' and '-'", argument="name")
+        self.path = Path(folder) / f"{name}.toml"
+        self._module = module
+        try:
+            self.before: str | None = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            self.before = None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(self.path, error) from error
+
+    def put(self, text: str | None) -> None:
+        """Replace the file atomically; None removes it."""
+        if text is None:
+            self.path.unlink(missing_ok=True)
+            return
+        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self._module.tmpdir)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        self._module.atomic_move(temporary, str(self.path))
+        self._module.set_mode_if_different(str(self.path), MODE, False)
+
+    def diff(self, desired: str | None) -> dict[str, Any]:
+        """The change, as Ansible shows it."""
+        return {
+            "before_header": str(self.path),
+            "after_header": str(self.path),
+            "before": self.before or "",
+            "after": desired or "",
+        }
+
+
+def _unreadable(path: Path, error: Exception) -> Exception:
+    from kmodd.errors import Evidence, NotPermitted
+
+    reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8"
+    return NotPermitted(f"{path} cannot be read ({reason})", evidence=Evidence(file=str(path)))
+
+
+# --- writing TOML ---------------------------------------------------------------------------------------------------
+
+
+def toml(tables: Mapping[str, Any], prefix: str = "") -> str:
+    """Write a table of tables as TOML: one header for each of them, and what is below on one line for each key."""
+    blocks = []
+    for name, table in tables.items():
+        lines = [f"{_key(key)} = {_value(value)}\n" for key, value in table.items() if value is not None]
+        blocks.append(f"[{prefix}{_key(name)}]\n{''.join(lines)}")
+    return "\n".join(blocks)
+
+
+def _key(name: object) -> str:
+    text = str(name)
+    return text if _BARE_KEY.fullmatch(text) else _string(text)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return (
+            "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + " }" if value else "{}"
+        )
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return _string(str(value))
+
+
+def _string(text: str) -> str:
+    """A basic string of TOML: control characters, quotes and backslashes are escaped."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(char if char >= " " and char != "\x7f" else f"\\u{ord(char):04x}" for char in escaped) + '"'
