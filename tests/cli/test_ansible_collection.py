@@ -5,8 +5,12 @@ Of Ansible only the class `AnsibleModule` is replaced; tests/system/test_ansible
 """
 
 import ast
+import errno
 import importlib
+import os
+import stat
 import sys
+import tomllib
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +20,8 @@ import pytest
 import yaml
 
 from kmodd import VERSION
+from kmodd.client.configuration import Configuration
+from kmodd.errors import Conflict, Evidence
 from tests.architecture.test_documentation import blocks
 from tests.cli.runner import Runner
 
@@ -37,6 +43,9 @@ class StandIn:
 
     params: Mapping[str, Any] = types.MappingProxyType({})
     check_mode = False
+    tmpdir = ""
+    atomic_move = staticmethod(os.replace)
+    set_mode_if_different = staticmethod(lambda path, mode, changed: Path(path).chmod(int(mode, 8)))
 
     def __init__(self, argument_spec: dict[str, Any], **_: object) -> None:
         assert self.params.keys() <= argument_spec.keys()
@@ -56,7 +65,7 @@ Play = Callable[..., dict[str, Any]]
 def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StandIn]]:
     """The collection can be imported by its name."""
     basic = types.ModuleType("ansible.module_utils.basic")
-    stand_in = type("AnsibleModule", (StandIn,), {})
+    stand_in: type[StandIn] = type("AnsibleModule", (StandIn,), {})
     vars(basic).update(AnsibleModule=stand_in, missing_required_lib=lambda name, reason: f"no {name} {reason}")
     for name in ("ansible", "ansible.module_utils"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -65,6 +74,7 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[S
     place.mkdir(parents=True)
     (place / "kmodd").symlink_to(COLLECTION)
     monkeypatch.syspath_prepend(tmp_path)
+    stand_in.tmpdir = str(tmp_path)
     yield stand_in
     for name in [name for name in sys.modules if name.startswith("ansible_collections")]:
         del sys.modules[name]
@@ -236,6 +246,94 @@ def test_a_rule_that_makes_no_sense(play: Play, rule: dict[str, Any]) -> None:
     assert play("rule", name="loop", **rule)["error"] == "InvalidArgs"
 
 
+# --- desired state ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the desired state; the daemon has none, for its system is simulated."""
+    module = importlib.import_module("ansible_collections.kmodd.kmodd.plugins.modules.desired_state")
+    monkeypatch.setattr(module, "FOLDER", str(tmp_path / "modules.d"))
+    return tmp_path / "modules.d"
+
+
+def test_a_file_comes_and_goes(play: Play, folder: Path) -> None:
+    tables = {"loop": {"state": "loaded", "parameters": {"max_loop": 16}}, "ext4": {"state": "absent"}}
+    foreseen = play("desired_state", name="site", modules=tables, check=True)
+    assert not folder.exists()
+    assert [(step["action"], step["module"], step.get("error")) for step in foreseen["steps"]] == [
+        ("insert", "loop", None),
+        ("remove", "ext4", "InUse"),
+    ]
+    done = play("desired_state", name="site", modules=tables)
+    assert (done["changed"], done["results"], done["drift"]) == (True, [], [])
+    assert tomllib.loads((folder / "site.toml").read_text()) == {"module": tables}
+    assert stat.S_IMODE((folder / "site.toml").stat().st_mode) == 0o644
+    assert foreseen["diff"] == done["diff"]
+    again = play("desired_state", name="site", modules=tables)
+    assert (again["changed"], again["diff"]) == (False, [])
+    assert not play("desired_state")["changed"]
+    assert play("desired_state", name="site", state="absent", check=True)["changed"]
+    assert play("desired_state", name="site", state="absent")["changed"]
+    assert list(folder.iterdir()) == []
+    assert not play("desired_state", name="site", state="absent")["changed"]
+
+
+@pytest.mark.parametrize("before", ["# as it was\n", None])
+def test_what_the_daemon_refuses_is_put_back(
+    play: Play, folder: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    folder.mkdir()
+    path = folder / "site.toml"
+    if before is not None:
+        path.write_text(before)
+    read: list[str] = []
+
+    async def reload(_: Configuration, **__: object) -> None:
+        read.append(path.read_text() if path.exists() else "")
+        if len(read) == 1:
+            raise Conflict("line 2 is wrong", evidence=Evidence(file=str(path), line=2))
+
+    monkeypatch.setattr(Configuration, "reload", reload)
+    refused = play("desired_state", name="site", content="[module.loop]\nstat = 1\n")
+    assert (refused["error"], refused["msg"], refused["evidence"]["line"]) == ("Conflict", "line 2 is wrong", 2)
+    assert read == ["[module.loop]\nstat = 1\n", before or ""]
+    assert (path.read_text() if path.exists() else None) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "error"),
+    [
+        ({"content": ""}, "InvalidArgs"),
+        ({"state": "absent"}, "InvalidArgs"),
+        ({"name": "site"}, "InvalidArgs"),
+        ({"name": "site", "state": "absent", "content": ""}, "InvalidArgs"),
+        ({"name": "../site", "content": ""}, "InvalidArgs"),
+        ({"name": "site.toml", "content": ""}, "InvalidArgs"),
+        ({"name": "site", "modules": {"loop": "loaded"}}, "InvalidArgs"),
+        ({"name": "site", "content": "[module.loop]\nstate = loaded\n"}, "Conflict"),
+    ],
+)
+def test_a_description_that_makes_no_sense(play: Play, folder: Path, params: dict[str, Any], error: str) -> None:
+    assert play("desired_state", check=True, **params)["error"] == error
+    assert not folder.exists()
+
+
+def test_a_file_that_cannot_be_read_or_written(play: Play, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "site.toml").mkdir()
+    refused = play("desired_state", name="site", content="")
+    assert (refused["error"], refused["evidence"]["file"]) == ("NotPermitted", str(folder / "site.toml"))
+    (folder / "site.toml").rmdir()
+    (folder / "site.toml").write_bytes(b"\xff")
+    assert play("desired_state", name="site", content="")["error"] == "NotPermitted"
+    (folder / "site.toml").unlink()
+    folder.rmdir()
+    folder.write_text("a file")
+    refused = play("desired_state", name="other", content="")
+    assert (refused["error"], refused["evidence"]["errno"]) == ("NotPermitted", errno.ENOTDIR)
+
+
 # --- info and what all have in common ---------------------------------------------------------------------------------
 
 
@@ -263,8 +361,6 @@ def test_without_the_library(play: Play, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_tables_become_toml(imported: object) -> None:
-    import tomllib
-
     drop_in = importlib.import_module("ansible_collections.kmodd.kmodd.plugins.module_utils.drop_in")
     tables = {
         "rack-monitor": {

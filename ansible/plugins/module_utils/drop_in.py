@@ -32,14 +32,17 @@ class DropIn:
         except FileNotFoundError:
             self.before = None
         except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(self.path, error) from error
+            raise _refused(self.path, "read", error) from error
 
     def put(self, text: str | None) -> None:
         """Replace the file atomically; None removes it."""
-        if text is None:
-            self.path.unlink(missing_ok=True)
-            return
-        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        try:
+            if text is None:
+                self.path.unlink(missing_ok=True)
+                return
+            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused(self.path, "written", error) from error
         handle, temporary = tempfile.mkstemp(dir=self._module.tmpdir)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -56,11 +59,12 @@ class DropIn:
         }
 
 
-def _unreadable(path: Path, error: Exception) -> Exception:
+def _refused(path: Path, action: str, error: Exception) -> Exception:
     from kmodd.errors import Evidence, NotPermitted
 
+    number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8"
-    return NotPermitted(f"{path} cannot be read ({reason})", evidence=Evidence(file=str(path)))
+    return NotPermitted(f"{path} cannot be {action} ({reason})", evidence=Evidence(errno=number, file=str(path)))
 
 
 # --- writing TOML ---------------------------------------------------------------------------------------------------
