@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Modules of the Ansible collection against the real daemon on a simulated kernel; their documentation is what they take.
+"""Modules of the Ansible collection against the real daemon on a simulated kernel.
 
 Of Ansible only the class `AnsibleModule` is replaced; tests/system/test_ansible.py runs them with Debian's Ansible.
 """
 
-import ast
 import errno
 import importlib
 import os
@@ -17,17 +16,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import yaml
 
 from kmodd import VERSION
+from kmodd.cli.arguments import ExitCode
 from kmodd.client.configuration import Configuration
+from kmodd.client.surface import AttackSurface
 from kmodd.errors import Conflict, Evidence
-from tests.architecture.test_documentation import blocks
 from tests.cli.runner import Runner
 
 ROOT = Path(__file__).parents[2]
 COLLECTION = ROOT / "ansible"
-MODULES = sorted(path.stem for path in (COLLECTION / "plugins/modules").glob("*.py"))
 
 
 class Ended(Exception):
@@ -144,6 +142,10 @@ def test_a_live_parameter_is_written(play: Play) -> None:
     done = play("module", name="snd-hda-intel", parameters={"power_save": 10})
     assert (done["changed"], done["modules"], shown(done)) == (True, ["snd_hda_intel"], shown(foreseen))
     assert not play("module", name="snd-hda-intel", parameters={"power_save": 10})["changed"]
+    # What does not differ is not written: it may not be writable.
+    assert play("module", name="snd_hda_intel", state="reloaded", parameters={"index": 2}, disconnect=True)["changed"]
+    both = play("module", name="snd_hda_intel", parameters={"index": 2, "power_save": 5})
+    assert [(step["action"], step["parameters"]) for step in both["steps"]] == [("set-parameter", "power_save=5")]
 
 
 def test_unloading_names_what_uses_it(play: Play) -> None:
@@ -183,47 +185,57 @@ def test_what_a_file_refuses_is_known_before_a_module_is_touched(play: Play, run
     run("config", "blacklist", "tun", "--hard")
     refused = play("module", name="loop", persistent=True, parameters={"max_lop": 8})
     assert refused["error"] == "UnknownParameter"
+    # systemd's own options line for dummy would override kmodd's; the kernel itself would take the value.
+    assert play("module", name="dummy", persistent=True, parameters={"numdummies": 2})["error"] == "Conflict"
     refused = play("module", name="tun", persistent=True)
     assert (refused["error"], refused["evidence"]["file"]) == (
         "DisabledByPolicy",
         "/etc/modprobe.d/kmodd-blacklist.conf",
     )
-    assert [row["name"] for row in run("list", "--json").document if row["name"] in ("loop", "tun")] == []
+    assert [row["name"] for row in run("list", "--json").document if row["name"] in ("loop", "tun", "dummy")] == []
 
 
-@pytest.mark.parametrize(
-    "params",
-    [{"persistent": True}, {"parameters": {"max_loop": 8}}, {"version": "1.0"}],
-)
-def test_what_contradicts_absent(play: Play, params: dict[str, Any]) -> None:
-    assert play("module", name="loop", state="absent", **params)["error"] == "InvalidArgs"
+def test_what_contradicts_absent(play: Play) -> None:
+    contradictions: list[dict[str, Any]] = [{"persistent": True}, {"parameters": {"max_loop": 8}}, {"version": "1.0"}]
+    for params in contradictions:
+        assert play("module", name="loop", state="absent", **params)["error"] == "InvalidArgs", params
 
 
 # --- rule -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("rule", "lines"),
-    [
+def test_a_rule_comes_and_goes(play: Play, run: Runner) -> None:
+    rules: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
         ({"kind": "autoload"}, [("autoload", "")]),
-        ({"kind": "options", "parameters": {"max_loop": 8, "hw_queue_depth": "64"}}, None),
+        (
+            {"kind": "options", "parameters": {"max_loop": 8, "hw_queue_depth": "64"}},
+            [("options", "max_loop=8 hw_queue_depth=64")],
+        ),
         ({"kind": "blacklist"}, [("blacklist", "")]),
         ({"kind": "blacklist", "hard": True}, [("blacklist", ""), ("softdep", "pre:"), ("install", "/bin/false")]),
-    ],
-)
-def test_a_rule_comes_and_goes(
-    play: Play, run: Runner, rule: dict[str, Any], lines: list[tuple[str, str]] | None
-) -> None:
-    foreseen = play("rule", name="loop", check=True, **rule)
-    assert run("config", "show", "loop", "--json").document == []
-    done = play("rule", name="loop", **rule)
-    assert (done["changed"], done["rules"], done["diff"]) == (True, foreseen["rules"], foreseen["diff"])
-    rows = [(row["kind"], row["value"]) for row in run("config", "show", "loop", "--json").document]
-    assert rows == (lines or [("options", "max_loop=8 hw_queue_depth=64")])
-    again = play("rule", name="loop", **rule)
-    assert (again["changed"], again["diff"]["before"]) == (False, again["diff"]["after"])
-    assert play("rule", name="loop", kind=rule["kind"], state="absent")["changed"]
-    assert not play("rule", name="loop", kind=rule["kind"], state="absent")["changed"]
+    ]
+    for rule, lines in rules:
+        foreseen = play("rule", name="loop", check=True, **rule)
+        assert run("config", "show", "loop", "--json").document == []
+        done = play("rule", name="loop", **rule)
+        assert (done["changed"], done["rules"], done["diff"]) == (True, foreseen["rules"], foreseen["diff"])
+        assert [(row["kind"], row["value"]) for row in run("config", "show", "loop", "--json").document] == lines
+        again = play("rule", name="loop", **rule)
+        assert (again["changed"], again["diff"]["before"]) == (False, again["diff"]["after"])
+        assert play("rule", name="loop", kind=rule["kind"], state="absent")["changed"]
+        assert not play("rule", name="loop", kind=rule["kind"], state="absent")["changed"]
+
+
+def test_rules_of_other_files_do_not_count(play: Play) -> None:
+    """systemd has an options line for dummy."""
+    left = play("rule", name="dummy", kind="options", state="absent")
+    assert (left["changed"], left["rules"]["options"]) == (False, {})
+
+
+def test_a_blacklist_becomes_hard_and_soft(play: Play) -> None:
+    for hard, mode in ((False, "soft"), (True, "hard"), (False, "soft")):
+        done = play("rule", name="loop", kind="blacklist", hard=hard)
+        assert (done["changed"], done["rules"]["blacklist"]) == (True, mode)
 
 
 def test_a_rule_that_another_file_overrides_names_it(play: Play) -> None:
@@ -232,18 +244,16 @@ def test_a_rule_that_another_file_overrides_names_it(play: Play) -> None:
     assert refused["hint"]
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
+def test_a_rule_that_makes_no_sense(play: Play) -> None:
+    rules: list[dict[str, Any]] = [
         {"kind": "options"},
         {"kind": "autoload", "parameters": {"max_loop": 8}},
         {"kind": "autoload", "hard": True},
         {"kind": "blacklist", "hard": True, "state": "absent"},
         {"kind": "options", "parameters": {"max_loop": {"a": 1}}},
-    ],
-)
-def test_a_rule_that_makes_no_sense(play: Play, rule: dict[str, Any]) -> None:
-    assert play("rule", name="loop", **rule)["error"] == "InvalidArgs"
+    ]
+    for rule in rules:
+        assert play("rule", name="loop", **rule)["error"] == "InvalidArgs", rule
 
 
 # --- desired state ----------------------------------------------------------------------------------------------------
@@ -301,9 +311,8 @@ def test_what_the_daemon_refuses_is_put_back(
     assert (path.read_text() if path.exists() else None) == before
 
 
-@pytest.mark.parametrize(
-    ("params", "error"),
-    [
+def test_a_description_that_makes_no_sense(play: Play, folder: Path) -> None:
+    descriptions: list[tuple[dict[str, Any], str]] = [
         ({"content": ""}, "InvalidArgs"),
         ({"state": "absent"}, "InvalidArgs"),
         ({"name": "site"}, "InvalidArgs"),
@@ -312,10 +321,9 @@ def test_what_the_daemon_refuses_is_put_back(
         ({"name": "site.toml", "content": ""}, "InvalidArgs"),
         ({"name": "site", "modules": {"loop": "loaded"}}, "InvalidArgs"),
         ({"name": "site", "content": "[module.loop]\nstate = loaded\n"}, "Conflict"),
-    ],
-)
-def test_a_description_that_makes_no_sense(play: Play, folder: Path, params: dict[str, Any], error: str) -> None:
-    assert play("desired_state", check=True, **params)["error"] == error
+    ]
+    for params, error in descriptions:
+        assert play("desired_state", check=True, **params)["error"] == error, params
     assert not folder.exists()
 
 
@@ -332,6 +340,88 @@ def test_a_file_that_cannot_be_read_or_written(play: Play, folder: Path) -> None
     folder.write_text("a file")
     refused = play("desired_state", name="other", content="")
     assert (refused["error"], refused["evidence"]["errno"]) == ("NotPermitted", errno.ENOTDIR)
+
+
+# --- the attack surface -------------------------------------------------------------------------------------------------
+
+
+def test_a_response_begins_and_ends(play: Play, run: Runner) -> None:
+    foreseen = play("response", modules=["overlay"], check=True)
+    assert (foreseen["changed"], foreseen["id"], foreseen["stage"]) == (True, "module:overlay", "assessed")
+    assert run("config", "show", "overlay", "--json").document == []
+    done = play("response", modules=["overlay"])
+    assert (done["changed"], done["proven"], done["diff"]) == (True, True, foreseen["diff"])
+    assert done["diff"]["after"] == "blocks overlay\n"
+    assert run("load", "overlay").status == ExitCode.POLICY
+    assert not play("response", modules=["overlay"])["changed"]
+    assert not play("response", modules=["overlay"], check=True)["changed"]
+    assert play("response", id="module:overlay", state="absent", check=True)["changed"]
+    ended = play("response", id="module:overlay", state="absent")
+    assert (ended["changed"], ended["modules"]) == (True, ["overlay"])
+    assert not play("response", id="module:overlay", state="absent")["changed"]
+    assert run("config", "show", "overlay", "--json").document == []
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_response_stops_at_a_module_in_use(play: Play, run: Runner, check: bool) -> None:
+    stopped = play("response", modules=["ext4"], check=check)
+    assert (stopped["failed"], stopped["error"], stopped["uses"][0]["module"]) == (True, "InUse", "ext4")
+    assert run("config", "show", "ext4", "--json").document == []
+    forced = play("response", modules=["ext4"], force_in_use=True, check=check)
+    assert (forced["changed"], forced.get("failed")) == (True, None)
+    blocked = run("config", "show", "ext4", "--json").document
+    assert bool(blocked) is not check
+
+
+def test_what_a_response_needs(play: Play) -> None:
+    assert play("response", state="absent", modules=["overlay"])["error"] == "InvalidArgs"
+    assert play("response", id="CVE-1999-0001")["error"] == "NoSuchResponse"
+
+
+@pytest.fixture
+def policy(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the policy; the daemon has none, for its system is simulated."""
+    module = importlib.import_module("ansible_collections.kmodd.kmodd.plugins.modules.surface")
+    monkeypatch.setattr(module, "FOLDER", str(tmp_path / "surface.d"))
+    return tmp_path / "surface.d"
+
+
+def test_a_policy_comes_and_goes(play: Play, policy: Path) -> None:
+    wanted = {"name": "site", "content": '[surface]\nmode = "audit"\n'}
+    assert play("surface", check=True, **wanted)["changed"]
+    assert not policy.exists()
+    done = play("surface", **wanted)
+    assert (done["changed"], done["block"], (policy / "site.toml").read_text()) == (True, [], wanted["content"])
+    again = play("surface", **wanted)
+    assert (again["changed"], again["mode"]) == (False, "off")
+    assert play("surface", name="site", state="absent", apply=False)["changed"]
+    assert not play("surface", name="site", state="absent")["changed"]
+
+
+def test_the_rules_of_a_policy_are_a_change(play: Play, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    async def data(_: AttackSurface, member: str, *, options: Mapping[str, object]) -> dict[str, Any]:
+        asked.append((member, options["dry-run"], options["weaken"]))
+        return {"mode": "enforce", "file": "/etc/x", "block": ["sctp"], "release": ["dccp"], "remarks": []}
+
+    monkeypatch.setattr(AttackSurface, "data", data)
+    for check in (True, False):
+        done = play("surface", check=check, weaken=True)
+        assert (done["changed"], done["block"], done["release"]) == (True, ["sctp"], ["dccp"])
+        assert (done["diff"][0]["before"], done["diff"][0]["after"]) == ("dccp\n", "sctp\n")
+    assert asked == [("Apply", True, True), ("Apply", False, True)]
+
+
+def test_a_policy_that_makes_no_sense(play: Play, policy: Path) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"content": ""},
+        {"name": "site"},
+        {"name": "site", "state": "absent", "content": ""},
+    ]
+    for params in wrong:
+        assert play("surface", **params)["error"] == "InvalidArgs", params
+    assert not policy.exists()
 
 
 # --- info and what all have in common ---------------------------------------------------------------------------------
@@ -360,6 +450,14 @@ def test_without_the_library(play: Play, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "python3-kmodd" in refused["hint"]
 
 
+def test_parameters_are_spelled_for_the_kernel(imported: object) -> None:
+    session = importlib.import_module("ansible_collections.kmodd.kmodd.plugins.module_utils.session")
+    given = {"a-flag": True, "off": False, "list": [1, "two", True], "number": 0x10, "text": "a b"}
+    spelled = {"a_flag": "1", "off": "0", "list": "1,two,1", "number": "16", "text": "a b"}
+    assert session.spelled(given) == spelled
+    assert session.spelled(None) == {}
+
+
 def test_tables_become_toml(imported: object) -> None:
     drop_in = importlib.import_module("ansible_collections.kmodd.kmodd.plugins.module_utils.drop_in")
     tables = {
@@ -374,85 +472,3 @@ def test_tables_become_toml(imported: object) -> None:
         "firewire_core": {"blacklist": "hard"},
     }
     assert tomllib.loads(drop_in.toml(tables, "module.")) == {"module": tables}
-
-
-# --- documentation ----------------------------------------------------------------------------------------------------
-
-
-def constants(name: str) -> dict[str, Any]:
-    """Constants of a module's source, by name."""
-    tree = ast.parse((COLLECTION / f"plugins/modules/{name}.py").read_text())
-    texts = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    (fragment,) = [
-        node for node in ast.parse((COLLECTION / "plugins/module_utils/session.py").read_text()).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "REASON"
-    ]  # fmt: skip
-    reason = ast.literal_eval(fragment.value)
-    values = {}
-    for key in ("DOCUMENTATION", "EXAMPLES", "RETURN"):
-        values[key] = yaml.safe_load(ast.literal_eval(texts[key]))
-    arguments = texts["ARGUMENTS"]
-    assert isinstance(arguments, ast.Dict)
-    values["ARGUMENTS"] = {
-        ast.literal_eval(key): reason if isinstance(value, ast.Name) else ast.literal_eval(value)
-        for key, value in zip(arguments.keys, arguments.values, strict=True)
-        if key is not None
-    }
-    return values
-
-
-def fragments() -> dict[str, Any]:
-    """Options that the fragment of all modules documents."""
-    tree = ast.parse((COLLECTION / "plugins/doc_fragments/kmodd.py").read_text())
-    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
-    (changes,) = [
-        node.value for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CHANGES"
-    ]
-    options: dict[str, Any] = yaml.safe_load(ast.literal_eval(changes))["options"]
-    return options
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_the_documentation_is_what_the_module_takes(name: str) -> None:
-    texts = constants(name)
-    options = dict(texts["DOCUMENTATION"]["options"])
-    if "kmodd.kmodd.kmodd.changes" in texts["DOCUMENTATION"]["extends_documentation_fragment"]:
-        options |= fragments()
-    without_words = {
-        option: {key: value for key, value in each.items() if key != "description"} for option, each in options.items()
-    }
-    assert without_words == texts["ARGUMENTS"]
-    assert all(each["description"] for each in options.values())
-
-
-def tasks() -> list[dict[str, Any]]:
-    """The tasks of every example: of the modules, and of the page."""
-    examples = [task for name in MODULES for task in constants(name)["EXAMPLES"]]
-    for block in blocks(ROOT / "docs/ansible.md", "yaml"):
-        for entry in yaml.safe_load(block):
-            examples += [*entry.get("tasks", []), *entry.get("handlers", [])] if "hosts" in entry else [entry]
-    return examples
-
-
-def test_every_example_uses_what_there_is() -> None:
-    used = set()
-    for task in tasks():
-        for action, arguments in task.items():
-            if action.startswith("kmodd.kmodd."):
-                name = action.rpartition(".")[2]
-                used.add(name)
-                assert (arguments or {}).keys() <= constants(name)["ARGUMENTS"].keys(), task
-    assert used == set(MODULES)
-
-
-def test_the_collection_has_the_version_and_lists_its_modules() -> None:
-    assert yaml.safe_load((COLLECTION / "galaxy.yml").read_text())["version"] == VERSION
-    groups = yaml.safe_load((COLLECTION / "meta/runtime.yml").read_text())["action_groups"]
-    # Those that change something: defaults such as a reason are for all of a group.
-    assert sorted(groups["kmodd"]) == [name for name in MODULES if "reason" in constants(name)["ARGUMENTS"]]
-    readme = (COLLECTION / "README.md").read_text()
-    assert all(f"`kmodd.kmodd.{name}`" in readme for name in MODULES)

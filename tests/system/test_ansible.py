@@ -217,6 +217,7 @@ def results(vm: Machine, tasks: Sequence[Mapping[str, Any]], *options: str) -> t
     return rows, done.stdout
 
 
+@pytest.mark.timeout(1200)
 def test_the_collection_brings_a_machine_to_its_state_once(vm: Machine) -> None:
     vm.copy_in(ROOT / "ansible", f"{COLLECTIONS}/ansible_collections/kmodd/kmodd")
     # In check mode nothing changes, and the diff shows what would.

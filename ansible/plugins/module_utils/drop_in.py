@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Mapping
 
 if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -48,6 +49,19 @@ class DropIn:
             file.write(text)
         self._module.atomic_move(temporary, str(self.path))
         self._module.set_mode_if_different(str(self.path), MODE, False)
+
+    async def replace(self, text: str | None, have_read: Callable[[], Awaitable[Any]]) -> None:
+        """Replace the file and have kmodd read it; what kmodd refuses is put back as it was."""
+        from kmodd.errors import KmoddError
+
+        self.put(text)
+        try:
+            await have_read()
+        except KmoddError:
+            self.put(self.before)
+            with suppress(KmoddError):  # another file may be invalid as well; the first error is the one to return
+                await have_read()
+            raise
 
     def diff(self, desired: str | None) -> dict[str, Any]:
         """The change, as Ansible shows it."""

@@ -168,7 +168,7 @@ async def bring(client: Client, module: AnsibleModule) -> dict[str, Any]:
         if module.check_mode:
             result["steps"] = await _foreseen(client, str(drop_in.path), text)
         else:
-            await _replace(configuration, drop_in, text, module.params["reason"])
+            await drop_in.replace(text, lambda: configuration.reload(reason=module.params["reason"]))
     before = snake_case(await configuration.data("GetDrift"))
     # What a changed file would come to is not known before kmodd has read it.
     if module.params["apply"] and not (rewritten and module.check_mode):
@@ -201,19 +201,6 @@ def _file(module: AnsibleModule) -> tuple[DropIn | None, str | None]:
     if wrong:
         raise InvalidArgs(f"modules.{wrong[0]} is not a dictionary", argument="modules")
     return drop_in, f"# Written by Ansible.\n{toml(params['modules'], 'module.')}"
-
-
-async def _replace(configuration: Configuration, drop_in: DropIn, text: str | None, reason: str) -> None:
-    """Write the file and have it read; what kmodd refuses is put back."""
-    from kmodd.errors import KmoddError
-
-    drop_in.put(text)
-    try:
-        await configuration.reload(reason=reason)
-    except KmoddError:
-        drop_in.put(drop_in.before)
-        await configuration.reload(reason=reason)
-        raise
 
 
 async def _apply(configuration: Configuration, module: AnsibleModule) -> list[dict[str, Any]]:
