@@ -12,6 +12,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,8 +21,9 @@ import pytest
 from kmodd import VERSION
 from kmodd.cli.arguments import ExitCode
 from kmodd.client.configuration import Configuration
-from kmodd.client.surface import AttackSurface
+from kmodd.client.surface import AttackSurface, ResponseRow
 from kmodd.errors import Conflict, Evidence
+from kmodd.model.rules import ShownRule
 from tests.cli.runner import Runner
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +43,6 @@ class StandIn:
 
     params: Mapping[str, Any] = types.MappingProxyType({})
     check_mode = False
-    tmpdir = ""
-    atomic_move = staticmethod(os.replace)
-    set_mode_if_different = staticmethod(lambda path, mode, changed: Path(path).chmod(int(mode, 8)))
 
     def __init__(self, argument_spec: dict[str, Any], **_: object) -> None:
         assert self.params.keys() <= argument_spec.keys()
@@ -72,7 +71,6 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[S
     place.mkdir(parents=True)
     (place / "kmodd").symlink_to(COLLECTION)
     monkeypatch.syspath_prepend(tmp_path)
-    stand_in.tmpdir = str(tmp_path)
     yield stand_in
     for name in [name for name in sys.modules if name.startswith("ansible_collections")]:
         del sys.modules[name]
@@ -146,6 +144,27 @@ def test_a_live_parameter_is_written(play: Play) -> None:
     assert play("module", name="snd_hda_intel", state="reloaded", parameters={"index": 2}, disconnect=True)["changed"]
     both = play("module", name="snd_hda_intel", parameters={"index": 2, "power_save": 5})
     assert [(step["action"], step["parameters"]) for step in both["steps"]] == [("set-parameter", "power_save=5")]
+
+
+def test_a_value_that_only_root_may_read_is_compared_when_it_is_written(play: Play) -> None:
+    wanted = {"name": "nf_conntrack", "parameters": {"hashsize": 1024}}
+    assert play("module", **wanted)["changed"]
+    assert not play("module", **wanted)["changed"]
+    assert play("module", check=True, **wanted)["changed"]  # a plan is public, and does not tell
+    assert play("module", name="nf_conntrack", parameters={"hashsize": 2048})["modules"] == ["nf_conntrack"]
+
+
+def test_a_value_that_no_one_can_read_is_no_reason_to_reload(play: Play) -> None:
+    wanted = {"name": "bonding", "parameters": {"mode": "1"}, "reload": True, "disconnect": True}
+    assert play("module", **wanted)["changed"]
+    for check in (True, False):
+        refused = play("module", check=check, **wanted)
+        assert (refused["error"], refused["evidence"]["parameter"]) == ("ReadOnlyParameter", "mode")
+        assert (refused["msg"].endswith("its value cannot be read"), "state: reloaded" in refused["hint"]) == (
+            True,
+            True,
+        )
+    assert play("module", name="bonding", parameters={"mode": "1"}, state="reloaded", disconnect=True)["changed"]
 
 
 def test_unloading_names_what_uses_it(play: Play) -> None:
@@ -232,6 +251,50 @@ def test_rules_of_other_files_do_not_count(play: Play) -> None:
     assert (left["changed"], left["rules"]["options"]) == (False, {})
 
 
+def _withheld(shown_rule: ShownRule) -> ShownRule:
+    return replace(shown_rule, rule=replace(shown_rule.rule, value=""), public=False)
+
+
+def _long(shown_rule: ShownRule) -> ShownRule:
+    return replace(shown_rule, rule=replace(shown_rule.rule, value="max_loop=8 ".ljust(4096, "x")))
+
+
+def _escaped(shown_rule: ShownRule) -> ShownRule:
+    return replace(shown_rule, rule=replace(shown_rule.rule, value=r"max_loop=\xe4"))
+
+
+@pytest.mark.parametrize("cut", [_withheld, _long, _escaped])
+def test_options_that_are_shown_in_part_are_not_written_back(
+    play: Play, run: Runner, monkeypatch: pytest.MonkeyPatch, cut: Callable[[ShownRule], ShownRule]
+) -> None:
+    play("rule", name="loop", kind="options", parameters={"max_loop": 8, "hw_queue_depth": 64})
+    before = run("config", "show", "loop", "--json").document
+    show = Configuration.show
+
+    async def part(configuration: Configuration) -> tuple[ShownRule, ...]:
+        return tuple(cut(row) if row.rule.module == "loop" else row for row in await show(configuration))
+
+    tasks: list[tuple[str, dict[str, Any]]] = [
+        ("module", {"persistent": True, "parameters": {"max_part": 15}}),
+        ("module", {"persistent": False}),
+        ("rule", {"kind": "options", "state": "absent"}),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(Configuration, "show", part)
+        for action, params in tasks:
+            refused = play(action, name="loop", **params)
+            assert (refused["error"], refused["evidence"]["file"]) == (
+                "NotPermitted",
+                "/etc/modprobe.d/kmodd-options.conf",
+            )
+            assert refused["hint"]
+        assert run("config", "show", "loop", "--json").document[0]["kind"] == "options"
+        # Other rules do not depend on them.
+        assert play("rule", name="loop", kind="autoload")["changed"]
+        assert play("rule", name="loop", kind="autoload", state="absent")["changed"]
+    assert run("config", "show", "loop", "--json").document == before
+
+
 def test_a_blacklist_becomes_hard_and_soft(play: Play) -> None:
     for hard, mode in ((False, "soft"), (True, "hard"), (False, "soft")):
         done = play("rule", name="loop", kind="blacklist", hard=hard)
@@ -311,6 +374,50 @@ def test_what_the_daemon_refuses_is_put_back(
     assert (path.read_text() if path.exists() else None) == before
 
 
+@pytest.mark.parametrize("params", [{"content": "[module.loop]\nstat = 1\n"}, {"state": "absent"}])
+def test_a_file_keeps_its_mode_and_belongs_to_root(
+    play: Play, folder: Path, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]
+) -> None:
+    folder.mkdir()
+    path = folder / "site.toml"
+    path.write_text("# as it was\n")
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 1234)
+
+    async def reload(_: Configuration, **__: object) -> None:
+        if not path.exists() or "stat" in path.read_text():
+            raise Conflict("line 2 is wrong")
+
+    monkeypatch.setattr(Configuration, "reload", reload)
+    assert play("desired_state", name="site", **params)["error"] == "Conflict"
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("# as it was\n", 0o640)
+    assert play("desired_state", name="site", content="# new\r\n")["changed"]
+    status = path.stat()
+    assert (path.read_bytes(), stat.S_IMODE(status.st_mode)) == (b"# new\r\n", 0o640)
+    assert not play("desired_state", name="site", content="# new\r\n")["changed"]
+    if os.geteuid() == 0:
+        assert (status.st_uid, status.st_gid) == (0, 1234)
+
+
+def test_check_mode_shows_only_what_would_be_settled(play: Play, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in another program's file or in the initramfs stays as it is."""
+    loaded = {"module": "loop", "kind": "presence", "wanted": "loaded", "actual": "not loaded", "hint": ""}
+    other = {"module": "tun", "kind": "autoload", "wanted": "off", "actual": "on", "hint": ""}
+
+    async def data(_: Configuration, member: str, **__: object) -> list[dict[str, Any]]:
+        results = [{"module": "loop", "action": "load", "result": "changed"}]
+        return [loaded, other] if member == "GetDrift" else results
+
+    monkeypatch.setattr(Configuration, "data", data)
+    (difference,) = play("desired_state", check=True)["diff"]
+    assert difference["before"] == "loop presence: not loaded\ntun autoload: on\n"
+    assert difference["after"] == "loop presence: loaded\ntun autoload: on\n"
+    # What a changed file settles is not known before it is read.
+    (difference,) = play("desired_state", name="site", content="# new\n", check=True)["diff"]
+    assert difference["after"] == "# new\n"
+
+
 def test_a_description_that_makes_no_sense(play: Play, folder: Path) -> None:
     descriptions: list[tuple[dict[str, Any], str]] = [
         ({"content": ""}, "InvalidArgs"),
@@ -320,6 +427,11 @@ def test_a_description_that_makes_no_sense(play: Play, folder: Path) -> None:
         ({"name": "../site", "content": ""}, "InvalidArgs"),
         ({"name": "site.toml", "content": ""}, "InvalidArgs"),
         ({"name": "site", "modules": {"loop": "loaded"}}, "InvalidArgs"),
+        ({"name": "site", "modules": {"loop": {"parameters": {"max_loop": None}}}}, "InvalidArgs"),
+        ({"name": "site", "modules": {"loop": {"after": ["ext4", None]}}}, "InvalidArgs"),
+        ({"name": "site", "modules": {None: {"state": "loaded"}}}, "InvalidArgs"),
+        ({"name": "site", "modules": {"loop": {"state": "loaded", "parameters": "max_loop=8"}}}, "Conflict"),
+        ({"name": "site", "content": '[module.loop]\nstate = "loaded"\noptions = [1]\n'}, "Conflict"),
         ({"name": "site", "content": "[module.loop]\nstate = loaded\n"}, "Conflict"),
     ]
     for params, error in descriptions:
@@ -340,6 +452,24 @@ def test_a_file_that_cannot_be_read_or_written(play: Play, folder: Path) -> None
     folder.write_text("a file")
     refused = play("desired_state", name="other", content="")
     assert (refused["error"], refused["evidence"]["errno"]) == ("NotPermitted", errno.ENOTDIR)
+
+
+@pytest.mark.parametrize(("call", "content"), [("fsync", "# new\n"), ("fchmod", "# new\n"), ("", "\udcff")])
+def test_a_write_that_fails_leaves_the_file_as_it_was(
+    play: Play, folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, content: str
+) -> None:
+    folder.mkdir()
+    (folder / "site.toml").write_text("# as it was\n")
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call:
+        monkeypatch.setattr(os, call, full)
+    refused = play("desired_state", name="site", content=content)
+    assert (refused["error"], refused["evidence"].get("errno")) == ("NotPermitted", errno.ENOSPC if call else None)
+    assert refused["hint"]
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("site.toml", "# as it was\n")]
 
 
 # --- the attack surface -------------------------------------------------------------------------------------------------
@@ -371,6 +501,32 @@ def test_a_response_stops_at_a_module_in_use(play: Play, run: Runner, check: boo
     assert (forced["changed"], forced.get("failed")) == (True, None)
     blocked = run("config", "show", "ext4", "--json").document
     assert bool(blocked) is not check
+
+
+def test_check_mode_counts_what_a_response_would_unload(play: Play) -> None:
+    play("module", name="vfat")
+    assert play("response", modules=["fat"])["msg"].endswith("nothing is blocked")
+    assert play("response", modules=["fat"], force_in_use=True)["changed"]
+    assert play("response", modules=["fat"])["msg"].endswith("nothing more is blocked")
+    assert not play("response", modules=["fat"], force_in_use=True, check=True)["changed"]
+    assert play("module", name="vfat", state="absent")["modules"] == ["vfat"]
+    assert play("response", modules=["fat"], check=True)["changed"]
+    done = play("response", modules=["fat"])
+    assert (done["changed"], done["unloaded"]) == (True, ["fat"])
+    assert not play("response", modules=["fat"], check=True)["changed"]
+
+
+def test_check_mode_sees_that_a_record_names_more_modules(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    play("response", modules=["overlay"])
+    assert not play("response", modules=["overlay"], check=True)["changed"]
+    responses = AttackSurface.responses
+
+    async def fewer(surface: AttackSurface) -> tuple[ResponseRow, ...]:
+        return tuple(replace(row, modules=("squashfs",), rules=("squashfs",)) for row in await responses(surface))
+
+    monkeypatch.setattr(AttackSurface, "responses", fewer)
+    foreseen = play("response", modules=["overlay"], check=True)
+    assert (foreseen["changed"], *shown(foreseen)) == (True, "blocks squashfs\n", "blocks overlay\n")
 
 
 def test_what_a_response_needs(play: Play) -> None:

@@ -18,6 +18,8 @@ requirements:
   - Python 3.11 or newer on the managed node
 notes:
   - kmodd asks polkit whether the user of the task may do this. Root always may.
+  - Ansible logs the arguments of a task, values of parameters and contents of files among them, in the node's journal, and prints
+    diffs. C(no_log=true) and C(diff=false) at the task keep secrets out.
   - A failed task returns kmodd's sentence as C(msg), and beside it C(error), C(hint) and C(evidence).
 """
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Mapping
+from typing import Any, Awaitable, Callable, Mapping
 
-if TYPE_CHECKING:
-    from ansible.module_utils.basic import AnsibleModule
-
-MODE = "0644"
+MODE = 0o644
+"""Of a new file; one that is there keeps its own."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -21,15 +20,18 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 class DropIn:
     """One file, as it was when the task began."""
 
-    def __init__(self, module: AnsibleModule, folder: str, name: str) -> None:
+    def __init__(self, folder: str, name: str) -> None:
         from kmodd.errors import InvalidArgs
 
         if not _NAME.fullmatch(name) or name.endswith(".toml"):
             raise InvalidArgs("name is a file name without .toml: letters, digits, '.', '_' and '-'", argument="name")
         self.path = Path(folder) / f"{name}.toml"
-        self._module = module
+        self._mode, self._group = MODE, 0
         try:
-            self.before: str | None = self.path.read_text(encoding="utf-8")
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                self.before: str | None = file.read().decode()
+            self._mode, self._group = stat.S_IMODE(status.st_mode), status.st_gid
         except FileNotFoundError:
             self.before = None
         except (OSError, UnicodeDecodeError) as error:
@@ -41,14 +43,31 @@ class DropIn:
             if text is None:
                 self.path.unlink(missing_ok=True)
                 return
+            data = text.encode()
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
+            self._write(data)
+        except (OSError, UnicodeError) as error:
             raise _refused(self.path, "written", error) from error
-        handle, temporary = tempfile.mkstemp(dir=self._module.tmpdir)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        self._module.atomic_move(temporary, str(self.path))
-        self._module.set_mode_if_different(str(self.path), MODE, False)
+
+    def _write(self, data: bytes) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                if os.geteuid() == 0:
+                    os.fchown(handle, 0, self._group)
+                os.fchmod(handle, self._mode)
+                os.fsync(handle)
+            Path(temporary).replace(self.path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     async def replace(self, text: str | None, have_read: Callable[[], Awaitable[Any]]) -> None:
         """Replace the file and have kmodd read it; what kmodd refuses is put back as it was."""
@@ -78,7 +97,9 @@ def _refused(path: Path, action: str, error: Exception) -> Exception:
 
     number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) else "not valid UTF-8"
-    return NotPermitted(f"{path} cannot be {action} ({reason})", evidence=Evidence(errno=number, file=str(path)))
+    hint = f"ls -ld {path.parent} {path}" if isinstance(error, OSError) else "write the text in UTF-8"
+    evidence = Evidence(errno=number, file=str(path), hint=hint)
+    return NotPermitted(f"{path} cannot be {action} ({reason})", evidence=evidence)
 
 
 # --- writing TOML ---------------------------------------------------------------------------------------------------
@@ -94,6 +115,8 @@ def toml(tables: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def _key(name: object) -> str:
+    if name is None:
+        raise _null("a key")
     text = str(name)
     return text if _BARE_KEY.fullmatch(text) else _string(text)
 
@@ -109,7 +132,15 @@ def _value(value: object) -> str:
         )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
+    if value is None:
+        raise _null("a value")
     return _string(str(value))
+
+
+def _null(what: str) -> Exception:
+    from kmodd.errors import InvalidArgs
+
+    return InvalidArgs(f"{what} in modules is null, which TOML does not have", argument="modules")
 
 
 def _string(text: str) -> str:

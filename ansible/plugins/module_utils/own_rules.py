@@ -10,8 +10,11 @@ from .session import canonical
 
 if TYPE_CHECKING:
     from kmodd.client.configuration import Configuration
+    from kmodd.model.rules import ShownRule
 
 SOFT, HARD, NONE = "soft", "hard", "none"
+VALUE_MAX = 4096
+"""Characters after which the service cuts the value of a rule."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class OwnRules:
         return {"autoload": self.autoload, "options": dict(self.options), "blacklist": self.blacklist}
 
 
-async def read_rules(configuration: Configuration, name: str) -> OwnRules:
-    """Read what kmodd's own files say about the module now."""
+async def read_rules(configuration: Configuration, name: str, *, exact: bool) -> OwnRules:
+    """Read what kmodd's own files say about the module now; `exact` refuses options that are shown only in part."""
     from kmodd.model.arguments import encoded, key, read
 
     rules = OwnRules()
@@ -40,11 +43,28 @@ async def read_rules(configuration: Configuration, name: str) -> OwnRules:
         if shown.rule.kind == "autoload":
             rules = replace(rules, autoload=True)
         elif shown.rule.kind == "options":
+            if exact and not _is_whole(shown):
+                raise _cut(name, shown.rule.file)
             words = read(encoded(shown.rule.value))
             rules = replace(rules, options={**rules.options, **{key(word.name): word.value or "" for word in words}})
     if "blacklist" in kinds:
         rules = replace(rules, blacklist=HARD if "install" in kinds else SOFT)
     return rules
+
+
+def _is_whole(shown: ShownRule) -> bool:
+    r"""Whether the value is the file's own: not withheld, not cut, and without `\xe4` for what is not ASCII."""
+    return shown.public and len(shown.rule.value) < VALUE_MAX and "\\x" not in shown.rule.value
+
+
+def _cut(name: str, file: str) -> Exception:
+    from kmodd.errors import Evidence, NotPermitted
+
+    return NotPermitted(
+        f"the options of {name} in {file} cannot be read in full",
+        module=canonical(name),
+        evidence=Evidence(file=file, hint=f"kmodctl config options {name} --off removes them; chmod o+r {file}"),
+    )
 
 
 async def bring_rules(

@@ -175,8 +175,12 @@ async def bring(client: Client, module: AnsibleModule) -> dict[str, Any]:
         result["results"] = await _apply(configuration, module)
         result["changed"] |= any(row["result"] == CHANGED for row in result["results"])
     result["drift"] = before if module.check_mode else snake_case(await configuration.data("GetDrift"))
-    if module.params["apply"] and before:
-        result["diff"].append(_settled(before, result["drift"], module))
+    if "results" in result and before:
+        left = result["drift"]
+        if module.check_mode:
+            changed = {row["module"] for row in result["results"] if row["result"] == CHANGED}
+            left = [row for row in before if row["module"] not in changed]
+        result["diff"].append(_settled(before, left))
     return result
 
 
@@ -194,7 +198,7 @@ def _file(module: AnsibleModule) -> tuple[DropIn | None, str | None]:
         raise InvalidArgs(
             "a file that is present has modules or content, one that is absent has neither", argument="state"
         )
-    drop_in = DropIn(module, FOLDER, params["name"])
+    drop_in = DropIn(FOLDER, params["name"])
     if params["modules"] is None:
         return drop_in, params["content"]
     wrong = [name for name, table in params["modules"].items() if not isinstance(table, Mapping)]
@@ -234,16 +238,19 @@ async def _foreseen(client: Client, path: str, text: str | None) -> list[Mapping
         if not isinstance(table, dict) or "when" in table or "after" in table:
             continue
         if table.get("state") == "loaded" and canonical(name) not in loaded:
-            parameters = {**table.get("options", {}), **table.get("parameters", {})}
+            tables_of_parameters = [table.get(key, {}) for key in ("options", "parameters")]
+            if not all(isinstance(each, dict) for each in tables_of_parameters):
+                problem = f"{path}: options and parameters of module.{name} must be tables"
+                raise Conflict(problem, evidence=Evidence(file=path))
+            parameters = {key: value for each in tables_of_parameters for key, value in each.items()}
             operations.append(("load", canonical(name), spelled(parameters)))
         elif table.get("state") == "absent" and canonical(name) in loaded:
             operations.append(("unload", canonical(name), {}))
     return await planned(client, operations) if operations else []
 
 
-def _settled(before: list[Any], after: list[Any], module: AnsibleModule) -> dict[str, Any]:
-    """A diff of the drift; in check mode what `Apply` would settle."""
-    left = [] if module.check_mode else after
+def _settled(before: list[Any], left: list[Any]) -> dict[str, Any]:
+    """A diff of the drift that there was and the drift that is left."""
     rows = [{(row["module"], row["kind"], row["wanted"]): row["actual"] for row in rows} for rows in (before, left)]
     keys = [*dict.fromkeys((*rows[0], *rows[1]))]
     texts = [

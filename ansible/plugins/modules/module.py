@@ -34,6 +34,8 @@ options:
     description:
       - Parameters of the module. Values are strings, integers, booleans (1 and 0) or lists of these.
       - If the module is loaded with other values, those that are writable are written. For the others see C(reload).
+      - If only root may read a parameter, check mode always reports it as changed; without check mode it is compared.
+      - If no one can read a parameter of a loaded module and it is not writable, the task fails; C(state=reloaded) sets it.
     type: dict
   reload:
     description: Unload the module and load it again where a parameter of the loaded module has another value and is not writable.
@@ -201,7 +203,9 @@ class Task:
         self._refuse_contradictions()
         configuration = Configuration(self._client)
         before = await self._shown()
-        now = await read_rules(configuration, self._name)
+        # Options that stay in the file beside those of the task are written again: all of them must be known.
+        exact = self._desired["persistent"] is False or bool(self._desired["persistent"] and self._parameters)
+        now = await read_rules(configuration, self._name, exact=exact)
         desired = self._rules(now)
         # What a file refuses is known before a module is touched.
         reason = self._desired["reason"]
@@ -317,6 +321,7 @@ class Task:
                 options={"dry-run": self._check, "reason": self._desired["reason"]},
             )
         except ReadOnlyParameter:
+            await self._refuse_unreadable(values)
             if not self._desired["reload"]:
                 raise
             self._state = "reloaded"
@@ -325,7 +330,26 @@ class Task:
         error = first_failure(rows)
         if error is not None:
             raise error
-        self._touched.append(self._name)
+        # A value that only root may read differs in every plan; the service compares it when it writes.
+        if self._check or any(row["result"] == "changed" for row in rows):
+            self._touched.append(self._name)
+
+    async def _refuse_unreadable(self, values: dict[str, str]) -> None:
+        """Refuse parameters that can neither be compared nor written: they would have the module reloaded every time."""
+        from kmodd.errors import Evidence, ReadOnlyParameter
+
+        readable = (await self._shown())["parameters"]
+        for name, value in values.items():
+            steps = [] if name in readable else await self._plan(LIVE, {name: value})
+            if any(step.get("error") == ReadOnlyParameter.name() for step in steps):
+                raise ReadOnlyParameter(
+                    f"parameter {name} of {self._name} can be set only when loading, and its value cannot be read",
+                    module=self._name,
+                    argument=name,
+                    evidence=Evidence(
+                        parameter=name, hint="state: reloaded sets it, and reloads the module every time"
+                    ),
+                )
 
     async def _plan(self, verb: str, parameters: dict[str, str]) -> list[Any]:
         desired = self._desired
@@ -357,6 +381,7 @@ class Task:
                 break
             except NotLoaded:
                 await asyncio.sleep(OBJECT_PAUSE)
+        held = {name.replace("-", "_"): value for name, value in held.items()}
         return {"loaded": True, "parameters": {name: held[name] for name in self._parameters if name in held}}
 
     def _expected(self, before: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ evidence:
   type: dict
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Sequence
 
 from ..module_utils.session import REASON, canonical, failure, run, snake_case
 
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
     from kmodd.client import Client
-    from kmodd.client.surface import AttackSurface
+    from kmodd.client.surface import AttackSurface, ResponseRow
 
 ARGUMENTS = {
     "id": {"type": "str"},
@@ -141,13 +141,14 @@ async def bring(client: Client, module: AnsibleModule) -> dict[str, Any]:
     return await _end(surface, module)
 
 
-async def _rules(surface: AttackSurface) -> dict[str, list[str]]:
+def _rules(rows: Sequence[ResponseRow]) -> dict[str, list[str]]:
     """The modules that each response has rules for."""
-    return {row.id: sorted(row.rules) for row in await surface.responses()}
+    return {row.id: sorted(row.rules) for row in rows}
 
 
 async def _respond(surface: AttackSurface, module: AnsibleModule) -> dict[str, Any]:
-    params, before = module.params, await _rules(surface)
+    params, responses = module.params, await surface.responses()
+    before = _rules(responses)
     options: dict[str, Any] = {"reason": params["reason"], "dry-run": True}
     if params["modules"]:
         options["modules"] = [canonical(name) for name in params["modules"]]
@@ -155,40 +156,45 @@ async def _respond(surface: AttackSurface, module: AnsibleModule) -> dict[str, A
     in_use = [row["module"] for row in outcome["uses"] if row["in_use"]]
     affected = any(row["verdict"] in OPEN for row in outcome["kernels"])
     if in_use and affected and not params["force_in_use"]:
-        module.fail_json(**outcome, **_still_used(in_use, outcome["uses"]))
+        module.fail_json(**outcome, **_still_used(in_use, outcome["uses"], has_rules=outcome["id"] in before))
     key = outcome["id"]
     if module.check_mode:
-        after = {**before, **({key: sorted(outcome["modules"])} if affected and key not in before else {})}
+        modules = sorted(outcome["modules"])
+        same = any((row.id, sorted(row.modules)) == (key, modules) for row in responses)
+        after = {**before, **({key: modules} if affected and not same else {})}
+        unloads = affected and any(row["loaded"] and not row["in_use"] for row in outcome["uses"])
     else:
         options |= {"dry-run": False, "force-in-use": params["force_in_use"]}
         outcome = snake_case(await surface.data("Respond", params["id"] or "", options=options))
-        after = await _rules(surface)
+        unloads = bool(outcome["unloaded"])
+        after = _rules(await surface.responses())
         if outcome["stage"] == "in-use":  # since the assessment
             in_use = [row["module"] for row in outcome["uses"] if row["in_use"]]
-            module.fail_json(**outcome, **_still_used(in_use, outcome["uses"]))
-    changed = before.get(key) != after.get(key) or bool(outcome["unloaded"])
+            module.fail_json(**outcome, **_still_used(in_use, outcome["uses"], has_rules=key in before))
+    changed = before.get(key) != after.get(key) or unloads
     return {**outcome, "changed": changed, "diff": _diff(key, before, after)}
 
 
 async def _end(surface: AttackSurface, module: AnsibleModule) -> dict[str, Any]:
-    key, before = module.params["id"], await _rules(surface)
+    key, before = module.params["id"], _rules(await surface.responses())
     if key not in before:
         return {"changed": False, "id": key, "modules": [], "diff": _diff(key, before, before)}
     after = {name: rules for name, rules in before.items() if name != key}
     modules = before[key]
     if not module.check_mode:
         modules = list(await surface.end_response(key, reason=module.params["reason"]))
-        after = await _rules(surface)
+        after = _rules(await surface.responses())
     return {"changed": True, "id": key, "modules": modules, "diff": _diff(key, before, after)}
 
 
-def _still_used(names: list[str], uses: list[dict[str, Any]]) -> dict[str, Any]:
+def _still_used(names: list[str], uses: list[dict[str, Any]], *, has_rules: bool) -> dict[str, Any]:
     """The values of a task that stopped because something uses the modules."""
     from kmodd.errors import Evidence, InUse
 
     commands = [command for row in uses for command in row["free"]]
     hint = "; ".join(commands) or "set force_in_use to block them all the same"
-    return failure(InUse(f"something uses {' and '.join(names)}, nothing is blocked", evidence=Evidence(hint=hint)))
+    blocked = "nothing more is blocked" if has_rules else "nothing is blocked"
+    return failure(InUse(f"something uses {' and '.join(names)}, {blocked}", evidence=Evidence(hint=hint)))
 
 
 def _diff(key: str, before: dict[str, list[str]], after: dict[str, list[str]]) -> dict[str, Any]:

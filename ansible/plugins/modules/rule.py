@@ -127,10 +127,11 @@ async def bring(client: Client, module: AnsibleModule) -> dict[str, Any]:
 
     name, reason = module.params["name"], module.params["reason"]
     configuration = Configuration(client)
-    now = await read_rules(configuration, name)
+    exact = module.params["kind"] == "options"
+    now = await read_rules(configuration, name, exact=exact)
     desired = _desired(now, module.params)
     await bring_rules(configuration, name, now, desired, reason=reason, dry_run=module.check_mode)
-    after = desired if module.check_mode else await read_rules(configuration, name)
+    after = desired if module.check_mode else await read_rules(configuration, name, exact=False)
     header = f"kmodd's rules about {name}"
     return {
         "changed": now != desired,

@@ -151,7 +151,7 @@ def _file(module: AnsibleModule) -> DropIn | None:
         return None
     if (content is not None) != (present == "present"):
         raise InvalidArgs("a file that is present has content, one that is absent has none", argument="content")
-    return DropIn(module, FOLDER, name)
+    return DropIn(FOLDER, name)
 
 
 def _rules(plan: dict[str, Any]) -> dict[str, Any]:
